@@ -1,0 +1,47 @@
+#pragma once
+// The end of a pre-copy migration that gets the guest: offers its retained table, places pages, keeps the table, verifies.
+// See migration.h for owner and thread.
+
+#include <memory>
+#include <optional>
+
+#include "dataplane/transfer/migration.h"
+
+namespace godwit::transfer {
+
+struct DestinationGuest {
+  GuestMemory& memory;
+  /// The retained image's table; nullopt: nothing to reuse, memory is all zero.
+  std::optional<pages::GenerationTable> retained;
+};
+
+class Destination final : public transport::LaneUser {
+ public:
+  Destination(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events);
+  ~Destination() override;
+
+  void start(Instant now, std::span<transport::Lane* const> lanes);
+  void cancel(Instant now, const std::string& reason);
+  void tick(Instant now);
+  [[nodiscard]] Instant deadline() const;
+  /// End of a receive burst: places what arrived in it. Before poll_transmit, so that acknowledged means placed.
+  void flush(Instant now);
+  [[nodiscard]] Stats stats(Instant now) const;
+  /// The table as it is now, exact for every page at every moment: a page of which any part is doubtful is unknown. After on_memory_ready
+  /// it is the VM's table; after a failure it says what of the partial image may be kept.
+  [[nodiscard]] const pages::GenerationTable& table() const;
+  [[nodiscard]] std::uint32_t epoch_next() const;
+
+  bool next_work(std::uint16_t lane, transport::Work& out) override;
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  void on_acknowledged(const transport::Work& work) override;
+  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) override;
+  void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
+  void on_message(std::span<const std::byte> message) override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace godwit::transfer

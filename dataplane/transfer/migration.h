@@ -1,0 +1,70 @@
+#pragma once
+// The two ends of one pre-copy migration as sans-IO state machines: Source and Destination (source.h, destination.h) share what is here.
+//
+// Owner: the daemon (or the simulation). Thread: the lcore that owns the lanes; jobs run elsewhere through Executor and come back.
+// Either end lives from PrepareMigration to FinishMigration. After on_failed() it sends and places nothing more.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/time.h"
+#include "dataplane/pages/bitmap.h"
+#include "dataplane/pages/generation_table.h"
+#include "dataplane/transfer/executor.h"
+#include "dataplane/transfer/guest.h"
+#include "dataplane/transport/lane.h"
+
+namespace godwit::transfer {
+
+using MigrationId = std::array<std::byte, 16>;
+
+enum class Verify : std::uint8_t { kOff, kSent, kFull };
+enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
+enum class Failure : std::uint8_t { kGuestMemory, kPeerLost, kPeerProtocol, kPeerFailed, kVerify, kNoConvergence, kCancelled, kEpochsExhausted };
+
+struct RegionShape {
+  std::string name;
+  std::uint64_t pages = 0;
+  bool operator==(const RegionShape&) const = default;
+};
+
+struct Policy {
+  Duration downtime_limit = milliseconds(300);
+  std::uint64_t bandwidth_limit_bps = 0;  // 0: none
+  Verify verify = Verify::kSent;
+  OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
+  std::uint32_t rounds_max = 30;
+  Duration time_limit{0};                 // 0: none
+};
+
+struct MigrationConfig {
+  MigrationId id{};
+  std::vector<RegionShape> regions;
+  std::uint32_t epoch_base = 0;   // round r uses epoch_base + r
+  std::uint32_t epoch_count = 0;
+};
+
+/// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units.
+struct Stats {
+  std::uint32_t round = 0;
+  std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, table_bytes = 0, payload_bytes = 0;
+  std::uint64_t retransmitted_pages = 0, wire_bytes = 0, rate_bps = 0, written_pages_per_s = 0, elapsed_us = 0, estimated_left_us = 0;
+  std::uint64_t device_state_bytes = 0, last_round_us = 0, pages_last_round = 0;
+};
+
+/// What either end tells its owner; called on the lcore.
+class MigrationEvents {
+ public:
+  virtual ~MigrationEvents() = default;
+  virtual void on_progress(const Stats&) {}                                    // source, about 5 a second
+  virtual void on_ready_to_switch(Duration /*estimated_downtime*/) {}          // source; rounds go on until guest_stopped()
+  virtual void on_source_done(const Stats&) {}                                 // source: destination confirmed everything
+  virtual void on_device_state(std::span<const std::byte>, bool /*end*/) {}    // destination, in order
+  virtual void on_memory_ready(std::uint64_t /*pages_checked*/) {}             // destination: all placed and verified
+  virtual void on_failed(Failure, const std::string& /*text*/) {}              // either, once
+};
+
+}  // namespace godwit::transfer
