@@ -1,0 +1,44 @@
+"""What every system benchmark prints and writes: a table for people, and JSON with metrics and ratios."""
+
+import json
+import os
+import platform
+import statistics
+
+
+def median(values):
+    return statistics.median(values)
+
+
+class Report:
+    def __init__(self, benchmark):
+        self.benchmark, self.metrics, self.ratios, self.rows, self.notes = benchmark, {}, {}, [], []
+
+    def row(self, **cells):
+        self.rows.append(cells)
+
+    def ratio(self, key, value, limit=None, at_most=True):
+        """Keeps a ratio; says in the table whether it is what it must be."""
+        self.ratios[key] = round(value, 4)
+        if limit is not None:
+            good = value <= limit if at_most else value >= limit
+            self.notes.append(f"{key} = {value:.3f} (must be {'<=' if at_most else '>='} {limit}): {'ok' if good else 'MISSED'}")
+
+    def print(self):
+        heads = list(dict.fromkeys(key for row in self.rows for key in row))
+        cells = [heads] + [[self._text(row.get(h)) for h in heads] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+        for line in cells:
+            print("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))))
+        for note in self.notes:
+            print(note)
+
+    @staticmethod
+    def _text(value):
+        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    def write(self, path):
+        environment = {"cpus": os.cpu_count(), "kernel": platform.release(), "machine": platform.machine()}
+        with open(path, "w") as file:
+            json.dump({"benchmark": self.benchmark, "metrics": self.metrics, "ratios": self.ratios, "rows": self.rows, "environment": environment},
+                      file, indent=2)

@@ -1,0 +1,68 @@
+"""usage: python3 -m perf.system.tracking [--json FILE] [--turns N]
+
+How fast a guest writes its memory, with and without tracking. Two guests that write a word of every page over and over, one tracked by godwit, one under
+QEMU alone on the same kind of RAM file; they take turns, the other one paused, so that drift of the machine meets both. The first sweep after a move
+has every page armed: it shows what a page's first write costs.
+"""
+
+import argparse
+import time
+
+from tests.lab.lab import Lab
+from tests.lab.peer import PeerVm, Qmp
+from tests.lab.processes import wait_until
+
+from .report import Report, median
+
+MIB = 256
+
+
+def sweeps_during(console, seconds):
+    """Rates of the whole sweeps that fell into the next seconds; the one that was under way when it began is left out."""
+    before = len(console.bench_rates())
+    time.sleep(seconds)
+    return console.bench_rates()[before + 1:]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json")
+    parser.add_argument("--turns", type=int, default=8)
+    options = parser.parse_args()
+    report = Report("tracking")
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode="bench")
+        plain = PeerVm(lab, MIB + 128, f"console=ttyS0 quiet mb={MIB} rate=0 mode=bench", ram_files=True)
+        plain.qemu.qmp("stop")
+        before = len(lab.console("guest", "host-b").bench_rates())
+        lab.migrate("guest", "host-b", on_no_convergence="stop-anyway", rounds_max=2)
+        console = lab.console("guest", "host-b")
+        wait_until("sweeps after the move", lambda: len(console.bench_rates()) >= before + 4, 60)
+        first = console.bench_rates()[before + 1]  # the sweep in which the move fell is left out
+        tracked = Qmp(f"{lab.directory}/host-b/guest-people.qmp")
+        rates = {"tracked": [], "untracked": []}
+        for _ in range(options.turns):
+            rates["tracked"] += sweeps_during(console, 2)
+            tracked("stop")
+            plain.qemu.qmp("cont")
+            rates["untracked"] += sweeps_during(plain.qemu.console, 2)
+            plain.qemu.qmp("stop")
+            tracked("cont")
+        tracked.close()
+        plain.end()
+    for name, values in rates.items():
+        report.row(guest=name, pages_per_s=median(values), best=max(values), worst=min(values), sweeps=len(values))
+        report.metrics[f"pages_per_s.{name}"] = median(values)
+    report.metrics["first_sweep_pages_per_s"] = first
+    report.metrics["first_write_ns"] = 1e9 / first - 1e9 / median(rates["tracked"])
+    report.row(guest="first sweep after arming", pages_per_s=first, sweeps=1)
+    report.ratio("steady_state", median(rates["tracked"]) / median(rates["untracked"]), 0.99, at_most=False)
+    report.print()
+    if options.json:
+        report.write(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+// The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them all the time.
+//
+// usage: workload MB RATE [bench]
+// Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds each page's
+// version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or version. One line on the
+// console about four times a second:
+//   GODWIT ms=<uptime> writes=<pages written so far> checked=<pages verified so far> sweeps=<n> bad=<wrong pages so far>
+// The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and over, and
+// prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>".
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { kWords = 512, kVersion = 0, kNumber = 1, kCheck = 511, kBadShown = 20 };
+static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
+
+static uint64_t now_us(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static uint64_t checksum_without_version(const uint64_t* page) {
+  uint64_t sum = 0;
+  for (int i = 1; i < kCheck; i++) sum = (sum ^ page[i]) * kMix;
+  return sum;
+}
+
+static void fill(uint64_t* ram, uint64_t pages) {
+  uint64_t s = 88172645463325252ull;
+  for (uint64_t p = 0; p < pages; p++) {
+    uint64_t* page = ram + p * kWords;
+    for (int i = 2; i < kCheck; i++) {
+      s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+      page[i] = s;
+    }
+    page[kVersion] = 0;
+    page[kNumber] = p;
+    page[kCheck] = checksum_without_version(page);
+  }
+}
+
+// The version's share of the checksum can be changed in place, so that a write costs two words and not a page.
+static void write_page(uint64_t* page, uint32_t* version) {
+  uint64_t next = *version + 1ull;
+  page[kCheck] ^= (page[kVersion] * kMix) ^ (next * kMix);
+  page[kVersion] = next;
+  *version = (uint32_t)next;
+}
+
+static int page_is_right(const uint64_t* page, uint64_t number, uint32_t version) {
+  return page[kVersion] == version && page[kNumber] == number &&
+         page[kCheck] == (checksum_without_version(page) ^ (page[kVersion] * kMix));
+}
+
+static void bench(uint64_t* ram, uint64_t pages) {
+  for (uint64_t sweep = 1;; sweep++) {
+    uint64_t begin = now_us();
+    for (uint64_t p = 0; p < pages; p++) ((volatile uint64_t*)ram)[p * kWords] = sweep;
+    uint64_t took = now_us() - begin;
+    printf("GODWIT BENCH sweep=%" PRIu64 " pages_per_s=%" PRIu64 "\n", sweep, pages * 1000000 / (took ? took : 1));
+    fflush(stdout);
+  }
+}
+
+int main(int argc, char** argv) {
+  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench]\n"), 2;
+  uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
+  uint64_t* ram = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  uint32_t* versions = calloc(pages, sizeof *versions);
+  if (ram == MAP_FAILED || !versions) return fprintf(stderr, "workload: no memory\n"), 1;
+  memset(versions, 0, pages * sizeof *versions);
+  fill(ram, pages);
+  printf("GODWIT FILLED pages=%" PRIu64 "\n", pages);
+  fflush(stdout);
+  if (argc > 3) bench(ram, pages);
+
+  uint64_t begin = now_us(), written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0, said = 0;
+  for (;;) {
+    struct timespec nap = {0, 10000000};
+    nanosleep(&nap, 0);
+    uint64_t now = now_us(), want = (now - begin) * rate / 1000000;
+    if (want > written + rate / 2) begin += (want - written - rate / 2) * 1000000 / rate, want = written + rate / 2;  // a pause is not made up for
+    for (; written < want; written++) {
+      write_page(ram + at_write * kWords, &versions[at_write]);
+      at_write = (at_write + 104729) % pages;  // a stride prime to the count: every page in turn, neighbours far apart
+    }
+    for (uint64_t until = now_us() + 2000; now_us() < until;)
+      for (int i = 0; i < 16; i++, checked++) {
+        if (!page_is_right(ram + at_check * kWords, at_check, versions[at_check])) {
+          if (bad++ < kBadShown)
+            printf("GODWIT BAD page=%" PRIu64 " says=%" PRIu64 " version=%" PRIu64 " want=%" PRIu32 "\n", at_check,
+                   ram[at_check * kWords + kNumber], ram[at_check * kWords + kVersion], versions[at_check]);
+          fflush(stdout);
+        }
+        if (++at_check == pages) at_check = 0, sweeps++;
+      }
+    if (now - said >= 250000) {
+      said = now;
+      printf("GODWIT ms=%" PRIu64 " writes=%" PRIu64 " checked=%" PRIu64 " sweeps=%" PRIu64 " bad=%" PRIu64 "\n", now / 1000, written,
+             checked, sweeps, bad);
+      fflush(stdout);
+    }
+  }
+}

@@ -1,0 +1,44 @@
+"""usage: python3 -m tests.integration [--list] [SCENARIO ...]
+
+Runs scenarios (all without arguments), one after another, each in a lab of its own. Exit status 0: all passed, 77: all skipped, 1: any failed.
+"""
+
+import os
+import sys
+import time
+import traceback
+
+from . import failures, movement, refusals  # noqa: F401  (they register their scenarios)
+from .registry import SCENARIOS, Skip
+
+
+def main(arguments):
+    if arguments == ["--list"]:
+        print("\n".join(SCENARIOS))
+        return 0
+    if os.geteuid() != 0:
+        print("SKIP: integration needs root (network namespaces, ptrace)")
+        return 77
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    for name in arguments or SCENARIOS:
+        if name not in SCENARIOS:
+            print(f"no scenario {name}: see --list")
+            return 1
+        begin = time.monotonic()
+        try:
+            SCENARIOS[name]()
+            outcome, text = "passed", ""
+        except Skip as reason:
+            outcome, text = "skipped", f": {reason}"
+        except Exception:  # a scenario's failure must not hide the next one's
+            traceback.print_exc()
+            outcome, text = "failed", ""
+        counts[outcome] += 1
+        print(f"{name}: {outcome} in {time.monotonic() - begin:.1f} s{text}", flush=True)
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    if counts["failed"]:
+        return 1
+    return 0 if counts["passed"] else 77
+
+
+sys.exit(main(sys.argv[1:]))

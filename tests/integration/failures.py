@@ -1,0 +1,204 @@
+"""What failure does: at every state, whoever dies, the guest runs on in exactly one place with its memory right, and the next migration works."""
+
+import os
+import signal
+import threading
+import time
+
+from tests.lab.console import Console
+from tests.lab.lab import Lab
+from tests.lab.network import DATA
+from tests.lab.processes import LabError, wait_until
+
+from .movement import SMALL, moved
+from .registry import check, check_equal, scenario
+
+# Slow enough that TRANSFERRING lasts some seconds.
+SLOW = {"bandwidth_limit": "200Mbit/s"}
+
+
+class Background:
+    """One migration run by godwitctl in a thread, so that the scenario can break things meanwhile."""
+
+    def __init__(self, lab, vm, destination, **plan):
+        self.error, self.summary = None, None
+        self.thread = threading.Thread(target=self._run, args=(lab, vm, destination, plan))
+        self.thread.start()
+
+    def _run(self, lab, vm, destination, plan):
+        try:
+            self.summary = lab.migrate(vm, destination, **plan)
+        except LabError as error:
+            self.error = error
+
+    def join(self, timeout_s=90):
+        self.thread.join(timeout_s)
+        check(not self.thread.is_alive(), "godwitctl migrate did not end")
+
+
+def state_now(lab):
+    rows = lab.ctl("migrations", check=False)
+    return rows["migrations"][-1]["state"] if rows and rows["migrations"] else None
+
+
+def wait_state(lab, state, timeout_s=30):
+    """Until the newest migration is in `state` or past it; returns what it is then."""
+    order = ["PREPARING", "TRANSFERRING", "SWITCHING", "COMMITTED", "ABORTED"]
+    return wait_until(f"state {state}", lambda: (s := state_now(lab)) and order.index(s) >= order.index(state) and s, timeout_s, 0.005)
+
+
+def runs_in_one_place(lab, vm, timeout_s=60):
+    """Waits until the guest runs on exactly one host, no other QEMU of it is left, and it finds its memory right; returns the host."""
+
+    def settled():
+        running = [h for h in lab.hosts if lab.qemu_pids(h)]
+        return running[0] if len(running) == 1 else None
+
+    def advances(host):
+        before = Console(lab.console(vm, host).path).size()
+        time.sleep(1.0)
+        return Console(lab.console(vm, host).path).size() > before
+
+    host = wait_until("one QEMU to be left", settled, timeout_s, 0.2)
+    wait_until("the guest to go on", lambda: advances(host), timeout_s, 0.1)
+    for other in lab.hosts:
+        check(other == host or not advances(other), f"the guest speaks on {other} too")
+    ok, text = lab.verdict(vm, host)
+    check(ok, f"guest on {host}: {text}")
+    wait_until("the control plane to know", lambda: lab.where(vm) == host, 30, 0.2)
+    return host
+
+
+def everything_works_again(lab, vm):
+    """The next migration, to whichever host the guest is not on."""
+    here = runs_in_one_place(lab, vm)
+    there = next(h for h in lab.hosts if h != here)
+    wait_until("all hosts to be connected", lab._all_registered, 30, 0.1)
+    moved(lab, vm, there)
+
+
+def restart(lab, key):
+    kind, _, host = key.partition(" ")
+    return lab.start_controlplane() if kind == "controlplane" else getattr(lab, f"start_{kind}")(host)
+
+
+def kill_at(key, state, delay_s=0.0):
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        migration = Background(lab, "guest", "host-b", **SLOW)
+        wait_state(lab, state)
+        time.sleep(delay_s)
+        lab.kill(key)
+        time.sleep(0.5)
+        restart(lab, key)
+        migration.join()
+        everything_works_again(lab, "guest")
+
+
+def _register_kills():
+    for victim in ("dataplane host-a", "dataplane host-b", "bridge host-a", "bridge host-b", "controlplane"):
+        for state in ("PREPARING", "TRANSFERRING", "SWITCHING"):
+            name = f"kill_{victim.replace(' ', '_').replace('-', '_')}_{state.lower()}"
+
+            def body(victim=victim, state=state):
+                kill_at(victim, state, 0.5 if state == "TRANSFERRING" else 0.0)
+
+            body.__name__ = name
+            scenario(body)
+
+
+_register_kills()
+
+
+@scenario
+def network_cut_during_transfer():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        migration = Background(lab, "guest", "host-b", **SLOW)
+        wait_state(lab, "TRANSFERRING")
+        time.sleep(0.5)
+        lab.network.cut("host-a", DATA)
+        migration.join()
+        check(migration.error is not None, "a migration over a cut network was reported as done")
+        lab.network.heal("host-a", DATA)
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host after the cut")
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def short_network_cut_is_survived():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        migration = Background(lab, "guest", "host-b", **SLOW)
+        wait_state(lab, "TRANSFERRING")
+        time.sleep(0.5)
+        lab.network.cut("host-a", DATA)
+        time.sleep(1)
+        lab.network.heal("host-a", DATA)
+        migration.join()
+        check(migration.error is None, f"a cut of one second ended the migration: {migration.error}")
+        check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
+
+
+@scenario
+def destination_qemu_dies():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        migration = Background(lab, "guest", "host-b", **SLOW)
+        wait_state(lab, "TRANSFERRING")
+        for pid in wait_until("the destination's QEMU", lambda: lab.qemu_pids("host-b"), 10):
+            os.kill(pid, signal.SIGKILL)
+        migration.join()
+        check(migration.error is not None and "QEMU" in str(migration.error), f"what was said: {migration.error}")
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def cancelled():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        migration = Background(lab, "guest", "host-b", **SLOW)
+        wait_state(lab, "TRANSFERRING")
+        time.sleep(0.5)
+        lab.ctl("cancel", lab.ctl("migrations")["migrations"][-1]["id"])
+        migration.join()
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def does_not_converge():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=20000)
+        try:
+            lab.migrate("guest", "host-b", bandwidth_limit="100Mbit/s", downtime_limit="1ms", rounds_max=4, on_no_convergence="abort")
+            raise AssertionError("a guest that writes faster than the link was moved without stopping it")
+        except LabError as error:
+            check("converge" in str(error), f"what was said: {error}")
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        summary = lab.migrate("guest", "host-b", bandwidth_limit="400Mbit/s", downtime_limit="1ms", rounds_max=4, on_no_convergence="stop-anyway")
+        check_equal(summary["state"], "COMMITTED", "stop-anyway")
+        check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
+
+
+@scenario
+def aborted_image_is_reused():
+    """What an aborted attempt carried need not be carried again, and nothing stale of it is ever used."""
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100)
+        migration = Background(lab, "guest", "host-b", bandwidth_limit="400Mbit/s")
+        wait_state(lab, "TRANSFERRING")
+        time.sleep(1.5)
+        lab.ctl("cancel", lab.ctl("migrations")["migrations"][-1]["id"])
+        migration.join()
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        time.sleep(1)
+        moved(lab, "guest", "host-b", verify="full")

@@ -1,0 +1,241 @@
+"""The whole laboratory: network, control plane, a data plane and a bridge on every host, and the guests that they run."""
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+
+from . import configs
+from .console import Console
+from .network import Network
+from .peer import Qmp, verdict
+from .processes import Daemon, LabError, end_processes, processes_naming, run, wait_until
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("GODWIT_BUILD", os.path.join(ROOT, "build"))
+PROGRAMS = {
+    "dataplane": "dataplane/daemon/godwit-dataplane",
+    "bridge": "qemu-bridge/agent/godwit-bridge",
+    "controlplane": "controlplane/service/godwit-controlplane",
+    "ctl": "controlplane/ctl/godwitctl",
+}
+
+
+def program(name):
+    path = os.path.join(BUILD, PROGRAMS[name])
+    if not os.access(path, os.X_OK):
+        raise LabError(f"{path} is not built: run `ninja -C {BUILD}`")
+    return path
+
+
+class Lab:
+    """Use as a context manager. Hosts are named host-a, host-b, ... in namespaces of their own."""
+
+    open_labs = []
+
+    def __init__(self, hosts=2, mtu=9000, shape_bps=None, backing="tmpfs", tracker="auto", keep=False, options=None):
+        self.id = "gw" + uuid.uuid4().hex[:5]
+        self.hosts = [f"host-{letter}" for letter in "abcdefgh"[:hosts]]
+        self.backing, self.tracker, self.keep, self.options = backing, tracker, keep, options or {}
+        self.directory = tempfile.mkdtemp(prefix=f"godwit-lab-{self.id}-", dir="/tmp")
+        self.shm = f"/dev/shm/{os.path.basename(self.directory)}"
+        self.network = Network(self.id, self.hosts, mtu, shape_bps)
+        self.guest = os.path.join(BUILD, "guest")
+        self.daemons = {}
+        self.hugepages_before = None
+        self.closed = False
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def __enter__(self):
+        Lab.open_labs.append(self)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+        atexit.register(self.close)
+        try:
+            self._make_directories()
+            build_guest(self.guest)
+            self.network.up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._save_logs()
+        self.close()
+
+    @staticmethod
+    def _on_signal(number, _frame):
+        raise SystemExit(128 + number)
+
+    def _make_directories(self):
+        for name in ["controlplane"] + self.hosts:
+            os.makedirs(f"{self.directory}/{name}", exist_ok=True)
+        for host in self.hosts:
+            os.makedirs(f"{self.shm}/{host}", exist_ok=True)
+            os.chmod(f"{self.shm}/{host}", 0o777)
+        os.chmod(self.directory, 0o755)
+        if self.backing == "hugetlbfs":
+            self._mount_hugepages()
+
+    def _mount_hugepages(self):
+        with open("/proc/sys/vm/nr_hugepages") as file:
+            self.hugepages_before = int(file.read())
+        want = self.hugepages_before + self.options.get("hugepages", 512)
+        with open("/proc/sys/vm/nr_hugepages", "w") as file:
+            file.write(str(want))
+        with open("/proc/sys/vm/nr_hugepages") as file:
+            if int(file.read()) < want:
+                raise LabError(f"the kernel gave fewer than {want} hugepages")
+        for host in self.hosts:
+            os.makedirs(f"{self.shm}/{host}/huge", exist_ok=True)
+            run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "godwit-lab", f"{self.shm}/{host}/huge")
+
+    def close(self):
+        """Ends everything that the lab made. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        for daemon in reversed(list(self.daemons.values())):
+            daemon.stop(5)
+        end_processes(processes_naming(self.directory))
+        self.network.down()
+        if self.hugepages_before is not None:
+            for host in self.hosts:
+                run("umount", f"{self.shm}/{host}/huge", check=False)
+            with open("/proc/sys/vm/nr_hugepages", "w") as file:
+                file.write(str(self.hugepages_before))
+        shutil.rmtree(self.shm, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        if self in Lab.open_labs:
+            Lab.open_labs.remove(self)
+
+    def _save_logs(self):
+        """Keeps the daemons' logs of a failed run where CI and people find them."""
+        target = os.environ.get("GODWIT_LAB_LOGS", os.path.join(BUILD, "lab-logs", os.path.basename(self.directory)))
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*"), ignore_dangling_symlinks=True)
+        print(f"logs of the failed lab: {target}")
+
+    # ---- daemons ----------------------------------------------------------------------------------------------------
+
+    def memory_dir(self, host):
+        return f"{self.shm}/{host}"
+
+    def start(self):
+        """Control plane first, then every host; returns when all hosts are registered."""
+        self.start_controlplane()
+        for host in self.hosts:
+            self.start_dataplane(host)
+            self.start_bridge(host)
+        wait_until("all hosts to register", self._all_registered, 30)
+        return self
+
+    def _all_registered(self):
+        for daemon in self.daemons.values():
+            daemon.check_alive()
+        result = self.ctl("hosts", check=False)
+        return result is not None and sum(1 for h in result["hosts"] if h["connected"] and h["dataplane_up"]) == len(self.hosts)
+
+    def _start(self, key, where, name, config):
+        directory = f"{self.directory}/{where}"
+        path = f"{directory}/{name}.toml"
+        with open(path, "w") as file:
+            file.write(config)
+        command = self.network.command(where, program(name), "--config", path)
+        self.daemons[key] = Daemon(key, command, f"{directory}/{name}.log")
+        return self.daemons[key]
+
+    def start_controlplane(self):
+        return self._start("controlplane", "controlplane", "controlplane", configs.controlplane(self))
+
+    def start_dataplane(self, host):
+        return self._start(f"dataplane {host}", host, "dataplane", configs.dataplane(self, host))
+
+    def start_bridge(self, host):
+        return self._start(f"bridge {host}", host, "bridge", configs.bridge(self, host))
+
+    def stop_daemons(self):
+        """Ends all daemons as a service manager would; guests and network stay."""
+        for key in reversed(list(self.daemons)):
+            self.daemons.pop(key).stop()
+
+    def kill(self, key):
+        self.daemons.pop(key).kill()
+
+    # ---- what an operator does --------------------------------------------------------------------------------------
+
+    def ctl(self, *arguments, check=True, timeout=300):
+        """godwitctl ARGUMENTS --json; returns the parsed answer (None on failure with check=False)."""
+        command = self.network.command("controlplane", program("ctl"), "--server", "127.0.0.1:4795", *arguments, "--json")
+        done = run(*command, check=False, timeout=timeout)
+        if done.returncode != 0:
+            if check:
+                raise LabError(f"godwitctl {' '.join(arguments)}: exit {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}")
+            return None
+        return json.loads(done.stdout) if done.stdout.strip() else {}
+
+    def write_vm_definition(self, name, mem_mib=1024, mb=500, rate=0, mode="", regions=1, arguments=(), user="", **more):
+        """A VM definition of the self-checking guest; returns the file's path."""
+        path = f"{self.directory}/{name}.toml"
+        append = f"console=ttyS0 quiet mb={mb} rate={rate} mode={mode}"
+        with open(path, "w") as file:
+            file.write(configs.vm(self, name, mem_mib, regions, list(arguments), user, append, **more))
+        return path
+
+    def start_vm(self, name="guest", host="host-a", wait=True, **definition):
+        self.ctl("start", "-f", self.write_vm_definition(name, **definition), "--host", host)
+        if wait:
+            wait_until("the guest to fill its memory", self.console(name, host).filled, 240)
+
+    def qmp(self, vm, host):
+        """A second monitor connection is not possible: asks the bridge's QEMU through the socket kept for people."""
+        return Qmp(f"{self.directory}/{host}/{vm}-people.qmp")
+
+    def console(self, name, host):
+        return Console(f"{self.directory}/{host}/{name}-console.log")
+
+    def migrate(self, vm, destination, check=True, **plan):
+        """Runs one migration to its end through a plan file; returns godwitctl's summary as a dict."""
+        path = f"{self.directory}/plan-{uuid.uuid4().hex[:6]}.toml"
+        with open(path, "w") as file:
+            file.write(configs.plan(vm, destination, **plan))
+        return self.ctl("migrate", "-f", path, check=check)
+
+    def verdict(self, vm, host, timeout_s=60):
+        return verdict(self.console(vm, host), timeout_s)
+
+    def where(self, vm):
+        """Name of the host that the control plane says runs the VM."""
+        for row in self.ctl("vms")["vms"]:
+            if row["name"] == vm:
+                return row["host"]
+        return None
+
+    def qemu_pids(self, host):
+        """QEMU processes of a host, those of VMs on their way included."""
+        found = []
+        for pid in processes_naming(f"{self.directory}/{host}/"):
+            try:
+                if "qemu-system" in os.readlink(f"/proc/{pid}/exe"):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+
+def build_guest(directory):
+    """The test guest, made once per build directory and again when its sources change."""
+    sources = [os.path.join(ROOT, "tests/guest", f) for f in ("workload.c", "build-guest")]
+    image = os.path.join(directory, "initramfs.gz")
+    if os.path.exists(image) and all(os.path.getmtime(s) < os.path.getmtime(image) for s in sources):
+        return
+    run(sources[1], directory, timeout=120)

@@ -1,0 +1,164 @@
+"""Stock QEMU's own migration of the same guest on a network of the same shape: what godwit is measured against."""
+
+import json
+import os
+import socket
+import time
+
+from .console import Console
+from .network import PEER
+from .processes import Daemon, LabError, wait_until
+
+
+class Qmp:
+    """A QMP connection good enough for a measurement: replies in order, events with their time."""
+
+    def __init__(self, path):
+        self.events = []
+        deadline = time.monotonic() + 20
+        while True:
+            self.socket = socket.socket(socket.AF_UNIX)
+            try:
+                self.socket.connect(path)
+                break
+            except OSError as error:
+                self.socket.close()
+                if time.monotonic() > deadline:
+                    raise LabError(f"no QMP at {path}: {error}") from error
+                time.sleep(0.02)
+        self.file = self.socket.makefile("rw")
+        self.file.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while True:
+            line = self.file.readline()
+            if not line:
+                raise LabError(f"QEMU closed its monitor during {command}")
+            reply = json.loads(line)
+            if "event" in reply:
+                stamp = reply["timestamp"]
+                self.events.append((reply["event"], stamp["seconds"] + stamp["microseconds"] * 1e-6))
+            elif "error" in reply:
+                raise LabError(f"QEMU refused {command}: {reply['error']['desc']}")
+            else:
+                return reply["return"]
+
+    def time_of(self, name):
+        self("query-status")
+        times = [t for event, t in self.events if event == name]
+        return times[-1] if times else None
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+class PeerQemu:
+    """One stock QEMU with the guest, in a host's namespace, its console appended to a file of that host."""
+
+    count = 0
+
+    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None):
+        PeerQemu.count += 1
+        base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
+        self.host, self.qmp_path, self.ram_file = host, base + ".qmp", ram_file
+        self.console = Console(f"{lab.directory}/{host}/peer-console.log")
+        command = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", "-m", str(mem_mib), "-nodefaults", "-no-user-config",
+                   "-kernel", f"{lab.guest}/vmlinuz", "-initrd", f"{lab.guest}/initramfs.gz", "-append", append, "-display", "none",
+                   "-chardev", f"file,id=con,path={self.console.path},append=on", "-serial", "chardev:con", "-monitor", "none",
+                   "-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+        if ram_file:
+            command[2] += ",memory-backend=m"
+            command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
+        if incoming:
+            command += ["-incoming", "defer", "-S"]
+        self.daemon = Daemon(f"peer QEMU on {host}", lab.network.command(host, *command), base + ".log")
+        self.qmp = Qmp(self.qmp_path)
+
+    def end(self):
+        self.qmp.close()
+        self.daemon.kill()
+
+
+class PeerVm:
+    """The guest under stock QEMU: boot it, migrate it there and back, see how it fares."""
+
+    def __init__(self, lab, mem_mib, append, ram_files=False):
+        self.lab, self.mem_mib, self.append, self.ram_files = lab, mem_mib, append, ram_files
+        self.port = 4400
+        self.qemu = self._qemu(lab.hosts[0], incoming=False)
+        wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
+
+    def _qemu(self, host, incoming):
+        ram = f"{self.lab.memory_dir(host)}/peer.ram" if self.ram_files else None
+        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram)
+
+    def migrate(self, destination, multifd=0):
+        """Pre-copy to another host; returns its figures. The guest's fate is for healthy() to tell."""
+        source, dest = self.qemu, self._qemu(destination, incoming=True)
+        capabilities = [{"capability": c, "state": c == "multifd" and multifd > 0} for c in ("multifd", "auto-converge")]
+        for q in (source.qmp, dest.qmp):
+            q("migrate-set-capabilities", capabilities=capabilities)
+            parameters = {"max-bandwidth": 100 << 30, "downtime-limit": 300}
+            if multifd:
+                parameters["multifd-channels"] = multifd
+            q("migrate-set-parameters", **parameters)
+        self.port += 1
+        uri = f"tcp:{self.lab.network.peer_address(destination)}:{self.port}"
+        dest.qmp("migrate-incoming", uri=uri)
+        wire = self.lab.network.wire_bytes(PEER)
+        begin = time.monotonic()
+        source.qmp("migrate", uri=uri)
+        status = wait_until("stock QEMU's migration to end", lambda: self._ended(source.qmp, begin), 180, 0.005)
+        total_s = time.monotonic() - begin
+        if status["status"] != "completed":
+            dest.end()
+            raise LabError(f"stock QEMU's migration {status['status']}: {status.get('error-desc', '')}")
+        wait_until("stock QEMU's destination", lambda: dest.qmp("query-migrate").get("status") == "completed", 30, 0.002)
+        dest.qmp("cont")
+        stop, resume = source.qmp.time_of("STOP"), wait_until("RESUME", lambda: dest.qmp.time_of("RESUME"))
+        result = {"total_ms": total_s * 1e3, "blackout_ms": (resume - stop) * 1e3, "qemu_downtime_ms": status.get("downtime"),
+                  "wire_bytes": self.lab.network.wire_bytes(PEER) - wire, "pages_sent": status["ram"]["normal"],
+                  "pages_zero": status["ram"]["duplicate"], "rounds": status["ram"]["dirty-sync-count"]}
+        source.end()
+        self.qemu = dest
+        return result
+
+    @staticmethod
+    def _ended(qmp, begin):
+        status = qmp("query-migrate")
+        if status.get("status") in ("completed", "failed", "cancelled"):
+            return status
+        if time.monotonic() - begin > 60:  # it does not converge: stop the guest and let it finish, as an operator would
+            qmp("stop")
+        return None
+
+    def healthy(self, timeout_s=10):
+        """The guest's verdict: (True, text) when it goes on and finds nothing wrong for a whole sweep."""
+        return verdict(self.qemu.console, timeout_s)
+
+    def end(self):
+        self.qemu.end()
+
+
+def verdict(console, timeout_s=60, sweeps=2):
+    """Waits until the guest has verified all of its pages since now; (ok, one line)."""
+    start = console.last()
+    want = (start.sweeps if start else 0) + sweeps
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if console.died():
+            return False, f"guest kernel: {console.died()}"
+        last = console.last()
+        if last and last.bad:
+            return False, f"{last.bad} wrong pages"
+        if last and last.sweeps >= want:
+            return True, f"clean, {last.checked} checks"
+        time.sleep(0.05)
+    last = console.last()
+    if last == start:
+        return False, "guest is silent"
+    return False, f"no whole sweep within {timeout_s:.0f} s (at {last})"
