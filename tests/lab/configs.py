@@ -10,7 +10,7 @@ def text(value):
 
 
 def controlplane(lab):
-    listen = ["127.0.0.1:4795"] + [f"{lab.network.control_address(host)}:4795" for host in lab.hosts]
+    listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
     return f"""\
 listen = {text(listen)}
 database = {text(lab.directory + "/controlplane/controlplane.db")}
@@ -33,7 +33,7 @@ def dataplane(lab, host):
     return f"""\
 control_socket = {text(directory + "/dataplane.sock")}
 run_dir = {text(directory)}
-memory_dir = {text(memory)}
+memory_dirs = {text(memory)}
 memory_budget = {text(budget)}
 insecure = true
 
@@ -62,7 +62,7 @@ def bridge(lab, host):
     return f"""\
 host = {text(host)}
 dataplane_socket = {text(directory + "/dataplane.sock")}
-controlplane = {text(lab.network.control_address(host) + ":4795")}
+controlplane = {text(lab.network.control_address(host) + ":7300")}
 run_dir = {text(directory)}
 state_dir = {text(directory + "/state")}
 memory_dir_tmpfs = {text(lab.memory_dir(host))}

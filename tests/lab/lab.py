@@ -175,7 +175,7 @@ class Lab:
 
     def ctl(self, *arguments, check=True, timeout=300):
         """godwitctl ARGUMENTS --json; returns the parsed answer (None on failure with check=False)."""
-        command = self.network.command("controlplane", program("ctl"), "--server", "127.0.0.1:4795", *arguments, "--json")
+        command = self.network.command("controlplane", program("ctl"), "--server", "127.0.0.1:7300", *arguments, "--json")
         done = run(*command, check=False, timeout=timeout)
         if done.returncode != 0:
             if check:
