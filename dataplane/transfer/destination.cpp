@@ -67,6 +67,9 @@ void Destination::Impl::fail(Failure failure, std::string text) {
   if (phase_ == Phase::kFailed) {
     return;
   }
+  if (doubtful_) {
+    table_.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that the source's table has too
+  }
   phase_ = Phase::kFailed;
   failure_ = failure;
   failure_text_ = std::move(text);
@@ -397,6 +400,7 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
     return;
   }
   wake_ = true;
+  doubtful_ = !equal;
   if (equal) {
     phase_ = Phase::kReady;
     finished_at_ = now_;

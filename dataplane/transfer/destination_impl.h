@@ -124,6 +124,7 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   pages::PageNumber rest_from_ = 0;
   std::uint64_t rest_left_ = 0;
   bool hashing_ = false, verifying_ = false;
+  bool doubtful_ = false;                // a digest differed, and none has been equal since
   std::optional<wire::AllPlaced> all_placed_;
 
   Stats totals_;
