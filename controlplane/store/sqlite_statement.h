@@ -1,5 +1,5 @@
 #pragma once
-// Thin owners of SQLite's handles, for sqlite_store.cc alone. Thread: the store's mutex. A statement is reset and its
+// Thin owners of SQLite's handles, for sqlite_store.cpp alone. Thread: the store's mutex. A statement is reset and its
 // bindings cleared when a Use of it goes, so no read transaction outlives a call.
 
 #include <sqlite3.h>
