@@ -12,7 +12,7 @@ namespace godwit::controlplane {
 namespace {
 
 constexpr std::uint64_t kDowntimeLimitDefaultUs = 300'000;
-constexpr std::uint64_t kDowntimeLimitMaxUs = 60'000'000;
+constexpr std::uint64_t kDowntimeLimitMaxUs = 3'600'000'000;
 constexpr std::uint32_t kRoundsDefault = 30;
 // Round r uses epoch_base + r, and the last rounds of a switchover follow rounds_max.
 constexpr std::uint32_t kRoundsMax = kEpochsPerAttempt - 24;
@@ -79,7 +79,7 @@ std::optional<Refused> plan_refusal(const api::Plan& plan) {
                    "on_no_convergence postcopy is not available yet: use abort or stop-anyway"};
   }
   if (plan.downtime_limit_us() > kDowntimeLimitMaxUs) {
-    return Refused{Refusal::kBadPlan, "downtime_limit is more than 60 s"};
+    return Refused{Refusal::kBadPlan, "downtime_limit is more than an hour"};
   }
   if (plan.rounds_max() > kRoundsMax) {
     return Refused{Refusal::kBadPlan, fmt::format("rounds_max is more than {}", kRoundsMax)};
