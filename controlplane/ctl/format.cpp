@@ -1,0 +1,349 @@
+#include "controlplane/ctl/format.h"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "base/log.h"
+#include "base/uuid.h"
+#include "config/units.h"
+
+namespace godwit::ctl {
+namespace {
+
+constexpr std::size_t kBarCells = 24;
+constexpr std::uint64_t kPageBytes = 4096;
+
+std::string or_dash(const std::string& text) { return text.empty() ? "-" : printable(text); }
+
+/// Characters, not bytes: continuation bytes of UTF-8 take no place.
+std::size_t width_of(const std::string& text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
+}
+
+std::string count_text(std::uint64_t count) {
+  if (count < 10'000) {
+    return fmt::format("{}", count);
+  }
+  const double value = static_cast<double>(count);
+  if (count < 1'000'000) {
+    return fmt::format("{:.1f} k", value / 1e3);
+  }
+  return count < 1'000'000'000 ? fmt::format("{:.1f} M", value / 1e6) : fmt::format("{:.1f} G", value / 1e9);
+}
+
+Json to_json(const dpapi::MigrationStats& stats) {
+  return {{"round", stats.round()},
+          {"pages_total", stats.pages_total()},
+          {"pages_left", stats.pages_left()},
+          {"pages_sent", stats.pages_sent()},
+          {"pages_zero", stats.pages_zero()},
+          {"pages_reused", stats.pages_reused()},
+          {"wire_bytes", stats.wire_bytes()},
+          {"table_bytes", stats.table_bytes()},
+          {"payload_bytes", stats.payload_bytes()},
+          {"device_state_bytes", stats.device_state_bytes()},
+          {"retransmitted_pages", stats.retransmitted_pages()},
+          {"rate_bps", stats.rate_bps()},
+          {"written_pages_per_s", stats.written_pages_per_s()},
+          {"elapsed_us", stats.elapsed_us()},
+          {"estimated_left_us", stats.estimated_left_us()},
+          {"last_round_us", stats.last_round_us()},
+          {"pages_last_round", stats.pages_last_round()}};
+}
+
+Json to_json(const api::Plan& plan) {
+  return {{"vm", plan.vm()},
+          {"destination", plan.destination()},
+          {"mode", api::Mode_Name(plan.mode())},
+          {"downtime_limit_us", plan.downtime_limit_us()},
+          {"bandwidth_limit_bps", plan.bandwidth_limit_bps()},
+          {"reuse", api::ReusePolicy_Name(plan.reuse())},
+          {"verify", dpapi::Verify_Name(plan.verify())},
+          {"on_no_convergence", dpapi::OnNoConvergence_Name(plan.on_no_convergence())},
+          {"rounds_max", plan.rounds_max()},
+          {"time_limit_ms", plan.time_limit_ms()}};
+}
+
+}  // namespace
+
+std::string table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()), 0);
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      widths[i] = std::max(widths[i], width_of(row[i]));
+    }
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      text += row[i];
+      if (i + 1 < row.size()) {
+        text.append(widths[i] - width_of(row[i]) + 2, ' ');
+      }
+    }
+    text += '\n';
+  }
+  return text;
+}
+
+std::string id_text(const std::string& bytes) {
+  const auto id = Id128::from_bytes(bytes);
+  return id ? id->text() : "";
+}
+
+std::string span_text(std::int64_t us) {
+  if (us < 0) {
+    return "-";
+  }
+  const double value = static_cast<double>(us);
+  if (us < 1000) {
+    return fmt::format("{} us", us);
+  }
+  if (us < 1'000'000) {
+    return fmt::format("{:.1f} ms", value / 1e3);
+  }
+  if (us < 60'000'000) {
+    return fmt::format("{:.1f} s", value / 1e6);
+  }
+  const std::int64_t seconds = us / 1'000'000;
+  if (seconds < 3600) {
+    return fmt::format("{} min {} s", seconds / 60, seconds % 60);
+  }
+  return seconds < 86'400 ? fmt::format("{} h {} min", seconds / 3600, seconds % 3600 / 60)
+                          : fmt::format("{} d {} h", seconds / 86'400, seconds % 86'400 / 3600);
+}
+
+std::string age_text(std::int64_t then_unix_us, std::int64_t now_unix_us) {
+  if (then_unix_us <= 0) {
+    return "never";
+  }
+  const std::int64_t age_us = std::max<std::int64_t>(0, now_unix_us - then_unix_us);
+  return age_us < 2'000'000 ? "now" : span_text(age_us / 1'000'000 * 1'000'000) + " ago";
+}
+
+std::string time_text(std::int64_t unix_us) {
+  return unix_us <= 0 ? "-" : fmt::format("{:%F %T} UTC", fmt::gmtime(static_cast<std::time_t>(unix_us / 1'000'000)));
+}
+
+std::string state_text(api::MigrationState state) {
+  return state == api::STATE_UNSPECIFIED ? "UNKNOWN" : api::MigrationState_Name(state);
+}
+
+std::string tracker_text(dpapi::Tracker tracker) {
+  switch (tracker) {
+    case dpapi::TRACKER_AUTO:
+      return "auto";
+    case dpapi::TRACKER_PAGEMAP_SCAN:
+      return "pagemap-scan";
+    case dpapi::TRACKER_WRITE_PROTECT_EVENTS:
+      return "write-protect-events";
+    case dpapi::TRACKER_HASHES:
+      return "hashes";
+    default:
+      return "unknown";
+  }
+}
+
+std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us) {
+  std::vector<std::vector<std::string>> rows{
+      {"HOST", "STATE", "DATA PLANE", "FREE", "OF", "VMS", "IMAGES", "TRACKERS", "KERNEL", "SEEN"}};
+  for (const api::Host& host : response.hosts()) {
+    const api::HostInfo& info = host.info();
+    std::string trackers;
+    for (const int tracker : info.trackers()) {
+      trackers += (trackers.empty() ? "" : ",") + tracker_text(static_cast<dpapi::Tracker>(tracker));
+    }
+    rows.push_back({or_dash(info.name()), host.connected() ? "connected" : "lost",
+                    !host.connected()     ? "-"
+                    : info.dataplane_up() ? or_dash(info.dataplane_address())
+                                          : "down",
+                    config::format_bytes(info.memory_free_bytes()), config::format_bytes(info.memory_total_bytes()),
+                    fmt::format("{}", host.vms()), fmt::format("{}", host.images()), or_dash(trackers),
+                    or_dash(info.kernel()), age_text(host.last_seen_unix_us(), now_unix_us)});
+  }
+  return rows.size() == 1 ? "no hosts\n" : table(rows);
+}
+
+std::string vms_table(const api::ListVmsResponse& response) {
+  std::vector<std::vector<std::string>> rows{{"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "UUID"}};
+  for (const api::Vm& vm : response.vms()) {
+    const bool migrating = !vm.migration_id().empty();
+    rows.push_back({or_dash(vm.name()), or_dash(vm.host()), or_dash(vm.run_state()) + (migrating ? ", migrating" : ""),
+                    config::format_bytes(vm.bytes_total()), tracker_text(vm.tracker()),
+                    fmt::format("{}", vm.ownership()), id_text(vm.uuid())});
+  }
+  return rows.size() == 1 ? "no VMs\n" : table(rows);
+}
+
+std::string images_table(const api::ListImagesResponse& response) {
+  std::vector<std::vector<std::string>> rows{{"HOST", "VM", "EPOCH", "RESIDENT", "OF", "REUSABLE", "LAST USED"}};
+  for (const api::HostImage& image : response.images()) {
+    const std::string vm = image.vm_name().empty() ? id_text(image.image().id().vm_uuid()) : printable(image.vm_name());
+    const char* reusable = image.image().in_use() ? "in use" : image.current() ? "yes" : "no: an earlier boot";
+    rows.push_back({or_dash(image.host()), vm, fmt::format("{}", image.image().epoch()),
+                    config::format_bytes(image.image().bytes_resident()),
+                    config::format_bytes(image.image().bytes_total()), reusable,
+                    time_text(image.image().last_used_unix_s() * 1'000'000)});
+  }
+  return rows.size() == 1 ? "no images\n" : table(rows);
+}
+
+std::string migrations_table(const api::ListMigrationsResponse& response) {
+  std::vector<std::vector<std::string>> rows{
+      {"ID", "VM", "FROM", "TO", "STATE", "BEGUN", "TOOK", "DOWNTIME", "WIRE", "REUSED", "REASON"}};
+  for (const api::Migration& migration : response.migrations()) {
+    const bool decided = migration.ended_unix_us() > 0;
+    rows.push_back({id_text(migration.id()), or_dash(migration.vm_name()), or_dash(migration.source()),
+                    or_dash(migration.plan().destination()), state_text(migration.state()),
+                    time_text(migration.created_unix_us()),
+                    decided ? span_text(migration.ended_unix_us() - migration.created_unix_us()) : "-",
+                    span_text(downtime_us(migration)), config::format_bytes(migration.stats().wire_bytes()),
+                    migration.reused() ? count_text(migration.stats().pages_reused()) : "-",
+                    or_dash(decided ? migration.reason() : migration.note())});
+  }
+  return rows.size() == 1 ? "no migrations\n" : table(rows);
+}
+
+Json to_json(const api::Host& host) {
+  const api::HostInfo& info = host.info();
+  Json trackers = Json::array();
+  for (const int tracker : info.trackers()) {
+    trackers.push_back(tracker_text(static_cast<dpapi::Tracker>(tracker)));
+  }
+  return {{"name", info.name()},
+          {"connected", host.connected()},
+          {"last_seen_unix_us", host.last_seen_unix_us()},
+          {"dataplane_up", info.dataplane_up()},
+          {"dataplane_address", info.dataplane_address()},
+          {"mtu_bytes", info.mtu_bytes()},
+          {"memory_total_bytes", info.memory_total_bytes()},
+          {"memory_free_bytes", info.memory_free_bytes()},
+          {"hugepages_free_bytes", info.hugepages_free_bytes()},
+          {"vms", host.vms()},
+          {"images", host.images()},
+          {"trackers", trackers},
+          {"kernel", info.kernel()},
+          {"qemu_version", info.qemu_version()},
+          {"version", info.version()},
+          {"boot_id", id_text(info.boot_id())}};
+}
+
+Json to_json(const api::Vm& vm) {
+  return {{"uuid", id_text(vm.uuid())},
+          {"name", vm.name()},
+          {"host", vm.host()},
+          {"run_state", vm.run_state()},
+          {"bytes_total", vm.bytes_total()},
+          {"tracker", tracker_text(vm.tracker())},
+          {"ownership", vm.ownership()},
+          {"image_id", id_text(vm.image_id())},
+          {"epoch_next", vm.epoch_next()},
+          {"migration_id", id_text(vm.migration_id())}};
+}
+
+Json to_json(const api::HostImage& image) {
+  const dpapi::Image& kept = image.image();
+  return {{"host", image.host()},
+          {"vm_name", image.vm_name()},
+          {"vm_uuid", id_text(kept.id().vm_uuid())},
+          {"image_id", id_text(kept.id().image_id())},
+          {"epoch", kept.epoch()},
+          {"bytes_resident", kept.bytes_resident()},
+          {"bytes_total", kept.bytes_total()},
+          {"pages_known", kept.pages_known()},
+          {"last_used_unix_s", kept.last_used_unix_s()},
+          {"in_use", kept.in_use()},
+          {"current", image.current()},
+          {"ram_path", kept.ram_path()}};
+}
+
+Json to_json(const api::Migration& migration) {
+  const std::int64_t down_us = downtime_us(migration);
+  return {{"id", id_text(migration.id())},
+          {"vm_name", migration.vm_name()},
+          {"vm_uuid", id_text(migration.vm_uuid())},
+          {"source", migration.source()},
+          {"destination", migration.plan().destination()},
+          {"state", state_text(migration.state())},
+          {"ended", migration.ended()},
+          {"reason", migration.reason()},
+          {"note", migration.note()},
+          {"reused", migration.reused()},
+          {"reuse_reason", migration.reuse_reason()},
+          {"tracker", tracker_text(migration.tracker())},
+          {"tracker_reason", migration.tracker_reason()},
+          {"created_unix_us", migration.created_unix_us()},
+          {"ended_unix_us", migration.ended_unix_us()},
+          {"stop_unix_us", migration.stop_unix_us()},
+          {"resume_unix_us", migration.resume_unix_us()},
+          {"downtime_us", down_us < 0 ? Json(nullptr) : Json(down_us)},
+          {"stats", to_json(migration.stats())},
+          {"destination_stats", to_json(migration.destination_stats())},
+          {"plan", to_json(migration.plan())}};
+}
+
+std::int64_t downtime_us(const api::Migration& migration) {
+  if (migration.state() != api::COMMITTED || migration.stop_unix_us() <= 0 || migration.resume_unix_us() <= 0) {
+    return -1;
+  }
+  return std::max<std::int64_t>(0, migration.resume_unix_us() - migration.stop_unix_us());
+}
+
+std::string progress_line(const api::Migration& migration, std::size_t columns) {
+  const dpapi::MigrationStats& stats = migration.stats();
+  std::string line;
+  if (stats.pages_total() == 0) {
+    line = fmt::format("{}  {}", state_text(migration.state()), printable(migration.note()));
+  } else {
+    const double left = static_cast<double>(std::min(stats.pages_left(), stats.pages_total()));
+    const double share = 1.0 - left / static_cast<double>(stats.pages_total());
+    const auto cells = static_cast<std::size_t>(share * static_cast<double>(kBarCells));
+    line = fmt::format("[{}{}] {:3.0f} %  {}  round {}  {} pages left  {}", std::string(cells, '#'),
+                       std::string(kBarCells - cells, '.'), share * 100.0, config::format_rate_bps(stats.rate_bps()),
+                       stats.round(), count_text(stats.pages_left()),
+                       migration.state() == api::TRANSFERRING
+                           ? "about " + span_text(static_cast<std::int64_t>(stats.estimated_left_us())) + " left"
+                           : state_text(migration.state()));
+  }
+  if (line.size() > columns) {
+    line.resize(columns);
+  }
+  return line;
+}
+
+std::string summary(const api::Migration& migration) {
+  const dpapi::MigrationStats& stats = migration.stats();
+  std::string text =
+      fmt::format("{}  VM {} from {} to {}\n", state_text(migration.state()), or_dash(migration.vm_name()),
+                  or_dash(migration.source()), or_dash(migration.plan().destination()));
+  std::vector<std::vector<std::string>> rows;
+  const auto add = [&](const char* key, std::string value) {
+    rows.push_back({fmt::format("  {}", key), std::move(value)});
+  };
+  if (!migration.reason().empty()) {
+    add("why", printable(migration.reason()));
+  }
+  if (migration.state() == api::ABORTED) {
+    add("VM", fmt::format("belongs to {} as before", or_dash(migration.source())));
+  }
+  add("time", span_text(migration.ended_unix_us() - migration.created_unix_us()));
+  add("downtime", span_text(downtime_us(migration)));
+  add("on the wire", fmt::format("{} ({} bytes)", config::format_bytes(stats.wire_bytes()), stats.wire_bytes()));
+  add("pages", fmt::format("{} sent, {} zero, {} reused of {} ({}) in {} rounds", stats.pages_sent(),
+                           stats.pages_zero(), stats.pages_reused(), stats.pages_total(),
+                           config::format_bytes(stats.pages_total() * kPageBytes), stats.round()));
+  add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
+  add("tracked by", fmt::format("{}{}{}", tracker_text(migration.tracker()),
+                                migration.tracker_reason().empty() ? "" : ": ", printable(migration.tracker_reason())));
+  if (!migration.note().empty() && migration.note() != "committed" && migration.note() != "aborted") {
+    add("note", printable(migration.note()));
+  }
+  return text + table(rows);
+}
+
+}  // namespace godwit::ctl

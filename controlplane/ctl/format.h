@@ -1,0 +1,46 @@
+#pragma once
+// How godwitctl shows things: tables and lines for people, stable JSON for programs. Pure: protobuf messages in, text
+// out; any thread; nothing fails. Text that came from outside never carries control characters to the terminal.
+// JSON: ids in their text form, times in microseconds since 1970, sizes in bytes; keys are as in controlplane.proto.
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "controlplane.pb.h"
+
+namespace godwit::ctl {
+
+namespace api = godwit::controlplane::v1;
+namespace dpapi = godwit::dataplane::v1;
+using Json = nlohmann::ordered_json;
+
+/// Columns as wide as their widest cell, two spaces between; the first row is the head.
+[[nodiscard]] std::string table(const std::vector<std::vector<std::string>>& rows);
+
+[[nodiscard]] std::string id_text(const std::string& bytes);                              // "" for what is no id
+[[nodiscard]] std::string age_text(std::int64_t then_unix_us, std::int64_t now_unix_us);  // "3 s ago", "never"
+[[nodiscard]] std::string time_text(std::int64_t unix_us);                                // "2026-01-31 23:59:59 UTC"
+[[nodiscard]] std::string span_text(std::int64_t us);  // "12.3 ms", "4.5 s", "3 min 2 s"
+[[nodiscard]] std::string state_text(api::MigrationState state);
+[[nodiscard]] std::string tracker_text(dpapi::Tracker tracker);
+
+[[nodiscard]] std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us);
+[[nodiscard]] std::string vms_table(const api::ListVmsResponse& response);
+[[nodiscard]] std::string images_table(const api::ListImagesResponse& response);
+[[nodiscard]] std::string migrations_table(const api::ListMigrationsResponse& response);
+
+[[nodiscard]] Json to_json(const api::Host& host);
+[[nodiscard]] Json to_json(const api::Vm& vm);
+[[nodiscard]] Json to_json(const api::HostImage& image);
+[[nodiscard]] Json to_json(const api::Migration& migration);
+
+/// STOP to RESUME; nothing to say (-1) before both are known.
+[[nodiscard]] std::int64_t downtime_us(const api::Migration& migration);
+/// One line, no longer than `columns`: bar, share, rate, round, pages left, estimated end.
+[[nodiscard]] std::string progress_line(const api::Migration& migration, std::size_t columns);
+/// What is said of a migration that has ended.
+[[nodiscard]] std::string summary(const api::Migration& migration);
+
+}  // namespace godwit::ctl

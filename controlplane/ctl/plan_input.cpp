@@ -1,0 +1,54 @@
+#include "controlplane/ctl/plan_input.h"
+
+namespace godwit::ctl {
+
+namespace api = controlplane::v1;
+namespace dpapi = dataplane::v1;
+
+static_assert(static_cast<int>(config::Mode::kPostcopy) == api::POSTCOPY);
+static_assert(static_cast<int>(config::Mode::kHybrid) == api::HYBRID);
+static_assert(static_cast<int>(config::Reuse::kNever) == api::REUSE_NEVER);
+static_assert(static_cast<int>(config::Reuse::kRequire) == api::REUSE_REQUIRE);
+static_assert(static_cast<int>(config::Verify::kOff) == dpapi::VERIFY_OFF);
+static_assert(static_cast<int>(config::Verify::kFull) == dpapi::VERIFY_FULL);
+static_assert(static_cast<int>(config::OnNoConvergence::kPostcopy) == dpapi::NO_CONVERGENCE_POSTCOPY);
+static_assert(static_cast<int>(config::OnNoConvergence::kStopAnyway) == dpapi::NO_CONVERGENCE_STOP_ANYWAY);
+
+api::Plan to_api(const config::MigrationPlan& plan) {
+  api::Plan message;
+  message.set_vm(plan.vm);
+  message.set_destination(plan.destination);
+  message.set_mode(static_cast<api::Mode>(plan.mode));
+  message.set_downtime_limit_us(static_cast<std::uint64_t>(plan.downtime_limit.us()));
+  message.set_bandwidth_limit_bps(plan.bandwidth_limit_bps);
+  message.set_reuse(static_cast<api::ReusePolicy>(plan.reuse));
+  message.set_verify(static_cast<dpapi::Verify>(plan.verify));
+  message.set_on_no_convergence(static_cast<dpapi::OnNoConvergence>(plan.on_no_convergence));
+  message.set_rounds_max(plan.rounds_max);
+  message.set_time_limit_ms(static_cast<std::uint64_t>(plan.time_limit.us() / 1000));
+  return message;
+}
+
+api::VmDefinition to_api(const config::VmDefinition& definition) {
+  api::VmDefinition message;
+  message.set_name(definition.name);
+  message.set_uuid(definition.uuid.to_bytes());
+  message.set_machine(definition.machine);
+  message.set_accel(std::string(config::accel_name(definition.accel)));
+  message.set_cpu(definition.cpu);
+  message.set_vcpus(definition.vcpus);
+  for (const config::RegionDefinition& region : definition.regions) {
+    auto& added = *message.add_regions();
+    added.set_name(region.name);
+    added.set_bytes(region.bytes);
+    added.set_backing(std::string(config::backing_name(region.backing)));
+  }
+  for (const std::string& argument : definition.arguments) {
+    message.add_arguments(argument);
+  }
+  message.set_user(definition.user);
+  message.set_qemu_binary(definition.qemu_binary);
+  return message;
+}
+
+}  // namespace godwit::ctl

@@ -1,0 +1,283 @@
+#include "controlplane/planner/planner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <set>
+
+#include "config/units.h"
+
+namespace godwit::controlplane {
+namespace {
+
+constexpr std::uint64_t kDowntimeLimitDefaultUs = 300'000;
+constexpr std::uint64_t kDowntimeLimitMaxUs = 3'600'000'000;
+constexpr std::uint32_t kRoundsDefault = 30;
+// Round r uses epoch_base + r, and the last rounds of a switchover follow rounds_max.
+constexpr std::uint32_t kRoundsMax = kEpochsPerAttempt - 24;
+constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 46;
+constexpr std::size_t kNameLengthMax = 64;
+constexpr int kRegionsMax = 64;
+
+std::unexpected<Refused> refuse(Refusal refusal, std::string text) {
+  return std::unexpected(Refused{refusal, std::move(text)});
+}
+
+bool is_of(const dpapi::Image& image, const Id128& vm_uuid) { return image.id().vm_uuid() == vm_uuid.to_bytes(); }
+
+struct Need {
+  std::uint64_t tmpfs_bytes = 0;
+  std::uint64_t hugetlbfs_bytes = 0;
+};
+
+Need need_of(const api::VmDefinition& definition) {
+  Need need;
+  for (const auto& region : definition.regions()) {
+    (region.backing() == "hugetlbfs" ? need.hugetlbfs_bytes : need.tmpfs_bytes) += region.bytes();
+  }
+  return need;
+}
+
+/// Retained images make room for a guest: the reused one is its memory already, the others are dropped when needed.
+std::optional<Refused> memory_refusal(const Question& question, const ReuseDecision& reuse) {
+  const api::HostInfo& info = question.destination->info;
+  const Need need = need_of(question.vm->definition);
+  std::uint64_t droppable_bytes = 0;
+  for (const dpapi::Image& image : question.destination->images) {
+    if (!image.in_use()) {
+      droppable_bytes += image.bytes_resident();
+    }
+  }
+  // An image does not say which kind of file it is in; counted for both, and the destination itself has the last word.
+  const auto missing = [&](std::uint64_t need_bytes, std::uint64_t free_bytes) {
+    const std::uint64_t available_bytes = free_bytes + droppable_bytes;
+    return need_bytes > available_bytes ? need_bytes - available_bytes : 0;
+  };
+  const auto text = [&](const char* kind, std::uint64_t need_bytes, std::uint64_t free_bytes) {
+    return fmt::format("{} has not enough {}: {} needed, {} free, {} in images that may be dropped{}",
+                       question.plan.destination(), kind, config::format_bytes(need_bytes),
+                       config::format_bytes(free_bytes), config::format_bytes(droppable_bytes),
+                       reuse.reuse ? " or reused" : "");
+  };
+  if (missing(need.tmpfs_bytes, info.memory_free_bytes()) > 0) {
+    return Refused{Refusal::kNotEnoughMemory, text("memory", need.tmpfs_bytes, info.memory_free_bytes())};
+  }
+  if (missing(need.hugetlbfs_bytes, info.hugepages_free_bytes()) > 0) {
+    return Refused{Refusal::kNotEnoughMemory, text("hugepages", need.hugetlbfs_bytes, info.hugepages_free_bytes())};
+  }
+  return std::nullopt;
+}
+
+std::optional<Refused> plan_refusal(const api::Plan& plan) {
+  if (plan.mode() != api::PRECOPY) {
+    return Refused{Refusal::kModeNotAvailable,
+                   fmt::format("mode {} is not available yet: use precopy", api::Mode_Name(plan.mode()))};
+  }
+  if (plan.on_no_convergence() == dpapi::NO_CONVERGENCE_POSTCOPY) {
+    return Refused{Refusal::kModeNotAvailable,
+                   "on_no_convergence postcopy is not available yet: use abort or stop-anyway"};
+  }
+  if (plan.downtime_limit_us() > kDowntimeLimitMaxUs) {
+    return Refused{Refusal::kBadPlan, "downtime_limit is more than an hour"};
+  }
+  if (plan.rounds_max() > kRoundsMax) {
+    return Refused{Refusal::kBadPlan, fmt::format("rounds_max is more than {}", kRoundsMax)};
+  }
+  if (!api::ReusePolicy_IsValid(plan.reuse()) || !dpapi::Verify_IsValid(plan.verify()) ||
+      !dpapi::OnNoConvergence_IsValid(plan.on_no_convergence())) {
+    return Refused{Refusal::kBadPlan, "reuse, verify or on_no_convergence has a value that this version does not know"};
+  }
+  return std::nullopt;
+}
+
+bool offers(const HostView& host, dpapi::Tracker tracker) {
+  return tracker == dpapi::TRACKER_AUTO ||
+         std::find(host.info.trackers().begin(), host.info.trackers().end(), tracker) != host.info.trackers().end();
+}
+
+std::optional<Refused> host_refusal(const Question& question) {
+  const std::string& source = question.vm->host;
+  const std::string& destination = question.plan.destination();
+  if (question.destination == nullptr) {
+    return Refused{Refusal::kUnknownHost,
+                   fmt::format("no host \"{}\" has registered here (godwitctl hosts lists them)", destination)};
+  }
+  if (destination == source) {
+    return Refused{Refusal::kSameHost, fmt::format("VM \"{}\" is on {} already", question.vm->name, destination)};
+  }
+  if (question.source == nullptr || !question.source->connected) {
+    return Refused{Refusal::kSourceGone, fmt::format("{}, which runs VM \"{}\", is not connected: check its bridge",
+                                                     source, question.vm->name)};
+  }
+  if (!question.source->info.dataplane_up()) {
+    return Refused{Refusal::kSourceGone, fmt::format("the data plane of {} is down", source)};
+  }
+  if (!question.destination->connected) {
+    return Refused{Refusal::kDestinationGone, fmt::format("{} is not connected: check its bridge", destination)};
+  }
+  if (!question.destination->info.dataplane_up()) {
+    return Refused{Refusal::kDestinationGone, fmt::format("the data plane of {} is down", destination)};
+  }
+  const std::string uuid = question.vm->uuid.to_bytes();
+  for (const api::RunningVm& vm : question.destination->vms) {
+    if (vm.uuid() == uuid) {
+      return Refused{Refusal::kVmAtDestination,
+                     fmt::format("{} still holds a QEMU of VM \"{}\" (pid {}, {}): end it there first", destination,
+                                 question.vm->name, vm.pid(), vm.run_state())};
+    }
+  }
+  if (!offers(*question.destination, question.vm->tracker)) {
+    return Refused{
+        Refusal::kTrackerNotOffered,
+        fmt::format("VM \"{}\" is to be tracked by {}, which {} (kernel {}) does not offer", question.vm->name,
+                    tracker_name(question.vm->tracker), destination, question.destination->info.kernel())};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
+                           std::uint64_t bytes_total, std::span<const dpapi::Image> images) {
+  if (policy == api::REUSE_NEVER) {
+    return {.reason = "none: the plan says never"};
+  }
+  const dpapi::Image* best = nullptr;
+  std::string refused;
+  for (const dpapi::Image& image : images) {
+    if (!is_of(image, vm_uuid)) {
+      continue;
+    }
+    if (image.id().image_id() != image_id.to_bytes()) {
+      refused = "none: the retained image there is of an earlier boot of the VM";
+    } else if (image.in_use()) {
+      refused = "none: the retained image there is in use";
+    } else if (image.bytes_total() != bytes_total) {
+      refused = fmt::format("none: the retained image there is of {}, the VM has {}",
+                            config::format_bytes(image.bytes_total()), config::format_bytes(bytes_total));
+    } else if (best == nullptr || image.epoch() > best->epoch()) {
+      best = &image;
+    }
+  }
+  if (best == nullptr) {
+    return {.reason = refused.empty() ? "none: no image of this VM was retained there" : refused};
+  }
+  return {.reuse = true,
+          .image_id = best->id().image_id(),
+          .bytes_resident = best->bytes_resident(),
+          .reason = fmt::format("retained image of epoch {}, {}", best->epoch(),
+                                config::format_bytes(best->bytes_resident()))};
+}
+
+std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
+  const api::Plan& plan = question.plan;
+  if (auto refused = plan_refusal(plan)) {
+    return std::unexpected(*refused);
+  }
+  if (question.vm == nullptr) {
+    return refuse(Refusal::kUnknownVm, fmt::format("no VM \"{}\" (godwitctl vms lists them)", plan.vm()));
+  }
+  const VmRecord& vm = *question.vm;
+  if (vm.host.empty()) {
+    return refuse(Refusal::kNotRunning, fmt::format("VM \"{}\" runs nowhere: start it first", vm.name));
+  }
+  if (question.active_migration) {
+    return refuse(Refusal::kMigrationActive,
+                  fmt::format("VM \"{}\" is in migration {} already", vm.name, question.active_migration->text()));
+  }
+  if (auto refused = host_refusal(question)) {
+    return std::unexpected(*refused);
+  }
+  const auto& running = question.source->vms;
+  if (std::none_of(running.begin(), running.end(), [&](const auto& r) { return r.uuid() == vm.uuid.to_bytes(); })) {
+    return refuse(Refusal::kNotRunning,
+                  fmt::format("{} reports that VM \"{}\" does not run any more", vm.host, vm.name));
+  }
+  ReuseDecision reuse =
+      decide_reuse(plan.reuse(), vm.uuid, vm.image_id, bytes_of(vm.definition), question.destination->images);
+  if (plan.reuse() == api::REUSE_REQUIRE && !reuse.reuse) {
+    return refuse(Refusal::kNoReusableImage,
+                  fmt::format("the plan requires reuse at {}, but {}", plan.destination(), reuse.reason));
+  }
+  if (auto refused = memory_refusal(question, reuse)) {
+    return std::unexpected(*refused);
+  }
+  return reuse;
+}
+
+std::optional<std::string> definition_mistake(const api::VmDefinition& definition) {
+  const std::string& name = definition.name();
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' ||
+           c == '.';
+  };
+  if (name.empty() || name.size() > kNameLengthMax || name.front() == '.' || name.front() == '-' ||
+      !std::all_of(name.begin(), name.end(), allowed)) {
+    return "name must be 1 to 64 letters, digits, '-', '_' or '.', and begin with a letter, digit or '_'";
+  }
+  if (Id128::parse(name)) {
+    return "name must not look like a uuid";
+  }
+  const auto uuid = Id128::from_bytes(definition.uuid());
+  if (!uuid || uuid->is_nil()) {
+    return "uuid must be 16 bytes, not all zero";
+  }
+  if (definition.vcpus() == 0) {
+    return "vcpus must be at least 1";
+  }
+  if (definition.regions_size() == 0 || definition.regions_size() > kRegionsMax) {
+    return fmt::format("1 to {} RAM regions are needed", kRegionsMax);
+  }
+  std::set<std::string> names;
+  for (const auto& region : definition.regions()) {
+    const bool huge = region.backing() == "hugetlbfs";
+    if (!huge && region.backing() != "tmpfs") {
+      return fmt::format("region \"{}\": backing must be tmpfs or hugetlbfs", region.name());
+    }
+    const std::uint64_t page_bytes = huge ? 2U << 20 : 4096;
+    if (region.bytes() == 0 || region.bytes() % page_bytes != 0 || region.bytes() > kRegionBytesMax) {
+      return fmt::format("region \"{}\": bytes must be a multiple of {}, not 0", region.name(), page_bytes);
+    }
+    if (region.name().empty() || !names.insert(region.name()).second) {
+      return "every region needs a name of its own";
+    }
+  }
+  return std::nullopt;
+}
+
+std::uint64_t bytes_of(const api::VmDefinition& definition) {
+  std::uint64_t bytes = 0;
+  for (const auto& region : definition.regions()) {
+    bytes += std::min(region.bytes(), std::numeric_limits<std::uint64_t>::max() - bytes);
+  }
+  return bytes;
+}
+
+dpapi::MigrationPolicy policy_of(const api::Plan& plan) {
+  dpapi::MigrationPolicy policy;
+  policy.set_downtime_limit_us(plan.downtime_limit_us() == 0 ? kDowntimeLimitDefaultUs : plan.downtime_limit_us());
+  policy.set_bandwidth_limit_bps(plan.bandwidth_limit_bps());
+  policy.set_verify(plan.verify());
+  policy.set_on_no_convergence(plan.on_no_convergence());
+  policy.set_rounds_max(plan.rounds_max() == 0 ? kRoundsDefault : plan.rounds_max());
+  policy.set_time_limit_ms(plan.time_limit_ms());
+  return policy;
+}
+
+const char* tracker_name(dpapi::Tracker tracker) {
+  switch (tracker) {
+    case dpapi::TRACKER_AUTO:
+      return "auto";
+    case dpapi::TRACKER_PAGEMAP_SCAN:
+      return "pagemap-scan";
+    case dpapi::TRACKER_WRITE_PROTECT_EVENTS:
+      return "write-protect-events";
+    case dpapi::TRACKER_HASHES:
+      return "hashes";
+    default:
+      return "unknown";
+  }
+}
+
+}  // namespace godwit::controlplane

@@ -1,0 +1,78 @@
+#pragma once
+// Decides where a VM may go and what it may reuse there. Pure: looks at what the store and the hosts say, changes
+// nothing, any thread. Every answer carries its reason in one line, for the operator. The destination checks again for
+// itself: what hosts say of their memory is a second old.
+
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "controlplane/store/store.h"
+
+namespace godwit::controlplane {
+
+/// A host as the registry knows it.
+struct HostView {
+  bool connected = false;
+  api::HostInfo info;
+  std::vector<api::RunningVm> vms;
+  std::vector<dpapi::Image> images;
+};
+
+struct ReuseDecision {
+  bool reuse = false;
+  std::string image_id;              // 16 bytes, when reuse
+  std::uint64_t bytes_resident = 0;  // of that image
+  std::string reason;                // which image, or why none
+};
+
+/// An image is reusable when it is of this VM and this boot of it, as large as it, and in nobody's use.
+[[nodiscard]] ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
+                                         std::uint64_t bytes_total, std::span<const dpapi::Image> images);
+
+enum class Refusal : std::uint8_t {
+  kUnknownVm,
+  kNotRunning,   // the store says that no host runs it
+  kUnknownHost,  // destination never seen
+  kSameHost,
+  kSourceGone,       // source or its data plane not connected
+  kDestinationGone,  // destination or its data plane not connected
+  kMigrationActive,
+  kModeNotAvailable,
+  kBadPlan,
+  kTrackerNotOffered,  // the VM insists on a tracker that the destination's kernel lacks
+  kVmAtDestination,    // the destination reports a VM of this uuid already
+  kNoReusableImage,    // and the plan requires one
+  kNotEnoughMemory,
+};
+
+struct Refused {
+  Refusal refusal;
+  std::string text;
+};
+
+struct Question {
+  const api::Plan& plan;
+  const VmRecord* vm = nullptr;           // what plan.vm names, if anything
+  const HostView* source = nullptr;       // the VM's owner, if known
+  const HostView* destination = nullptr;  // what plan.destination names, if known
+  std::optional<Id128> active_migration;  // of this VM
+};
+
+/// The reuse decision of a migration that may begin, or the first reason why it may not.
+[[nodiscard]] std::expected<ReuseDecision, Refused> plan_migration(const Question& question);
+
+/// What a definition from outside gets wrong, if anything.
+[[nodiscard]] std::optional<std::string> definition_mistake(const api::VmDefinition& definition);
+
+[[nodiscard]] std::uint64_t bytes_of(const api::VmDefinition& definition);
+
+/// Fills in the plan's defaults: 0 means default in downtime limit and rounds.
+[[nodiscard]] dpapi::MigrationPolicy policy_of(const api::Plan& plan);
+
+[[nodiscard]] const char* tracker_name(dpapi::Tracker tracker);
+
+}  // namespace godwit::controlplane

@@ -1,0 +1,78 @@
+#pragma once
+// The whole of the control plane but its gRPC: agents' sessions on one side, operators' requests on the other. Thread:
+// any; one mutex is held through each call, and in it at most one fsync of the store at a time. Calls never wait for an
+// agent: answers that need one come through `done`, under that mutex, exactly once. LOADED is decided, stored and
+// answered in the thread that brings it.
+
+#include <expected>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "config/controlplane_config.h"
+#include "controlplane/service/agent_link.h"
+#include "controlplane/service/hosts.h"
+#include "controlplane/service/migrations.h"
+#include "controlplane/service/timers.h"
+#include "controlplane/service/vms.h"
+
+namespace godwit::controlplane {
+
+class Coordinator {
+ public:
+  /// Fails when the store cannot be read; what the last run left undecided is ABORTED here.
+  [[nodiscard]] static std::expected<std::unique_ptr<Coordinator>, StoreError> start(
+      Store& store, const config::TimeoutConfig& timeouts, std::string cluster);
+  Coordinator(Store& store, const config::TimeoutConfig& timeouts, std::string cluster);  // start() is for callers
+  /// No session and no request may be left.
+  ~Coordinator() { timers_.stop(); }
+  Coordinator(const Coordinator&) = delete;
+  Coordinator& operator=(const Coordinator&) = delete;
+
+  [[nodiscard]] SessionId session_opened(std::shared_ptr<AgentLink> link);
+  void received(SessionId session, const api::FromAgent& message);
+  void session_closed(SessionId session);
+
+  [[nodiscard]] std::expected<api::ListHostsResponse, ServiceError> list_hosts();
+  [[nodiscard]] std::expected<api::ListVmsResponse, ServiceError> list_vms();
+  [[nodiscard]] std::expected<api::ListImagesResponse, ServiceError> list_images();
+  [[nodiscard]] std::expected<api::ListMigrationsResponse, ServiceError> list_migrations(bool active_only);
+  void drop_image(const std::string& host, const std::string& vm, Vms::Done done);
+  void start_vm(const api::StartVmRequest& request, Vms::VmDone done);
+  void attach_vm(const api::AttachVmRequest& request, Vms::VmDone done);
+  void stop_vm(const std::string& vm, Vms::Done done);
+  [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);
+  [[nodiscard]] std::expected<void, ServiceError> cancel_migration(const std::string& migration_id);
+  [[nodiscard]] std::expected<void, ServiceError> watch(const std::string& migration_id,
+                                                        std::shared_ptr<MigrationWatcher> watcher);
+  void unwatch(const std::string& migration_id, const MigrationWatcher* watcher);
+
+ private:
+  struct Session {
+    std::shared_ptr<AgentLink> link;
+    std::string host;  // "" until registered
+    std::int64_t heard_ns = 0;
+    Timers::Id silence_timer = Timers::kNone;
+  };
+
+  void register_host(SessionId id, Session& session, const api::Register& message);
+  [[nodiscard]] api::Registered registered_answer(const std::string& host, const HostView& view);
+  void watch_silence(SessionId id, Duration after);
+  void close(SessionId id, const char* why);
+  void save_host(const std::string& name);
+
+  std::mutex mutex_;
+  Store& store_;
+  const config::TimeoutConfig timeouts_;
+  const std::string cluster_;
+  std::unordered_map<SessionId, Session> sessions_;
+  SessionId last_session_ = 0;
+  Timers timers_{mutex_};
+  Hosts hosts_{timers_};
+  Migrations migrations_{store_, hosts_, timers_, timeouts_};
+  Vms vms_{store_, hosts_, migrations_, timeouts_};
+};
+
+}  // namespace godwit::controlplane

@@ -1,0 +1,56 @@
+// godwit-controlplane: reads its configuration, opens the doors, waits for SIGINT or SIGTERM.
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <CLI/CLI.hpp>
+
+#include "base/log.h"
+#include "config/controlplane_config.h"
+#include "controlplane/service/server.h"
+
+namespace {
+
+int run(const godwit::config::ControlplaneConfig& config) {
+  using godwit::controlplane::Server;
+  godwit::start_logging("godwit-controlplane", config.log.level);
+  umask(0077);  // who may connect to the unix socket rules the cluster
+  // Blocked before gRPC starts its threads, so that only sigwait below sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  const auto server = Server::start(config);
+  if (!server) {
+    spdlog::error("{}", server.error());
+    return 1;
+  }
+  for (const std::string& address : config.listen) {
+    spdlog::info("cluster {}: listening on {}", config.cluster, address);
+  }
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("ending on {}", strsignal(signal));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"The control plane of a godwit cluster: who runs which VM, and how it moves"};
+  std::string file = "/etc/godwit/controlplane.toml";
+  bool check = false;
+  app.add_option("-c,--config", file, "configuration file")->capture_default_str();
+  app.add_flag("--check-config", check, "only check the configuration");
+  CLI11_PARSE(app, argc, argv);
+  if (check) {
+    return godwit::config::check_config(file, godwit::config::load_controlplane_config);
+  }
+  const auto config = godwit::config::load_controlplane_config(file);
+  if (!config) {
+    godwit::config::print_diagnostics(config.error());
+    return godwit::config::exit_status(config.error());
+  }
+  return run(*config);
+}

@@ -1,0 +1,124 @@
+#pragma once
+// The migrations: the state machine of docs/architecture.md, driven by what agents answer and report, and by timeouts.
+// Thread: the coordinator's lock is held in every call; nothing here blocks but the store (one fsync a transition).
+// The rules of which all follow:
+//  * A transition counts when the store has it; only then is anybody told. A store that fails leaves the migration
+//    undecided, both guests paused at worst, and is asked again.
+//  * Before COMMITTED each failure is ABORTED: an error reply, FAILED, a timeout, a lost host. Two exceptions wait: in
+//    TRANSFERRING a host may come back within timeouts.host_heartbeat, and in SWITCHING a lost source changes nothing,
+//    as LOADED says that the destination has all of the guest.
+//  * An outcome is told until both sides confirm that it is in effect, after each registration again, across restarts.
+//  * Events that name a decided migration are answered by its outcome; those that name another migration than a host's
+//    own are ignored.
+
+#include <expected>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/controlplane_config.h"
+#include "controlplane/service/hosts.h"
+#include "controlplane/store/store.h"
+
+namespace godwit::controlplane {
+
+class Migrations {
+ public:
+  Migrations(Store& store, Hosts& hosts, Timers& timers, const config::TimeoutConfig& timeouts);
+
+  /// After a start of the control plane: nobody is there to drive what was under way, so it is ABORTED.
+  std::expected<void, StoreError> abort_interrupted();
+
+  /// From a plan that the planner has let pass.
+  std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm);
+  std::expected<void, ServiceError> cancel(const Id128& id, const std::string& reason);
+
+  void handle_event(const std::string& host, const api::MigrationEvent& event);
+  void answer_outcome(const std::string& host, const std::string& migration_id);
+  /// The outcomes that the host has not confirmed: goes into Registered.
+  [[nodiscard]] std::vector<api::Outcome> outcomes_for(const std::string& host);
+  /// After Registered was sent.
+  void host_registered(const std::string& host);
+  void host_lost(const std::string& host);
+
+  [[nodiscard]] std::expected<std::vector<api::Migration>, StoreError> list(bool active_only);
+  /// The present state goes to the watcher at once, then each change until it has ended.
+  std::expected<void, ServiceError> watch(const Id128& id, std::shared_ptr<MigrationWatcher> watcher);
+  void unwatch(const Id128& id, const MigrationWatcher* watcher);
+
+  /// The migration that this VM is in, decided but not ended ones too.
+  [[nodiscard]] std::optional<Id128> of_vm(const Id128& vm_uuid) const;
+  [[nodiscard]] bool uses_image(const std::string& host, const Id128& vm_uuid) const;
+
+ private:
+  enum class Step : std::uint8_t {
+    kPreparingSource,
+    kPreparingDestination,
+    kStartingDestination,
+    kStartingSource,
+    kTransferring,
+    kSwitching,
+    kSettling,  // decided; waits for both sides' confirmation
+  };
+  struct Side {
+    bool told = false;     // has been sent a command of this migration
+    bool replied = false;  // to the outcome
+  };
+  struct Active {
+    MigrationRecord record;
+    Step step = Step::kPreparingSource;
+    Side source, destination;
+    api::VmDefinition definition;
+    api::SourcePrepared source_prepared;
+    dpapi::Endpoint source_endpoint, destination_endpoint;
+    std::string secret;
+    std::string planned_image;  // 16 bytes, "" = none
+    bool ready = false;         // READY_TO_SWITCH came, but the destination was not connected
+    std::string note;
+    Timers::Id timer = Timers::kNone;          // of the step
+    Timers::Id absence_timer = Timers::kNone;  // of a lost host
+    std::vector<std::shared_ptr<MigrationWatcher>> watchers;
+  };
+
+  void prepare_source(Active& m);
+  void prepare_destination(Active& m);
+  void destination_prepared(Active& m, const api::DestinationPrepared& prepared);
+  void start_destination(Active& m);
+  void start_source(Active& m);
+  void switch_over(Active& m);
+  void send_switch(Active& m);
+
+  /// Sends a command whose failure aborts, and goes on with `next` if the migration is still in the step it is in now.
+  void command(Active& m, const std::string& host, api::ToAgent message, Duration timeout, const char* doing,
+               std::function<void(Active&, const api::AgentReply&)> next);
+  /// True if the store has the new state; else the migration has been aborted, or is as the store says.
+  bool advance(Active& m, api::MigrationState next);
+  void decide(Active& m, api::MigrationState outcome, const std::string& reason);
+  void announce(Active& m);
+  void tell_outcome(const MigrationRecord& record, bool source);
+  void outcome_answered(const Id128& id, bool source, const std::expected<api::AgentReply, ServiceError>& answer);
+  void settle(const Id128& id, bool source, const std::string& note);
+  void end_if_settled(Active& m);
+  void end(Active& m);
+  void take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event);
+  void handle_late_event(const std::string& host, const Id128& id, const api::MigrationEvent& event);
+  void handle_active_event(Active& m, bool source, const api::MigrationEvent& event);
+
+  void notify(Active& m);
+  [[nodiscard]] Active* find(const Id128& id);
+  [[nodiscard]] bool connected(const std::string& host) const;
+  void arm(Active& m, Timers::Id& timer, Duration after, std::function<void(Active&)> function);
+
+  Store& store_;
+  Hosts& hosts_;
+  Timers& timers_;
+  const config::TimeoutConfig timeouts_;
+  std::map<Id128, std::unique_ptr<Active>> active_;
+};
+
+[[nodiscard]] api::Migration to_api(const MigrationRecord& record);
+[[nodiscard]] api::Outcome outcome_of(const MigrationRecord& record);
+
+}  // namespace godwit::controlplane

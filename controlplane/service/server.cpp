@@ -1,0 +1,103 @@
+#include "controlplane/service/server.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <grpcpp/grpcpp.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+
+#include "base/unique_fd.h"
+#include "controlplane/service/agents_service.h"
+#include "controlplane/service/operators_service.h"
+#include "controlplane/store/sqlite_store.h"
+
+namespace godwit::controlplane {
+namespace {
+
+/// Two control planes on one store would answer correctly, but each other's agents not at all.
+std::expected<UniqueFd, std::string> lock_store(const std::filesystem::path& database) {
+  const std::string path = database.string() + ".lock";
+  UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!file.valid()) {
+    return std::unexpected(fmt::format("cannot create {}: {}; make its directory", path, std::strerror(errno)));
+  }
+  if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+    return std::unexpected(fmt::format("another control plane is using the store {}", database.string()));
+  }
+  return file;
+}
+
+class GrpcServer final : public Server {
+ public:
+  GrpcServer(UniqueFd lock, std::unique_ptr<Store> store, std::unique_ptr<Coordinator> coordinator)
+      : lock_(std::move(lock)), store_(std::move(store)), coordinator_(std::move(coordinator)) {}
+  ~GrpcServer() override {
+    if (server_) {
+      server_->Shutdown(std::chrono::system_clock::now());
+      server_->Wait();
+    }
+  }
+
+  std::expected<void, std::string> listen(const std::vector<std::string>& addresses) {
+    grpc::ServerBuilder builder;
+    std::vector<int> ports(addresses.size(), 0);
+    for (std::size_t i = 0; i < addresses.size(); ++i) {
+      builder.AddListeningPort(addresses[i], grpc::InsecureServerCredentials(), &ports[i]);
+    }
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.RegisterService(&agents_);
+    builder.RegisterService(&operators_);
+    server_ = builder.BuildAndStart();
+    for (std::size_t i = 0; i < addresses.size(); ++i) {
+      if (!server_ || ports[i] == 0) {
+        return std::unexpected(
+            fmt::format("cannot listen on {}: in use, or not an address of this machine", addresses[i]));
+      }
+    }
+    return {};
+  }
+
+ private:
+  UniqueFd lock_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Coordinator> coordinator_;
+  AgentsService agents_{*coordinator_};
+  OperatorsService operators_{*coordinator_};
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace
+
+std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::ControlplaneConfig& config) {
+  for (const std::string& address : config.listen) {
+    if (!config.insecure && !address.starts_with("unix:")) {
+      return std::unexpected(fmt::format(
+          "refusing to listen on {} without encryption: listen on unix sockets only, or set insecure = true "
+          "where the network is trusted",
+          address));
+    }
+  }
+  auto lock = lock_store(config.database);
+  if (!lock) {
+    return std::unexpected(lock.error());
+  }
+  auto store = open_sqlite_store(config.database);
+  if (!store) {
+    return std::unexpected(store.error().text);
+  }
+  auto coordinator = Coordinator::start(**store, config.timeouts, config.cluster);
+  if (!coordinator) {
+    return std::unexpected(coordinator.error().text);
+  }
+  auto server = std::make_unique<GrpcServer>(std::move(*lock), std::move(*store), std::move(*coordinator));
+  if (auto listening = server->listen(config.listen); !listening) {
+    return std::unexpected(listening.error());
+  }
+  return server;
+}
+
+}  // namespace godwit::controlplane

@@ -1,0 +1,372 @@
+#include "controlplane/service/vms.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "base/log.h"
+
+namespace godwit::controlplane {
+namespace {
+
+using Code = ServiceError::Code;
+
+std::unexpected<ServiceError> failed(Code code, std::string text) {
+  return std::unexpected(ServiceError{code, std::move(text)});
+}
+
+}  // namespace
+
+ServiceError from_store(const StoreError& error) {
+  switch (error.code) {
+    case StoreError::Code::kNotFound:
+      return {Code::kNotFound, error.text};
+    case StoreError::Code::kNameTaken:
+      return {Code::kExists, error.text};
+    case StoreError::Code::kMigrationActive:
+    case StoreError::Code::kOwnershipMoved:
+    case StoreError::Code::kEpochsExhausted:
+    case StoreError::Code::kForbidden:
+      return {Code::kNotNow, error.text};
+    case StoreError::Code::kDatabase:
+      return {Code::kStore, error.text};
+  }
+  return {Code::kStore, error.text};
+}
+
+void Vms::start(const api::StartVmRequest& request, VmDone done) {
+  run_at(
+      request.host(), request.definition(), request.tracker(),
+      [&](const VmRecord& vm) {
+        api::ToAgent message;
+        auto& command = *message.mutable_start_vm();
+        *command.mutable_definition() = vm.definition;
+        command.set_image_id(vm.image_id.to_bytes());
+        command.set_ownership(vm.ownership);
+        command.set_epoch(vm.epoch_next);
+        command.set_tracker(vm.tracker);
+        return message;
+      },
+      std::move(done));
+}
+
+void Vms::attach(const api::AttachVmRequest& request, VmDone done) {
+  if (request.qmp_socket().empty() || request.qmp_socket().front() != '/') {
+    done(failed(Code::kInvalid, "qmp_socket must be the absolute path of QEMU's QMP socket on the host"));
+    return;
+  }
+  run_at(
+      request.host(), request.definition(), request.tracker(),
+      [&](const VmRecord& vm) {
+        api::ToAgent message;
+        auto& command = *message.mutable_attach_vm();
+        *command.mutable_definition() = vm.definition;
+        command.set_qmp_socket(request.qmp_socket());
+        command.set_image_id(vm.image_id.to_bytes());
+        command.set_ownership(vm.ownership);
+        command.set_epoch(vm.epoch_next);
+        command.set_tracker(vm.tracker);
+        return message;
+      },
+      std::move(done));
+}
+
+std::optional<ServiceError> Vms::start_obstacle(const VmRecord& vm) {
+  if (const auto migration = migrations_.of_vm(vm.uuid)) {
+    return ServiceError{Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text())};
+  }
+  if (vm.host.empty()) {
+    return std::nullopt;
+  }
+  const Hosts::Host* owner = hosts_.find(vm.host);
+  if (owner == nullptr || owner->session == 0) {
+    return ServiceError{
+        Code::kNotNow,
+        fmt::format("VM \"{}\" belongs to {}, which is not connected and may still run it", vm.name, vm.host)};
+  }
+  if (Hosts::running(*owner, vm.uuid) != nullptr) {
+    return ServiceError{Code::kExists, fmt::format("VM \"{}\" runs on {} already", vm.name, vm.host)};
+  }
+  if (const auto starting = starting_.find(vm.uuid);
+      starting != starting_.end() && starting->second == owner->session) {
+    return ServiceError{Code::kNotNow, fmt::format("{} may still be starting VM \"{}\": wait until it shows it, or "
+                                                   "restart its bridge",
+                                                   vm.host, vm.name)};
+  }
+  return std::nullopt;
+}
+
+void Vms::run_at(const std::string& host_name, const api::VmDefinition& definition, dpapi::Tracker tracker,
+                 const std::function<api::ToAgent(const VmRecord&)>& fill, VmDone done) {
+  if (const auto mistake = definition_mistake(definition)) {
+    done(failed(Code::kInvalid, "VM definition: " + *mistake));
+    return;
+  }
+  if (!dpapi::Tracker_IsValid(tracker)) {
+    done(failed(Code::kInvalid, "this version does not know the tracker asked for"));
+    return;
+  }
+  const Hosts::Host* host = hosts_.find(host_name);
+  if (host == nullptr) {
+    done(failed(Code::kNotFound, fmt::format("no host \"{}\" has registered here", printable(host_name))));
+    return;
+  }
+  if (host->session == 0) {
+    done(failed(Code::kHostGone, fmt::format("{} is not connected: check its bridge", host_name)));
+    return;
+  }
+  const Id128 uuid = *Id128::from_bytes(definition.uuid());
+  const auto known = store_.vm(uuid);
+  if (!known) {
+    done(std::unexpected(from_store(known.error())));
+    return;
+  }
+  if (*known) {
+    if (auto obstacle = start_obstacle(**known)) {
+      done(std::unexpected(std::move(*obstacle)));
+      return;
+    }
+  }
+  auto vm = store_.claim_vm({.definition = definition,
+                             .host = host_name,
+                             .image_id = Id128::random(),
+                             .tracker = tracker,
+                             .ownership_seen = *known ? (*known)->ownership : 0});
+  if (!vm) {
+    done(std::unexpected(from_store(vm.error())));
+    return;
+  }
+  starting_[uuid] = host->session;
+  hosts_.request(host_name, fill(*vm), timeouts_.command,
+                 [this, vm = *vm, done = std::move(done)](const auto& answer) { started(vm, answer, done); });
+}
+
+void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError>& answer, const VmDone& done) {
+  if (!answer) {
+    const bool refused = answer.error().code == Code::kRefused || answer.error().code == Code::kNotFound;
+    if (refused) {
+      starting_.erase(vm.uuid);
+      if (auto released = store_.release_vm(vm.uuid, vm.ownership); !released) {
+        spdlog::error("VM {}: {}", vm.name, released.error().text);
+      }
+    }
+    done(std::unexpected(ServiceError{refused ? Code::kRefused : answer.error().code, answer.error().text}));
+    return;
+  }
+  starting_.erase(vm.uuid);
+  const api::VmStarted& started = answer->vm_started();
+  // An attached QEMU is as it is, not as the file says.
+  if (started.definition().uuid() == vm.definition.uuid() && started.definition().name() == vm.definition.name() &&
+      !definition_mistake(started.definition())) {
+    vm.definition = started.definition();
+    if (auto stored = store_.redefine_vm(vm.definition, vm.ownership); !stored) {
+      spdlog::error("VM {}: {}", vm.name, stored.error().text);
+    }
+  }
+  Hosts::Host* host = hosts_.find(vm.host);
+  if (host != nullptr && Hosts::running(*host, vm.uuid) == nullptr) {
+    // The host's next report may still be on its way, and an operator may plan at once.
+    api::RunningVm running;
+    running.set_uuid(vm.uuid.to_bytes());
+    running.set_name(vm.name);
+    running.set_image_id(vm.image_id.to_bytes());
+    running.set_ownership(vm.ownership);
+    running.set_run_state("running");
+    running.set_tracker(started.tracker());
+    running.set_pid(started.pid());
+    host->view.vms.push_back(std::move(running));
+  }
+  spdlog::info("VM {} ({}) runs on {}, tracked by {}: {}", vm.name, vm.uuid.text(), vm.host,
+               tracker_name(started.tracker()), printable(started.tracker_reason()));
+  done(to_api(vm));
+}
+
+void Vms::stop(const std::string& name_or_uuid, Done done) {
+  const auto vm = find_vm(name_or_uuid);
+  if (!vm) {
+    done(std::unexpected(vm.error()));
+    return;
+  }
+  if (vm->host.empty()) {
+    done({});
+    return;
+  }
+  if (const auto migration = migrations_.of_vm(vm->uuid)) {
+    done(failed(Code::kNotNow,
+                fmt::format("VM \"{}\" is in migration {}: cancel it first, or wait", vm->name, migration->text())));
+    return;
+  }
+  api::ToAgent message;
+  message.mutable_stop_vm()->set_uuid(vm->uuid.to_bytes());
+  message.mutable_stop_vm()->set_ownership(vm->ownership);
+  hosts_.request(vm->host, std::move(message), timeouts_.command,
+                 [this, vm = *vm, done = std::move(done)](const auto& answer) {
+                   // A host that has no such VM any more has stopped it as well.
+                   if (!answer && answer.error().code != Code::kNotFound) {
+                     done(std::unexpected(answer.error()));
+                     return;
+                   }
+                   const auto released = store_.release_vm(vm.uuid, vm.ownership);
+                   if (!released) {
+                     done(std::unexpected(from_store(released.error())));
+                     return;
+                   }
+                   if (Hosts::Host* host = hosts_.find(vm.host)) {
+                     std::erase_if(host->view.vms, [&](const auto& r) { return r.uuid() == vm.uuid.to_bytes(); });
+                   }
+                   spdlog::info("VM {} stopped on {}", vm.name, vm.host);
+                   done({});
+                 });
+}
+
+void Vms::drop_image(const std::string& host_name, const std::string& name_or_uuid, Done done) {
+  Hosts::Host* host = hosts_.find(host_name);
+  if (host == nullptr) {
+    done(failed(Code::kNotFound, fmt::format("no host \"{}\" has registered here", printable(host_name))));
+    return;
+  }
+  const auto vm = find_vm(name_or_uuid);
+  if (!vm && vm.error().code != Code::kNotFound) {
+    done(std::unexpected(vm.error()));
+    return;
+  }
+  const auto uuid = vm ? vm->uuid : Id128::parse(name_or_uuid).value_or(Id128{});
+  std::vector<dpapi::ImageId> ids;
+  for (const dpapi::Image& image : host->view.images) {
+    if (image.id().vm_uuid() != uuid.to_bytes()) {
+      continue;
+    }
+    if (image.in_use() || migrations_.uses_image(host_name, uuid)) {
+      done(failed(Code::kNotNow, fmt::format("the image of {} on {} is in use", printable(name_or_uuid), host_name)));
+      return;
+    }
+    ids.push_back(image.id());
+  }
+  if (ids.empty()) {
+    done(failed(Code::kNotFound, fmt::format("{} keeps no image of \"{}\"", host_name, printable(name_or_uuid))));
+    return;
+  }
+  struct Progress {
+    std::size_t left;
+    std::optional<ServiceError> error;
+    Done done;
+  };
+  const auto progress = std::make_shared<Progress>(Progress{ids.size(), std::nullopt, std::move(done)});
+  for (const dpapi::ImageId& id : ids) {
+    api::ToAgent message;
+    *message.mutable_drop_image()->mutable_id() = id;
+    hosts_.request(
+        host_name, std::move(message), timeouts_.command, [this, host_name, id, progress](const auto& answer) {
+          if (!answer && answer.error().code != Code::kNotFound) {
+            progress->error = answer.error();
+          } else if (Hosts::Host* now = hosts_.find(host_name)) {
+            std::erase_if(now->view.images, [&](const auto& image) {
+              return image.id().vm_uuid() == id.vm_uuid() && image.id().image_id() == id.image_id();
+            });
+          }
+          if (--progress->left == 0) {
+            progress->done(progress->error ? std::expected<void, ServiceError>(std::unexpected(*progress->error))
+                                           : std::expected<void, ServiceError>());
+          }
+        });
+  }
+}
+
+std::expected<VmRecord, ServiceError> Vms::find_vm(const std::string& name_or_uuid) {
+  auto vm = store_.find_vm(name_or_uuid);
+  if (!vm) {
+    return std::unexpected(from_store(vm.error()));
+  }
+  if (!*vm) {
+    return failed(Code::kNotFound, fmt::format("no VM \"{}\" (godwitctl vms lists them)", printable(name_or_uuid)));
+  }
+  return std::move(**vm);
+}
+
+api::Vm Vms::to_api(const VmRecord& vm) {
+  api::Vm answer;
+  answer.set_uuid(vm.uuid.to_bytes());
+  answer.set_name(vm.name);
+  answer.set_host(vm.host);
+  answer.set_ownership(vm.ownership);
+  answer.set_image_id(vm.image_id.to_bytes());
+  answer.set_epoch_next(vm.epoch_next);
+  answer.set_bytes_total(bytes_of(vm.definition));
+  answer.set_tracker(vm.tracker);
+  if (const auto migration = migrations_.of_vm(vm.uuid)) {
+    answer.set_migration_id(migration->to_bytes());
+  }
+  if (vm.host.empty()) {
+    answer.set_run_state("stopped");
+    return answer;
+  }
+  const Hosts::Host* host = hosts_.find(vm.host);
+  const api::RunningVm* running = host == nullptr ? nullptr : Hosts::running(*host, vm.uuid);
+  if (host == nullptr || host->session == 0) {
+    answer.set_run_state("unknown");
+  } else if (running == nullptr) {
+    answer.set_run_state("gone");
+  } else {
+    answer.set_run_state(running->run_state());
+    answer.set_tracker(running->tracker());
+  }
+  return answer;
+}
+
+std::expected<api::ListVmsResponse, ServiceError> Vms::list() {
+  const auto vms = store_.vms();
+  if (!vms) {
+    return std::unexpected(from_store(vms.error()));
+  }
+  api::ListVmsResponse response;
+  for (const VmRecord& vm : *vms) {
+    *response.add_vms() = to_api(vm);
+  }
+  return response;
+}
+
+std::expected<api::ListImagesResponse, ServiceError> Vms::list_images() {
+  const auto vms = store_.vms();
+  if (!vms) {
+    return std::unexpected(from_store(vms.error()));
+  }
+  std::map<std::string, const VmRecord*> by_uuid;
+  for (const VmRecord& vm : *vms) {
+    by_uuid[vm.uuid.to_bytes()] = &vm;
+  }
+  api::ListImagesResponse response;
+  for (const auto& [name, host] : hosts_.all()) {
+    for (const dpapi::Image& image : host.view.images) {
+      auto& listed = *response.add_images();
+      listed.set_host(name);
+      *listed.mutable_image() = image;
+      if (const auto vm = by_uuid.find(image.id().vm_uuid()); vm != by_uuid.end()) {
+        listed.set_vm_name(vm->second->name);
+        listed.set_current(vm->second->image_id.to_bytes() == image.id().image_id());
+      }
+    }
+  }
+  return response;
+}
+
+std::expected<api::ListHostsResponse, ServiceError> Vms::list_hosts() {
+  const auto vms = store_.vms();
+  if (!vms) {
+    return std::unexpected(from_store(vms.error()));
+  }
+  api::ListHostsResponse response;
+  for (const auto& [name, host] : hosts_.all()) {
+    auto& listed = *response.add_hosts();
+    *listed.mutable_info() = host.view.info;
+    listed.set_connected(host.session != 0);
+    listed.set_last_seen_unix_us(host.last_seen_unix_us);
+    listed.set_images(static_cast<std::uint32_t>(host.view.images.size()));
+    listed.set_vms(static_cast<std::uint32_t>(
+        std::count_if(vms->begin(), vms->end(), [&](const VmRecord& vm) { return vm.host == name; })));
+  }
+  return response;
+}
+
+}  // namespace godwit::controlplane
