@@ -1,0 +1,32 @@
+#pragma once
+// Configuration of godwit-bridge, as in config/samples/bridge.toml; docs/configuration.md tells each key's meaning.
+// Loading blocks on the file; any thread. On failure every mistake of the file comes back.
+
+#include <filesystem>
+#include <string>
+
+#include "config/common.h"
+#include "config/diagnostic.h"
+
+namespace godwit::config {
+
+class Reader;
+
+struct BridgeConfig {
+  std::string host;  // this host's name in the cluster
+  std::filesystem::path dataplane_socket = "/run/godwit/dataplane.sock";
+  std::string controlplane;  // gRPC target: "host:port" or "unix:/path"
+  std::filesystem::path run_dir = "/run/godwit";
+  std::filesystem::path state_dir = "/var/lib/godwit";
+  std::filesystem::path memory_dir_tmpfs = "/dev/shm/godwit";
+  std::filesystem::path memory_dir_hugetlbfs;  // empty: this host takes no VM of hugetlbfs regions
+  std::filesystem::path qemu_binary = "/usr/bin/qemu-system-x86_64";
+  bool insecure = false;  // needed to be true unless controlplane is a unix socket
+  LogConfig log;
+  TrackingConfig tracking;
+};
+
+[[nodiscard]] Loaded<BridgeConfig> load_bridge_config(const std::filesystem::path& file);
+void read(Reader& reader, BridgeConfig& config);
+
+}  // namespace godwit::config

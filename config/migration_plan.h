@@ -1,0 +1,38 @@
+#pragma once
+// A migration plan, as in config/samples/plan.toml: what `godwitctl migrate -f` takes. Mirrors Plan of
+// controlplane.proto. Rates in bit/s. Loading blocks on the file; any thread. On failure every mistake of the file
+// comes back.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "base/time.h"
+#include "config/diagnostic.h"
+
+namespace godwit::config {
+
+class Reader;
+
+enum class Mode : std::uint8_t { kPrecopy, kPostcopy, kHybrid };
+enum class Reuse : std::uint8_t { kAuto, kNever, kRequire };
+enum class Verify : std::uint8_t { kSent, kOff, kFull };
+enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
+
+struct MigrationPlan {
+  std::string vm;           // name or uuid
+  std::string destination;  // host name
+  Mode mode = Mode::kPrecopy;
+  Duration downtime_limit = milliseconds(300);
+  std::uint64_t bandwidth_limit_bps = 0;  // 0 = none
+  Reuse reuse = Reuse::kAuto;
+  Verify verify = Verify::kSent;
+  OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
+  std::uint32_t rounds_max = 30;
+  Duration time_limit{};  // 0 = none
+};
+
+[[nodiscard]] Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file);
+void read(Reader& reader, MigrationPlan& plan);
+
+}  // namespace godwit::config
