@@ -1,6 +1,11 @@
 #pragma once
 // The end of a pre-copy migration that gets the guest: offers its retained table, places pages, keeps the table, verifies.
-// See migration.h for owner and thread.
+// See migration.h for owner, thread and time.
+//
+// The table. A page becomes unknown when its first byte of a round arrives and gets the round's generation (round 1: that of the source's
+// table) when all of it is in RAM. A page that is wholly placed keeps its generation until then: source.h says why that is safe although
+// the guest may have written it since.
+// Pages of a round are placed once; packets of an older round are dropped; of a round not begun they end the migration.
 
 #include <memory>
 #include <optional>
@@ -27,8 +32,8 @@ class Destination final : public transport::LaneUser {
   /// End of a receive burst: places what arrived in it. Before poll_transmit, so that acknowledged means placed.
   void flush(Instant now);
   [[nodiscard]] Stats stats(Instant now) const;
-  /// The table as it is now, exact for every page at every moment: a page of which any part is doubtful is unknown. After on_memory_ready
-  /// it is the VM's table; after a failure it says what of the partial image may be kept.
+  /// The table as it is now: a page of which any part is doubtful is unknown. After on_memory_ready it is the VM's table; after a failure
+  /// it says what of the partial image may be kept. After a failure read it in a job of the same executor: an earlier one may still run.
   [[nodiscard]] const pages::GenerationTable& table() const;
   [[nodiscard]] std::uint32_t epoch_next() const;
 
@@ -41,7 +46,7 @@ class Destination final : public transport::LaneUser {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // shared: jobs in flight keep what they work on
 };
 
 }  // namespace godwit::transfer

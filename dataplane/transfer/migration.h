@@ -2,7 +2,14 @@
 // The two ends of one pre-copy migration as sans-IO state machines: Source and Destination (source.h, destination.h) share what is here.
 //
 // Owner: the daemon (or the simulation). Thread: the lcore that owns the lanes; jobs run elsewhere through Executor and come back.
-// Either end lives from PrepareMigration to FinishMigration. After on_failed() it sends and places nothing more.
+// Either end lives from PrepareMigration to FinishMigration. After on_failed() it places nothing and sends nothing but one Abort on
+// lanes[0]: poll that lane a little longer, or the peer learns of the failure only by silence.
+//
+// Time: calls that bring no Instant (from lanes and executor) only take note; everything that follows from them happens in tick().
+// deadline() then lies in the past: after packets or a job's `done`, look at deadline(), call tick() when it is reached, then
+// poll_transmit() on every lane. tick() too early does no harm.
+// Events come from within tick(), cancel() or flush(), on_device_state from within on_message(); do not destroy the object inside one.
+// Jobs in flight outlive the object if it is destroyed, and then use only guest memory and table: those stay until the executor is idle.
 
 #include <array>
 #include <cstddef>
@@ -16,6 +23,7 @@
 #include "dataplane/transfer/executor.h"
 #include "dataplane/transfer/guest.h"
 #include "dataplane/transport/lane.h"
+#include "dataplane/wire/messages.h"
 
 namespace godwit::transfer {
 
@@ -25,11 +33,7 @@ enum class Verify : std::uint8_t { kOff, kSent, kFull };
 enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
 enum class Failure : std::uint8_t { kGuestMemory, kPeerLost, kPeerProtocol, kPeerFailed, kVerify, kNoConvergence, kCancelled, kEpochsExhausted };
 
-struct RegionShape {
-  std::string name;
-  std::uint64_t pages = 0;
-  bool operator==(const RegionShape&) const = default;
-};
+using RegionShape = wire::RegionShape;
 
 struct Policy {
   Duration downtime_limit = milliseconds(300);
@@ -44,10 +48,16 @@ struct MigrationConfig {
   MigrationId id{};
   std::vector<RegionShape> regions;
   std::uint32_t epoch_base = 0;   // round r uses epoch_base + r
-  std::uint32_t epoch_count = 0;
+  std::uint32_t epoch_count = 0;  // at least kEpochsMin
+  std::uint32_t header_bytes_per_packet = 28;  // IP and UDP, for Stats::wire_bytes: 28 over IPv4, 48 over IPv6
 };
 
-/// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units.
+/// Rounds that an attempt must be able to count: the first, some while the guest runs, and those kept back for switchover.
+inline constexpr std::uint32_t kEpochsMin = 16;
+
+/// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units. pages_zero counts zero pages that crossed as runs, and
+/// those that did not need to because the destination's memory was zero from the start; pages_reused the reusable ones of round 1.
+/// At the destination pages_sent and pages_zero count what was placed.
 struct Stats {
   std::uint32_t round = 0;
   std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, table_bytes = 0, payload_bytes = 0;

@@ -1,6 +1,15 @@
 #pragma once
 // The end of a pre-copy migration that has the guest: compares, sends rounds, says when it is time to stop the guest, sends the rest.
-// See migration.h for owner and thread, docs/architecture.md for the message sequence.
+// See migration.h for owner, thread and time, docs/architecture.md for the message sequence.
+//
+// The table. Every scan, also one whose migration was cancelled meanwhile, is entered into the table by the job that made it, so a page
+// that was armed again is never forgotten. If a scan fails the whole table becomes unknown. At scan 1 unknown pages count as written in
+// this visit: no copy anywhere has the visit's epoch, so their new generation is true and equal to none.
+//
+// Why the destination need not be told which pages a newer round will replace: a page that it placed in round r keeps generation g.
+// If the guest writes it afterwards, the next scan, of this attempt or of the next, gives it an epoch that no copy has (E + r + 1 or
+// higher; epoch_next() raises the visit's epoch after an abort). So the VM's table never holds g for that page again, and the stale copy
+// is never taken for reusable. If the source forgets its history (crash), all its pages get a fresh epoch: the same argument.
 
 #include <memory>
 
@@ -12,7 +21,7 @@ namespace godwit::transfer {
 struct SourceGuest {
   GuestMemory& memory;
   pages::GenerationTable& table;     // brought up to date by every scan
-  std::uint32_t epoch_now;           // generation for what the first scan finds written (this visit's epoch)
+  std::uint32_t epoch_now;           // generation for what the first scan finds written (this visit's epoch); below epoch_base
 };
 
 class Source final : public transport::LaneUser {
@@ -24,7 +33,7 @@ class Source final : public transport::LaneUser {
   void start(Instant now, std::span<transport::Lane* const> lanes);
   /// QEMU's STOP event is in: the guest writes no more; collect and send what is left.
   void guest_stopped(Instant now);
-  /// Next piece of QEMU's stream; false: no room now, offer it again later (on_room in tick).
+  /// Next piece of QEMU's stream, at most 64 KiB; false: no room now, offer it again after the next tick(). All of it or nothing.
   [[nodiscard]] bool device_state(std::span<const std::byte> data);
   /// QEMU has closed the stream: scan once more, send, then tell the destination that all is placed.
   void device_state_end(Instant now);
@@ -45,7 +54,7 @@ class Source final : public transport::LaneUser {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // shared: a job's `done` looks whether it is still there
 };
 
 }  // namespace godwit::transfer
