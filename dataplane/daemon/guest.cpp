@@ -228,15 +228,15 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
                                         image->regions[i].path, images);
     }
   }
-  // What QEMU has written since its pages were armed is no longer the image's.
-  pages::Bitmap written(guest.memory->page_count());
-  if (auto collected = guest.memory->collect_written(written); !collected) {
-    return std::unexpected(ApiError{api::Error::KERNEL, collected.error().text});
-  }
   if (image->hashes.size() == guest.memory->page_count()) {
     for (pages::PageNumber page = 0; page < image->hashes.size(); ++page) {
       guest.memory->hashes()->set(page, image->hashes[page]);
     }
+  }
+  // After the hashes, which the scan may compare with. What QEMU has written since its pages were armed is no longer the image's.
+  pages::Bitmap written(guest.memory->page_count());
+  if (auto collected = guest.memory->collect_written(written); !collected) {
+    return std::unexpected(ApiError{api::Error::KERNEL, collected.error().text});
   }
   image->table.set_written(written, pages::kUnknownGeneration);
   return ArrivalReuse{std::move(image->table), {}};
