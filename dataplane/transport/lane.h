@@ -1,13 +1,16 @@
 #pragma once
-// One lane of a flow between two data planes: the sans-IO transport. It owns packet numbers, acknowledgement, loss recovery, the
-// congestion window and the credit of one UDP path; packets and a clock come in, packets and deadlines go out.
+// One lane of a flow between two data planes: the sans-IO transport. It owns packet numbers, acknowledgement, loss
+// recovery, the congestion window and the credit of one UDP path; packets and a clock come in, packets and deadlines go
+// out.
 //
-// Lane 0 of a flow is the priority lane: it carries ordered, reliable messages (control, tables, device state; later demand pages).
-// Lanes 1.. are bulk lanes: pages and zero runs, in no order. Both kinds acknowledge on themselves. A lane is symmetric: either end may
-// send. Loss recovery names pages and message bytes, never packets: what is lost goes out again in a new packet, read anew.
+// Lane 0 of a flow is the priority lane: it carries ordered, reliable messages (control, tables, device state; later
+// demand pages). Lanes 1.. are bulk lanes: pages and zero runs, in no order. Both kinds acknowledge on themselves. A
+// lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is lost goes
+// out again in a new packet, read anew.
 //
 // Thread: every call on the lane's own lcore. No allocation after construction, no system call, no clock.
-// Acknowledged means placed: the owner of the receive loop calls LaneUser::flush() after a burst and before poll_transmit().
+// Acknowledged means placed: the owner of the receive loop calls LaneUser::flush() after a burst and before
+// poll_transmit().
 
 #include <array>
 #include <cstddef>
@@ -33,14 +36,16 @@ class LaneUser {
  public:
   virtual ~LaneUser() = default;
   // ---- sending ----
-  /// The next page or zero run for this bulk lane; false: nothing to send now. A page given is the lane's until acknowledged.
+  /// The next page or zero run for this bulk lane; false: nothing to send now. A page given is the lane's until
+  /// acknowledged.
   virtual bool next_work(std::uint16_t lane, Work& out) = 0;
   /// Copies bytes of the page as they are now.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
   /// Every part of this work has been acknowledged.
   virtual void on_acknowledged(const Work& work) = 0;
   // ---- receiving: bytes are valid until flush() ----
-  virtual void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) = 0;
+  virtual void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+                       std::span<const std::byte> bytes) = 0;
   virtual void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) = 0;
   /// A whole message, in order; priority lane only.
   virtual void on_message(std::span<const std::byte> message) = 0;
@@ -51,13 +56,14 @@ inline constexpr std::size_t kMessageBytesMax = 65536;
 using Secret = std::array<std::byte, 32>;
 
 struct LaneConfig {
-  std::uint32_t local_flow_id = 0;     // what the peer puts into packets to us
-  std::uint32_t peer_flow_id = 0;      // what we put into packets to the peer
+  std::uint32_t local_flow_id = 0;  // what the peer puts into packets to us
+  std::uint32_t peer_flow_id = 0;   // what we put into packets to the peer
   std::uint16_t lane = 0;
-  bool initiator = false;              // the source's end: separates the two directions' keys
+  bool initiator = false;  // the source's end: separates the two directions' keys
   Secret secret{};
   std::uint32_t datagram_bytes_max = 1472;  // UDP payload: min(MTU of both ends) - IP and UDP headers
-  std::uint32_t credit_packets = 256;  // how many packets the peer may have in flight towards us: our share of receive buffers
+  std::uint32_t credit_packets =
+      256;  // how many packets the peer may have in flight towards us: our share of receive buffers
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
   Duration base_rtt = microseconds(500);       // Swift base delay: 50 us NIC, 500 us vdev
   Duration peer_timeout = milliseconds(3000);  // no authenticated packet for so long while we wait for one: dead
@@ -65,12 +71,23 @@ struct LaneConfig {
 
 /// Why a received datagram changed nothing, or that it did. Each value is a counter.
 enum class Received : std::uint8_t {
-  kAccepted, kDuplicate, kTooOld, kBeyondCredit, kMalformed, kWrongVersion, kWrongLane, kWrongFlow, kBadTag, kBadBody, kCount,
+  kAccepted,
+  kDuplicate,
+  kTooOld,
+  kBeyondCredit,
+  kMalformed,
+  kWrongVersion,
+  kWrongLane,
+  kWrongFlow,
+  kBadTag,
+  kBadBody,
+  kCount,
 };
 
 struct LaneCounters {
-  std::uint64_t packets_sent = 0, bytes_sent = 0, packets_received = 0, bytes_received = 0;   // UDP payload bytes
-  std::uint64_t pages_sent = 0, pages_retransmitted = 0, payload_bytes_sent = 0, packets_lost = 0, probe_timeouts = 0, spurious_losses = 0;
+  std::uint64_t packets_sent = 0, bytes_sent = 0, packets_received = 0, bytes_received = 0;  // UDP payload bytes
+  std::uint64_t pages_sent = 0, pages_retransmitted = 0, payload_bytes_sent = 0, packets_lost = 0, probe_timeouts = 0,
+                spurious_losses = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(Received::kCount)> received{};
 };
 
@@ -81,15 +98,18 @@ class Lane {
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
-  /// Takes one UDP payload (may be changed in place by decryption). Calls on_page, on_zero_run, on_message, on_acknowledged.
+  /// Takes one UDP payload (may be changed in place by decryption). Calls on_page, on_zero_run, on_message,
+  /// on_acknowledged.
   Received on_packet(Instant now, std::span<std::byte> datagram);
-  /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length, 0 when there is nothing to send now.
+  /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length, 0 when there is nothing
+  /// to send now.
   std::size_t poll_transmit(Instant now, std::span<std::byte> out);
   /// When tick() must be called at the latest; kNever when no timer runs.
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
 
-  /// Queues a message (at most kMessageBytesMax) on the priority lane. False when message_room() is too small: try again when it drains.
+  /// Queues a message (at most kMessageBytesMax) on the priority lane. False when message_room() is too small: try
+  /// again when it drains.
   [[nodiscard]] bool send_message(std::span<const std::byte> message);
   [[nodiscard]] std::size_t message_room() const;
 

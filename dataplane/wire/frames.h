@@ -75,7 +75,7 @@ enum class BadBody : std::uint8_t {
   kAckRange,
   kAckWords,
   kFloor,
-  kCount_,
+  kItemCount,
   kLength,
   kPageRange,
   kFragment,

@@ -12,7 +12,7 @@
 
 namespace godwit::wire {
 
-inline constexpr std::uint8_t kVersion = 1;
+inline constexpr std::uint8_t kProtocolVersion = 1;
 inline constexpr std::size_t kHeaderBytes = 16;
 inline constexpr std::size_t kTagBytes = 16;
 /// IP packets of 1280 to 9216 bytes: the smallest of IPv6 over IPv6 headers, and the largest over IPv4.

@@ -1,0 +1,97 @@
+#include "dataplane/transport/lane.h"
+
+#include <algorithm>
+
+#include "dataplane/transport/lane_impl.h"
+
+namespace godwit::transport {
+
+namespace {
+
+LaneConfig checked(LaneConfig config) {
+  GW_ASSERT(config.local_flow_id != 0 && config.peer_flow_id != 0);
+  GW_ASSERT(config.datagram_bytes_max >= wire::kDatagramBytesMinimum);
+  config.datagram_bytes_max =
+      std::min(config.datagram_bytes_max, static_cast<std::uint32_t>(wire::kDatagramBytesMaximum));
+  return config;
+}
+
+constexpr Direction direction(bool initiator) {
+  return initiator ? Direction::kFromInitiator : Direction::kFromResponder;
+}
+
+}  // namespace
+
+Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
+    : config_(checked(config)),
+      user_(user),
+      seal_out_(make_checksum_seal(config_.secret, config_.lane, direction(config_.initiator))),
+      seal_in_(make_checksum_seal(config_.secret, config_.lane, direction(!config_.initiator))),
+      recovery_(config_.rtt_granularity),
+      swift_(config_.base_rtt, config_.rtt_granularity, kCreditPacketsMax),
+      credit_grant_(config_.credit_packets),
+      acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
+      layout_(page_layout(config_.datagram_bytes_max)),
+      last_heard_(now),
+      waiting_since_(now) {
+  if (config_.lane == kPriorityLane) {
+    sender_.emplace(LossRecovery::kRingPackets);
+    receiver_.emplace(LossRecovery::kRingPackets);
+  } else {
+    works_.emplace();
+  }
+}
+
+Instant Lane::Impl::deadline() const {
+  return std::min({acks_.deadline(), recovery_.loss_deadline(), recovery_.probe_deadline()});
+}
+
+void Lane::Impl::tick(Instant now) {
+  if (recovery_.loss_deadline() <= now) {
+    detect_lost(now);
+    return;
+  }
+  if (recovery_.probe_deadline() > now) {
+    return;
+  }
+  // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding.
+  ++counters_.probe_timeouts;
+  recovery_.on_probe_timeout();
+  probes_allowed_ = kProbePackets;
+  for (std::uint32_t i = 0; i < kProbePackets; ++i) {
+    if (const auto content = recovery_.take_oldest()) {
+      on_content_lost(*content);
+    }
+  }
+}
+
+bool Lane::Impl::send_message(std::span<const std::byte> message) {
+  GW_ASSERT(carries_messages());
+  return sender_->push(message);
+}
+
+std::size_t Lane::Impl::message_room() const { return carries_messages() ? sender_->room() : 0; }
+
+bool Lane::Impl::quiet() const { return carries_messages() ? sender_->all_acknowledged() : works_->empty(); }
+
+bool Lane::Impl::peer_dead(Instant now) const {
+  return !quiet() && recovery_.probe_count() >= kProbesBeforeDead &&
+         now - std::max(last_heard_, waiting_since_) >= config_.peer_timeout;
+}
+
+Lane::Lane(const LaneConfig& config, LaneUser& user, Instant now) : impl_(std::make_unique<Impl>(config, user, now)) {}
+Lane::~Lane() = default;
+
+Received Lane::on_packet(Instant now, std::span<std::byte> datagram) { return impl_->on_packet(now, datagram); }
+std::size_t Lane::poll_transmit(Instant now, std::span<std::byte> out) { return impl_->poll_transmit(now, out); }
+Instant Lane::deadline() const { return impl_->deadline(); }
+void Lane::tick(Instant now) { impl_->tick(now); }
+bool Lane::send_message(std::span<const std::byte> message) { return impl_->send_message(message); }
+std::size_t Lane::message_room() const { return impl_->message_room(); }
+bool Lane::quiet() const { return impl_->quiet(); }
+bool Lane::peer_dead(Instant now) const { return impl_->peer_dead(now); }
+const LaneCounters& Lane::counters() const { return impl_->counters(); }
+Duration Lane::smoothed_rtt() const { return impl_->smoothed_rtt(); }
+std::uint32_t Lane::congestion_window_packets() const { return impl_->window(); }
+
+}  // namespace godwit::transport

@@ -1,0 +1,99 @@
+#pragma once
+// Internal to transport: the parts of a lane, put together. See lane.h for owner, thread and meaning.
+// lane.cpp: construction, timers, status. lane_receive.cpp: on_packet. lane_transmit.cpp: poll_transmit.
+
+#include <memory>
+#include <optional>
+
+#include "dataplane/transport/ack_ranges.h"
+#include "dataplane/transport/credit.h"
+#include "dataplane/transport/lane.h"
+#include "dataplane/transport/loss_recovery.h"
+#include "dataplane/transport/message_stream.h"
+#include "dataplane/transport/page_layout.h"
+#include "dataplane/transport/seal.h"
+#include "dataplane/transport/swift.h"
+#include "dataplane/transport/work_table.h"
+
+namespace godwit::transport {
+
+inline constexpr std::uint16_t kPriorityLane = 0;
+/// Packets that one probe timeout allows beyond window and credit (RFC 9002 §6.2.4).
+inline constexpr std::uint32_t kProbePackets = 2;
+/// Probe timeouts in a row before silence counts as death: our own pause is not the peer's.
+inline constexpr std::uint32_t kProbesBeforeDead = 6;
+/// A side that only acknowledges asks for an acknowledgement once in so many packets: to learn of credit and floor.
+inline constexpr std::uint64_t kUnreportedPacketsMax = 32;
+
+class Lane::Impl {
+ public:
+  Impl(const LaneConfig& config, LaneUser& user, Instant now);
+
+  Received on_packet(Instant now, std::span<std::byte> datagram);
+  std::size_t poll_transmit(Instant now, std::span<std::byte> out);
+  [[nodiscard]] Instant deadline() const;
+  void tick(Instant now);
+  [[nodiscard]] bool send_message(std::span<const std::byte> message);
+  [[nodiscard]] std::size_t message_room() const;
+  [[nodiscard]] bool quiet() const;
+  [[nodiscard]] bool peer_dead(Instant now) const;
+  [[nodiscard]] const LaneCounters& counters() const { return counters_; }
+  [[nodiscard]] Duration smoothed_rtt() const { return recovery_.rtt().smoothed(); }
+  [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
+
+ private:
+  [[nodiscard]] bool carries_messages() const { return sender_.has_value(); }
+
+  // ---- receiving ----
+  Received receive(Instant now, std::span<std::byte> datagram);
+  [[nodiscard]] std::optional<Received> refuse(const wire::PacketHeader& header) const;
+  [[nodiscard]] bool acceptable(const wire::PacketHeader& header, const wire::Body& body) const;
+  void on_ack(Instant now, const wire::AckBlock& ack);
+  void on_content_acknowledged(const SentContent& content);
+  void on_content_lost(const SentContent& content);
+  void detect_lost(Instant now);
+  [[nodiscard]] bool deliver(const wire::PacketHeader& header, const wire::Body& body);
+
+  // ---- sending ----
+  /// A packet under construction: content comes after the header and the ack block.
+  struct Draft {
+    std::span<std::byte> out;
+    std::size_t at = 0;
+    wire::PacketHeader header;
+  };
+  [[nodiscard]] bool has_content();
+  bool pull_work();
+  [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
+  std::size_t finish_packet(Instant now, Draft& draft, const SentContent& content);
+  void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
+  void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
+  std::size_t send_ack(Instant now, std::span<std::byte> out);
+  std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_content(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_pages(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_zero_runs(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_message_chunk(Instant now, std::span<std::byte> out, bool with_ack);
+  [[nodiscard]] std::size_t ack_room() const;
+
+  LaneConfig config_;
+  LaneUser& user_;
+  std::unique_ptr<Seal> seal_out_;
+  std::unique_ptr<Seal> seal_in_;
+  LossRecovery recovery_;
+  Swift swift_;
+  CreditUse credit_use_;
+  CreditGrant credit_grant_;
+  AckRanges acks_;
+  PageLayout layout_;
+  std::optional<WorkTable> works_;       // bulk lanes
+  std::optional<MessageSender> sender_;  // priority lane
+  std::optional<MessageReceiver> receiver_;
+  std::uint32_t probes_allowed_ = 0;
+  bool bare_probe_outstanding_ = false;
+  Instant last_heard_;     // an authentic packet
+  Instant waiting_since_;  // content has been in flight without a break
+  wire::Body body_;        // scratch of on_packet
+  LaneCounters counters_;
+};
+
+}  // namespace godwit::transport

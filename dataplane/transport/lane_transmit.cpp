@@ -1,0 +1,203 @@
+#include <algorithm>
+
+#include "dataplane/transport/lane_impl.h"
+
+namespace godwit::transport {
+
+namespace {
+/// Room that a full message packet leaves for an ack block of two words.
+constexpr std::size_t kMessageAckRoom = wire::ack_block_bytes(2);
+}  // namespace
+
+std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
+  GW_ASSERT(out.size() >= config_.datagram_bytes_max);
+  if (carries_messages()) {
+    receiver_->release();  // what the coming acknowledgement allows the peer to send may take their place
+  }
+  const bool ack_due = acks_.due(now);
+  if (ack_due && acks_.block_bytes() > ack_room()) {
+    return send_ack(now, out);
+  }
+  if (recovery_.has_room()) {
+    const bool window_open = recovery_.outstanding() < swift_.window();
+    const bool credit_open = credit_use_.allows(recovery_.next_number());
+    if (probes_allowed_ > 0 || (window_open && credit_open)) {
+      if (const std::size_t length = send_content(now, out, ack_due); length > 0) {
+        probes_allowed_ -= probes_allowed_ > 0 ? 1 : 0;
+        return length;
+      }
+      probes_allowed_ = 0;
+    } else if (!window_open) {
+      swift_.on_limited();
+    } else if (recovery_.outstanding() == 0 && has_content()) {
+      return send_bare_probe(now, out, ack_due);  // nothing else would bring us a new edge
+    }
+  }
+  return ack_due ? send_ack(now, out) : 0;
+}
+
+/// How large an ack block fits into whatever goes out next.
+std::size_t Lane::Impl::ack_room() const {
+  return carries_messages() ? kMessageAckRoom : config_.datagram_bytes_max - layout_.packet_bytes;
+}
+
+bool Lane::Impl::has_content() {
+  return carries_messages() ? sender_->has_chunk() : works_->front() != kNoSlot || pull_work();
+}
+
+bool Lane::Impl::pull_work() {
+  Work work;
+  if (works_->full() || !user_.next_work(config_.lane, work)) {
+    return false;
+  }
+  GW_ASSERT(work.count >= 1 && (work.zero || work.count == 1));
+  GW_ASSERT(work.page < wire::kPageNumberLimit && work.count <= wire::kPageNumberLimit - work.page);
+  works_->add(work, work.zero ? 1 : layout_.all_parts());
+  return true;
+}
+
+Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type,
+                                           bool with_ack) {
+  Draft draft{.out = out.first(config_.datagram_bytes_max), .at = wire::kHeaderBytes};
+  draft.header = {.type = type,
+                  .flags = seal_out_->flags(),
+                  .lane = config_.lane,
+                  .flow_id = config_.peer_flow_id,
+                  .packet_number = recovery_.next_number()};
+  if (probes_allowed_ > 0) {
+    draft.header.flags |= wire::kFlagAckNow;
+  }
+  if (with_ack) {
+    draft.header.flags |= wire::kFlagAckBlock;
+    const wire::AckBlock ack = acks_.build(now, credit_grant_.edge(acks_.window().largest()));
+    draft.at += wire::write_ack_block(ack, draft.out.subspan(draft.at));
+  }
+  return draft;
+}
+
+std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, const SentContent& content) {
+  wire::write_header(draft.header, draft.out);
+  const std::size_t length = draft.at + wire::kTagBytes;
+  seal_out_->seal(draft.out.first(length));
+  const bool carries = content.kind != ContentKind::kNone && content.kind != ContentKind::kProbe;
+  if (carries && recovery_.outstanding() == 0 && recovery_.probe_count() == 0) {
+    waiting_since_ = now;
+  }
+  recovery_.on_sent(now, content);
+  ++counters_.packets_sent;
+  counters_.bytes_sent += length;
+  return length;
+}
+
+void Lane::Impl::put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length) {
+  const wire::Prefix prefix{.count = count, .length = length, .floor = recovery_.floor()};
+  draft.at += wire::write_prefix(prefix, draft.header.packet_number, draft.out.subspan(draft.at));
+}
+
+std::size_t Lane::Impl::send_ack(Instant now, std::span<std::byte> out) {
+  if (!recovery_.has_room()) {
+    return 0;  // the probe timeout frees the ring
+  }
+  if (!bare_probe_outstanding_ && recovery_.next_number() - recovery_.reported_end() > kUnreportedPacketsMax) {
+    return send_bare_probe(now, out, true);
+  }
+  Draft draft = begin_packet(now, out, wire::PacketType::kAck, true);
+  return finish_packet(now, draft, {});
+}
+
+std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack) {
+  Draft draft = begin_packet(now, out, wire::PacketType::kProbe, with_ack);
+  put_prefix(draft, 0, 0);
+  bare_probe_outstanding_ = true;
+  return finish_packet(now, draft, {.kind = ContentKind::kProbe});
+}
+
+std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, bool with_ack) {
+  if (!has_content()) {
+    return 0;
+  }
+  if (carries_messages()) {
+    return send_message_chunk(now, out, with_ack);
+  }
+  return works_->at(works_->front()).work.zero ? send_zero_runs(now, out, with_ack) : send_pages(now, out, with_ack);
+}
+
+void Lane::Impl::put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at) {
+  const WorkSlot& entry = works_->at(slot);
+  const std::uint32_t offset = layout_.offset(part);
+  const std::uint32_t length = layout_.length(part);
+  wire::write_page_desc({.page = entry.work.page,
+                         .round = entry.work.round,
+                         .offset = static_cast<std::uint16_t>(offset),
+                         .length = static_cast<std::uint16_t>(length)},
+                        draft.out.subspan(desc_at));
+  user_.read_page(entry.work.page, offset, draft.out.subspan(draft.at, length));
+  draft.at += length;
+  counters_.payload_bytes_sent += length;
+  const bool again = (entry.lost >> part & 1) != 0;
+  counters_.pages_retransmitted += again ? 1 : 0;
+  counters_.pages_sent += !again && part == 0 ? 1 : 0;
+}
+
+std::size_t Lane::Impl::send_pages(Instant now, std::span<std::byte> out, bool with_ack) {
+  SentContent content{.kind = ContentKind::kPages, .slot = works_->front()};
+  content.parts = works_->send_part();
+  if (layout_.pages_per_packet == 2 && (works_->front() != kNoSlot || pull_work()) &&
+      !works_->at(works_->front()).work.zero) {
+    content.second = works_->front();
+    works_->send_part();
+  }
+  const std::uint8_t count = content.second == kNoSlot ? 1 : 2;
+  Draft draft = begin_packet(now, out, wire::PacketType::kPages, with_ack);
+  put_prefix(draft, count, 0);
+  const std::size_t desc_at = draft.at;
+  draft.at += count * wire::kPageDescBytes;
+  const auto part = static_cast<std::uint32_t>(std::countr_zero(content.parts));
+  put_page(draft, content.slot, part, desc_at);
+  if (content.second != kNoSlot) {
+    put_page(draft, content.second, part, desc_at + wire::kPageDescBytes);
+  }
+  return finish_packet(now, draft, content);
+}
+
+std::size_t Lane::Impl::send_zero_runs(Instant now, std::span<std::byte> out, bool with_ack) {
+  Draft draft = begin_packet(now, out, wire::PacketType::kZeroRuns, with_ack);
+  const std::size_t prefix_at = draft.at;
+  draft.at += wire::kPrefixBytes;
+  SentContent content{.kind = ContentKind::kZeroRuns, .parts = 1};
+  std::uint8_t count = 0;
+  while (count < wire::kZeroRunsPerPacketMax && (works_->front() != kNoSlot || pull_work())) {
+    const std::uint32_t slot = works_->front();
+    WorkSlot& entry = works_->at(slot);
+    if (!entry.work.zero) {
+      break;
+    }
+    works_->send_part();
+    entry.chain_next = content.slot;
+    content.slot = slot;
+    draft.at += wire::write_zero_run({.first = entry.work.page, .count = entry.work.count, .round = entry.work.round},
+                                     draft.out.subspan(draft.at));
+    ++count;
+  }
+  const std::size_t end = draft.at;
+  draft.at = prefix_at;
+  put_prefix(draft, count, 0);
+  draft.at = end;
+  return finish_packet(now, draft, content);
+}
+
+std::size_t Lane::Impl::send_message_chunk(Instant now, std::span<std::byte> out, bool with_ack) {
+  constexpr std::size_t kOverhead =
+      wire::kHeaderBytes + kMessageAckRoom + wire::kPrefixBytes + wire::kMessageOffsetBytes + wire::kTagBytes;
+  const auto chunk = sender_->take(config_.datagram_bytes_max - kOverhead);
+  GW_ASSERT(chunk.has_value());
+  Draft draft = begin_packet(now, out, wire::PacketType::kMessage, with_ack);
+  put_prefix(draft, 0, chunk->length);
+  draft.at += wire::write_message_offset(chunk->offset, draft.out.subspan(draft.at));
+  sender_->read(*chunk, draft.out.subspan(draft.at, chunk->length));
+  draft.at += chunk->length;
+  counters_.payload_bytes_sent += chunk->length;
+  return finish_packet(now, draft, {.kind = ContentKind::kMessage, .length = chunk->length, .offset = chunk->offset});
+}
+
+}  // namespace godwit::transport

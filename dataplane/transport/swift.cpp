@@ -1,0 +1,111 @@
+#include "dataplane/transport/swift.h"
+
+namespace godwit::transport {
+
+namespace {
+
+// Names of the paper, §3.
+constexpr std::int64_t kBetaPermille = 800;
+constexpr std::int64_t kMaxMdfPermille = 500;
+constexpr std::uint32_t kAdditiveIncrease = 4;  // packets a round trip
+constexpr std::int64_t kFlowScalingRange = 5;   // times the base delay
+constexpr std::uint32_t kFlowScalingWindowMin = 4;
+constexpr std::uint32_t kFlowScalingWindowMax = 100;
+// Our own.
+constexpr std::int64_t kLossGain = 4;             // a loss of 12.5 % halves the window
+constexpr std::uint32_t kGoodRoundsToDouble = 5;  // the increase doubles with each so many good rounds
+constexpr std::uint32_t kIncreaseShiftMax = 5;
+constexpr std::uint32_t kLostAtOnceMin = 8;
+
+constexpr std::int64_t square_root(std::int64_t value) {
+  std::int64_t root = 0;
+  for (std::int64_t bit = std::int64_t{1} << 30; bit != 0; bit >>= 1) {
+    if ((root + bit) * (root + bit) <= value) {
+      root += bit;
+    }
+  }
+  return root;
+}
+
+/// 1000 / sqrt(window), the paper's flow scaling term.
+constexpr std::int64_t scaled_inverse_root(std::uint32_t window) {
+  return 1'000'000 / square_root(std::int64_t{window} * 1'000'000);
+}
+
+}  // namespace
+
+Swift::Swift(Duration base_delay, Duration noise, std::uint32_t window_max)
+    : base_delay_(base_delay),
+      noise_(noise),
+      window_max_(std::max(window_max, kWindowMin)),
+      window_(std::min(window_max_, kWindowInitial)) {}
+
+Duration Swift::target_delay() const {
+  const std::int64_t at_min = scaled_inverse_root(kFlowScalingWindowMin);
+  const std::int64_t at_max = scaled_inverse_root(kFlowScalingWindowMax);
+  const std::int64_t here = std::clamp(scaled_inverse_root(window_), at_max, at_min);
+  const std::int64_t scaling = base_delay_.ns * kFlowScalingRange * (here - at_max) / (at_min - at_max);
+  return base_delay_ + noise_ + Duration{scaling};
+}
+
+void Swift::on_acknowledged(std::uint32_t acknowledged, std::optional<Duration> delay, std::uint64_t reported_end,
+                            std::uint64_t next_number) {
+  acknowledged_ += acknowledged;
+  if (delay) {
+    delay_min_ns_ = std::min(delay_min_ns_, delay->ns);
+  }
+  if (slow_start_ && limited_) {
+    window_ = std::min(window_ + acknowledged, window_max_);
+  }
+  if (reported_end > round_end_) {
+    end_round();
+    round_end_ = next_number;
+  }
+}
+
+void Swift::on_lost(std::uint32_t lost) {
+  lost_ += lost;
+  // Too much to wait for the round's end.
+  if (!cut_ && lost_ > std::max(kLostAtOnceMin, window_ / 8)) {
+    cut(kMaxMdfPermille);
+  }
+}
+
+void Swift::end_round() {
+  const std::int64_t target = target_delay().ns;
+  const bool queued = delay_min_ns_ != INT64_MAX && delay_min_ns_ > target;
+  const std::int64_t loss_permille =
+      std::int64_t{lost_} * 1000 / std::max<std::int64_t>(std::int64_t{lost_} + acknowledged_, 1);
+  if (!cut_) {
+    if (queued) {
+      cut(std::min(kBetaPermille * (delay_min_ns_ - target) / delay_min_ns_, kMaxMdfPermille));
+    } else if (loss_permille > kLossToleratedPermille) {
+      cut(std::min(kLossGain * loss_permille, kMaxMdfPermille));
+    } else if (limited_) {
+      grow();
+    }
+  }
+  acknowledged_ = 0;
+  lost_ = 0;
+  delay_min_ns_ = INT64_MAX;
+  limited_ = false;
+  cut_ = false;
+}
+
+void Swift::cut(std::int64_t permille) {
+  const auto by = static_cast<std::uint32_t>(window_ * permille / 1000);
+  window_ = std::max(window_ - by, kWindowMin);
+  slow_start_ = false;
+  good_rounds_ = 0;
+  cut_ = true;
+}
+
+void Swift::grow() {
+  if (slow_start_) {
+    return;  // grew with every acknowledgement
+  }
+  const std::uint32_t shift = std::min(good_rounds_++ / kGoodRoundsToDouble, kIncreaseShiftMax);
+  window_ = std::min(window_ + (kAdditiveIncrease << shift), window_max_);
+}
+
+}  // namespace godwit::transport

@@ -1,0 +1,58 @@
+#pragma once
+// The congestion window, in packets: Swift (Kumar et al., SIGCOMM 2020), delay-based, in integers. Owner: one lane; its
+// lcore.
+//
+// What differs from the paper, and why: pollers share vCPUs here, so one late wake-up puts milliseconds onto every
+// sample of a burst. A queue in the network delays every packet of a round trip, scheduling only some: so the smallest
+// delay of a round trip is compared with the target, once a round trip. Loss up to 2 % of a round trip without delay is
+// taken for noise of the path (as BBRv2 does); above, it cuts in proportion, at most by half. Growth is additive, and
+// doubles after rounds without trouble. An uncongested lane that its credit limits, not its window, does no arithmetic
+// here.
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "base/time.h"
+
+namespace godwit::transport {
+
+inline constexpr std::uint32_t kWindowInitial = 32;
+inline constexpr std::uint32_t kWindowMin = 4;
+inline constexpr std::uint32_t kLossToleratedPermille = 20;
+
+class Swift {
+ public:
+  /// base_delay: an idle path's round trip; noise: how much of the delay scheduling explains.
+  Swift(Duration base_delay, Duration noise, std::uint32_t window_max);
+
+  [[nodiscard]] std::uint32_t window() const { return window_; }
+  [[nodiscard]] Duration target_delay() const;
+  /// The window, and nothing else, kept a packet from being sent.
+  void on_limited() { limited_ = true; }
+  /// acknowledged > 0. reported_end, next_number: of packet numbers; they delimit round trips.
+  void on_acknowledged(std::uint32_t acknowledged, std::optional<Duration> delay, std::uint64_t reported_end,
+                       std::uint64_t next_number);
+  void on_lost(std::uint32_t lost);
+
+ private:
+  void end_round();
+  void cut(std::int64_t permille);
+  void grow();
+
+  Duration base_delay_;
+  Duration noise_;
+  std::uint32_t window_max_;
+  std::uint32_t window_ = kWindowInitial;
+  bool slow_start_ = true;
+  std::uint32_t good_rounds_ = 0;
+  // of the round trip under way
+  std::uint64_t round_end_ = 0;
+  std::uint32_t acknowledged_ = 0;
+  std::uint32_t lost_ = 0;
+  std::int64_t delay_min_ns_ = INT64_MAX;
+  bool limited_ = false;
+  bool cut_ = false;
+};
+
+}  // namespace godwit::transport

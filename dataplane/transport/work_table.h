@@ -1,0 +1,56 @@
+#pragma once
+// The pages and zero runs that a bulk lane has in hand: from next_work() until every part is acknowledged. A slot's
+// part is in exactly one place: unsent (its slot is queued), in one packet in flight, or acknowledged. Owner: one lane;
+// its lcore; fixed capacity.
+
+#include <bit>
+#include <cstdint>
+#include <memory>
+
+#include "base/check.h"
+#include "dataplane/transport/lane.h"
+#include "dataplane/transport/loss_recovery.h"
+
+namespace godwit::transport {
+
+struct WorkSlot {
+  Work work;
+  std::uint32_t queue_next = kNoSlot;
+  std::uint32_t chain_next = kNoSlot;  // zero runs of one packet
+  std::uint8_t unacknowledged = 0;     // bits of parts
+  std::uint8_t unsent = 0;             // bits of parts, a subset of unacknowledged
+  std::uint8_t lost = 0;               // bits of parts that go out again
+};
+
+class WorkTable {
+ public:
+  static constexpr std::uint32_t kSlots = 8192;
+
+  WorkTable();
+
+  [[nodiscard]] bool full() const { return free_ == kNoSlot; }
+  [[nodiscard]] bool empty() const { return used_ == 0; }
+  /// The slot whose parts go out next, kNoSlot if none.
+  [[nodiscard]] std::uint32_t front() const { return queue_head_; }
+  [[nodiscard]] WorkSlot& at(std::uint32_t slot) { return slots_[slot]; }
+
+  /// Queues new work. Requires !full().
+  void add(const Work& work, std::uint8_t parts);
+  /// The front's lowest unsent part, now in flight; returns its bit. The slot leaves the queue with its last part.
+  std::uint8_t send_part();
+  /// Parts of a packet that will not be acknowledged: they go out again.
+  void on_lost(std::uint32_t slot, std::uint8_t parts);
+  /// True when these were the last: the slot is free then, and `done` is its work.
+  [[nodiscard]] bool on_acknowledged(std::uint32_t slot, std::uint8_t parts, Work& done);
+
+ private:
+  void enqueue(std::uint32_t slot);
+
+  std::unique_ptr<WorkSlot[]> slots_;
+  std::uint32_t free_ = kNoSlot;  // linked by queue_next, last freed first: stays in cache
+  std::uint32_t used_ = 0;
+  std::uint32_t queue_head_ = kNoSlot;
+  std::uint32_t queue_tail_ = kNoSlot;
+};
+
+}  // namespace godwit::transport

@@ -1,0 +1,249 @@
+#include "dataplane/wire/datagram.h"
+
+#include <algorithm>
+
+#include "dataplane/wire/bytes.h"
+#include "dataplane/wire/headers.h"
+
+namespace godwit::wire {
+
+namespace {
+
+constexpr std::uint8_t kTimeToLive = 64;
+constexpr std::uint16_t kDontFragment = 0x4000;
+constexpr std::uint16_t kFragmentMask = 0x3fff;  // more fragments, and the offset
+
+void write_ipv4(const DatagramPath& path, std::span<std::byte> ip) {
+  store_be<std::uint8_t>(ip, 0, 0x45);
+  store_be<std::uint8_t>(ip, 1, static_cast<std::uint8_t>(path.dscp << 2));
+  store_be<std::uint16_t>(ip, 2, static_cast<std::uint16_t>(ip.size()));
+  store_be<std::uint16_t>(ip, 4, 0);
+  store_be<std::uint16_t>(ip, 6, kDontFragment);
+  store_be<std::uint8_t>(ip, 8, kTimeToLive);
+  store_be<std::uint8_t>(ip, 9, kProtocolUdp);
+  store_be<std::uint16_t>(ip, 10, 0);
+  store_ip(ip, 12, path.source.address);
+  store_ip(ip, 16, path.destination.address);
+  store_be<std::uint16_t>(ip, 10, internet_checksum(checksum_add(0, ip.first(kIpv4Bytes))));
+}
+
+void write_ipv6(const DatagramPath& path, std::span<std::byte> ip) {
+  store_be<std::uint32_t>(ip, 0, 0x60000000U | std::uint32_t{path.dscp} << 22);
+  store_be<std::uint16_t>(ip, 4, static_cast<std::uint16_t>(ip.size() - kIpv6Bytes));
+  store_be<std::uint8_t>(ip, 6, kProtocolUdp);
+  store_be<std::uint8_t>(ip, 7, kTimeToLive);
+  store_ip(ip, 8, path.source.address);
+  store_ip(ip, 24, path.destination.address);
+}
+
+using Udp = std::expected<std::span<std::byte>, DatagramReject>;
+
+Udp parse_ipv4(std::span<std::byte> ip, ChecksumCheck check, DatagramView& view) {
+  if (ip.size() < kIpv4Bytes) {
+    return std::unexpected(DatagramReject::kTooShort);
+  }
+  const auto version_length = load_be<std::uint8_t>(ip, 0);
+  if (version_length >> 4 != 4) {
+    return std::unexpected(DatagramReject::kIpVersion);
+  }
+  if ((version_length & 0x0f) != kIpv4Bytes / 4) {
+    return std::unexpected(DatagramReject::kIpHeaderLength);
+  }
+  const auto length = load_be<std::uint16_t>(ip, 2);
+  if (length < kIpv4Bytes || length > ip.size()) {
+    return std::unexpected(DatagramReject::kIpLength);
+  }
+  if (check == ChecksumCheck::kVerify && internet_checksum(checksum_add(0, ip.first(kIpv4Bytes))) != 0) {
+    return std::unexpected(DatagramReject::kIpChecksum);
+  }
+  if ((load_be<std::uint16_t>(ip, 6) & kFragmentMask) != 0) {
+    return std::unexpected(DatagramReject::kIpFragment);
+  }
+  if (load_be<std::uint8_t>(ip, 9) != kProtocolUdp) {
+    return std::unexpected(DatagramReject::kNotUdp);
+  }
+  view.source.address = load_ip(ip, 12, IpFamily::kV4);
+  view.destination.address = load_ip(ip, 16, IpFamily::kV4);
+  return ip.subspan(kIpv4Bytes, length - kIpv4Bytes);  // without Ethernet's padding
+}
+
+Udp parse_ipv6(std::span<std::byte> ip, DatagramView& view) {
+  if (ip.size() < kIpv6Bytes) {
+    return std::unexpected(DatagramReject::kTooShort);
+  }
+  if (load_be<std::uint8_t>(ip, 0) >> 4 != 6) {
+    return std::unexpected(DatagramReject::kIpVersion);
+  }
+  const auto length = load_be<std::uint16_t>(ip, 4);
+  if (length > ip.size() - kIpv6Bytes) {
+    return std::unexpected(DatagramReject::kIpLength);
+  }
+  if (load_be<std::uint8_t>(ip, 6) != kProtocolUdp) {
+    return std::unexpected(DatagramReject::kNotUdp);
+  }
+  view.source.address = load_ip(ip, 8, IpFamily::kV6);
+  view.destination.address = load_ip(ip, 24, IpFamily::kV6);
+  return ip.subspan(kIpv6Bytes, length);
+}
+
+bool udp_checksum_holds(std::span<const std::byte> udp, const DatagramView& view) {
+  const bool v4 = view.source.address.family == IpFamily::kV4;
+  if (load_be<std::uint16_t>(udp, 6) == 0) {
+    return v4;  // RFC 768: none; RFC 8200 §8.1: forbidden over IPv6
+  }
+  const auto length = static_cast<std::uint32_t>(udp.size());
+  const std::uint64_t pseudo = pseudo_header_sum(view.source.address, view.destination.address, kProtocolUdp, length);
+  return internet_checksum(checksum_add(pseudo, udp)) == 0;
+}
+
+}  // namespace
+
+std::string_view to_string(DatagramReject reject) {
+  switch (reject) {
+    case DatagramReject::kTooShort:
+      return "shorter than its headers";
+    case DatagramReject::kNotIp:
+      return "not IP";
+    case DatagramReject::kIpVersion:
+      return "IP version and EtherType differ";
+    case DatagramReject::kIpHeaderLength:
+      return "IPv4 options or a bad header length";
+    case DatagramReject::kIpLength:
+      return "IP length beyond the frame";
+    case DatagramReject::kIpChecksum:
+      return "IPv4 header checksum";
+    case DatagramReject::kIpFragment:
+      return "IP fragment";
+    case DatagramReject::kNotUdp:
+      return "not UDP";
+    case DatagramReject::kUdpLength:
+      return "UDP length";
+    case DatagramReject::kUdpChecksum:
+      return "UDP checksum";
+    case DatagramReject::kCount:
+      break;
+  }
+  return "?";
+}
+
+FrameKind classify_frame(std::span<const std::byte> frame) {
+  if (frame.size() < kEthernetBytes) {
+    return FrameKind::kOther;
+  }
+  switch (load_be<std::uint16_t>(frame, kAtEtherType)) {
+    case kEtherTypeArp:
+      return FrameKind::kArp;
+    case kEtherTypeIpv4:
+      return frame.size() > kEthernetBytes + 9 && load_be<std::uint8_t>(frame, kEthernetBytes + 9) == kProtocolUdp
+                 ? FrameKind::kUdp
+                 : FrameKind::kOther;
+    case kEtherTypeIpv6: {
+      const std::uint8_t protocol =
+          frame.size() > kEthernetBytes + 6 ? load_be<std::uint8_t>(frame, kEthernetBytes + 6) : 0;
+      return protocol == kProtocolUdp      ? FrameKind::kUdp
+             : protocol == kProtocolIcmpv6 ? FrameKind::kNeighbour
+                                           : FrameKind::kOther;
+    }
+    default:
+      return FrameKind::kOther;
+  }
+}
+
+void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std::span<std::byte> frame) {
+  const IpFamily family = path.destination.address.family;
+  GW_ASSERT(path.source.address.family == family && path.dscp < 64);
+  GW_ASSERT(frame.size() >= datagram_header_bytes(family) && frame.size() <= kEthernetBytes + UINT16_MAX);
+  const bool v4 = family == IpFamily::kV4;
+  write_ethernet(frame, path.destination_mac, path.source_mac, v4 ? kEtherTypeIpv4 : kEtherTypeIpv6);
+  const std::span<std::byte> ip = frame.subspan(kEthernetBytes);
+  v4 ? write_ipv4(path, ip) : write_ipv6(path, ip);
+  const std::span<std::byte> udp = ip.subspan(v4 ? kIpv4Bytes : kIpv6Bytes);
+  const auto length = static_cast<std::uint16_t>(udp.size());
+  store_be<std::uint16_t>(udp, 0, path.source.port);
+  store_be<std::uint16_t>(udp, 2, path.destination.port);
+  store_be<std::uint16_t>(udp, 4, length);
+  store_be<std::uint16_t>(udp, 6, 0);
+  if (!v4 || checksum == UdpChecksum::kWrite) {
+    const std::uint64_t pseudo = pseudo_header_sum(path.source.address, path.destination.address, kProtocolUdp, length);
+    const std::uint16_t sum = internet_checksum(checksum_add(pseudo, udp));
+    store_be<std::uint16_t>(udp, 6, sum == 0 ? std::uint16_t{0xffff} : sum);  // 0 would say: none
+  }
+}
+
+std::expected<DatagramView, DatagramReject> parse_datagram(std::span<std::byte> frame, ChecksumCheck check) {
+  if (frame.size() < kEthernetBytes) {
+    return std::unexpected(DatagramReject::kTooShort);
+  }
+  DatagramView view;
+  view.destination_mac = load_mac(frame, 0);
+  view.source_mac = load_mac(frame, 6);
+  const std::span<std::byte> ip = frame.subspan(kEthernetBytes);
+  Udp udp;
+  switch (load_be<std::uint16_t>(frame, kAtEtherType)) {
+    case kEtherTypeIpv4:
+      udp = parse_ipv4(ip, check, view);
+      break;
+    case kEtherTypeIpv6:
+      udp = parse_ipv6(ip, view);
+      break;
+    default:
+      return std::unexpected(DatagramReject::kNotIp);
+  }
+  if (!udp) {
+    return std::unexpected(udp.error());
+  }
+  if (udp->size() < kUdpBytes || load_be<std::uint16_t>(*udp, 4) != udp->size()) {
+    return std::unexpected(DatagramReject::kUdpLength);
+  }
+  if (check == ChecksumCheck::kVerify && !udp_checksum_holds(*udp, view)) {
+    return std::unexpected(DatagramReject::kUdpChecksum);
+  }
+  view.source.port = load_be<std::uint16_t>(*udp, 0);
+  view.destination.port = load_be<std::uint16_t>(*udp, 2);
+  view.payload = udp->subspan(kUdpBytes);
+  return view;
+}
+
+std::uint64_t checksum_add(std::uint64_t sum, std::span<const std::byte> bytes) {
+  // Ones' complement addition does not care for the word size nor for byte order (RFC 1071 §2): 32-bit words as they
+  // lie in memory, and at 9216 bytes the 64-bit sum cannot overflow. internet_checksum() swaps back. Every piece but
+  // the last has even length.
+  std::size_t at = 0;
+  for (; at + 4 <= bytes.size(); at += 4) {
+    sum += load_le<std::uint32_t>(bytes, at);
+  }
+  if (at + 2 <= bytes.size()) {
+    sum += load_le<std::uint16_t>(bytes, at);
+    at += 2;
+  }
+  if (at < bytes.size()) {
+    sum += load_le<std::uint8_t>(bytes, at);
+  }
+  return sum;
+}
+
+std::uint16_t internet_checksum(std::uint64_t sum) {
+  while (sum > 0xffff) {
+    sum = (sum & 0xffff) + (sum >> 16);
+  }
+  return static_cast<std::uint16_t>(~swap_bytes(static_cast<std::uint16_t>(sum)));
+}
+
+std::uint64_t pseudo_header_sum(const IpAddress& source, const IpAddress& destination, std::uint8_t protocol,
+                                std::uint32_t length) {
+  std::array<std::byte, 40> pseudo{};
+  if (source.family == IpFamily::kV4) {
+    store_ip(pseudo, 0, source);
+    store_ip(pseudo, 4, destination);
+    store_be<std::uint16_t>(pseudo, 8, protocol);
+    store_be<std::uint16_t>(pseudo, 10, static_cast<std::uint16_t>(length));
+  } else {
+    store_ip(pseudo, 0, source);
+    store_ip(pseudo, 16, destination);
+    store_be<std::uint32_t>(pseudo, 32, length);
+    store_be<std::uint32_t>(pseudo, 36, protocol);
+  }
+  return checksum_add(0, pseudo);
+}
+
+}  // namespace godwit::wire
