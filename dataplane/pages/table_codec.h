@@ -6,7 +6,7 @@
 // `out`, and allocates a few KiB at most. After an error the entries of the piece are unspecified: set them to
 // kUnknownGeneration or drop the table.
 //
-// A long stretch of one generation is one segment. Any other 8192 entries take the smallest of: runs (generation,
+// A long stretch of one generation is one segment. Any other 4096 runs take the smallest of: runs (generation,
 // count), a dictionary with one bitmap a generation (bitmap codec over the entries not yet named), bit-packed offsets
 // from the least, each then deflated where the link is slow and it helps.
 
