@@ -69,9 +69,13 @@ double rice_bits(std::uint64_t symbols, std::uint64_t sum) {
   if (symbols == 0) return 0;
   const auto n = static_cast<double>(symbols);
   const std::uint64_t mean = sum * 7 / (symbols * 10);
-  const unsigned k = mean == 0 ? 0 : std::min<unsigned>(static_cast<unsigned>(std::bit_width(mean)) - 1, kRiceMax);
-  const auto step = static_cast<double>(std::uint64_t{1} << k);
-  return n * (k + 1) + std::max(0.0, static_cast<double>(sum) / step - n * 0.5 * (1 - 1 / step));
+  const unsigned low = mean == 0 ? 0 : static_cast<unsigned>(std::bit_width(mean)) - 1;
+  double best = 1e300;
+  for (const unsigned k : {low, low + 1}) {
+    const auto step = static_cast<double>(std::uint64_t{1} << k);
+    best = std::min(best, n * (k + 1) + std::max(0.0, static_cast<double>(sum) / step - n * 0.5 * (1 - 1 / step)));
+  }
+  return best;
 }
 
 /// The cheaper k for the values, judged by the widths of a sample of them.
