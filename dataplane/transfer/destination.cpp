@@ -1,0 +1,454 @@
+#include "dataplane/transfer/destination.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "dataplane/pages/table_codec.h"
+#include "dataplane/transfer/destination_impl.h"
+
+namespace godwit::transfer {
+namespace {
+constexpr Duration kHelloWait = milliseconds(30'000);   // the source is told to start after us
+constexpr Duration kSilenceMax = milliseconds(10'000);  // the source says something every half second
+constexpr Duration kPumpInterval = milliseconds(1);
+constexpr Duration kLookInterval = milliseconds(500);
+constexpr std::uint64_t kHashPagesMin = 8192;       // waiting before a job is worth it
+constexpr std::uint64_t kUnhashedPagesMax = 65536;  // waiting before the next round is let in: bounds memory
+constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }
+
+void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes) {
+  std::array<std::byte, pages::kPageSize> bytes;
+  for (const PageRun& run : runs) {
+    for (pages::PageNumber page = run.first; page < run.first + run.count; ++page) {
+      memory.read_page(page, 0, bytes);
+      hashes.set(page, pages::hash_page(bytes));
+    }
+  }
+}
+}  // namespace
+
+Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events)
+    : config_(config),
+      memory_(guest.memory),
+      executor_(executor),
+      events_(events),
+      page_count_(guest.memory.page_count()),
+      has_retained_(guest.retained.has_value()),
+      table_(guest.retained ? std::move(*guest.retained) : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
+      placed_(page_count_) {
+  totals_.pages_total = page_count_;
+}
+
+void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
+  GW_ASSERT(phase_ == Phase::kIdle && lanes.size() >= 2);
+  lanes_.assign(lanes.begin(), lanes.end());
+  now_ = started_ = heard_at_ = now;
+  phase_ = Phase::kWaiting;
+  wake_ = true;
+  const std::uint64_t shape_pages = std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
+                                                    [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
+  if (page_count_ == 0 || shape_pages != page_count_ || table_.size() != page_count_) {
+    fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) + " pages, the guest's memory " +
+                                    std::to_string(page_count_) + ", its table " + std::to_string(table_.size()));
+  }
+}
+
+void Destination::Impl::cancel(Instant now, const std::string& reason) {
+  now_ = std::max(now_, now);
+  fail(Failure::kCancelled, reason);
+  if (!lanes_.empty()) {
+    outbox_.pump(*lanes_[0]);
+  }
+  deliver();
+}
+
+void Destination::Impl::fail(Failure failure, std::string text) {
+  if (phase_ == Phase::kFailed) {
+    return;
+  }
+  if (doubtful_) {
+    table_.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that the source's table has too
+  }
+  phase_ = Phase::kFailed;
+  failure_ = failure;
+  failure_text_ = std::move(text);
+  finished_at_ = now_;
+  wake_ = true;
+  outbox_.clear();
+  if (failure != Failure::kPeerFailed && failure != Failure::kPeerLost) {
+    outbox_.push(wire::Abort{failure_text_});
+  }
+}
+
+void Destination::Impl::protocol_error(const std::string& text) { fail(Failure::kPeerProtocol, "the source broke the protocol: " + text); }
+
+void Destination::Impl::tick(Instant now) {
+  now_ = std::max(now_, now);
+  wake_ = false;
+  if (phase_ == Phase::kIdle) {
+    return;
+  }
+  if (phase_ < Phase::kReady) {
+    check_peer();
+    acknowledge_if_due();
+    hash_if_due();
+    verify_if_due();
+  }
+  outbox_.pump(*lanes_[0]);
+  deliver();
+}
+
+void Destination::Impl::flush(Instant now) {
+  now_ = std::max(now_, now);
+  place();
+}
+
+void Destination::Impl::check_peer() {
+  const std::uint64_t packets = std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0}, [](std::uint64_t sum, const auto* lane) {
+    return sum + lane->counters().packets_received;
+  });
+  if (packets != packets_heard_) {
+    packets_heard_ = packets;
+    heard_at_ = now_;
+  }
+  const bool dead = std::any_of(lanes_.begin(), lanes_.end(), [this](const auto* lane) { return lane->peer_dead(now_); });
+  if (dead || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
+    fail(Failure::kPeerLost, "the source's data plane is silent; check the network between the hosts");
+  }
+}
+
+void Destination::Impl::deliver() {
+  if (phase_ == Phase::kFailed && !failure_told_) {
+    failure_told_ = true;
+    events_.on_failed(failure_, failure_text_);
+  }
+  if (phase_ == Phase::kReady && !ready_told_) {
+    ready_told_ = true;
+    events_.on_memory_ready(all_placed_->pages_checked);
+  }
+}
+
+Instant Destination::Impl::deadline() const {
+  if (phase_ == Phase::kIdle) {
+    return kNever;
+  }
+  if (wake_) {
+    return Instant{INT64_MIN};
+  }
+  const Instant pump = outbox_.empty() ? kNever : now_ + kPumpInterval;
+  return phase_ < Phase::kReady ? std::min(pump, now_ + kLookInterval) : pump;
+}
+
+void Destination::Impl::on_message(std::span<const std::byte> bytes) {
+  if (phase_ == Phase::kIdle || phase_ == Phase::kFailed) {
+    return;
+  }
+  const auto message = wire::decode_message(bytes);
+  if (!message) {
+    return protocol_error(message.error());
+  }
+  if (phase_ == Phase::kReady && !std::holds_alternative<wire::Abort>(*message) && !std::holds_alternative<wire::Keepalive>(*message)) {
+    return protocol_error(std::string(wire::message_name(*message)) + " after the end");
+  }
+  if (phase_ == Phase::kWaiting && !std::holds_alternative<wire::Hello>(*message) && !std::holds_alternative<wire::Abort>(*message)) {
+    return protocol_error(std::string(wire::message_name(*message)) + " before Hello");
+  }
+  std::visit([this](const auto& m) { on(m); }, *message);
+}
+
+template <class Unexpected>
+void Destination::Impl::on(const Unexpected& message) {
+  protocol_error(std::string(wire::message_name(message)) + " is nothing a source sends");
+}
+
+std::string Destination::Impl::hello_mismatch(const wire::Hello& hello) const {
+  if (hello.version != wire::kTransferVersion) {
+    return "version " + std::to_string(hello.version) + " there, " + std::to_string(wire::kTransferVersion) +
+           " here; install the same godwit on both hosts";
+  }
+  if (hello.id != config_.id || hello.epoch_base != config_.epoch_base || hello.epoch_count != config_.epoch_count) {
+    return "another migration, or other epochs: " + std::to_string(hello.epoch_base) + " + " + std::to_string(hello.epoch_count) +
+           " there, " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) + " here";
+  }
+  if (config_.epoch_count < kEpochsMin || config_.epoch_base > pages::kUnknownGeneration - config_.epoch_count) {
+    return "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) + " are out of range";
+  }
+  if (hello.regions.size() != config_.regions.size()) {
+    return std::to_string(hello.regions.size()) + " RAM regions there, " + std::to_string(config_.regions.size()) + " here";
+  }
+  for (std::size_t i = 0; i < hello.regions.size(); ++i) {
+    const RegionShape& there = hello.regions[i];
+    const RegionShape& here = config_.regions[i];
+    if (!(there == here)) {
+      return "RAM region " + std::to_string(i) + " is '" + there.name + "' of " + std::to_string(there.pages) + " pages there, '" +
+             here.name + "' of " + std::to_string(here.pages) + " here";
+    }
+  }
+  return {};
+}
+
+void Destination::Impl::on(const wire::Hello& message) {
+  if (phase_ != Phase::kWaiting) {
+    return protocol_error("a second Hello");
+  }
+  if (const std::string mismatch = hello_mismatch(message); !mismatch.empty()) {
+    return fail(Failure::kPeerProtocol, "source and destination do not fit: " + mismatch);
+  }
+  verify_ = static_cast<Verify>(message.verify);
+  if (hashes()) {
+    hashes_ = std::make_shared<pages::PageHashes>(page_count_);
+  }
+  phase_ = Phase::kTables;
+  outbox_.push(wire::HelloReply{.has_retained = has_retained_});
+  wake_ = true;
+  if (has_retained_) {
+    send_retained();
+  }
+}
+
+void Destination::Impl::send_retained() {
+  auto messages = std::make_shared<std::vector<std::vector<std::byte>>>();
+  executor_.submit(
+      [self = shared_from_this(), messages] {
+        std::vector<std::byte> piece;
+        for (pages::PageNumber at = 0; at < self->table_.size();) {
+          at = pages::encode_table_piece(self->table_, at, {}, piece);
+          messages->push_back(wire::encode_message(wire::TablePiece{.last = at == self->table_.size(), .bytes = piece}));
+        }
+      },
+      [weak = weak_from_this(), messages] {
+        const auto self = weak.lock();
+        if (!self || self->phase_ == Phase::kFailed) {
+          return;
+        }
+        for (auto& message : *messages) {
+          self->totals_.table_bytes += message.size();
+          self->outbox_.push_encoded(std::move(message));
+        }
+        self->wake_ = true;
+      });
+}
+
+void Destination::Impl::on(const wire::TablePiece& message) {
+  table_piece_bytes_ += message.bytes.size();
+  if (phase_ != Phase::kTables || table_ended_ || table_piece_bytes_ > table_bytes_max(page_count_)) {
+    return protocol_error("a table twice, or longer than any can be");
+  }
+  totals_.table_bytes += message.bytes.size();
+  table_pieces_.emplace_back(message.bytes.begin(), message.bytes.end());
+  if (message.last) {
+    table_ended_ = true;
+    decode_source_table();
+  }
+}
+
+void Destination::Impl::decode_source_table() {
+  auto error = std::make_shared<std::string>();
+  executor_.submit(
+      [self = shared_from_this(), pieces = std::move(table_pieces_), error] {
+        self->source_table_ = pages::GenerationTable(self->page_count_, pages::kUnknownGeneration);
+        pages::PageNumber at = 0;
+        for (const auto& piece : pieces) {
+          const auto next = pages::decode_table_piece(piece, at, self->source_table_);
+          if (!next) {
+            *error = "its table, from page " + std::to_string(at) + ": " + std::string(pages::to_string(next.error()));
+            return;
+          }
+          at = *next;
+        }
+        if (at != self->page_count_) {
+          *error = "its table ends at page " + std::to_string(at) + " of " + std::to_string(self->page_count_);
+        }
+      },
+      [weak = weak_from_this(), error] {
+        const auto self = weak.lock();
+        if (!self || self->phase_ == Phase::kFailed) {
+          return;
+        }
+        if (!error->empty()) {
+          return self->protocol_error(*error);
+        }
+        self->table_decoded_ = true;
+        self->wake_ = true;
+      });
+}
+
+void Destination::Impl::on(const wire::RoundBegin& message) {
+  const bool expected = phase_ == Phase::kTables ? table_ended_ && round_ == 0 : phase_ == Phase::kRounds && acknowledged_;
+  if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
+    return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
+  }
+  place();
+  if (phase_ == Phase::kFailed) {
+    return;
+  }
+  if (placed_pages_ != message.pages_before || assembly_.size() != 0) {
+    return protocol_error("says that round " + std::to_string(round_) + " had " + std::to_string(message.pages_before) +
+                          " pages; placed were " + std::to_string(placed_pages_) + ", and " + std::to_string(assembly_.size()) + " in part");
+  }
+  if (round_ == 1 && !first_round_complete_ && !completing_) {
+    complete_first_round();
+  }
+  start_round(message.round);
+  all_placed_.reset();
+  phase_ = Phase::kRounds;
+  wake_ = true;
+}
+
+void Destination::Impl::acknowledge_if_due() {
+  const bool tables = round_ == 1 ? table_decoded_ : first_round_complete_;
+  if (phase_ != Phase::kRounds || acknowledged_ || !tables || unhashed_pages_ > kUnhashedPagesMax) {
+    return;
+  }
+  acknowledged_ = true;
+  outbox_.push(wire::RoundAck{.round = round_, .pages_unhashed = unhashed()});
+}
+
+void Destination::Impl::on(const wire::DeviceState& message) {
+  if (device_state_ended_) {
+    return protocol_error("device state after its end");
+  }
+  totals_.device_state_bytes += message.bytes.size();
+  events_.on_device_state(message.bytes, false);
+}
+
+void Destination::Impl::on(const wire::DeviceStateEnd&) {
+  if (device_state_ended_) {
+    return protocol_error("device state ends twice");
+  }
+  device_state_ended_ = true;
+  events_.on_device_state({}, true);
+}
+
+void Destination::Impl::on(const wire::AllPlaced& message) {
+  if (phase_ != Phase::kRounds || message.round != round_ || all_placed_ || !device_state_ended_) {
+    return protocol_error("AllPlaced in round " + std::to_string(message.round) + " while round " + std::to_string(round_) +
+                          " is open or the device state is not complete");
+  }
+  all_placed_ = message;
+  wake_ = true;
+}
+
+void Destination::Impl::on(const wire::Abort& message) { fail(Failure::kPeerFailed, "the source gave up: " + message.text); }
+void Destination::Impl::on(const wire::Keepalive&) {}
+
+void Destination::Impl::hash_if_due() {
+  if (phase_ != Phase::kRounds || hashing_ || (unhashed_pages_ < kHashPagesMin && rest_left_ == 0) || all_placed_) {
+    return;
+  }
+  hashing_ = true;
+  executor_.submit([self = shared_from_this(), runs = take_unhashed()] { hash_runs(self->memory_, runs, *self->hashes_); },
+                   [weak = weak_from_this()] {
+                     if (const auto self = weak.lock()) {
+                       self->hashing_ = false;
+                       self->wake_ = true;
+                     }
+                   });
+}
+
+void Destination::Impl::verify_if_due() {
+  if (phase_ != Phase::kRounds || !all_placed_ || verifying_ || !acknowledged_) {
+    return;
+  }
+  if (placed_pages_ > all_placed_->pages) {
+    return protocol_error("counted fewer pages in its last round than it sent");
+  }
+  if (placed_pages_ < all_placed_->pages || assembly_.size() != 0) {
+    return;
+  }
+  if (!first_round_complete_) {
+    if (!completing_) {
+      complete_first_round();
+    }
+    if (!first_round_complete_) {
+      return;
+    }
+  }
+  if (!hashes()) {
+    return verified(true, {});
+  }
+  struct Result {
+    bool equal = false;
+    std::vector<pages::PageDigest> chunks;
+  };
+  std::vector<PageRun> runs = take_unhashed();
+  while (rest_left_ != 0) {
+    const std::vector<PageRun> more = take_unhashed();
+    runs.insert(runs.end(), more.begin(), more.end());
+  }
+  verifying_ = true;
+  auto result = std::make_shared<Result>();
+  executor_.submit(
+      [self = shared_from_this(), runs = std::move(runs), expected = *all_placed_, result] {
+        hash_runs(self->memory_, runs, *self->hashes_);
+        result->equal = self->hashes_->digest() == expected.digest && self->hashes_->known_count() == expected.pages_checked;
+        if (!result->equal) {
+          result->chunks = self->hashes_->chunk_digests();
+        }
+      },
+      [weak = weak_from_this(), result] {
+        if (const auto self = weak.lock()) {
+          self->verifying_ = false;
+          self->verified(result->equal, std::move(result->chunks));
+        }
+      });
+}
+
+void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chunks) {
+  if (phase_ != Phase::kRounds) {
+    return;
+  }
+  wake_ = true;
+  doubtful_ = !equal;
+  if (equal) {
+    phase_ = Phase::kReady;
+    finished_at_ = now_;
+    outbox_.push(wire::Verified{});
+    return;
+  }
+  all_placed_.reset();
+  for (std::size_t at = 0; at < chunks.size();) {
+    const std::size_t count = std::min(chunks.size() - at, wire::kChunkDigestsMax);
+    const auto from = chunks.begin() + static_cast<std::ptrdiff_t>(at);
+    outbox_.push(wire::ChunkDigests{
+        .last = at + count == chunks.size(), .first_chunk = at, .digests = {from, from + static_cast<std::ptrdiff_t>(count)}});
+    at += count;
+  }
+}
+
+Stats Destination::Impl::stats(Instant now) const {
+  Stats s = totals_;
+  s.round = round_;
+  for (const transport::Lane* lane : lanes_) {
+    const transport::LaneCounters& c = lane->counters();
+    s.wire_bytes += c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
+  }
+  s.payload_bytes = s.pages_sent * pages::kPageSize;
+  s.elapsed_us = phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((phase_ >= Phase::kReady ? finished_at_ : now) - started_).us());
+  return s;
+}
+
+// ---- Destination ----
+
+Destination::Destination(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events)
+    : impl_(std::make_shared<Impl>(config, std::move(guest), executor, events)) {}
+Destination::~Destination() = default;
+void Destination::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
+void Destination::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }
+void Destination::tick(Instant now) { impl_->tick(now); }
+Instant Destination::deadline() const { return impl_->deadline(); }
+void Destination::flush(Instant now) { impl_->flush(now); }
+Stats Destination::stats(Instant now) const { return impl_->stats(now); }
+const pages::GenerationTable& Destination::table() const { return impl_->table(); }
+std::uint32_t Destination::epoch_next() const { return impl_->epoch_next(); }
+bool Destination::next_work(std::uint16_t, transport::Work&) { return false; }
+void Destination::read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) { GW_ASSERT(!"a destination hands out no pages"); }
+void Destination::on_acknowledged(const transport::Work&) {}
+void Destination::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) {
+  impl_->on_page(round, page, offset, bytes);
+}
+void Destination::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) { impl_->on_zero_run(round, first, count); }
+void Destination::on_message(std::span<const std::byte> message) { impl_->on_message(message); }
+
+}  // namespace godwit::transfer

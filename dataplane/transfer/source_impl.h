@@ -1,0 +1,168 @@
+#pragma once
+// Inside of Source: its state and steps. Private to source*.cpp.
+//
+// A round r goes: RoundBegin{r} → RoundAck; meanwhile scan r → its pages. With both there the pages are "loaded" and go out; when all are
+// acknowledged the round is over and r + 1 is begun at once, so that its acknowledgement is in before its pages are known. Once the
+// guest stands still scans no longer wait for the round in flight. The last scan's round ends with AllPlaced instead of a barrier.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dataplane/transfer/convergence.h"
+#include "dataplane/transfer/outbox.h"
+#include "dataplane/transfer/round_pages.h"
+#include "dataplane/transfer/source.h"
+#include "dataplane/transfer/source_jobs.h"
+#include "dataplane/transfer/token_bucket.h"
+
+namespace godwit::transfer {
+
+class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
+ public:
+  Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor, MigrationEvents& events);
+
+  void start(Instant now, std::span<transport::Lane* const> lanes);
+  void guest_stopped(Instant now);
+  bool device_state(std::span<const std::byte> data);
+  void device_state_end(Instant now);
+  void cancel(Instant now, const std::string& reason);
+  void tick(Instant now);
+  [[nodiscard]] Instant deadline() const;
+  [[nodiscard]] Stats stats(Instant now) const;
+  [[nodiscard]] std::uint32_t epoch_next() const;
+
+  bool next_work(std::uint16_t lane, transport::Work& out);
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
+  void on_acknowledged(const transport::Work& work);
+  void on_message(std::span<const std::byte> bytes);
+  void fail(Failure failure, std::string text);
+
+ private:
+  enum class Phase : std::uint8_t { kIdle, kHandshake, kRetainedTable, kComparing, kMoving, kDone, kFailed };
+  /// The pages that a scan has found for a round.
+  struct Found {
+    std::uint32_t round = 0;
+    pages::Bitmap pages, zero;   // zero: of those, as far as sorted
+    std::uint64_t count = 0;
+    bool sorted = false;
+  };
+
+  // ---- source.cpp: the peer ----
+  void on(const wire::HelloReply& message);
+  void on(const wire::TablePiece& message);
+  void on(const wire::RoundAck& message);
+  void on(const wire::Verified& message);
+  void on(const wire::ChunkDigests& message);
+  void on(const wire::Abort& message);
+  template <class Unexpected>
+  void on(const Unexpected& message);
+  void protocol_error(const std::string& text);
+  void check_peer();
+  void deliver();
+  void progress();
+
+  // ---- source_rounds.cpp: jobs and rounds ----
+  template <class Job>
+  void submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&));
+  void compare();
+  void compared(CompareJob& job);
+  void advance();
+  void check_time_limit();
+  void finish_round();
+  void begin_round();
+  void load_round();
+  void scan_if_due();
+  void scanned(ScanJob& job);
+  void judge(const ScanJob& job);
+  void no_convergence(const std::string& why, Duration estimate, std::uint64_t content_pages);
+  void ready(Duration estimate);
+  void sort_if_due();
+  void sorted(SortJob& job);
+  void hash_if_due();
+  void hashed(HashJob& job);
+  void announce_if_due();
+  [[nodiscard]] bool handed_out() const;
+  [[nodiscard]] bool rest_hashed() const;
+  [[nodiscard]] Duration rtt() const;
+  [[nodiscard]] std::uint64_t payload_sent() const;
+  [[nodiscard]] std::uint32_t rounds_running_max() const;
+  [[nodiscard]] bool hashes() const { return policy_.verify != Verify::kOff; }
+
+  const MigrationConfig config_;
+  const Policy policy_;
+  GuestMemory& memory_;
+  pages::GenerationTable& table_;
+  const std::uint32_t epoch_now_;
+  Executor& executor_;
+  MigrationEvents& events_;
+  std::vector<transport::Lane*> lanes_;
+  const std::uint64_t page_count_;
+
+  Phase phase_ = Phase::kIdle;
+  Instant now_{};
+  bool wake_ = false;
+  Outbox outbox_;
+  TokenBucket bucket_;
+  std::uint64_t bytes_charged_ = 0;
+  Instant keepalive_at_{};
+
+  // failure, told once
+  Failure failure_{};
+  std::string failure_text_;
+  bool failure_told_ = false, done_told_ = false;
+
+  // tables
+  bool has_retained_ = false;
+  std::vector<std::vector<std::byte>> retained_pieces_;
+  std::uint64_t retained_bytes_ = 0;
+
+  // the round that the destination takes pages of
+  std::uint32_t round_ = 0;
+  bool opened_ = false;   // acknowledged
+  bool loaded_ = false;   // its pages are known and go out
+  bool over_ = false;     // all acknowledged; the next may begin
+  RoundPages pages_;
+  pages::Bitmap unsorted_;
+  pages::PageNumber sort_from_ = 0;
+  bool sorting_ = false, sorted_ = false;
+  std::uint64_t outstanding_ = 0;     // works handed out and not acknowledged
+  std::uint64_t handed_pages_ = 0;
+  std::uint64_t handed_content_ = 0;
+  Instant round_started_{};
+
+  // scans
+  std::optional<Found> found_;        // for round_, or the one after it
+  bool scanning_ = false;
+  std::uint32_t scans_top_ = 0;       // highest round a scan was made for
+  Instant scan_due_{}, scan_submitted_{}, scan_before_{};
+  bool stopped_ = false, ended_ = false;
+  bool stop_covered_ = false, end_covered_ = false;          // by a scan submitted
+  bool scan_covers_end_ = false, end_scanned_ = false;       // by the scan in flight; by one whose result is in
+  Convergence convergence_;
+  bool fits_ = false;                 // the last scan's pages fit the downtime limit
+  bool ready_ = false, ready_told_ = false;
+  Duration ready_estimate_{};
+
+  // verification
+  pages::PageHashes hashes_;
+  pages::Bitmap unread_;              // handed out, hash not taken yet
+  std::uint64_t unread_count_ = 0;
+  pages::Bitmap ever_sent_, rest_;    // full: rest_ is never sent unless written
+  pages::PageNumber rest_from_ = 0;
+  std::uint64_t rest_left_ = 0;       // not hashed yet
+  bool rest_hashing_ = false;
+  std::uint64_t peer_unhashed_ = 0;
+  bool announced_ = false;
+  std::uint32_t mismatches_ = 0;
+  std::vector<pages::PageDigest> peer_chunks_;
+  std::optional<pages::Bitmap> resend_;
+
+  // figures
+  Instant started_{}, stopped_at_{}, finished_at_{}, progress_at_{};
+  std::uint64_t progress_payload_ = 0;
+  Stats totals_;
+};
+
+}  // namespace godwit::transfer

@@ -1,0 +1,115 @@
+#include "dataplane/transfer/source_jobs.h"
+
+#include <algorithm>
+#include <array>
+
+#include "dataplane/pages/compare.h"
+#include "dataplane/pages/table_codec.h"
+#include "dataplane/wire/messages.h"
+
+namespace godwit::transfer {
+namespace {
+
+/// Collects what was written and enters it into the table, in one job: what is armed again is never forgotten.
+bool scan(JobGuest guest, std::uint32_t epoch, pages::Bitmap& written, std::optional<std::string>& error) {
+  const auto collected = guest.memory.collect_written(written);
+  if (!collected) {
+    // Some pages may have been armed again and not reported: nothing is known of any page any more.
+    guest.table.fill(pages::kUnknownGeneration);
+    error = collected.error().text;
+    return false;
+  }
+  guest.table.set_written(written, epoch);
+  return true;
+}
+
+bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
+  pages::PageNumber at = 0;
+  for (const auto& piece : job.retained_pieces) {
+    const auto next = pages::decode_table_piece(piece, at, retained);
+    if (!next) {
+      job.peer_error = "retained table, from page " + std::to_string(at) + ": " + std::string(pages::to_string(next.error()));
+      return false;
+    }
+    at = *next;
+  }
+  if (at != retained.size()) {
+    job.peer_error = "retained table ends at page " + std::to_string(at) + " of " + std::to_string(retained.size());
+    return false;
+  }
+  return true;
+}
+
+void encode_table(CompareJob& job, const pages::GenerationTable& table) {
+  std::vector<std::byte> piece;
+  pages::PageNumber at = 0;
+  do {
+    at = pages::encode_table_piece(table, at, {.link_bps = job.link_bps}, piece);
+    job.messages.push_back(wire::encode_message(wire::TablePiece{.last = at == table.size(), .bytes = piece}));
+    job.table_bytes += job.messages.back().size();
+  } while (at < table.size());
+}
+
+}  // namespace
+
+void run(CompareJob& job, JobGuest guest) {
+  pages::Bitmap written(guest.table.size());
+  if (!scan(guest, job.epoch_now, written, job.guest_error)) {
+    return;
+  }
+  const auto entries = guest.table.entries();
+  std::replace(entries.begin(), entries.end(), pages::kUnknownGeneration, job.epoch_now);
+  job.to_send = pages::Bitmap(guest.table.size());
+  if (job.has_retained) {
+    pages::GenerationTable retained(guest.table.size(), pages::kUnknownGeneration);
+    if (!decode_retained(job, retained)) {
+      return;
+    }
+    pages::find_not_reusable(retained, guest.table, job.to_send);
+  } else {
+    job.to_send.set_all();
+  }
+  encode_table(job, guest.table);
+}
+
+void run(ScanJob& job, JobGuest guest) {
+  job.written = pages::Bitmap(guest.table.size());
+  job.zero = pages::Bitmap(guest.table.size());
+  if (!scan(guest, job.epoch, job.written, job.guest_error)) {
+    return;
+  }
+  if (job.also) {
+    guest.table.set_written(*job.also, job.epoch);
+    job.written |= *job.also;
+  }
+  job.written_count = job.written.count();
+  if (job.written_count <= kSortPagesMax) {
+    job.sorted = true;
+    if (job.written_count != 0) {
+      const auto found = guest.memory.find_zero(job.written, job.zero);
+      if (!found) {
+        job.guest_error = found.error().text;
+      }
+      job.zero_count = job.zero.count();
+    }
+  }
+}
+
+void run(SortJob& job, JobGuest guest) {
+  job.zero = pages::Bitmap(job.among.size());
+  const auto found = guest.memory.find_zero(job.among, job.zero);
+  if (!found) {
+    job.guest_error = found.error().text;
+  }
+}
+
+void run(HashJob& job, JobGuest guest) {
+  job.hashes.reserve(job.pages.size());
+  std::array<std::byte, pages::kPageSize> bytes;
+  for (const pages::PageNumber page : job.pages) {
+    guest.memory.read_page(page, 0, bytes);
+    job.hashes.push_back(pages::hash_page(bytes));
+  }
+}
+
+}  // namespace godwit::transfer

@@ -1,0 +1,71 @@
+#pragma once
+// What the source has done by jobs, off the lcore: scans, the comparison of tables, sorting out zero pages, hashing.
+// Each job owns its input and result and touches nothing else but the guest's memory and table, and no two run at once.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dataplane/transfer/guest.h"
+#include "dataplane/pages/generation_table.h"
+#include "dataplane/pages/page_digest.h"
+
+namespace godwit::transfer {
+
+/// The guest as jobs see it.
+struct JobGuest {
+  GuestMemory& memory;
+  pages::GenerationTable& table;
+};
+
+/// Pages that one job looks at for zeros: some 30 ms of cold memory, so that a scan does not wait longer for its turn.
+inline constexpr std::uint64_t kSortPagesMax = 65536;
+/// But no more jobs than this a round: each costs a pass over a bitmap of the whole guest.
+inline constexpr std::uint64_t kSortJobsMax = 64;
+inline constexpr std::uint64_t kHashPagesMax = 4096;
+
+/// Scan 1: brings the table up to this visit and finds what the destination cannot reuse.
+struct CompareJob {
+  std::uint32_t epoch_now = 0;
+  std::uint64_t link_bps = 0;
+  bool has_retained = false;
+  std::vector<std::vector<std::byte>> retained_pieces;
+  // ---- result ----
+  pages::Bitmap to_send;
+  std::vector<std::vector<std::byte>> messages;  // TablePiece, encoded
+  std::uint64_t table_bytes = 0;
+  std::optional<std::string> guest_error, peer_error;
+};
+void run(CompareJob& job, JobGuest guest);
+
+/// Scan r >= 2. Few written pages are sorted at once.
+struct ScanJob {
+  std::uint32_t round = 0;
+  std::uint32_t epoch = 0;
+  std::optional<pages::Bitmap> also;  // pages that count as written whatever the scan says
+  // ---- result ----
+  pages::Bitmap written, zero;
+  std::uint64_t written_count = 0, zero_count = 0;
+  bool sorted = false;
+  std::optional<std::string> guest_error;
+};
+void run(ScanJob& job, JobGuest guest);
+
+/// Which of `among` read as zero.
+struct SortJob {
+  pages::Bitmap among;
+  // ---- result ----
+  pages::Bitmap zero;
+  std::optional<std::string> guest_error;
+};
+void run(SortJob& job, JobGuest guest);
+
+struct HashJob {
+  std::vector<pages::PageNumber> pages;
+  // ---- result ----
+  std::vector<pages::PageHash> hashes;
+};
+void run(HashJob& job, JobGuest guest);
+
+}  // namespace godwit::transfer
