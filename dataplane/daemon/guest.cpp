@@ -1,0 +1,282 @@
+#include "dataplane/daemon/guest.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/atomic_file.h"
+
+namespace godwit::daemon {
+namespace {
+
+ApiError from_memory(const memory::Error& error) { return {to_api(error.code), error.text}; }
+
+/// Field 22 of /proc/PID/stat: with the pid it names a process for good.
+std::expected<std::uint64_t, ApiError> process_start(std::int32_t pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/stat";
+  const auto text = read_file(path, 4096);
+  if (!text) {
+    return std::unexpected(ApiError{api::Error::BAD_REQUEST, "AttachGuest: qemu_pid: " + text.error().text()});
+  }
+  // The second field is the name in parentheses, which may hold anything.
+  std::size_t at = text->rfind(')');
+  for (int field = 2; field < 22 && at != std::string::npos; ++field) {
+    at = text->find(' ', at + 1);
+  }
+  if (at == std::string::npos) {
+    return std::unexpected(ApiError{api::Error::KERNEL, path + ": has no field 22"});
+  }
+  return std::strtoull(text->c_str() + at + 1, nullptr, 10);
+}
+
+std::uint64_t shape_hash(const std::vector<memory::RegionFile>& files) {
+  std::string text;
+  for (const memory::RegionFile& file : files) {
+    text += file.name + ' ' + std::to_string(file.bytes) + ' ' + std::to_string(file.page_bytes) + ' ' +
+            std::to_string(file.qemu_address) + '\n';
+  }
+  return XXH3_64bits(text.data(), text.size());
+}
+
+std::expected<void, ApiError> describe(Guest& guest, const std::vector<memory::RegionFile>& files) {
+  for (const memory::RegionFile& file : files) {
+    auto region = memory::describe_ram_file(file.name, file.bytes, file.page_bytes, file.path, file.file.get());
+    if (!region) {
+      return std::unexpected(from_memory(region.error()));
+    }
+    guest.regions.push_back(std::move(*region));
+    guest.bytes_total += file.bytes;
+  }
+  return {};
+}
+
+/// A first attach after a cold boot: whatever is present was written in this visit.
+std::expected<void, ApiError> begin_history(Guest& guest, const AttachContext& context) {
+  pages::Bitmap present(guest.memory->page_count());
+  if (auto found = guest.memory->ram().find_present(present); !found) {
+    return std::unexpected(from_memory(found.error()));
+  }
+  guest.table.set_written(present, guest.epoch_now);
+  const std::lock_guard lock(context.images->mutex);
+  auto forgotten = context.images->store.forget(to_memory_id(guest.vm_uuid));
+  if (forgotten) {
+    forgotten = context.images->store.forget_files(guest.regions);
+  }
+  if (!forgotten) {
+    return std::unexpected(from_memory(forgotten.error()));
+  }
+  return {};
+}
+
+void lose_history(Guest& guest, const AttachContext& context, std::string reason) {
+  guest.history_lost = std::move(reason);
+  guest.table.fill(pages::kUnknownGeneration);
+  const std::uint32_t floor = TrackingState::epoch_floor(context.run_dir, guest.tracked);
+  guest.epoch_in_doubt = floor == 0;
+  guest.epoch_now = std::max(guest.epoch_now, floor);
+}
+
+/// After a restart of the daemon under the same QEMU.
+void continue_history(Guest& guest, const AttachContext& context) {
+  if (guest.memory->tracker() != memory::TrackerKind::kPagemapScan) {
+    lose_history(guest, context,
+                 "tracker " + std::string(memory::name_of(guest.memory->tracker())) + " keeps what was written in the daemon that is gone");
+    return;
+  }
+  auto state = TrackingState::adopt(context.run_dir, guest.tracked);
+  if (!state) {
+    lose_history(guest, context, state.error());
+    return;
+  }
+  guest.table = state->table();
+  guest.epoch_now = std::max(guest.epoch_now, state->epoch());
+}
+
+std::expected<ArrivalReuse, ApiError> start_from_zero(Guest& guest, std::string reason, Images& images) {
+  {
+    // First the record goes: from then on nothing presents this RAM as an image.
+    const std::lock_guard lock(images.mutex);
+    auto forgotten = images.store.forget(to_memory_id(guest.vm_uuid));
+    if (forgotten) {
+      forgotten = images.store.forget_files(guest.regions);
+    }
+    if (!forgotten) {
+      return std::unexpected(from_memory(forgotten.error()));
+    }
+  }
+  if (auto cleared = guest.memory->clear_all(); !cleared) {
+    return std::unexpected(ApiError{api::Error::KERNEL, cleared.error().text});
+  }
+  return ArrivalReuse{std::nullopt, std::move(reason)};
+}
+
+}  // namespace
+
+memory::Id to_memory_id(const Id128& id) {
+  memory::Id result;
+  std::memcpy(result.data(), id.bytes().data(), result.size());
+  return result;
+}
+
+Id128 from_memory_id(const memory::Id& id) {
+  std::array<std::uint8_t, 16> bytes;
+  std::memcpy(bytes.data(), id.data(), bytes.size());
+  return Id128(bytes);
+}
+
+std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, const AttachContext& context) {
+  auto guest = std::make_unique<Guest>();
+  const auto start = process_start(attachment.qemu_pid);
+  if (!start) {
+    return std::unexpected(start.error());
+  }
+  if (auto described = describe(*guest, attachment.files); !described) {
+    return std::unexpected(described.error());
+  }
+  guest->vm_uuid = attachment.vm_uuid;
+  guest->image_id = attachment.image_id;
+  guest->ownership = attachment.ownership;
+  guest->qemu_pid = attachment.qemu_pid;
+  guest->kind = attachment.kind;
+  guest->epoch_now = attachment.epoch;
+  const std::uint64_t shape = shape_hash(attachment.files);
+  auto ram = memory::GuestRam::open(std::move(attachment.files));
+  if (!ram) {
+    return std::unexpected(from_memory(ram.error()));
+  }
+  auto owned = std::make_unique<memory::GuestRam>(std::move(*ram));
+  const std::uint64_t page_count = owned->page_count();
+  guest->tracked = {.vm_uuid = guest->vm_uuid, .image_id = guest->image_id, .boot_id = context.boot_id, .qemu_pid = guest->qemu_pid,
+                    .qemu_start = *start, .page_count = page_count, .shape_hash = shape};
+  auto hashes = std::make_shared<memory::KnownHashes>(page_count);
+  memory::TrackerRequest request;
+  request.ram = owned.get();
+  request.hashes = hashes;
+  request.userfaultfd = std::move(attachment.userfaultfd);
+  request.pagemap = std::move(attachment.pagemap);
+  request.has_balloon = attachment.has_balloon;
+  request.continuing = attachment.kind == api::AttachGuest::CONTINUING;
+  auto chosen = memory::choose_tracker(std::move(request), attachment.tracker ? &*attachment.tracker : nullptr);
+  if (!chosen) {
+    return std::unexpected(from_memory(chosen.error()));
+  }
+  guest->tracker_reason = std::move(chosen->reason);
+  guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes), std::nullopt,
+                                              attachment.has_balloon);
+  guest->table = pages::GenerationTable(page_count);
+  auto armed = guest->memory->arm();
+  if (armed) {
+    armed = guest->memory->refresh_present();
+  }
+  if (!armed) {
+    return std::unexpected(ApiError{api::Error::KERNEL, armed.error().text});
+  }
+  if (guest->kind == api::AttachGuest::ARRIVING) {
+    return guest;  // its history comes with it
+  }
+  if (guest->kind == api::AttachGuest::CONTINUING) {
+    continue_history(*guest, context);
+  } else if (auto begun = begin_history(*guest, context); !begun) {
+    return std::unexpected(begun.error());
+  }
+  if (auto persisted = persist_history(*guest, context.run_dir); !persisted) {
+    return std::unexpected(persisted.error());
+  }
+  return guest;
+}
+
+std::expected<void, ApiError> persist_history(Guest& guest, const std::string& run_dir) {
+  if (guest.memory->state() == nullptr) {
+    auto state = TrackingState::create(run_dir, guest.tracked);
+    if (!state) {
+      return std::unexpected(ApiError{api::Error::KERNEL, state.error()});
+    }
+    guest.memory->set_state(std::move(*state));
+  }
+  guest.memory->state()->store(guest.table, guest.epoch_now);
+  return {};
+}
+
+std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id, Images& images) {
+  if (!reuse_image_id) {
+    return start_from_zero(guest, "no retained image was named", images);
+  }
+  memory::ImageWanted wanted;
+  wanted.vm_uuid = to_memory_id(guest.vm_uuid);
+  wanted.image_id = to_memory_id(*reuse_image_id);
+  for (const memory::ImageRegion& region : guest.regions) {
+    wanted.regions.push_back({region.name, region.bytes, region.page_bytes});
+  }
+  std::optional<memory::RetainedImage> image;
+  std::string refused;
+  {
+    const std::lock_guard lock(images.mutex);
+    if (auto acquired = images.store.acquire(wanted)) {
+      image = std::move(*acquired);
+    } else {
+      refused = acquired.error().text;
+    }
+  }
+  if (!image) {
+    return start_from_zero(guest, std::move(refused), images);
+  }
+  for (std::size_t i = 0; i < guest.regions.size(); ++i) {
+    if (image->regions[i].device != guest.regions[i].device || image->regions[i].inode != guest.regions[i].inode) {
+      return start_from_zero(guest, "region " + guest.regions[i].name + ": QEMU runs on another file than the retained " +
+                                        image->regions[i].path, images);
+    }
+  }
+  if (image->hashes.size() == guest.memory->page_count()) {
+    for (pages::PageNumber page = 0; page < image->hashes.size(); ++page) {
+      guest.memory->hashes()->set(page, image->hashes[page]);
+    }
+  }
+  // After the hashes, which the scan may compare with. What QEMU has written since its pages were armed is no longer the image's.
+  pages::Bitmap written(guest.memory->page_count());
+  if (auto collected = guest.memory->collect_written(written); !collected) {
+    return std::unexpected(ApiError{api::Error::KERNEL, collected.error().text});
+  }
+  image->table.set_written(written, pages::kUnknownGeneration);
+  return ArrivalReuse{std::move(image->table), {}};
+}
+
+Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, Images& images) {
+  pages::Bitmap written(guest.memory->page_count());
+  auto collected = guest.memory->collect_written(written);
+  std::string reason;
+  if (!collected) {
+    reason = "the last scan failed: " + collected.error().text;
+  }
+  for (const memory::ImageRegion& region : guest.regions) {
+    if (region.path.empty()) {
+      reason = "region " + region.name + " is no file with a name (memfd)";
+    }
+  }
+  const std::lock_guard lock(images.mutex);
+  if (!reason.empty()) {
+    // An older record would still name these files, whose content it no longer describes.
+    const auto forgotten = images.store.forget(to_memory_id(guest.vm_uuid));
+    return {false, forgotten ? reason : reason + "; " + forgotten.error().text};
+  }
+  table.set_written(written, pages::kUnknownGeneration);
+  memory::RetainedImage image;
+  image.vm_uuid = to_memory_id(guest.vm_uuid);
+  image.image_id = to_memory_id(guest.image_id);
+  image.epoch = epoch;
+  image.regions = guest.regions;
+  image.table = std::move(table);
+  if (guest.memory->keeps_hashes()) {
+    image.hashes.resize(guest.memory->page_count());
+    for (pages::PageNumber page = 0; page < image.hashes.size(); ++page) {
+      image.hashes[page] = guest.memory->hashes()->get(page);
+    }
+  }
+  if (auto saved = images.store.save(image); !saved) {
+    return {false, saved.error().text};
+  }
+  return {true, {}};
+}
+
+}  // namespace godwit::daemon

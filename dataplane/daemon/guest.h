@@ -1,0 +1,81 @@
+#pragma once
+// One attached guest: who it is, its memory, its table, and the thread of its jobs. Made by attach() in a job, then owned by the control
+// thread, which lends memory and table to a migration and takes them back when that has ended.
+// Failure of attach(): one clear error; whatever was opened is closed, nothing of the guest was changed but the arming of its pages.
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "base/uuid.h"
+#include "dataplane/daemon/live_guest.h"
+#include "dataplane/daemon/requests.h"
+#include "dataplane/daemon/worker.h"
+#include "dataplane/memory/retained_image.h"
+#include "dataplane/pages/generation_table.h"
+
+namespace godwit::daemon {
+
+memory::Id to_memory_id(const Id128& id);
+Id128 from_memory_id(const memory::Id& id);
+
+/// The retained images of the host, for jobs of several guests.
+struct Images {
+  std::mutex mutex;
+  memory::ImageStore store;
+  explicit Images(memory::ImageStore opened) : store(std::move(opened)) {}
+};
+
+struct Guest {
+  Id128 vm_uuid;
+  Id128 image_id;
+  std::uint64_t ownership = 0;
+  std::int32_t qemu_pid = 0;
+  api::AttachGuest::Kind kind = api::AttachGuest::FRESH;
+  TrackedGuest tracked;
+  std::vector<memory::ImageRegion> regions;
+  std::uint64_t bytes_total = 0;
+
+  std::unique_ptr<LiveGuest> memory;
+  pages::GenerationTable table;
+  /// Generation of what the next scan finds. In doubt after a lost history of which not even the epoch is known.
+  std::uint32_t epoch_now = 0;
+  bool epoch_in_doubt = false;
+
+  std::string tracker_reason;
+  std::string history_lost;  // reason; empty: history is whole
+};
+
+struct AttachContext {
+  std::string run_dir;
+  Id128 boot_id;  // of the host
+  Images* images = nullptr;
+};
+
+/// A job: opens, arms, and finds out what is known of the guest's history.
+std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, const AttachContext& context);
+
+/// A job, at a destination: takes the retained image, if it is the one wanted and its RAM is what is attached; otherwise makes the RAM
+/// all zero. Result: the image's table, or why there is none.
+struct ArrivalReuse {
+  std::optional<pages::GenerationTable> table;
+  std::string reason;
+};
+std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id, Images& images);
+
+/// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes unknown.
+struct Retained {
+  bool retained = false;
+  std::string reason;  // why not
+};
+Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, Images& images);
+
+/// A job: from here on the history of this guest survives a restart of the daemon.
+std::expected<void, ApiError> persist_history(Guest& guest, const std::string& run_dir);
+
+}  // namespace godwit::daemon

@@ -1,0 +1,202 @@
+#include "dataplane/daemon/live_guest.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "dataplane/pages/page_digest.h"
+
+namespace godwit::daemon {
+namespace {
+
+std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
+  return std::unexpected(transfer::GuestError{std::move(error.text)});
+}
+
+}  // namespace
+
+LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memory::WrittenTracker> tracker,
+                     std::shared_ptr<memory::KnownHashes> hashes, std::optional<TrackingState> state, bool memory_may_vanish)
+    : ram_(std::move(ram)),
+      hashes_(std::move(hashes)),
+      tracker_(std::move(tracker)),
+      state_(std::move(state)),
+      keeps_hashes_(tracker_->kind() == memory::TrackerKind::kHashes || ram_->any_huge()),
+      // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory is full.
+      read_by_mapping_(!memory_may_vanish && !ram_->any_huge()),
+      present_((ram_->page_count() + 63) / 64) {
+  writes_.reserve(256);
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::arm() {
+  if (auto armed = tracker_->arm(); !armed) {
+    return guest_error(armed.error());
+  }
+  return {};
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::refresh_present() {
+  pages::Bitmap present(ram_->page_count());
+  if (auto found = ram_->find_present(present); !found) {
+    return guest_error(found.error());
+  }
+  for (std::size_t i = 0; i < present_.size(); ++i) {
+    std::atomic_ref<std::uint64_t>(present_[i]).store(present.words()[i], std::memory_order_relaxed);
+  }
+  return {};
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::clear_all() {
+  if (auto punched = ram_->punch(0, ram_->page_count()); !punched) {
+    return guest_error(punched.error());
+  }
+  if (keeps_hashes_) {
+    for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
+      hashes_->set(page, pages::zero_page_hash());
+    }
+  }
+  return refresh_present();
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::collect_written(pages::Bitmap& out) {
+  if (state_) {
+    state_->begin_scan();
+  }
+  if (auto collected = tracker_->collect(out); !collected) {
+    return guest_error(collected.error());
+  }
+  if (state_) {
+    state_->end_scan(out);
+  }
+  // After the scan: what was written before it is there now, what comes later is in the next scan.
+  return refresh_present();
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitmap& among, pages::Bitmap& out) {
+  if (auto found = ram_->find_zero(among, out); !found) {
+    return guest_error(found.error());
+  }
+  if (tracker_->wants_copies()) {
+    out.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+      for (pages::PageNumber page = first; page < first + count; ++page) {
+        tracker_->note_zero(page);
+      }
+    });
+  }
+  return {};
+}
+
+bool LiveGuest::present(pages::PageNumber page) const {
+  return (std::atomic_ref<std::uint64_t>(present_[page / 64]).load(std::memory_order_relaxed) >> (page % 64) & 1) != 0;
+}
+
+void LiveGuest::set_present(pages::PageNumber first, std::uint64_t count, bool present) {
+  for (pages::PageNumber page = first; page < first + count; ++page) {
+    const std::uint64_t bit = std::uint64_t{1} << (page % 64);
+    std::atomic_ref<std::uint64_t> word(present_[page / 64]);
+    if (present) {
+      word.fetch_or(bit, std::memory_order_relaxed);
+    } else {
+      word.fetch_and(~bit, std::memory_order_relaxed);
+    }
+  }
+}
+
+void LiveGuest::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+  GW_ASSERT(page < ram_->page_count() && offset + out.size() <= pages::kPageSize);
+  if (tracker_->wants_copies()) {
+    read_noted(page, offset, out);
+  } else {
+    read_plain(page, offset, out);
+  }
+}
+
+void LiveGuest::read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+  std::array<std::byte, pages::kPageSize> whole;
+  read_plain(page, 0, whole);
+  tracker_->note_copied(page, whole);
+  std::memcpy(out.data(), whole.data() + offset, out.size());
+}
+
+void LiveGuest::read_plain(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+  if (read_by_mapping_) {
+    if (!present(page)) {
+      std::memset(out.data(), 0, out.size());
+      return;
+    }
+    const memory::Region& region = ram_->region_of(page);
+    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+    return;
+  }
+  // The file is open and the range inside it: only a bug can fail here, and then no byte may pass for the guest's.
+  const auto read = ram_->read(page, offset, out);
+  GW_ASSERT(read.has_value());
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::place_pages(std::span<const transfer::Arrival> arrivals) {
+  writes_.clear();
+  for (const transfer::Arrival& arrival : arrivals) {
+    writes_.push_back({arrival.page, arrival.offset, arrival.bytes});
+  }
+  if (auto written = ram_->write(writes_); !written) {
+    return guest_error(written.error());
+  }
+  for (const transfer::Arrival& arrival : arrivals) {
+    set_present(arrival.page, 1, true);
+  }
+  if (keeps_hashes_) {
+    note_placed(arrivals);
+  }
+  return {};
+}
+
+void LiveGuest::note_placed(std::span<const transfer::Arrival> arrivals) {
+  for (const transfer::Arrival& arrival : arrivals) {
+    if (arrival.bytes.size() == pages::kPageSize) {
+      hashes_->set(arrival.page, pages::hash_page(pages::PageBytes(arrival.bytes)));
+      continue;
+    }
+    // Of a fragment's page: after the last one this is the hash of the whole.
+    std::array<std::byte, pages::kPageSize> whole;
+    if (ram_->read(arrival.page, 0, whole)) {
+      hashes_->set(arrival.page, pages::hash_page(whole));
+    } else {
+      hashes_->forget(arrival.page);
+    }
+  }
+}
+
+std::expected<void, transfer::GuestError> LiveGuest::zero_pages(pages::PageNumber first, std::uint64_t count) {
+  GW_ASSERT(first + count <= ram_->page_count());
+  const pages::PageNumber end = first + count;
+  if (keeps_hashes_) {
+    for (pages::PageNumber page = first; page < end; ++page) {
+      hashes_->set(page, pages::zero_page_hash());
+    }
+  }
+  // Only what is there: punching a hole costs as much as punching a page.
+  for (pages::PageNumber page = first; page < end;) {
+    if (!present(page)) {
+      ++page;
+      continue;
+    }
+    const memory::Region& region = ram_->region_of(page);
+    const pages::PageNumber limit = std::min(end, region.first_page + region.page_count);
+    pages::PageNumber run_end = page + 1;
+    while (run_end < limit && present(run_end)) {
+      ++run_end;
+    }
+    if (auto punched = ram_->punch(page, run_end - page); !punched) {
+      return guest_error(punched.error());
+    }
+    if (region.page_bytes == pages::kPageSize) {
+      set_present(page, run_end - page, false);
+    }
+    page = run_end;
+  }
+  return {};
+}
+
+}  // namespace godwit::daemon

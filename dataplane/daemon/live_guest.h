@@ -1,0 +1,68 @@
+#pragma once
+// A guest's memory behind transfer's interface: RAM files, written tracker, and the tracking file that a restarted daemon reads.
+// Owns all three. Threads as transfer/guest.h says: read, place and zero on the lcore, the rest in jobs, one job at a time.
+// Failure: GuestError; after a failed scan the tracking file stays in doubt, so that nobody believes the history again.
+
+#include <atomic>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dataplane/daemon/tracking_state.h"
+#include "dataplane/memory/guest_ram.h"
+#include "dataplane/memory/known_hashes.h"
+#include "dataplane/memory/written_tracker.h"
+#include "dataplane/transfer/guest.h"
+
+namespace godwit::daemon {
+
+class LiveGuest final : public transfer::GuestMemory {
+ public:
+  LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memory::WrittenTracker> tracker,
+            std::shared_ptr<memory::KnownHashes> hashes, std::optional<TrackingState> state, bool memory_may_vanish);
+
+  [[nodiscard]] const memory::GuestRam& ram() const { return *ram_; }
+  [[nodiscard]] memory::TrackerKind tracker() const { return tracker_->kind(); }
+  [[nodiscard]] TrackingState* state() { return state_ ? &*state_ : nullptr; }
+  [[nodiscard]] const std::shared_ptr<memory::KnownHashes>& hashes() const { return hashes_; }
+  void set_state(TrackingState state) { state_.emplace(std::move(state)); }
+  /// Content is compared by hashes: keep them with a retained image.
+  [[nodiscard]] bool keeps_hashes() const { return keeps_hashes_; }
+
+  // ---- jobs ----
+  std::expected<void, transfer::GuestError> arm();
+  /// Looks again which pages are holes. Before the first read_page.
+  std::expected<void, transfer::GuestError> refresh_present();
+  /// Every page becomes a hole.
+  std::expected<void, transfer::GuestError> clear_all();
+  std::expected<void, transfer::GuestError> collect_written(pages::Bitmap& out) override;
+  std::expected<void, transfer::GuestError> find_zero(const pages::Bitmap& among, pages::Bitmap& out) override;
+
+  // ---- hot ----
+  [[nodiscard]] pages::PageNumber page_count() const override { return ram_->page_count(); }
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
+  std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
+
+ private:
+  void read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
+  void read_plain(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
+  [[nodiscard]] bool present(pages::PageNumber page) const;
+  void set_present(pages::PageNumber first, std::uint64_t count, bool present);
+  void note_placed(std::span<const transfer::Arrival> arrivals);
+
+  std::unique_ptr<memory::GuestRam> ram_;
+  std::shared_ptr<memory::KnownHashes> hashes_;
+  std::unique_ptr<memory::WrittenTracker> tracker_;
+  std::optional<TrackingState> state_;
+  const bool keeps_hashes_;
+  const bool read_by_mapping_;
+  // A bit a page, read on the lcore and renewed by jobs. A page named by a scan was looked up after that scan.
+  mutable std::vector<std::uint64_t> present_;
+  std::vector<memory::PageWrite> writes_;  // reused: no allocation a burst
+};
+
+}  // namespace godwit::daemon

@@ -1,0 +1,284 @@
+#include "dataplane/daemon/requests.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "dataplane/port/port.h"
+
+namespace godwit::daemon {
+namespace {
+
+std::unexpected<ApiError> bad_request(std::string text) { return std::unexpected(ApiError{api::Error::BAD_REQUEST, std::move(text)}); }
+
+/// Names appear in file names and logs.
+bool plain_name(const std::string& name) {
+  return !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+  });
+}
+
+std::expected<memory::RegionFile, ApiError> parse_region(const api::Region& region) {
+  const std::string label = "AttachGuest: region \"" + region.name().substr(0, 64) + "\"";
+  if (!plain_name(region.name())) {
+    return bad_request(label + ": a name is 1 to 64 letters, digits, - _ .");
+  }
+  if (region.page_bytes() != pages::kPageSize && region.page_bytes() != memory::kHugePageSize) {
+    return bad_request(label + ": page_bytes " + std::to_string(region.page_bytes()) + " is neither 4096 nor 2097152");
+  }
+  if (region.bytes() == 0 || region.bytes() > kRegionBytesMax || region.bytes() % region.page_bytes() != 0) {
+    return bad_request(label + ": " + std::to_string(region.bytes()) + " bytes is not a multiple of its page size below 16 TiB");
+  }
+  if (region.qemu_address() % region.page_bytes() != 0 || region.qemu_address() + region.bytes() < region.bytes()) {
+    return bad_request(label + ": qemu_address is not the start of a page, or the region wraps around");
+  }
+  if (!region.ram_path().empty() && (region.ram_path().front() != '/' || region.ram_path().size() > 4000)) {
+    return bad_request(label + ": ram_path is not absolute");
+  }
+  memory::RegionFile file;
+  file.name = region.name();
+  file.bytes = region.bytes();
+  file.page_bytes = region.page_bytes();
+  file.qemu_address = region.qemu_address();
+  file.path = region.ram_path();
+  return file;
+}
+
+std::expected<std::optional<memory::TrackerKind>, ApiError> parse_tracker(api::Tracker tracker) {
+  switch (tracker) {
+    case api::TRACKER_AUTO:
+      return std::nullopt;
+    case api::TRACKER_PAGEMAP_SCAN:
+      return memory::TrackerKind::kPagemapScan;
+    case api::TRACKER_WRITE_PROTECT_EVENTS:
+      return memory::TrackerKind::kWriteProtectEvents;
+    case api::TRACKER_HASHES:
+      return memory::TrackerKind::kHashes;
+    default:
+      return bad_request("AttachGuest: unknown tracker " + std::to_string(tracker));
+  }
+}
+
+std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
+  const auto address = wire::parse_ip_address(peer.address());
+  if (!address) {
+    return bad_request("StartMigration: peer.address \"" + peer.address().substr(0, 64) + "\" is no IP address");
+  }
+  if (peer.udp_port() == 0 || peer.udp_port() > 65535) {
+    return bad_request("StartMigration: peer.udp_port " + std::to_string(peer.udp_port()) + " is not 1 to 65535");
+  }
+  if (peer.flow_id() == 0) {
+    return bad_request("StartMigration: peer.flow_id is 0");
+  }
+  if (peer.mtu_bytes() < port::kMtuMin || peer.mtu_bytes() > port::kMtuMax) {
+    return bad_request("StartMigration: peer.mtu_bytes " + std::to_string(peer.mtu_bytes()) + " is not 1280 to 9216");
+  }
+  if (peer.lanes() == 0 || peer.lanes() > 64) {
+    return bad_request("StartMigration: peer.lanes " + std::to_string(peer.lanes()) + " is not 1 to 64");
+  }
+  return PeerEndpoint{{*address, static_cast<std::uint16_t>(peer.udp_port())}, peer.flow_id(), peer.mtu_bytes(),
+                      static_cast<std::uint16_t>(peer.lanes())};
+}
+
+std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolicy& policy) {
+  transfer::Policy result;
+  constexpr std::uint64_t kLongestUs = 3'600'000'000;
+  if (policy.downtime_limit_us() == 0 || policy.downtime_limit_us() > kLongestUs) {
+    return bad_request("StartMigration: policy.downtime_limit_us " + std::to_string(policy.downtime_limit_us()) +
+                       " is not 1 us to 1 h");
+  }
+  result.downtime_limit = microseconds(static_cast<std::int64_t>(policy.downtime_limit_us()));
+  result.bandwidth_limit_bps = policy.bandwidth_limit_bps();
+  switch (policy.verify()) {
+    case api::VERIFY_SENT:
+      result.verify = transfer::Verify::kSent;
+      break;
+    case api::VERIFY_OFF:
+      result.verify = transfer::Verify::kOff;
+      break;
+    case api::VERIFY_FULL:
+      result.verify = transfer::Verify::kFull;
+      break;
+    default:
+      return bad_request("StartMigration: unknown policy.verify");
+  }
+  switch (policy.on_no_convergence()) {
+    case api::NO_CONVERGENCE_ABORT:
+      result.on_no_convergence = transfer::OnNoConvergence::kAbort;
+      break;
+    case api::NO_CONVERGENCE_POSTCOPY:
+      result.on_no_convergence = transfer::OnNoConvergence::kPostcopy;
+      break;
+    case api::NO_CONVERGENCE_STOP_ANYWAY:
+      result.on_no_convergence = transfer::OnNoConvergence::kStopAnyway;
+      break;
+    default:
+      return bad_request("StartMigration: unknown policy.on_no_convergence");
+  }
+  if (policy.rounds_max() != 0) {
+    result.rounds_max = policy.rounds_max();
+  }
+  if (policy.time_limit_ms() > 30ULL * 86'400'000) {
+    return bad_request("StartMigration: policy.time_limit_ms is more than 30 days");
+  }
+  result.time_limit = milliseconds(static_cast<std::int64_t>(policy.time_limit_ms()));
+  return result;
+}
+
+}  // namespace
+
+std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field) {
+  const auto id = Id128::from_bytes(bytes);
+  if (!id || id->is_nil()) {
+    return bad_request(std::string(field) + " has " + std::to_string(bytes.size()) + " bytes or is all zero; an id is 16 bytes");
+  }
+  return *id;
+}
+
+std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors) {
+  const auto vm = parse_id(request.vm_uuid(), "AttachGuest: vm_uuid");
+  const auto image = parse_id(request.image_id(), "AttachGuest: image_id");
+  if (!vm || !image) {
+    return std::unexpected(!vm ? vm.error() : image.error());
+  }
+  const auto regions = static_cast<std::size_t>(request.regions_size());
+  if (regions == 0 || regions > kRegionsMax) {
+    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) + " are allowed");
+  }
+  const std::size_t wanted = regions + (request.has_userfaultfd() ? 1 : 0) + (request.has_pagemap() ? 1 : 0);
+  if (descriptors.size() != wanted) {
+    return bad_request("AttachGuest: " + std::to_string(descriptors.size()) + " descriptors came, " + std::to_string(wanted) +
+                       " belong to it (one a region, then userfaultfd, then pagemap)");
+  }
+  if (!api::AttachGuest::Kind_IsValid(request.kind())) {
+    return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));
+  }
+  if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
+    return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
+  }
+  if (request.qemu_pid() <= 0) {
+    return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
+  }
+  const auto tracker = parse_tracker(request.tracker());
+  if (!tracker) {
+    return std::unexpected(tracker.error());
+  }
+  Attachment result;
+  std::set<std::string> names;
+  for (int i = 0; i < request.regions_size(); ++i) {
+    auto region = parse_region(request.regions(i));
+    if (!region) {
+      return std::unexpected(region.error());
+    }
+    if (!names.insert(region->name).second) {
+      return bad_request("AttachGuest: two regions are called \"" + region->name + "\"");
+    }
+    region->file = std::move(descriptors[static_cast<std::size_t>(i)]);
+    result.files.push_back(std::move(*region));
+  }
+  std::size_t next = regions;
+  if (request.has_userfaultfd()) {
+    result.userfaultfd = std::move(descriptors[next++]);
+  }
+  if (request.has_pagemap()) {
+    result.pagemap = std::move(descriptors[next]);
+  }
+  result.vm_uuid = *vm;
+  result.image_id = *image;
+  result.ownership = request.ownership();
+  result.tracker = *tracker;
+  result.kind = request.kind();
+  result.epoch = request.epoch();
+  result.has_balloon = request.has_balloon();
+  result.qemu_pid = request.qemu_pid();
+  return result;
+}
+
+std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source) {
+  Start start;
+  const auto peer = parse_peer(request.peer());
+  if (!peer) {
+    return std::unexpected(peer.error());
+  }
+  start.peer = *peer;
+  if (request.secret().size() != start.secret.size()) {
+    return bad_request("StartMigration: secret has " + std::to_string(request.secret().size()) + " bytes, not 32");
+  }
+  std::memcpy(start.secret.data(), request.secret().data(), start.secret.size());
+  if (source) {
+    const auto policy = parse_policy(request.policy());
+    if (!policy) {
+      return std::unexpected(policy.error());
+    }
+    start.policy = *policy;
+  }
+  return start;
+}
+
+api::Tracker to_api(memory::TrackerKind kind) {
+  switch (kind) {
+    case memory::TrackerKind::kPagemapScan:
+      return api::TRACKER_PAGEMAP_SCAN;
+    case memory::TrackerKind::kWriteProtectEvents:
+      return api::TRACKER_WRITE_PROTECT_EVENTS;
+    case memory::TrackerKind::kHashes:
+      return api::TRACKER_HASHES;
+  }
+  return api::TRACKER_AUTO;
+}
+
+void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
+  out.set_round(stats.round);
+  out.set_pages_total(stats.pages_total);
+  out.set_pages_left(stats.pages_left);
+  out.set_pages_sent(stats.pages_sent);
+  out.set_pages_zero(stats.pages_zero);
+  out.set_pages_reused(stats.pages_reused);
+  out.set_wire_bytes(stats.wire_bytes);
+  out.set_table_bytes(stats.table_bytes);
+  out.set_retransmitted_pages(stats.retransmitted_pages);
+  out.set_rate_bps(stats.rate_bps);
+  out.set_written_pages_per_s(stats.written_pages_per_s);
+  out.set_elapsed_us(stats.elapsed_us);
+  out.set_estimated_left_us(stats.estimated_left_us);
+  out.set_device_state_bytes(stats.device_state_bytes);
+  out.set_last_round_us(stats.last_round_us);
+  out.set_pages_last_round(stats.pages_last_round);
+  out.set_payload_bytes(stats.payload_bytes);
+}
+
+api::Error::Code to_api(transfer::Failure failure) {
+  switch (failure) {
+    case transfer::Failure::kGuestMemory:
+      return api::Error::KERNEL;
+    case transfer::Failure::kPeerLost:
+    case transfer::Failure::kPeerProtocol:
+    case transfer::Failure::kPeerFailed:
+      return api::Error::PEER;
+    case transfer::Failure::kVerify:
+      return api::Error::VERIFY_FAILED;
+    case transfer::Failure::kNoConvergence:
+    case transfer::Failure::kEpochsExhausted:
+      return api::Error::NO_CONVERGENCE;
+    case transfer::Failure::kCancelled:
+      return api::Error::CANCELLED;
+  }
+  return api::Error::INTERNAL;
+}
+
+api::Error::Code to_api(memory::ErrorCode code) {
+  switch (code) {
+    case memory::ErrorCode::kBadArgument:
+      return api::Error::BAD_REQUEST;
+    case memory::ErrorCode::kNoMemory:
+      return api::Error::NO_MEMORY;
+    case memory::ErrorCode::kProcessGone:
+    case memory::ErrorCode::kUnsupported:
+    case memory::ErrorCode::kKernel:
+      return api::Error::KERNEL;
+  }
+  return api::Error::INTERNAL;
+}
+
+}  // namespace godwit::daemon

@@ -1,0 +1,67 @@
+#pragma once
+// The edge of the local API: requests as they come become values that cannot be wrong, or one clear error; values become replies.
+// Pure but for fstat-free moves of descriptors. Control thread.
+
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "base/uuid.h"
+#include "dataplane.pb.h"
+#include "dataplane/daemon/migration_flow.h"
+#include "dataplane/memory/guest_ram.h"
+#include "dataplane/memory/written_tracker.h"
+#include "dataplane/transfer/migration.h"
+
+namespace godwit::daemon {
+
+namespace api = godwit::dataplane::v1;
+
+struct ApiError {
+  api::Error::Code code = api::Error::INTERNAL;
+  std::string text;
+};
+
+struct Attachment {
+  Id128 vm_uuid;
+  Id128 image_id;
+  std::uint64_t ownership = 0;
+  std::vector<memory::RegionFile> files;
+  std::optional<memory::TrackerKind> tracker;  // nullopt: the first that works
+  UniqueFd userfaultfd;
+  UniqueFd pagemap;
+  api::AttachGuest::Kind kind = api::AttachGuest::FRESH;
+  std::uint32_t epoch = 0;
+  bool has_balloon = false;
+  std::int32_t qemu_pid = 0;
+};
+
+struct PeerEndpoint {
+  wire::UdpEndpoint endpoint;
+  std::uint32_t flow_id = 0;
+  std::uint32_t mtu_bytes = 0;
+  std::uint16_t lanes = 0;
+};
+
+struct Start {
+  PeerEndpoint peer;
+  transport::Secret secret{};
+  transfer::Policy policy;
+};
+
+inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
+inline constexpr std::size_t kRegionsMax = 32;
+
+std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field);
+std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
+std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
+
+api::Tracker to_api(memory::TrackerKind kind);
+void to_api(const transfer::Stats& stats, api::MigrationStats& out);
+api::Error::Code to_api(transfer::Failure failure);
+api::Error::Code to_api(memory::ErrorCode code);
+
+}  // namespace godwit::daemon

@@ -1,0 +1,274 @@
+#include "dataplane/port/port.h"
+
+#include <rte_errno.h>
+#include <rte_ethdev.h>
+#include <rte_ether.h>
+#include <rte_lcore.h>
+#include <rte_mbuf.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace godwit::port {
+namespace {
+
+constexpr std::uint16_t kRingEntries = 512;  // receive and transmit descriptors of a queue; vdevs ignore it
+constexpr std::uint16_t kCacheEntries = 256;
+
+PortError failed(const std::string& operation, int error) {
+  return {"port: " + operation + ": " + rte_strerror(error < 0 ? -error : error)};
+}
+
+class QueueImpl final : public Queue {
+ public:
+  QueueImpl(std::uint16_t port, std::uint16_t queue, rte_mempool* pool, std::uint32_t frame_bytes_max)
+      : port_(port), queue_(queue), pool_(pool), frame_bytes_max_(frame_bytes_max) {}
+  ~QueueImpl() override {
+    release_received();
+    rte_pktmbuf_free_bulk(out_.data(), out_count_);
+    rte_pktmbuf_free(next_);
+  }
+  QueueImpl(const QueueImpl&) = delete;
+  QueueImpl& operator=(const QueueImpl&) = delete;
+
+  std::span<const std::span<std::byte>> receive() override {
+    release_received();
+    in_count_ = rte_eth_rx_burst(port_, queue_, in_.data(), kBurst);
+    std::size_t frames = 0;
+    for (std::uint16_t i = 0; i < in_count_; ++i) {
+      rte_mbuf* const mbuf = in_[i];
+      ++counters_.frames_received;
+      counters_.bytes_received += rte_pktmbuf_pkt_len(mbuf);
+      if (mbuf->nb_segs != 1) {
+        ++counters_.drops_segmented;
+        continue;
+      }
+      frames_[frames++] = {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_data_len(mbuf)};
+    }
+    return {frames_.data(), frames};
+  }
+
+  std::span<std::byte> next_frame() override {
+    if (out_count_ == kBurst) {
+      return {};
+    }
+    if (next_ == nullptr) {
+      next_ = rte_pktmbuf_alloc(pool_);
+      if (next_ == nullptr) {
+        ++counters_.drops_no_buffer;
+        return {};
+      }
+    }
+    return {rte_pktmbuf_mtod(next_, std::byte*), frame_bytes_max_};
+  }
+
+  void commit(std::size_t bytes) override {
+    GW_ASSERT(next_ != nullptr && bytes <= frame_bytes_max_);
+    next_->data_len = static_cast<std::uint16_t>(bytes);
+    next_->pkt_len = static_cast<std::uint32_t>(bytes);
+    out_[out_count_++] = next_;
+    next_ = nullptr;
+  }
+
+  bool flush() override {
+    if (out_count_ == 0) {
+      return true;
+    }
+    std::array<std::uint32_t, kBurst> bytes{};
+    for (std::uint16_t i = 0; i < out_count_; ++i) {
+      bytes[i] = out_[i]->pkt_len;
+    }
+    const std::uint16_t sent = rte_eth_tx_burst(port_, queue_, out_.data(), out_count_);
+    for (std::uint16_t i = 0; i < sent; ++i) {
+      counters_.bytes_sent += bytes[i];
+    }
+    counters_.frames_sent += sent;
+    out_count_ = static_cast<std::uint16_t>(out_count_ - sent);
+    if (out_count_ == 0) {
+      return true;
+    }
+    ++counters_.transmit_stalls;
+    std::memmove(out_.data(), out_.data() + sent, out_count_ * sizeof(rte_mbuf*));
+    return false;
+  }
+
+  [[nodiscard]] const QueueCounters& counters() const override { return counters_; }
+
+ private:
+  void release_received() {
+    rte_pktmbuf_free_bulk(in_.data(), in_count_);
+    in_count_ = 0;
+  }
+
+  const std::uint16_t port_;
+  const std::uint16_t queue_;
+  rte_mempool* const pool_;
+  const std::uint32_t frame_bytes_max_;
+  std::uint16_t in_count_ = 0;
+  std::uint16_t out_count_ = 0;
+  rte_mbuf* next_ = nullptr;
+  std::array<rte_mbuf*, kBurst> in_{};
+  std::array<rte_mbuf*, kBurst> out_{};
+  std::array<std::span<std::byte>, kBurst> frames_{};
+  QueueCounters counters_;
+};
+
+class PortImpl final : public Port {
+ public:
+  PortImpl(const PortOptions& options, std::uint16_t id) : options_(options), id_(id) {}
+  ~PortImpl() override {
+    if (started_) {
+      rte_eth_dev_stop(id_);
+    }
+    queues_.clear();
+    rte_eth_dev_close(id_);
+    for (rte_mempool* pool : pools_) {
+      rte_mempool_free(pool);
+    }
+  }
+  PortImpl(const PortImpl&) = delete;
+  PortImpl& operator=(const PortImpl&) = delete;
+
+  std::expected<void, PortError> start();
+
+  [[nodiscard]] std::array<std::uint8_t, 6> mac() const override { return mac_; }
+  [[nodiscard]] Queue& queue(std::uint16_t index) override {
+    GW_ASSERT(index < queues_.size());
+    return *queues_[index];
+  }
+  [[nodiscard]] std::uint32_t frame_bytes_max() const override { return options_.mtu + kEthernetHeaderBytes; }
+  [[nodiscard]] std::uint64_t missed() const override {
+    rte_eth_stats stats{};
+    return rte_eth_stats_get(id_, &stats) == 0 ? stats.imissed + stats.rx_nombuf : 0;
+  }
+  [[nodiscard]] bool link_up() const override {
+    rte_eth_link link{};
+    return rte_eth_link_get_nowait(id_, &link) == 0 && link.link_status == RTE_ETH_LINK_UP;
+  }
+  [[nodiscard]] int receive_interrupt(std::uint16_t queue) override {
+    return interrupts_ ? rte_eth_dev_rx_intr_ctl_q_get_fd(id_, queue) : -1;
+  }
+  void enable_receive_interrupt(std::uint16_t queue, bool enable) override {
+    if (interrupts_) {
+      (enable ? rte_eth_dev_rx_intr_enable : rte_eth_dev_rx_intr_disable)(id_, queue);
+    }
+  }
+
+ private:
+  std::expected<void, PortError> configure();
+  std::expected<void, PortError> set_up_queue(std::uint16_t queue);
+
+  const PortOptions options_;
+  const std::uint16_t id_;
+  bool started_ = false;
+  bool interrupts_ = false;
+  std::array<std::uint8_t, 6> mac_{};
+  std::vector<rte_mempool*> pools_;
+  std::vector<std::unique_ptr<QueueImpl>> queues_;
+};
+
+std::expected<void, PortError> PortImpl::configure() {
+  rte_eth_dev_info info{};
+  if (const int rc = rte_eth_dev_info_get(id_, &info); rc != 0) {
+    return std::unexpected(failed("reading device information", rc));
+  }
+  if (options_.queues > info.max_rx_queues || options_.queues > info.max_tx_queues) {
+    return std::unexpected(PortError{"port: " + std::to_string(options_.queues) + " queues wanted, the device has " +
+                                     std::to_string(std::min(info.max_rx_queues, info.max_tx_queues)) +
+                                     "; lower queues or the number of lcores"});
+  }
+  rte_eth_conf conf{};
+  // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from the interface.
+  if (options_.driver == Driver::kPci) {
+    conf.rxmode.mtu = options_.mtu;
+    conf.intr_conf.rxq = 1;
+  }
+  int rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
+  interrupts_ = rc == 0 && conf.intr_conf.rxq != 0;
+  if (rc != 0 && conf.intr_conf.rxq != 0) {
+    conf.intr_conf.rxq = 0;
+    rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
+  }
+  if (rc != 0) {
+    return std::unexpected(failed("configuring " + std::to_string(options_.queues) + " queues, mtu " + std::to_string(options_.mtu), rc));
+  }
+  return {};
+}
+
+std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
+  std::uint16_t receive_entries = kRingEntries;
+  std::uint16_t transmit_entries = kRingEntries;
+  if (const int rc = rte_eth_dev_adjust_nb_rx_tx_desc(id_, &receive_entries, &transmit_entries); rc != 0) {
+    return std::unexpected(failed("choosing ring sizes", rc));
+  }
+  const std::uint32_t buffers = receive_entries        // in the driver's receive ring
+                                + transmit_entries     // in its transmit ring, until sent
+                                + static_cast<std::uint32_t>(kBurst)  // received, being handled
+                                + static_cast<std::uint32_t>(kBurst) + 1  // committed, and the one being built
+                                + 2 * kCacheEntries;   // in the lcore's cache, out of sight of others
+  const std::uint32_t entries = std::bit_ceil(buffers + 1) - 1;  // 2^k - 1 wastes least
+  // af_packet refuses a buffer smaller than its ring's frame, which is rounded up to 1 KiB.
+  const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 96 + 1023) / 1024 * 1024;
+  const std::string name = "godwit" + std::to_string(id_) + "q" + std::to_string(queue);
+  rte_mempool* const pool = rte_pktmbuf_pool_create(name.c_str(), entries, kCacheEntries, 0, static_cast<std::uint16_t>(room),
+                                                    rte_eth_dev_socket_id(id_));
+  if (pool == nullptr) {
+    return std::unexpected(PortError{"port: " + std::to_string(entries) + " buffers of " + std::to_string(room) + " bytes: " +
+                                     rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
+  }
+  pools_.push_back(pool);
+  const auto socket = static_cast<unsigned>(rte_eth_dev_socket_id(id_));
+  if (const int rc = rte_eth_rx_queue_setup(id_, queue, receive_entries, socket, nullptr, pool); rc != 0) {
+    return std::unexpected(failed("setting up receive queue " + std::to_string(queue), rc));
+  }
+  if (const int rc = rte_eth_tx_queue_setup(id_, queue, transmit_entries, socket, nullptr); rc != 0) {
+    return std::unexpected(failed("setting up transmit queue " + std::to_string(queue), rc));
+  }
+  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, frame_bytes_max()));
+  return {};
+}
+
+std::expected<void, PortError> PortImpl::start() {
+  if (auto done = configure(); !done) {
+    return done;
+  }
+  for (std::uint16_t queue = 0; queue < options_.queues; ++queue) {
+    if (auto done = set_up_queue(queue); !done) {
+      return done;
+    }
+  }
+  if (const int rc = rte_eth_dev_start(id_); rc != 0) {
+    return std::unexpected(failed("starting the device", rc));
+  }
+  started_ = true;
+  rte_ether_addr address{};
+  if (const int rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
+    return std::unexpected(failed("reading the MAC address", rc));
+  }
+  std::memcpy(mac_.data(), address.addr_bytes, mac_.size());
+  return {};
+}
+
+}  // namespace
+
+std::expected<std::unique_ptr<Port>, PortError> Port::open(const PortOptions& options) {
+  if (auto arguments = device_arguments(options); !arguments) {
+    return std::unexpected(arguments.error());
+  }
+  // Only what the configuration names was probed, so the first port is ours.
+  const std::uint16_t count = rte_eth_dev_count_avail();
+  if (count != 1) {
+    return std::unexpected(PortError{"port: " + std::to_string(count) + " devices found, 1 expected; check the device's name, that " +
+                                     "it exists, and for PCI that it is bound to vfio-pci"});
+  }
+  auto port = std::make_unique<PortImpl>(options, static_cast<std::uint16_t>(rte_eth_find_next(0)));
+  if (auto done = port->start(); !done) {
+    return std::unexpected(done.error());
+  }
+  return port;
+}
+
+}  // namespace godwit::port

@@ -1,0 +1,77 @@
+#pragma once
+// One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone may call it.
+// Frames are Ethernet frames of at most frame_bytes_max, never in several segments. Sizes in bytes.
+// Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped and counted.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dataplane/port/environment.h"
+
+namespace godwit::port {
+
+inline constexpr std::size_t kBurst = 32;
+inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
+inline constexpr std::uint32_t kMtuMin = 1280;
+inline constexpr std::uint32_t kMtuMax = 9216;
+
+enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
+
+struct PortOptions {
+  Driver driver = Driver::kAfPacket;
+  std::string device;      // kPci: address; kOther: devargs ("net_ring0"); others: empty
+  std::string interface;   // kAfPacket: the kernel's name of it
+  std::string socket;      // kMemif: path of the control socket
+  bool memif_server = false;
+  std::uint32_t mtu = 1500;  // IP packet
+  std::uint16_t queues = 1;
+  std::uint32_t in_flight_max = 512;  // packets that peers may have on their way to one queue: the lanes' credit together
+};
+
+/// The --vdev argument of this port; empty for PCI. Error: an option that the driver would refuse or misuse.
+std::expected<std::string, PortError> device_arguments(const PortOptions& options);
+
+struct QueueCounters {  // written by the queue's lcore, read by any thread
+  std::uint64_t frames_received = 0, bytes_received = 0, frames_sent = 0, bytes_sent = 0;
+  std::uint64_t drops_segmented = 0, drops_no_buffer = 0, transmit_stalls = 0;
+};
+
+class Queue {
+ public:
+  virtual ~Queue() = default;
+  /// Up to kBurst frames, valid until the next call.
+  virtual std::span<const std::span<std::byte>> receive() = 0;
+  /// Room for the next frame to send, frame_bytes_max long; empty: no more for now, flush first. Asking again gives the same room.
+  virtual std::span<std::byte> next_frame() = 0;
+  /// Takes the first `bytes` of next_frame() for sending.
+  virtual void commit(std::size_t bytes) = 0;
+  /// Hands committed frames to the driver; what it does not take stays and goes first next time. False: something stays.
+  virtual bool flush() = 0;
+  [[nodiscard]] virtual const QueueCounters& counters() const = 0;
+};
+
+class Port {
+ public:
+  /// After Environment::start with device_arguments() among its vdevs (or the PCI address).
+  static std::expected<std::unique_ptr<Port>, PortError> open(const PortOptions& options);
+  virtual ~Port() = default;
+  [[nodiscard]] virtual std::array<std::uint8_t, 6> mac() const = 0;
+  [[nodiscard]] virtual Queue& queue(std::uint16_t index) = 0;
+  [[nodiscard]] virtual std::uint32_t frame_bytes_max() const = 0;
+  /// The driver's own count of frames that arrived when no buffer was free.
+  [[nodiscard]] virtual std::uint64_t missed() const = 0;
+  /// True while the link is up; memif: while the peer is connected.
+  [[nodiscard]] virtual bool link_up() const = 0;
+  /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed sleeps.
+  [[nodiscard]] virtual int receive_interrupt(std::uint16_t queue) = 0;
+  /// Before sleeping (true) and after (false). Poll once more after enabling: a frame may have come before.
+  virtual void enable_receive_interrupt(std::uint16_t queue, bool enable) = 0;
+};
+
+}  // namespace godwit::port
