@@ -92,14 +92,14 @@ std::expected<std::string, QmpError> query_name(QmpClient& qmp) {
   return json_string(*reply, "name").value_or("");  // absent without -name
 }
 
-std::expected<std::vector<MemoryBackend>, QmpError> query_memdev(QmpClient& qmp) {
+std::expected<std::vector<MemdevInfo>, QmpError> query_memdev(QmpClient& qmp) {
   auto reply = array_of(qmp, "query-memdev");
   if (!reply) {
     return std::unexpected(reply.error());
   }
-  std::vector<MemoryBackend> backends;
+  std::vector<MemdevInfo> backends;
   for (const Json& entry : *reply) {
-    MemoryBackend backend;
+    MemdevInfo backend;
     const auto bytes = json_uint(entry, "size");
     if (!bytes) {
       return bad_reply("query-memdev", "size");

@@ -17,7 +17,7 @@ struct QemuVersion {
 };
 
 /// One memory backend, as query-memdev says.
-struct MemoryBackend {
+struct MemdevInfo {
   std::string id;    // empty: QEMU names no object, e.g. -m without a backend
   std::string type;  // QOM type: "memory-backend-file"
   std::uint64_t bytes = 0;
@@ -52,7 +52,7 @@ std::expected<QemuVersion, QmpError> query_version(QmpClient& qmp);
 std::expected<std::string, QmpError> query_status(QmpClient& qmp);
 std::expected<std::string, QmpError> query_uuid(QmpClient& qmp);
 std::expected<std::string, QmpError> query_name(QmpClient& qmp);
-std::expected<std::vector<MemoryBackend>, QmpError> query_memdev(QmpClient& qmp);
+std::expected<std::vector<MemdevInfo>, QmpError> query_memdev(QmpClient& qmp);
 std::expected<std::uint64_t, QmpError> query_base_memory_bytes(QmpClient& qmp);
 std::expected<std::uint32_t, QmpError> query_cpu_count(QmpClient& qmp);
 std::expected<std::vector<MachineType>, QmpError> query_machines(QmpClient& qmp);
