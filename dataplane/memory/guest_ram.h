@@ -1,0 +1,105 @@
+#pragma once
+// The RAM of one guest as this process sees it: its RAM files, mapped, and the numbering of their pages.
+//
+// Owns descriptors and mappings. Thread: reads, writes and punches of different pages may run at once from any thread;
+// two writers of one page are the caller's to prevent. Units: bytes unless the name says pages. Failure: error values;
+// a full file system is kNoMemory, never a SIGBUS, because RAM is reached by pread/pwritev (a read through a mapping of
+// tmpfs would allocate a page for a hole) and a huge page is allocated before it is written through the mapping.
+
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "dataplane/memory/error.h"
+#include "dataplane/pages/bitmap.h"
+#include "dataplane/pages/page.h"
+
+namespace godwit::memory {
+
+inline constexpr std::uint32_t kHugePageSize = 2U << 20;
+inline constexpr std::uint64_t kPagesPerHugePage = kHugePageSize / pages::kPageSize;
+
+/// One RAM backend as it was handed over. `file` is open for reading and writing.
+struct RegionFile {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::uint32_t page_bytes = 0;    // 4096 or 2 MiB
+  std::uint64_t qemu_address = 0;  // where QEMU maps it
+  std::string path;                // "" for a memfd
+  UniqueFd file;
+};
+
+/// A region with its place in the numbering of the VM's pages.
+struct Region {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::uint32_t page_bytes = 0;
+  std::uint64_t qemu_address = 0;
+  std::string path;
+  pages::PageNumber first_page = 0;
+  std::uint64_t page_count = 0;
+  int file = -1;                 // owned by GuestRam
+  std::byte* mapping = nullptr;  // owned by GuestRam; touching a hole of tmpfs through it allocates
+};
+
+/// Bytes that belong at `offset` of a page; whole pages unless fragments arrived.
+struct PageWrite {
+  pages::PageNumber page = 0;
+  std::uint32_t offset = 0;
+  std::span<const std::byte> bytes;
+};
+
+class GuestRam {
+ public:
+  /// Checks every region against its file (size, kind of file system, page size) and maps it.
+  static std::expected<GuestRam, Error> open(std::vector<RegionFile> files);
+  GuestRam(GuestRam&& other) noexcept;
+  GuestRam& operator=(GuestRam&& other) noexcept;
+  GuestRam(const GuestRam&) = delete;
+  GuestRam& operator=(const GuestRam&) = delete;
+  ~GuestRam();
+
+  [[nodiscard]] std::span<const Region> regions() const { return regions_; }
+  [[nodiscard]] std::uint64_t page_count() const { return page_count_; }
+  [[nodiscard]] bool any_huge() const;
+  [[nodiscard]] const Region& region_of(pages::PageNumber page) const;
+
+  /// Copies bytes [offset, offset + out.size()) of the page as they are now; a hole reads as zero and stays one.
+  std::expected<void, Error> read(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) const;
+  /// Copies out.size() / 4096 consecutive pages, which may span regions.
+  std::expected<void, Error> read_pages(pages::PageNumber first, std::span<std::byte> out) const;
+  /// Puts bytes in place: contiguous ones in one pwritev on tmpfs, through the mapping on hugetlbfs.
+  std::expected<void, Error> write(std::span<const PageWrite> writes);
+  /// Makes pages read as zero and gives their memory back as far as the page size allows.
+  std::expected<void, Error> punch(pages::PageNumber first, std::uint64_t count);
+
+  /// Sets in `out` the pages that may hold memory. Exact on tmpfs; on hugetlbfs the kernel tells no holes, so every
+  /// page of a region that holds any memory is set.
+  std::expected<void, Error> find_present(pages::Bitmap& out) const;
+  /// Sets in `out` exactly the pages among `among` that read as zero now; touches no hole. Parallel.
+  std::expected<void, Error> find_zero(const pages::Bitmap& among, pages::Bitmap& out) const;
+  /// Memory that the RAM files hold now, by allocated blocks.
+  [[nodiscard]] std::expected<std::uint64_t, Error> resident_bytes() const;
+
+ private:
+  struct Owned {
+    UniqueFd file;
+    void* mapping = nullptr;
+    std::uint64_t bytes = 0;
+  };
+  GuestRam() = default;
+  void unmap() noexcept;
+  std::expected<void, Error> write_run(const Region& region, std::span<const PageWrite> run);
+  std::expected<void, Error> write_huge(const Region& region, std::span<const PageWrite> run);
+  std::expected<void, Error> punch_huge(const Region& region, std::uint64_t offset, std::uint64_t bytes);
+
+  std::vector<Region> regions_;
+  std::vector<Owned> owned_;
+  std::uint64_t page_count_ = 0;
+};
+
+}  // namespace godwit::memory

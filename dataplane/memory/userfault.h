@@ -1,0 +1,53 @@
+#pragma once
+// Owner of a userfaultfd that belongs to QEMU's address space: every address here is one of QEMU's.
+//
+// Any thread: the kernel serialises. Failure: Error; kProcessGone when QEMU has exited. Closing it here leaves the
+// registration in force as long as QEMU holds its own descriptor, which is what makes a dead data plane harmless.
+
+#include <cstdint>
+#include <expected>
+
+#include "base/unique_fd.h"
+#include "dataplane/memory/error.h"
+
+namespace godwit::memory {
+
+struct QemuRange {
+  std::uint64_t address = 0;
+  std::uint64_t bytes = 0;
+};
+
+class Userfault {
+ public:
+  /// Takes a descriptor on which UFFDIO_API may or may not have been called. `features` (UFFD_FEATURE_*) are asked for;
+  /// a descriptor that was set up before must have them all.
+  static std::expected<Userfault, Error> adopt(UniqueFd fd, std::uint64_t features);
+  /// Features of a descriptor that was set up before; 0 for a fresh one.
+  static std::expected<std::uint64_t, Error> features_of(int fd);
+  /// Features that this kernel offers to this process.
+  static std::expected<std::uint64_t, Error> kernel_features();
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] std::uint64_t features() const { return features_; }
+  /// The descriptor had been set up by a former data plane: ranges may be registered and protected already.
+  [[nodiscard]] bool inherited() const { return inherited_; }
+
+  std::expected<void, Error> register_write_protect(QemuRange range);
+  /// Waits (the retry is bounded by the reader of events, not by time) while QEMU changes its mappings.
+  std::expected<void, Error> protect(QemuRange range);
+  std::expected<void, Error> unprotect(QemuRange range);
+  /// One try; false: QEMU is changing its mappings and an event must be read first.
+  std::expected<bool, Error> try_unprotect(QemuRange range);
+  /// Threads that wait for an answer in the range fault again.
+  std::expected<void, Error> wake(QemuRange range);
+
+ private:
+  Userfault(UniqueFd fd, std::uint64_t features, bool inherited)
+      : fd_(std::move(fd)), features_(features), inherited_(inherited) {}
+
+  UniqueFd fd_;
+  std::uint64_t features_ = 0;
+  bool inherited_ = false;
+};
+
+}  // namespace godwit::memory

@@ -1,0 +1,72 @@
+#pragma once
+// Which pages a guest has written: one interface, three ways (pagemap_tracker, event_tracker, hash_tracker), chosen by
+// choose_tracker().
+//
+// Thread: arm() and collect() one at a time, from a job. note_copied() and note_zero() from any thread at any time.
+// What counts as written: every store through QEMU's mapping, by vCPUs, QEMU's threads or KVM itself; memory given back
+// by MADV_REMOVE when the tracker was told of a balloon. What does not: reads; what this process puts into the RAM
+// files. See docs in each tracker. Failure: Error; the written set is then unknown, so the caller must treat every page
+// as written.
+
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "dataplane/memory/error.h"
+#include "dataplane/memory/guest_ram.h"
+#include "dataplane/memory/known_hashes.h"
+#include "dataplane/pages/bitmap.h"
+
+namespace godwit::memory {
+
+enum class TrackerKind : std::uint8_t { kPagemapScan, kWriteProtectEvents, kHashes };
+std::string_view name_of(TrackerKind kind);
+
+class WrittenTracker {
+ public:
+  virtual ~WrittenTracker() = default;
+  [[nodiscard]] virtual TrackerKind kind() const = 0;
+  [[nodiscard]] std::string_view name() const { return name_of(kind()); }
+
+  /// From here on writes are seen. A tracker that took over from a former data plane (continuing) keeps what is armed
+  /// and what was written meanwhile; call it just the same.
+  virtual std::expected<void, Error> arm() = 0;
+  /// Adds to `out` every page written since the last collect() (or arm()) and watches those again, in one step as seen
+  /// by a writer: a write is in this set or in the next. Copy pages only after collect() has returned.
+  virtual std::expected<void, Error> collect(pages::Bitmap& out) = 0;
+
+  /// True: the tracker compares hashes, so tell it of every copy by note_copied() and note_zero(); else those calls are
+  /// not needed.
+  [[nodiscard]] virtual bool wants_copies() const { return false; }
+  /// These bytes of the whole page are being sent. A fragment is to be taken from one whole read, and that noted.
+  virtual void note_copied(pages::PageNumber /*page*/, pages::PageBytes /*bytes*/) {}
+  /// The page is being sent as zero.
+  virtual void note_zero(pages::PageNumber /*page*/) {}
+};
+
+struct TrackerRequest {
+  const GuestRam* ram = nullptr;        // outlives the tracker
+  std::shared_ptr<KnownHashes> hashes;  // needed for hashes and for huge pages; created when absent (all unknown)
+  UniqueFd userfaultfd;                 // of QEMU's address space; may be absent
+  UniqueFd pagemap;                     // /proc/PID/pagemap of QEMU; may be absent
+  bool has_balloon = false;
+  bool continuing = false;  // same QEMU and userfaultfd as before a restart of the data plane
+};
+
+struct ChosenTracker {
+  std::unique_ptr<WrittenTracker> tracker;
+  std::string reason;  // why this one, one line for log and status
+};
+
+/// Makes the tracker asked for, or with no wish the first that kernel and descriptors allow, in the order of
+/// TrackerKind.
+std::expected<ChosenTracker, Error> choose_tracker(TrackerRequest request, const TrackerKind* forced = nullptr);
+
+/// What this kernel could do for a guest of a privileged QEMU.
+std::vector<TrackerKind> trackers_offered();
+
+}  // namespace godwit::memory
