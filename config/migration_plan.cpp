@@ -1,0 +1,37 @@
+#include "config/migration_plan.h"
+
+#include "config/parsers.h"
+
+namespace godwit::config {
+
+namespace {
+
+constexpr std::uint64_t kMegabitPerSecond = 1'000'000;
+
+}  // namespace
+
+void read(Reader& reader, MigrationPlan& plan) {
+  reader.required("vm", plan.vm, text(name_rule));
+  reader.required("destination", plan.destination, text(name_rule));
+  reader.optional(
+      "mode", plan.mode,
+      one_of<Mode>({{"precopy", Mode::kPrecopy}, {"postcopy", Mode::kPostcopy}, {"hybrid", Mode::kHybrid}}));
+  reader.optional("downtime_limit", plan.downtime_limit, duration(milliseconds(1), milliseconds(3'600'000)));
+  reader.optional("bandwidth_limit", plan.bandwidth_limit_bps,
+                  rate_bps_or_none(kMegabitPerSecond, 10'000'000 * kMegabitPerSecond));
+  reader.optional("reuse", plan.reuse,
+                  one_of<Reuse>({{"auto", Reuse::kAuto}, {"never", Reuse::kNever}, {"require", Reuse::kRequire}}));
+  reader.optional("verify", plan.verify,
+                  one_of<Verify>({{"sent", Verify::kSent}, {"off", Verify::kOff}, {"full", Verify::kFull}}));
+  reader.optional("on_no_convergence", plan.on_no_convergence,
+                  one_of<OnNoConvergence>({{"abort", OnNoConvergence::kAbort},
+                                           {"postcopy", OnNoConvergence::kPostcopy},
+                                           {"stop-anyway", OnNoConvergence::kStopAnyway}}));
+  reader.optional("rounds_max", plan.rounds_max, integer<std::uint32_t>(1, 1000));
+  reader.optional("time_limit", plan.time_limit,
+                  duration_or_none(milliseconds(1000), milliseconds(7LL * 24 * 3'600'000)));
+}
+
+Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file) { return load_file<MigrationPlan>(file); }
+
+}  // namespace godwit::config
