@@ -53,6 +53,11 @@ struct PageWrite {
   std::span<const std::byte> bytes;
 };
 
+struct PageRange {
+  pages::PageNumber first = 0;
+  std::uint64_t count = 0;
+};
+
 class GuestRam {
  public:
   /// Checks every region against its file (size, kind of file system, page size) and maps it.
@@ -67,6 +72,8 @@ class GuestRam {
   [[nodiscard]] std::uint64_t page_count() const { return page_count_; }
   [[nodiscard]] bool any_huge() const;
   [[nodiscard]] const Region& region_of(pages::PageNumber page) const;
+  /// The pages that QEMU addresses [address, address + bytes) touch in the region where they begin; nothing if in none.
+  [[nodiscard]] PageRange pages_at(std::uint64_t address, std::uint64_t bytes) const;
 
   /// Copies bytes [offset, offset + out.size()) of the page as they are now; a hole reads as zero and stays one.
   std::expected<void, Error> read(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) const;

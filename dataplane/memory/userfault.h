@@ -35,7 +35,6 @@ class Userfault {
   std::expected<void, Error> register_write_protect(QemuRange range);
   /// Waits (the retry is bounded by the reader of events, not by time) while QEMU changes its mappings.
   std::expected<void, Error> protect(QemuRange range);
-  std::expected<void, Error> unprotect(QemuRange range);
   /// One try; false: QEMU is changing its mappings and an event must be read first.
   std::expected<bool, Error> try_unprotect(QemuRange range);
   /// Threads that wait for an answer in the range fault again.

@@ -5,8 +5,8 @@
 // Thread: arm() and collect() one at a time, from a job. note_copied() and note_zero() from any thread at any time.
 // What counts as written: every store through QEMU's mapping, by vCPUs, QEMU's threads or KVM itself; memory given back
 // by MADV_REMOVE when the tracker was told of a balloon. What does not: reads; what this process puts into the RAM
-// files. See docs in each tracker. Failure: Error; the written set is then unknown, so the caller must treat every page
-// as written.
+// files. See each tracker's header. Failure: Error; the written set is then unknown, so the caller must treat every
+// page as written.
 
 #include <cstdint>
 #include <expected>
@@ -54,6 +54,8 @@ struct TrackerRequest {
   UniqueFd userfaultfd;                 // of QEMU's address space; may be absent
   UniqueFd pagemap;                     // /proc/PID/pagemap of QEMU; may be absent
   bool has_balloon = false;
+  bool learn_hashes = false;  // arm() hashes pages of huge regions that are not known yet (100 ms a GiB), else a first
+                              // write to a huge page reports all of it
   bool continuing = false;  // same QEMU and userfaultfd as before a restart of the data plane
 };
 

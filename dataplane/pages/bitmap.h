@@ -1,5 +1,6 @@
 #pragma once
-// A bit a page. Owned by one thread at a time; no locks. Bits beyond size() are always zero, so whole words may be compared and counted.
+// A bit a page. Owned by one thread at a time; no locks. Bits beyond size() are always zero, so whole words may be
+// compared and counted.
 
 #include <bit>
 #include <cstdint>
