@@ -1,0 +1,154 @@
+#include "qemu-bridge/agent/journal.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <array>
+#include <system_error>
+
+#include "base/check.h"
+#include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/qmp/json.h"
+
+namespace godwit::bridge {
+namespace {
+
+constexpr int kVersion = 1;
+constexpr std::array<std::string_view, 7> kPhaseNames{"preparing", "transferring", "switching", "stream_ended",
+                                                      "loaded",    "committed",    "aborted"};
+
+std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
+  const auto id = Id128::parse(json_string(json, "id").value_or(""));
+  const auto role = json_string(json, "role");
+  const auto phase = std::ranges::find(kPhaseNames, json_string(json, "phase").value_or(""));
+  const auto ownership = json_uint(json, "ownership_after");
+  if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership) {
+    return std::unexpected("'migration' is not valid");
+  }
+  return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
+                         static_cast<MigrationPhase>(phase - kPhaseNames.begin()), *ownership};
+}
+
+}  // namespace
+
+std::string_view name_of(MigrationPhase phase) { return kPhaseNames.at(static_cast<std::size_t>(phase)); }
+
+std::string to_text(const VmRecord& record) {
+  std::string definition;
+  const auto status = google::protobuf::util::MessageToJsonString(to_proto(record.definition), &definition);
+  GW_ASSERT(status.ok());
+  Json json = {{"version", kVersion},
+               {"definition", parse_json(definition).value_or(Json())},
+               {"image_id", record.image_id.text()},
+               {"ownership", record.ownership},
+               {"epoch", record.epoch},
+               {"qmp_path", record.qmp_path},
+               {"pid", record.process.pid},
+               {"start_ticks", record.process.start_ticks},
+               {"ours", record.ours},
+               {"userfaultfd_in_qemu", record.userfaultfd_in_qemu},
+               {"userfaultfd_events", record.userfaultfd_events},
+               {"tracker", static_cast<int>(record.tracker)},
+               {"machine_type", record.machine_type},
+               {"has_balloon", record.has_balloon}};
+  if (record.migration) {
+    json["migration"] = {{"id", record.migration->id.text()},
+                         {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
+                         {"phase", name_of(record.migration->phase)},
+                         {"ownership_after", record.migration->ownership_after}};
+  }
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::expected<VmRecord, std::string> parse_record(const std::string& text) {
+  const auto json = parse_json(text);
+  if (!json || json_int(*json, "version") != kVersion) {
+    return std::unexpected("not a journal record of version " + std::to_string(kVersion));
+  }
+  const Json* definition_json = json_member(*json, "definition");
+  controlplane::v1::VmDefinition proto;
+  if (definition_json == nullptr ||
+      !google::protobuf::util::JsonStringToMessage(dump_json(*definition_json), &proto).ok()) {
+    return std::unexpected("'definition' is not valid");
+  }
+  auto definition = definition_of(proto);
+  if (!definition) {
+    return std::unexpected(definition.error());
+  }
+  const auto image_id = Id128::parse(json_string(*json, "image_id").value_or(""));
+  const auto ownership = json_uint(*json, "ownership");
+  const auto epoch = json_uint(*json, "epoch");
+  const auto qmp_path = json_string(*json, "qmp_path");
+  const auto pid = json_int(*json, "pid");
+  const auto start_ticks = json_uint(*json, "start_ticks");
+  const auto ours = json_bool(*json, "ours");
+  const auto userfaultfd = json_int(*json, "userfaultfd_in_qemu");
+  const auto events = json_bool(*json, "userfaultfd_events");
+  const auto tracker = json_int(*json, "tracker");
+  const auto machine_type = json_string(*json, "machine_type");
+  const auto has_balloon = json_bool(*json, "has_balloon");
+  if (!image_id || !ownership || !epoch || *epoch > UINT32_MAX || !qmp_path || !pid || *pid < -1 || *pid > INT32_MAX ||
+      !start_ticks || !ours || !userfaultfd || *userfaultfd < -1 || *userfaultfd > INT32_MAX || !events || !tracker ||
+      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon) {
+    return std::unexpected("a field is missing or impossible");
+  }
+  VmRecord record{std::move(*definition),
+                  *image_id,
+                  *ownership,
+                  static_cast<std::uint32_t>(*epoch),
+                  *qmp_path,
+                  {static_cast<pid_t>(*pid), *start_ticks},
+                  *ours,
+                  static_cast<int>(*userfaultfd),
+                  *events,
+                  static_cast<dataplane::v1::Tracker>(*tracker),
+                  *machine_type,
+                  *has_balloon,
+                  std::nullopt};
+  if (const Json* migration = json_member(*json, "migration")) {
+    auto parsed = parse_migration(*migration);
+    if (!parsed) {
+      return std::unexpected(parsed.error());
+    }
+    record.migration = *parsed;
+  }
+  return record;
+}
+
+std::expected<Journal::Loaded, FileError> Journal::load() {
+  std::error_code error;
+  std::filesystem::create_directories(dir_, error);
+  if (error) {
+    return std::unexpected(FileError{FileError::Step::kOpen, error.value(), dir_});
+  }
+  remove_temporaries(dir_);
+  Loaded loaded;
+  std::filesystem::directory_iterator entries(dir_, error);
+  if (error) {
+    return std::unexpected(FileError{FileError::Step::kOpen, error.value(), dir_});
+  }
+  for (const auto& entry : entries) {
+    if (entry.path().extension() != ".json") {
+      continue;
+    }
+    const auto text = read_file(entry.path());
+    auto record = text ? parse_record(*text) : std::unexpected(text.error().text());
+    if (record && path_of(record->definition.uuid) == entry.path()) {
+      loaded.records.push_back(std::move(*record));
+      continue;
+    }
+    const std::string reason = record ? "its uuid is not that of its file name" : record.error();
+    std::filesystem::rename(entry.path(), entry.path().string() + ".broken", error);
+    loaded.problems.push_back("journal " + entry.path().string() + ": " + reason +
+                              "; kept as .broken, its QEMU is left as it is");
+  }
+  return loaded;
+}
+
+std::expected<void, FileError> Journal::save(const VmRecord& record) const {
+  return write_file_atomically(path_of(record.definition.uuid), to_text(record));
+}
+
+std::expected<void, FileError> Journal::remove(const Id128& uuid) const { return remove_file_durably(path_of(uuid)); }
+
+}  // namespace godwit::bridge

@@ -1,0 +1,79 @@
+#pragma once
+// The journal: for each VM on this host one JSON file in <state_dir>/vms, replaced whole (base/atomic_file.h) before
+// the effect that it announces. It says which QEMU is ours, whose its guest is, and how far a migration got.
+// Thread: each record by its VM's queue; load() before they start. A file that cannot be understood is kept, renamed to
+// *.broken, and reported: its QEMU is not touched.
+
+#include <expected>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/atomic_file.h"
+#include "base/uuid.h"
+#include "config/vm_definition.h"
+#include "dataplane.pb.h"
+#include "qemu-bridge/agent/qemu_process.h"
+
+namespace godwit::bridge {
+
+enum class MigrationRole { kSource, kDestination };
+
+/// How far a migration got here; written before the step that it names begins, except where it says "done".
+enum class MigrationPhase {
+  kPreparing,
+  kTransferring,
+  kSwitching,    // source: QEMU's migrate may have been issued, the guest may be stopped
+  kStreamEnded,  // source: the end of the device state may have been sent: the destination may get to LOADED
+  kLoaded,       // destination: done: memory verified, device state loaded
+  kCommitted,    // told COMMITTED: destination resumes, source retires
+  kAborted,      // told ABORTED: source resumes, destination ends
+};
+
+struct MigrationRecord {
+  Id128 id;
+  MigrationRole role = MigrationRole::kSource;
+  MigrationPhase phase = MigrationPhase::kPreparing;
+  std::uint64_t ownership_after = 0;  // of the outcome, from kCommitted or kAborted on
+};
+
+struct VmRecord {
+  config::VmDefinition definition;
+  Id128 image_id;
+  std::uint64_t ownership = 0;
+  std::uint32_t epoch = 0;
+  std::string qmp_path;
+  ProcessId process;                                             // pid -1: QEMU is not started yet
+  bool ours = false;                                             // we started it, and may end it and remove its files
+  int userfaultfd_in_qemu = -1;                                  // its number there
+  bool userfaultfd_events = false;                               // injected so that it can raise events
+  dataplane::v1::Tracker tracker = dataplane::v1::TRACKER_AUTO;  // asked for
+  std::string machine_type;
+  bool has_balloon = false;
+  std::optional<MigrationRecord> migration;
+};
+
+class Journal {
+ public:
+  explicit Journal(std::filesystem::path state_dir) : dir_(std::move(state_dir) / "vms") {}
+
+  struct Loaded {
+    std::vector<VmRecord> records;
+    std::vector<std::string> problems;  // one line each
+  };
+  /// Creates the directory if need be.
+  std::expected<Loaded, FileError> load();
+  [[nodiscard]] std::expected<void, FileError> save(const VmRecord& record) const;
+  [[nodiscard]] std::expected<void, FileError> remove(const Id128& uuid) const;
+
+ private:
+  [[nodiscard]] std::filesystem::path path_of(const Id128& uuid) const { return dir_ / (uuid.text() + ".json"); }
+  std::filesystem::path dir_;
+};
+
+std::string to_text(const VmRecord& record);
+std::expected<VmRecord, std::string> parse_record(const std::string& text);
+std::string_view name_of(MigrationPhase phase);
+
+}  // namespace godwit::bridge

@@ -1,0 +1,40 @@
+#pragma once
+// The command line of a QEMU that this host starts for a VM. Pure: any thread, no system call. Nothing can fail: a
+// config::VmDefinition is valid. Guest RAM is always one shared file a region, named by VM and region, so that a VM
+// that returns finds its old RAM under the same name.
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "config/bridge_config.h"
+#include "config/vm_definition.h"
+
+namespace godwit::bridge {
+
+enum class StartKind { kBoot, kIncoming };
+
+struct HostPaths {
+  std::filesystem::path run_dir;  // of this VM
+  std::filesystem::path memory_dir_tmpfs;
+  std::filesystem::path memory_dir_hugetlbfs;
+  std::filesystem::path qemu_binary;
+
+  [[nodiscard]] std::filesystem::path qmp_socket() const { return run_dir / "qmp.sock"; }
+  [[nodiscard]] std::filesystem::path log_file() const { return run_dir / "qemu.log"; }
+};
+
+HostPaths host_paths(const config::BridgeConfig& config, const Id128& uuid);
+
+/// "<memory_dir>/<uuid>.<region>.ram"
+std::filesystem::path ram_path(const HostPaths& paths, const Id128& uuid, const config::RegionDefinition& region);
+
+/// `accel` is decided (not kAuto); `machine` as -machine takes it: the definition's, or at a destination the source's
+/// versioned type with the definition's options.
+std::vector<std::string> qemu_arguments(const config::VmDefinition& definition, const HostPaths& paths,
+                                        const std::string& machine, config::Accel accel, StartKind kind);
+
+/// The machine options of `machine` ("q35,smm=off") with its type replaced by the versioned `type`; `type` "" keeps it.
+std::string machine_of_type(const std::string& machine, const std::string& type);
+
+}  // namespace godwit::bridge
