@@ -115,6 +115,27 @@ class TemporaryDirectory {
   bool made_;
 };
 
+/// While it lives, SIGINT and SIGTERM only say that somebody wants the end, so that everything is cleaned up.
+class Interruptible {
+ public:
+  Interruptible() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted_ = 1; };
+    for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &action, &before_[i]);
+  }
+  ~Interruptible() {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
+  }
+  Interruptible(const Interruptible&) = delete;
+  Interruptible& operator=(const Interruptible&) = delete;
+  [[nodiscard]] static bool interrupted() { return interrupted_ != 0; }
+
+ private:
+  static constexpr std::array<int, 2> kSignals{SIGINT, SIGTERM};
+  static inline volatile sig_atomic_t interrupted_ = 0;
+  std::array<struct sigaction, 2> before_{};
+};
+
 /// The two ends; whatever happens, none outlives this object.
 class Children {
  public:
@@ -141,18 +162,21 @@ class Children {
     pids_[static_cast<std::size_t>(options.role)] = pid;
     return pid > 0;
   }
-  /// False: one has not ended in time.
-  bool wait(Duration longest) {
+  /// Until both have ended, or one has died, or the time or the user's patience is over; the error says which.
+  std::expected<void, std::string> wait(Duration longest) {
     const Instant end = port::now() + longest;
-    for (pid_t& pid : pids_) {
-      pid_t ended = 0;
-      while ((ended = ::waitpid(pid, nullptr, WNOHANG)) == 0) {
-        if (port::now() > end) return false;
-        ::usleep(20'000);
+    while (pids_[0] > 0 || pids_[1] > 0) {
+      for (pid_t& pid : pids_) {
+        int status = 0;
+        if (pid <= 0 || ::waitpid(pid, &status, WNOHANG) == 0) continue;
+        pid = 0;
+        if (WIFSIGNALED(status)) return std::unexpected(fmt::format("an end died of signal {}", WTERMSIG(status)));
       }
-      pid = 0;
+      if (Interruptible::interrupted()) return std::unexpected("interrupted");
+      if (port::now() > end) return std::unexpected(fmt::format("not done after {} s", longest.us() / 1'000'000));
+      ::usleep(20'000);
     }
-    return true;
+    return {};
   }
 
  private:
@@ -208,11 +232,11 @@ std::expected<void, std::string> move_pages(const Settings& settings, const std:
     options.ram = role == Role::kSender ? source->file() : destination->file();
     if (!children.start(options, shared)) return std::unexpected("fork: " + std::string(std::strerror(errno)));
   }
-  const bool ended = children.wait(kRunMax);
+  const auto ended = children.wait(kRunMax);
   for (const EndReport& end : shared.ends) {
     if (end.error[0] != '\0') return std::unexpected(std::string(end.error.data()));
   }
-  if (!ended) return std::unexpected(fmt::format("not done after {} s", kRunMax.us() / 1'000'000));
+  if (!ended) return ended;
   if (!(*source == *destination)) return std::unexpected("the destination's RAM is not the source's");
   return {};
 }
@@ -300,6 +324,7 @@ std::expected<void, std::string> run(const Options& options, Result& result) {
   if (!settings) return std::unexpected(settings.error());
   const auto cpus = two_cpus();
   if (!cpus) return std::unexpected(cpus.error());
+  const Interruptible interruptible;
   const SharedMemory memory;
   if (memory.shared == nullptr) return std::unexpected("no shared memory");
   if (auto moved = move_pages(*settings, *cpus, *memory.shared); !moved) return moved;

@@ -122,7 +122,6 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   }
 
   bool work(Instant now) {
-    now_ = now;
     if (shared_.stop.load(std::memory_order_relaxed)) {
       loop_->stop();
       return false;
@@ -198,38 +197,38 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
       return true;
     }
     bool sent = false;
-    for (;;) {
-      const std::span<std::byte> frame = queue_.next_frame();
-      const std::size_t bytes = frame.empty() ? 0 : build(now, frame);
+    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+      const std::size_t bytes = neighbours_.poll_transmit(now, frame);
       if (bytes == 0) {
         break;
       }
       queue_.commit(bytes);
       sent = true;
     }
+    if (const auto to = neighbours_.resolve(now, peer_)) {
+      sent |= transmit_lane(now, *to);
+    }
     queue_.flush();
     return sent;
   }
 
-  std::size_t build(Instant now, std::span<std::byte> frame) {
-    if (const std::size_t bytes = neighbours_.poll_transmit(now, frame); bytes > 0) {
-      return bytes;
-    }
-    const auto to = neighbours_.resolve(now, peer_);
-    if (!to) {
-      return 0;
-    }
-    const std::size_t header = wire::datagram_header_bytes(peer_.family);
-    const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
-    if (bytes == 0) {
-      return 0;
-    }
-    wire::write_datagram_headers({.source_mac = mac_,
-                                  .destination_mac = *to,
+  bool transmit_lane(Instant now, const wire::MacAddress& to) {
+    const wire::DatagramPath path{.source_mac = mac_,
+                                  .destination_mac = to,
                                   .source = {address_of(options_.role), kUdpPort},
-                                  .destination = {peer_, kUdpPort}},
-                                 wire::UdpChecksum::kNone, frame.first(header + bytes));
-    return header + bytes;
+                                  .destination = {peer_, kUdpPort}};
+    const std::size_t header = wire::datagram_header_bytes(peer_.family);
+    bool sent = false;
+    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+      const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
+      if (bytes == 0) {
+        break;
+      }
+      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
+      queue_.commit(header + bytes);
+      sent = true;
+    }
+    return sent;
   }
 
   void mark() {
@@ -256,7 +255,6 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   const wire::IpAddress peer_;
   std::uint32_t datagram_bytes_max_ = 0;
   std::optional<transport::Lane> lane_;
-  Instant now_{};
   std::string error_;
   std::uint64_t busy_cycles_ = 0;
   std::uint32_t pass_ = 0;

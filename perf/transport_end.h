@@ -25,7 +25,7 @@ struct PassMark {
 };
 
 struct EndReport {
-  std::atomic<bool> ready{false};  // the link is up
+  std::atomic<bool> ready{false};  // its port is open
   std::array<char, 512> error{};   // empty: none
   /// [i]: when pass i began; the last one is a page more than the passes, and marks their end.
   std::array<PassMark, kPassesMax + 1> marks{};
