@@ -1,0 +1,110 @@
+#include "tests/simulation/transfer_model.h"
+
+#include <algorithm>
+
+namespace godwit::simulation {
+
+void ModelMemory::write(Random& random) {
+  // Half of the writes go to an eighth of the pages.
+  const std::uint64_t count = random.below(2) == 0 ? pages_.size() : pages_.size() / 8 + 1;
+  const pages::PageNumber page = random.below(count);
+  const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
+  const std::size_t offset = random.below(pages::kPageSize - length + 1);
+  const bool zero = random.below(6) == 0;
+  for (std::size_t i = 0; i < length; ++i) {
+    pages_[page][offset + i] = zero ? std::byte{0} : static_cast<std::byte>(random.next());
+  }
+  written_.set(page);
+}
+
+void ModelMemory::balloon(Random& random) {
+  const pages::PageNumber first = random.below(pages_.size());
+  const std::uint64_t count = std::min<std::uint64_t>(random.between(1, 40), pages_.size() - first);
+  for (pages::PageNumber page = first; page < first + count; ++page) {
+    pages_[page].fill(std::byte{0});
+    written_.set(page);
+  }
+}
+
+pages::PageNumber ModelMemory::first_difference(const ModelMemory& other) const {
+  return static_cast<pages::PageNumber>(std::mismatch(pages_.begin(), pages_.end(), other.pages_.begin()).first - pages_.begin());
+}
+
+std::expected<void, transfer::GuestError> ModelMemory::fault(const char* call) {
+  if (fail_next_) {
+    fail_next_ = false;
+    return std::unexpected(transfer::GuestError{std::string(call) + ": made to fail"});
+  }
+  return {};
+}
+
+void ModelMemory::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+  GW_ASSERT(offset + out.size() <= pages::kPageSize);
+  std::copy_n(pages_.at(page).begin() + offset, out.size(), out.begin());
+}
+
+std::expected<void, transfer::GuestError> ModelMemory::place_pages(std::span<const transfer::Arrival> arrivals) {
+  placed_while_frozen_ = placed_while_frozen_ || frozen_;
+  for (const transfer::Arrival& arrival : arrivals) {
+    GW_ASSERT(arrival.offset + arrival.bytes.size() <= pages::kPageSize);
+    std::copy(arrival.bytes.begin(), arrival.bytes.end(), pages_.at(arrival.page).begin() + arrival.offset);
+    if (damage_in_ != 0 && --damage_in_ == 0) {
+      flip_bit(arrival.page, arrival.offset);
+      damaged_ = true;
+    }
+  }
+  return fault("place_pages");
+}
+
+std::expected<void, transfer::GuestError> ModelMemory::zero_pages(pages::PageNumber first, std::uint64_t count) {
+  placed_while_frozen_ = placed_while_frozen_ || frozen_;
+  for (pages::PageNumber page = first; page < first + count; ++page) {
+    pages_.at(page).fill(std::byte{0});
+  }
+  return fault("zero_pages");
+}
+
+std::expected<void, transfer::GuestError> ModelMemory::collect_written(pages::Bitmap& out) {
+  out |= written_;
+  written_.clear_all();
+  return fault("collect_written");
+}
+
+std::expected<void, transfer::GuestError> ModelMemory::find_zero(const pages::Bitmap& among, pages::Bitmap& out) {
+  for (pages::PageNumber page = among.next_set(0); page < among.size(); page = among.next_set(page + 1)) {
+    if (std::all_of(pages_[page].begin(), pages_[page].end(), [](std::byte b) { return b == std::byte{0}; })) {
+      out.set(page);
+    }
+  }
+  return fault("find_zero");
+}
+
+void ModelExecutor::submit(std::function<void()> work, std::function<void()> done) {
+  const Instant after = queue_.empty() ? now_ : std::max(now_, queue_.back().done_at);
+  const Instant work_at = after + microseconds(static_cast<std::int64_t>(random_.below(random_.below(20) == 0 ? 20'000 : 300)));
+  const Instant done_at = work_at + microseconds(static_cast<std::int64_t>(random_.below(200)));
+  queue_.push_back({std::move(work), std::move(done), work_at, done_at});
+  waiting_max_ = std::max(waiting_max_, queue_.size());
+}
+
+void ModelExecutor::run(Instant now) {
+  now_ = now;
+  while (!queue_.empty() && next() <= now) {
+    if (!queue_.front().worked) {
+      queue_.front().work();
+      queue_.front().worked = true;
+      continue;
+    }
+    const Job job = std::move(queue_.front());
+    queue_.pop_front();
+    job.done();
+  }
+}
+
+void ModelExecutor::drain() {
+  while (!queue_.empty()) {
+    run(next());
+  }
+}
+
+}  // namespace godwit::simulation

@@ -1,0 +1,97 @@
+#pragma once
+// What the simulation of transfers puts in place of a host: a guest's memory with its written set, an executor in virtual time, and the
+// two images (running, retained) that hosts keep. Single thread; every choice from one Random.
+
+#include <array>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dataplane/pages/compare.h"
+#include "dataplane/pages/generation_table.h"
+#include "dataplane/transfer/executor.h"
+#include "dataplane/transfer/guest.h"
+#include "tests/simulation/network.h"
+
+namespace godwit::simulation {
+
+using PageContent = std::array<std::byte, pages::kPageSize>;
+
+/// RAM of one VM on one host. Writes by the guest are marked; placements by a migration are not.
+class ModelMemory final : public transfer::GuestMemory {
+ public:
+  explicit ModelMemory(std::uint64_t page_count) : pages_(page_count), written_(page_count) {}
+
+  // ---- the guest ----
+  void write(Random& random);
+  void balloon(Random& random);
+  void rearm() { written_.clear_all(); }
+  [[nodiscard]] const pages::Bitmap& written() const { return written_; }
+  [[nodiscard]] const PageContent& page(pages::PageNumber page) const { return pages_[page]; }
+  [[nodiscard]] bool same_content(const ModelMemory& other) const { return pages_ == other.pages_; }
+  [[nodiscard]] pages::PageNumber first_difference(const ModelMemory& other) const;
+
+  // ---- faults ----
+  void flip_bit(pages::PageNumber page, std::size_t byte) { pages_[page][byte] ^= std::byte{1}; }
+  /// The n-th placement from now is damaged silently.
+  void damage_placement(std::uint64_t n) { damage_in_ = n; }
+  void fail_next_call() { fail_next_ = true; }
+  /// A placement from now on is a bug: the object was told that the end has failed.
+  void freeze() { frozen_ = true; }
+  void thaw() { frozen_ = false; }
+  [[nodiscard]] bool placed_while_frozen() const { return placed_while_frozen_; }
+  [[nodiscard]] bool damaged() const { return damaged_; }
+
+  // ---- GuestMemory ----
+  [[nodiscard]] pages::PageNumber page_count() const override { return pages_.size(); }
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
+  std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
+  std::expected<void, transfer::GuestError> collect_written(pages::Bitmap& out) override;
+  std::expected<void, transfer::GuestError> find_zero(const pages::Bitmap& among, pages::Bitmap& out) override;
+
+ private:
+  [[nodiscard]] std::expected<void, transfer::GuestError> fault(const char* call);
+
+  std::vector<PageContent> pages_;
+  pages::Bitmap written_;
+  std::uint64_t damage_in_ = 0;
+  bool fail_next_ = false, frozen_ = false, placed_while_frozen_ = false, damaged_ = false;
+};
+
+/// Jobs run one after the other, each as a whole at one moment between submission and the call of `done`.
+class ModelExecutor final : public transfer::Executor {
+ public:
+  explicit ModelExecutor(Random& random) : random_(random) {}
+  void submit(std::function<void()> work, std::function<void()> done) override;
+  void set_now(Instant now) { now_ = now; }
+  [[nodiscard]] Instant next() const { return queue_.empty() ? kNever : queue_.front().worked ? queue_.front().done_at : queue_.front().work_at; }
+  void run(Instant now);
+  /// Everything to its end at once: the daemon waits for its worker before it gives memory away.
+  void drain();
+  [[nodiscard]] std::size_t waiting_max() const { return waiting_max_; }
+
+ private:
+  struct Job {
+    std::function<void()> work, done;
+    Instant work_at, done_at;
+    bool worked = false;
+  };
+  Random& random_;
+  Instant now_{};
+  std::deque<Job> queue_;
+  std::size_t waiting_max_ = 0;
+};
+
+/// A VM's memory and its generations on one host.
+struct Image {
+  explicit Image(std::uint64_t page_count)
+      : memory(std::make_unique<ModelMemory>(page_count)), table(page_count, pages::kNeverWritten) {}
+  std::unique_ptr<ModelMemory> memory;
+  pages::GenerationTable table;
+};
+
+}  // namespace godwit::simulation

@@ -1,0 +1,224 @@
+// Goal: no sequence of moves, aborts, crashes and network faults ever lets a guest resume on memory that is not its own.
+// Method: a VM moves between hosts that keep images; each attempt runs the real Source, Destination and Lanes (transfer_attempt.h). After
+// every attempt each image that any host keeps is held against the running memory: a page that its table calls reusable must be equal.
+//
+//   transfer-sim [--seeds N] [--seed S] [--trace]
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+
+#include "tests/simulation/transfer_attempt.h"
+
+namespace godwit::simulation {
+namespace {
+
+class World {
+ public:
+  World(std::uint64_t seed, bool trace);
+  /// Empty, or what is wrong.
+  std::string run();
+  [[nodiscard]] std::uint64_t moves() const { return moves_; }
+
+ private:
+  [[nodiscard]] Script draw_script();
+  std::string attempt(std::size_t to);
+  void committed(std::size_t to, AttemptResult& result, Image& arrived);
+  void aborted(std::size_t to, AttemptResult& result, const Script& script);
+  [[nodiscard]] std::string check_claims(const char* when) const;
+  void visit();
+
+  Random random_;
+  const bool trace_;
+  std::uint64_t page_count_;
+  std::size_t here_ = 0;
+  std::vector<std::optional<Image>> images_;  // by host; at here_ the running VM
+  std::uint32_t epoch_ = 1;                   // of the visit
+  std::uint32_t epochs_used_ = 1;             // the control plane's count
+  std::uint64_t moves_ = 0;
+};
+
+World::World(std::uint64_t seed, bool trace) : random_(seed), trace_(trace), page_count_(random_.between(65, 400)), images_(random_.between(2, 4)) {
+  images_[0].emplace(page_count_);
+  for (std::uint64_t i = 0; i < page_count_; ++i) {
+    images_[0]->memory->write(random_);
+  }
+  // A first attach: every present page has the visit's epoch.
+  images_[0]->table.set_written(images_[0]->memory->written(), epoch_);
+  images_[0]->memory->rearm();
+}
+
+Script World::draw_script() {
+  Script script;
+  using D = Script::Disturbance;
+  if (random_.below(2) == 0) {
+    script.disturbance = static_cast<D>(random_.between(1, static_cast<std::uint64_t>(D::kGuestErrorDestination)));
+    script.disturbance_after = microseconds(static_cast<std::int64_t>(random_.below(random_.below(2) == 0 ? 5000 : 60'000)));
+  }
+  script.policy.verify = static_cast<transfer::Verify>(random_.below(3));
+  script.policy.on_no_convergence = transfer::OnNoConvergence::kStopAnyway;
+  script.policy.rounds_max = static_cast<std::uint32_t>(random_.between(1, 12));
+  script.policy.downtime_limit = milliseconds(static_cast<std::int64_t>(random_.between(1, 300)));
+  script.policy.bandwidth_limit_bps = random_.below(4) == 0 ? random_.between(50, 2000) * 1'000'000 : 0;
+  script.policy.time_limit = random_.below(6) == 0 ? milliseconds(static_cast<std::int64_t>(random_.between(1, 100))) : Duration{0};
+  script.write_interval = microseconds(static_cast<std::int64_t>(random_.below(2) == 0 ? random_.between(5, 100) : random_.between(100, 5000)));
+  script.bulk_lanes = static_cast<std::uint32_t>(random_.between(1, 3));
+  constexpr std::array<std::uint32_t, 3> kDatagramBytes = {1472, 4240, 8972};
+  script.datagram_bytes_max = kDatagramBytes[random_.below(3)];
+  script.link.delay = microseconds(static_cast<std::int64_t>(random_.between(5, 400)));
+  script.link.rate_bps = random_.between(100, 10'000) * 1'000'000;
+  if (random_.below(3) != 0) {
+    script.link.loss_ppm = static_cast<std::uint32_t>(random_.below(30'000));
+    script.link.duplicate_ppm = static_cast<std::uint32_t>(random_.below(30'000));
+    script.link.corrupt_ppm = static_cast<std::uint32_t>(random_.below(10'000));
+    script.link.truncate_ppm = static_cast<std::uint32_t>(random_.below(5000));
+    script.link.reorder_ppm = static_cast<std::uint32_t>(random_.below(50'000));
+    script.link.reorder_delay = microseconds(static_cast<std::int64_t>(random_.between(10, 3000)));
+  }
+  script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
+  script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;
+  return script;
+}
+
+void World::visit() {
+  const std::uint64_t writes = random_.below(2) == 0 ? random_.below(10) : random_.below(300);
+  for (std::uint64_t i = 0; i < writes; ++i) {
+    random_.below(50) == 0 ? images_[here_]->memory->balloon(random_) : images_[here_]->memory->write(random_);
+  }
+}
+
+std::string World::attempt(std::size_t to) {
+  const Script script = draw_script();
+  const bool has_retained = images_[to].has_value();
+  if (!has_retained) {
+    images_[to].emplace(page_count_);
+  }
+  Image& source = *images_[here_];
+  Image& destination = *images_[to];
+  transfer::MigrationConfig config;
+  const std::uint64_t first_pages = random_.between(1, page_count_ - 1);
+  config.regions = {{"ram0", first_pages}, {"ram1", page_count_ - first_pages}};
+  config.id.fill(static_cast<std::byte>(moves_));
+  config.epoch_base = epochs_used_ + 1;
+  config.epoch_count = static_cast<std::uint32_t>(random_.between(transfer::kEpochsMin, 64));
+  epochs_used_ = config.epoch_base + config.epoch_count;
+  if (script.damage) {
+    destination.memory->damage_placement(random_.between(1, 60));
+  }
+  if (script.rot && has_retained) {
+    destination.memory->flip_bit(random_.below(page_count_), random_.below(pages::kPageSize));
+  }
+  AttemptResult result = run_attempt({config, source, epoch_, destination, has_retained}, script, random_, trace_);
+  destination.memory->damage_placement(0);
+  if (!result.violation.empty()) {
+    return result.violation;
+  }
+  // Commit needs both ends; the control plane may still say no when both are ready.
+  if (result.memory_ready && result.source_done && random_.below(10) != 0) {
+    committed(to, result, destination);
+  } else {
+    aborted(to, result, script);
+  }
+  return {};
+}
+
+void World::committed(std::size_t to, AttemptResult& result, Image& arrived) {
+  ++moves_;
+  Image& left = *images_[here_];
+  // Departure: a last scan, then the image is kept or not.
+  left.table.set_written(left.memory->written(), result.epoch_next);
+  left.memory->rearm();
+  arrived.table = std::move(result.destination_table);
+  arrived.memory->rearm();
+  if (random_.below(6) == 0) {
+    images_[here_].reset();
+  }
+  here_ = to;
+  epoch_ = result.epoch_next;
+}
+
+void World::aborted(std::size_t to, AttemptResult& result, const Script& script) {
+  const bool keep = !result.destination_killed && !script.damage && !script.rot && random_.below(4) != 0;
+  if (keep) {
+    images_[to]->table = std::move(result.destination_table);
+    images_[to]->memory->rearm();
+  } else {
+    images_[to].reset();
+  }
+  if (result.source_killed) {
+    // A new data plane attaches: the history is lost, and the control plane names an epoch above all that were reserved.
+    images_[here_]->table.fill(pages::kUnknownGeneration);
+    images_[here_]->memory->rearm();
+    epoch_ = ++epochs_used_;
+  } else {
+    epoch_ = result.epoch_next;
+  }
+}
+
+std::string World::check_claims(const char* when) const {
+  const Image& running = *images_[here_];
+  for (std::size_t host = 0; host < images_.size(); ++host) {
+    if (host == here_ || !images_[host]) {
+      continue;
+    }
+    for (pages::PageNumber page = 0; page < page_count_; ++page) {
+      const bool claimed = pages::reusable(images_[host]->table.get(page), running.table.get(page)) && !running.memory->written().test(page);
+      if (claimed && images_[host]->memory->page(page) != running.memory->page(page)) {
+        return std::string(when) + ": host " + std::to_string(host) + " claims page " + std::to_string(page) + " of generation " +
+               std::to_string(running.table.get(page)) + ", and it is another";
+      }
+    }
+  }
+  return {};
+}
+
+std::string World::run() {
+  const std::uint64_t attempts = random_.between(4, 10);
+  for (std::uint64_t i = 0; i < attempts; ++i) {
+    visit();
+    const std::size_t to = (here_ + random_.between(1, images_.size() - 1)) % images_.size();
+    if (trace_) {
+      std::printf("attempt %llu: host %zu -> %zu, %llu pages, epoch %u\n", static_cast<unsigned long long>(i), here_, to,
+                  static_cast<unsigned long long>(page_count_), epoch_);
+    }
+    for (const std::string& wrong : {attempt(to), check_claims("after the attempt")}) {
+      if (!wrong.empty()) {
+        return "attempt " + std::to_string(i) + ": " + wrong;
+      }
+    }
+  }
+  return {};
+}
+
+int simulate(std::uint64_t first, std::uint64_t count, bool trace, const char* program) {
+  std::uint64_t moves = 0;
+  for (std::uint64_t seed = first; seed < first + count; ++seed) {
+    World world(seed, trace);
+    const std::string wrong = world.run();
+    moves += world.moves();
+    if (!wrong.empty()) {
+      std::printf("seed %llu: %s\nreplay: %s --seed %llu --trace\n", static_cast<unsigned long long>(seed), wrong.c_str(), program,
+                  static_cast<unsigned long long>(seed));
+      return EXIT_FAILURE;
+    }
+  }
+  std::printf("%llu seeds, %llu completed moves, every one exact\n", static_cast<unsigned long long>(count),
+              static_cast<unsigned long long>(moves));
+  return moves != 0 || count < 10 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+}  // namespace
+}  // namespace godwit::simulation
+
+int main(int argc, char** argv) {
+  CLI::App app("Simulates migrations over a faulty network and checks that memory arrives exact.");
+  std::uint64_t seeds = 100;
+  std::optional<std::uint64_t> seed;
+  bool trace = false;
+  app.add_option("--seeds", seeds, "how many seeds, from 1");
+  app.add_option("--seed", seed, "only this one");
+  app.add_flag("--trace", trace, "says what each attempt did");
+  CLI11_PARSE(app, argc, argv);
+  return godwit::simulation::simulate(seed.value_or(1), seed ? 1 : seeds, trace, argv[0]);
+}
