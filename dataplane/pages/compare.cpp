@@ -33,6 +33,7 @@ using Kernel = void (*)(const Generation* retained, const Generation* current, s
   const __m256i unknown = _mm256_set1_epi32(-1);
   for (std::size_t word = 0; word < words; ++word) {
     std::uint64_t bits = 0;
+#pragma GCC unroll 8
     for (unsigned i = 0; i < 8; ++i) {
       const std::size_t at = word * 64 + i * 8;
       const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(retained + at));
@@ -50,6 +51,7 @@ using Kernel = void (*)(const Generation* retained, const Generation* current, s
   const __m512i unknown = _mm512_set1_epi32(-1);
   for (std::size_t word = 0; word < words; ++word) {
     std::uint64_t bits = 0;
+#pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i) {
       const std::size_t at = word * 64 + i * 16;
       const __m512i a = _mm512_load_si512(retained + at);
