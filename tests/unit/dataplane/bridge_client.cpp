@@ -12,6 +12,7 @@ namespace godwit::tests {
 namespace {
 
 constexpr int kWaitMs = 20'000;
+constexpr int kConnectMs = 5'000;
 constexpr std::size_t kMessageBytesMax = 256 * 1024;
 
 }  // namespace
@@ -20,7 +21,7 @@ bool BridgeClient::connect(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.data(), path.size());
-  for (int i = 0; i < kWaitMs / 20; ++i) {
+  for (int i = 0; i < kConnectMs / 20; ++i) {
     socket_.reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     if (::connect(socket_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
       return true;

@@ -171,7 +171,7 @@ class RoundTrip : public testing::Test {
   void expect_equal_memory() {
     std::uint64_t different = 0;
     for (std::uint64_t page = 0; page < kPages; ++page) {
-      different += std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1 : 0;
+      different += std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1U : 0U;
     }
     EXPECT_EQ(different, 0U) << "pages differ";
   }

@@ -61,12 +61,12 @@ std::string TwoHosts::start_daemon(std::size_t host, const std::string& address)
                         << "[[port]]\ndevice = \"net_af_packet\"\ninterface = \"gw0\"\n"
                         << "addresses = [\"" << (address.empty() ? (host == 0 ? "10.9.0.1/24" : "10.9.0.2/24") : address) << "\"]\n"
                         << "mtu = " << mtu_ << "\n";
+  const std::string ns = name(host);
   const pid_t pid = fork();
   if (pid == 0) {
     const int log = open((directory(host) + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
     dup2(log, 1);
     dup2(log, 2);
-    const std::string ns = name(host);
     execlp("ip", "ip", "netns", "exec", ns.c_str(), daemon_.c_str(), "--config", config.c_str(), nullptr);
     _exit(127);
   }
