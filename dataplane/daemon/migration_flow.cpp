@@ -66,6 +66,41 @@ void MigrationFlow::start(Instant now) {
   }
 }
 
+void MigrationFlow::offer_device_state(std::string data, bool end, std::function<void(bool taken)> done) {
+  GW_ASSERT(source_ != nullptr);
+  offers_.push_back({std::move(data), end, std::move(done)});
+}
+
+void MigrationFlow::pump_device_state(Instant now) {
+  while (!offers_.empty()) {
+    Offer& offer = offers_.front();
+    if (!offer.data.empty() && !source_->device_state(std::as_bytes(std::span(offer.data)))) {
+      return;
+    }
+    if (offer.end) {
+      source_->device_state_end(now);
+    }
+    const std::function<void(bool)> done = std::move(offer.done);
+    offers_.pop_front();
+    done(true);
+  }
+}
+
+void MigrationFlow::refuse_device_state() {
+  for (const Offer& offer : offers_) {
+    offer.done(false);
+  }
+  offers_.clear();
+}
+
+void MigrationFlow::cancel(Instant now, const std::string& reason) {
+  if (source_) {
+    source_->cancel(now, reason);
+  } else {
+    destination_->cancel(now, reason);
+  }
+}
+
 transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
   return lane < lanes_.size() ? lanes_[lane]->on_packet(now, datagram) : transport::Received::kWrongLane;
 }
@@ -73,6 +108,7 @@ transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, st
 void MigrationFlow::flush(Instant now) {
   if (source_) {
     source_->flush();
+    pump_device_state(now);
   } else {
     destination_->flush(now);
   }
@@ -86,6 +122,7 @@ void MigrationFlow::tick(Instant now) {
   }
   if (source_) {
     source_->tick(now);
+    pump_device_state(now);
   } else {
     destination_->tick(now);
   }

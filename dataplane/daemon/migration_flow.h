@@ -5,8 +5,11 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/time.h"
@@ -61,6 +64,11 @@ class MigrationFlow {
   [[nodiscard]] transfer::Destination* destination() { return destination_.get(); }
 
   void start(Instant now);
+  /// Source: a piece of QEMU's stream, or its end; `done` is called when Source has taken it (true) or the migration has failed (false).
+  void offer_device_state(std::string data, bool end, std::function<void(bool taken)> done);
+  void cancel(Instant now, const std::string& reason);
+  /// Tells everyone who waits that nothing will be taken any more.
+  void refuse_device_state();
   transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram);
   /// After each receive burst that had something for this flow.
   void flush(Instant now);
@@ -73,7 +81,13 @@ class MigrationFlow {
   [[nodiscard]] std::uint32_t epoch_next() const;
 
  private:
+  struct Offer {
+    std::string data;
+    bool end = false;
+    std::function<void(bool)> done;
+  };
   void make_lanes(transport::LaneUser& user, bool initiator, Instant now);
+  void pump_device_state(Instant now);
 
   const FlowConfig config_;
   WorkerExecutor executor_;
@@ -82,6 +96,7 @@ class MigrationFlow {
   std::vector<std::unique_ptr<transport::Lane>> lanes_;
   std::vector<std::uint16_t> source_ports_;  // one a lane
   std::uint32_t datagram_bytes_max_ = 0;
+  std::deque<Offer> offers_;  // wait for room
 };
 
 }  // namespace godwit::daemon
