@@ -16,7 +16,7 @@ class Reader;
 inline constexpr const char* kCtlConfigFile = "/etc/godwit/godwitctl.toml";
 
 struct CtlConfig {
-  std::string server = "unix:/run/godwit/controlplane.sock";  // gRPC target: "host:port" or "unix:/path"
+  std::string server = "unix:/run/godwit-controlplane/controlplane.sock";  // gRPC target: "host:port" or "unix:/path"
 };
 
 [[nodiscard]] Loaded<CtlConfig> load_ctl_config(const std::filesystem::path& file);

@@ -1,0 +1,172 @@
+// What belongs together in each file, and what cannot be.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+
+#include "config/bridge_config.h"
+#include "config/controlplane_config.h"
+#include "config/ctl_config.h"
+#include "config/dataplane_config.h"
+#include "config/migration_plan.h"
+#include "config/reader.h"
+#include "tests/unit/base/temporary_directory.h"
+
+namespace godwit::config {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+template <class T>
+std::vector<std::string> mistakes(const std::string& content) {
+  const auto loaded = parse_text<T>(content, "f");
+  std::vector<std::string> out;
+  for (const auto& diagnostic : loaded ? Diagnostics{} : loaded.error()) {
+    out.push_back(diagnostic.key + ": " + diagnostic.message);
+  }
+  return out;
+}
+
+const std::string kHead = "memory_dirs = ['/dev/shm/g']\ninsecure = true\n";
+const std::string kAddresses = "addresses = ['10.0.0.1/24']\n";
+const std::string kVeth = "[[port]]\ndevice = 'net_af_packet'\ninterface = 'veth-a'\n";
+
+std::vector<std::string> port_mistakes(const std::string& port) {
+  return mistakes<DataplaneConfig>(kHead + "[[port]]\n" + port);
+}
+
+TEST(DataplaneConfigFile, SmallestIsValid) {
+  EXPECT_THAT(mistakes<DataplaneConfig>(kHead + kVeth + kAddresses), IsEmpty());
+}
+
+TEST(DataplaneConfigFile, EmptyNamesAllThatIsNeeded) {
+  EXPECT_THAT(
+      mistakes<DataplaneConfig>(""),
+      testing::UnorderedElementsAre(HasSubstr("memory_dirs: is missing"), HasSubstr("insecure: must be set to true"),
+                                    HasSubstr("port: is missing: write [[port]]")));
+}
+
+TEST(DataplaneConfigFile, InsecureMustBeSaid) {
+  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m']\ninsecure = false\n" + kVeth + kAddresses),
+              ElementsAre(HasSubstr("insecure: must be set to true")));
+  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m']\ninsecure = 'yes'\n" + kVeth + kAddresses),
+              ElementsAre(HasSubstr("insecure: expected true or false")));
+}
+
+TEST(DataplaneConfigFile, EachDeviceHasItsKeys) {
+  EXPECT_THAT(port_mistakes("device = 'net_af_packet'\n" + kAddresses),
+              ElementsAre(HasSubstr("port[0].interface: is missing")));
+  EXPECT_THAT(port_mistakes("device = 'net_memif'\nsocket = '/s'\nrole = 'client'\n" + kAddresses), IsEmpty());
+  EXPECT_THAT(port_mistakes("device = 'net_memif'\n" + kAddresses),
+              ElementsAre(HasSubstr("socket: is missing"), HasSubstr("role: is missing")));
+  EXPECT_THAT(port_mistakes("device = '0000:01:00.0'\ninterface = 'eth0'\n" + kAddresses),
+              ElementsAre(HasSubstr("interface: is only for device = \"net_af_packet\"")));
+  EXPECT_THAT(port_mistakes("device = '01:00.0'\n" + kAddresses), ElementsAre(HasSubstr("\"0000:01:00.0\"")));
+  EXPECT_THAT(port_mistakes("device = 'net_tap0,iface=t0'\n" + kAddresses), IsEmpty());
+}
+
+TEST(DataplaneConfigFile, PciNeedsHugepages) {
+  EXPECT_THAT(
+      mistakes<DataplaneConfig>(kHead + "[eal]\nhugepages = false\n[[port]]\ndevice = '0000:01:00.0'\n" + kAddresses),
+      ElementsAre(HasSubstr("eal: hugepages = false")));
+}
+
+TEST(DataplaneConfigFile, Addresses) {
+  const std::string device = "device = 'net_af_packet'\ninterface = 'v'\n";
+  EXPECT_THAT(port_mistakes(device + "addresses = ['10.0.0.1', '224.0.0.1/4', 5]"),
+              ElementsAre(HasSubstr("addresses[0]: is \"10.0.0.1\""),
+                          HasSubstr("addresses[1]: is 224.0.0.1/4, which no"), HasSubstr("addresses[2]: expected")));
+  EXPECT_THAT(port_mistakes(device + "addresses = []"), ElementsAre(HasSubstr("has 0 entries")));
+  EXPECT_THAT(port_mistakes(device + "addresses = ['10.0.0.1/24', '10.0.1.1/24']"), ElementsAre(HasSubstr("2 IPv4")));
+  EXPECT_THAT(port_mistakes(device + kAddresses + "gateways = ['10.0.1.254']"), ElementsAre(HasSubstr("in no subnet")));
+  EXPECT_THAT(port_mistakes(device + kAddresses + "gateways = ['10.0.0.1']"), ElementsAre(HasSubstr("own address")));
+}
+
+TEST(DataplaneConfigFile, Ranges) {
+  const std::string device = "device = 'net_af_packet'\ninterface = 'v'\n" + kAddresses;
+  EXPECT_THAT(port_mistakes(device + "mtu = 1499"), ElementsAre(HasSubstr("mtu: is 1499, must be 1500 to 9216")));
+  EXPECT_THAT(port_mistakes(device + "mtu = 9216"), IsEmpty());
+  EXPECT_THAT(port_mistakes(device + "mtu = 9217\nudp_port = 0\nqueues = 0\nidle = 'lazy'"), testing::SizeIs(4));
+  EXPECT_THAT(mistakes<DataplaneConfig>(kHead + "memory_budget = 5\n" + kVeth + kAddresses),
+              ElementsAre(HasSubstr("memory_budget: expected a string with a unit")));
+}
+
+TEST(DataplaneConfigFile, Lcores) {
+  const auto with = [](const std::string& lcores) {
+    return mistakes<DataplaneConfig>(kHead + "[eal]\nlcores = " + lcores + "\n" + kVeth + kAddresses);
+  };
+  EXPECT_THAT(with("[{lcore = 1, cpus = '0-1,3'}, {lcore = 2, cpus = 2}]"), IsEmpty());
+  EXPECT_THAT(with("[{lcore = 1, cpus = '1'}, {lcore = 1, cpus = '2'}]"), ElementsAre(HasSubstr("lcore 1 twice")));
+  EXPECT_THAT(with("[{lcore = 127, cpus = '3-1'}]"), testing::SizeIs(2));
+  const auto loaded =
+      parse_text<DataplaneConfig>(kHead + "[eal]\nlcores = [{lcore = 1, cpus = '3,0-1'}]\n" + kVeth + kAddresses, "f");
+  ASSERT_TRUE(loaded);
+  EXPECT_THAT(loaded->eal.lcores[0].cpus, ElementsAre(0U, 1U, 3U));
+  EXPECT_EQ(loaded->eal.lcores[0].cpus_text(), "0,1,3");
+}
+
+TEST(DataplaneConfigFile, Paths) {
+  EXPECT_THAT(
+      mistakes<DataplaneConfig>("control_socket = '/" + std::string(107, 'x') + "'\n" + kHead + kVeth + kAddresses),
+      ElementsAre(HasSubstr("at most 107")));
+  EXPECT_THAT(mistakes<DataplaneConfig>("run_dir = 'run'\n" + kHead + kVeth + kAddresses),
+              ElementsAre(HasSubstr("absolute path")));
+  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m', '/m/']\ninsecure = true\n" + kVeth + kAddresses),
+              ElementsAre(HasSubstr("has /m twice")));
+}
+
+TEST(BridgeConfigFile, InsecureOnlyForTheNetwork) {
+  EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'unix:/run/c.sock'"), IsEmpty());
+  EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'c:7300'"),
+              ElementsAre(HasSubstr("insecure: must be set")));
+  EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = '[fd00::1]:7300'\ninsecure = true"), IsEmpty());
+  EXPECT_THAT(mistakes<BridgeConfig>("host = '../a'\ncontrolplane = 'c'"),
+              ElementsAre(HasSubstr("host: is"), HasSubstr("controlplane: is \"c\"")));
+}
+
+TEST(ControlplaneConfigFile, Timeouts) {
+  EXPECT_THAT(
+      mistakes<ControlplaneConfig>(
+          "listen = ['unix:/c']\n[timeouts]\nprepare = '0'\nhost_heartbeat = '1s'\nswitch = '1s'"),
+      ElementsAre(HasSubstr("timeouts.prepare: is 0 "), HasSubstr("timeouts.host_heartbeat: is 1 s, must be 2 s"),
+                  HasSubstr("timeouts.switch: is no known key")));
+  EXPECT_THAT(mistakes<ControlplaneConfig>("listen = ['unix:/c', '0.0.0.0:70000']"),
+              ElementsAre(HasSubstr("listen[1]")));
+}
+
+TEST(MigrationPlanFile, ValuesAndRanges) {
+  const auto plan = parse_text<MigrationPlan>(
+      "vm = 'v'\ndestination = 'b'\nbandwidth_limit = '1.5Gbit/s'\nreuse = 'require'\nverify = 'off'\n"
+      "on_no_convergence = 'stop-anyway'\ntime_limit = '10min'",
+      "f");
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->bandwidth_limit_bps, 1'500'000'000U);
+  EXPECT_EQ(plan->reuse, Reuse::kRequire);
+  EXPECT_EQ(plan->verify, Verify::kOff);
+  EXPECT_EQ(plan->on_no_convergence, OnNoConvergence::kStopAnyway);
+  EXPECT_EQ(plan->time_limit, milliseconds(600'000));
+  EXPECT_EQ(plan->rounds_max, 30U);
+  EXPECT_THAT(mistakes<MigrationPlan>("vm = 'v'\ndestination = 'b'\ndowntime_limit = 0\nreuse = 'yes'\ntime_limit = 0"),
+              ElementsAre(HasSubstr("downtime_limit: is 0 "), HasSubstr("reuse: is \"yes\", must be one of \"auto\"")));
+}
+
+TEST(CtlConfigFile, FlagThenEnvironmentThenFileThenDefault) {
+  const test::TemporaryDirectory directory;
+  std::ofstream(directory / "ctl.toml") << "server = 'file:1'";
+  ::unsetenv("GODWIT_SERVER");
+  EXPECT_EQ(find_server(std::nullopt, directory / "absent")->server, CtlConfig{}.server);
+  EXPECT_EQ(find_server(std::nullopt, directory / "ctl.toml")->server, "file:1");
+  ::setenv("GODWIT_SERVER", "environment:2", 1);
+  EXPECT_EQ(find_server(std::nullopt, directory / "ctl.toml")->server, "environment:2");
+  EXPECT_EQ(find_server("flag:3", directory / "ctl.toml")->server, "flag:3");
+  ::setenv("GODWIT_SERVER", "nonsense", 1);
+  EXPECT_THAT(find_server(std::nullopt, directory / "ctl.toml").error()[0].text(),
+              HasSubstr("GODWIT_SERVER: server: is \"nonsense\""));
+  ::unsetenv("GODWIT_SERVER");
+}
+
+}  // namespace
+}  // namespace godwit::config
