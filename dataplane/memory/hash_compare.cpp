@@ -49,7 +49,7 @@ std::expected<void, Error> hash_each(const GuestRam& ram, const pages::Bitmap& a
         return;
       }
       for (std::uint64_t i = 0; i < batch; ++i) {
-        f(page + i, pages::hash_page(bytes.subspan(i * kPage).first<kPage>()));
+        f(page + i, pages::hash_page(bytes.subspan(i * kPage).template first<kPage>()));
       }
       page = among.next_set(page + batch);
     }

@@ -56,7 +56,7 @@ struct TrackerRequest {
   bool has_balloon = false;
   bool learn_hashes = false;  // arm() hashes pages of huge regions that are not known yet (100 ms a GiB), else a first
                               // write to a huge page reports all of it
-  bool continuing = false;  // same QEMU and userfaultfd as before a restart of the data plane
+  bool continuing = false;    // same QEMU and userfaultfd as before a restart of the data plane
 };
 
 struct ChosenTracker {
