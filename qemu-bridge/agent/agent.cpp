@@ -91,12 +91,14 @@ std::expected<std::unique_ptr<Agent>, std::string> Agent::start(config::BridgeCo
                                       self->beat();
                                     },
                                 .on_event = [self](const auto& event) { self->on_dataplane_event(event); }});
-  agent->recover(std::move(loaded->records));
   agent->session_ = std::make_unique<ControlSession>(
       self->config_.controlplane,
       ControlSession::Handlers{.make_register = [self] { return self->make_register(); },
                                .on_message = [self](const ToAgent& message) { self->on_message(message); },
                                .on_lost = [] {}});
+  agent->dataplane_->start();
+  agent->recover(std::move(loaded->records));
+  agent->session_->start();
   agent->beater_ = std::thread([self] { self->beat_loop(); });
   return agent;
 }
@@ -160,8 +162,8 @@ void Agent::vm_gone(const Id128& uuid) {
   {
     const std::lock_guard lock(mutex_);
     const auto found = vms_.find(uuid);
-    if (found == vms_.end()) {
-      return;  // the agent itself ends
+    if (found == vms_.end() || stopping_) {
+      return;  // the agent itself ends, and destroys it
     }
     vm = std::move(found->second);
     vms_.erase(found);
@@ -263,9 +265,7 @@ void Agent::send_event_and_remember(FromAgent message, ControlSession::Delivery 
     }
     last_words_[message.event().migration_id()] = message;
   }
-  if (session_) {
-    session_->send(std::move(message), delivery);
-  }
+  session_->send(std::move(message), delivery);
 }
 
 Reply Agent::reply_to(std::uint64_t id) {

@@ -33,7 +33,11 @@ std::shared_ptr<grpc::Channel> make_channel(const std::string& target) {
 }  // namespace
 
 ControlSession::ControlSession(std::string target, Handlers handlers)
-    : target_(std::move(target)), handlers_(std::move(handlers)), thread_([this] { run(); }) {}
+    : target_(std::move(target)), handlers_(std::move(handlers)) {}
+
+void ControlSession::start() {
+  thread_ = std::thread([this] { run(); });
+}
 
 ControlSession::~ControlSession() {
   {
@@ -44,7 +48,9 @@ ControlSession::~ControlSession() {
     }
     changed_.notify_all();
   }
-  thread_.join();
+  if (thread_.joinable()) {
+    thread_.join();
+  }
 }
 
 bool ControlSession::registered() const {

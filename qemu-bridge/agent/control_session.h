@@ -30,6 +30,8 @@ class ControlSession {
 
   ControlSession(std::string target, Handlers handlers);
   ~ControlSession();
+  /// Begins to connect; the handlers run from now on. What is sent before waits if it is kKept.
+  void start();
   ControlSession(const ControlSession&) = delete;
   ControlSession& operator=(const ControlSession&) = delete;
 

@@ -205,7 +205,7 @@ std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
     const std::lock_guard lock(summary_mutex_);
     run_state_ = facts->run_state;
   }
-  return facts;
+  return std::move(*facts);
 }
 
 std::expected<Attachment, dataplane::v1::Error> Vm::attach_memory(AttachKind kind) {
