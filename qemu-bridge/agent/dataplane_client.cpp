@@ -79,6 +79,9 @@ dataplane::v1::Error make_error(dataplane::v1::Error::Code code, std::string tex
 DataplaneClient::DataplaneClient(std::string path, Handlers handlers)
     : path_(std::move(path)), handlers_(std::move(handlers)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   GW_ASSERT(wake_.valid());
+}
+
+void DataplaneClient::start() {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -90,7 +93,9 @@ DataplaneClient::~DataplaneClient() {
   }
   const std::uint64_t one = 1;
   GW_ASSERT(::write(wake_.get(), &one, sizeof(one)) == static_cast<ssize_t>(sizeof(one)));
-  thread_.join();
+  if (thread_.joinable()) {
+    thread_.join();
+  }
 }
 
 std::optional<dataplane::v1::HelloResult> DataplaneClient::hello() const {
