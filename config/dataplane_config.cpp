@@ -159,6 +159,8 @@ void check_together(Reader& reader, const DataplaneConfig& config) {
 
 }  // namespace
 
+std::string LcoreConfig::cpus_text() const { return fmt::format("{}", fmt::join(cpus, ",")); }
+
 void read(Reader& reader, DataplaneConfig& config) {
   reader.optional("control_socket", config.control_socket, socket_path());
   reader.optional("run_dir", config.run_dir, absolute_path());

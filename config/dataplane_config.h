@@ -22,7 +22,8 @@ class Reader;
 /// One lcore of the data plane and the CPUs that its thread may run on.
 struct LcoreConfig {
   std::uint32_t lcore = 0;
-  std::vector<std::uint32_t> cpus;  // ascending, at least one
+  std::vector<std::uint32_t> cpus;              // ascending, at least one
+  [[nodiscard]] std::string cpus_text() const;  // "0,1,3"
 };
 
 struct EalConfig {

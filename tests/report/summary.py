@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Counts what meson's test runs did, test case by test case.
 
-Usage: summary.py LOG.json...   (meson test --logbase; one JSON object a line)
+Usage: summary.py run-SUITE.json...   (meson test --logbase run-SUITE; one JSON object a line)
 
 Lists failures, and skipped cases with their reasons; a line a suite; last the one line 'N passed, N failed, N skipped'.
 A GoogleTest or TAP program counts by its cases, any other test as one. Exit status: 1 if anything failed, or nothing ran.
@@ -76,7 +76,8 @@ def count_tap(name, output, good):
 
 def count_test(test):
     """Counts of one meson test."""
-    name, output = test['name'], test.get('stdout') or ''
+    # Meson's name is "project:suite / test".
+    name, output = test['name'].split(' / ')[-1], test.get('stdout') or ''
     result = test['result']
     good = result in GOOD or result == 'SKIP'
     if GTEST_RUN.search(output) or '[==========]' in output:
@@ -93,22 +94,18 @@ def count_test(test):
     return counts
 
 
-def suite_of(test):
-    # "godwit:unit": project, suite.
-    return (test.get('suite') or ['?'])[0].split(':')[-1]
-
-
 def load(paths):
+    """Suite -> counts; a log is named run-<suite>.json."""
     suites = {}
     for path in paths:
+        suite = os.path.basename(path).removeprefix('run-').removesuffix('.json')
+        counts = suites.setdefault(suite, Counts())
         if not os.path.exists(path):
-            counts = suites.setdefault(os.path.basename(path), Counts())
             counts.failed.append(f'{path} is not there: the test run did not start')
             continue
         with open(path, encoding='utf-8', errors='replace') as file:
             for line in file:
-                test = json.loads(line)
-                suites.setdefault(suite_of(test), Counts()).add(count_test(test))
+                counts.add(count_test(json.loads(line)))
     return suites
 
 

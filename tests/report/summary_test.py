@@ -61,14 +61,14 @@ class Counting(unittest.TestCase):
 
     def test_suites_and_missing_log(self):
         with tempfile.TemporaryDirectory() as directory:
-            log = os.path.join(directory, 'unit.json')
+            log = os.path.join(directory, 'run-unit.json')
             with open(log, 'w', encoding='utf-8') as file:
-                for suite in ('godwit:unit', 'unit', 'godwit:tidy'):
-                    file.write(json.dumps({'name': 'n', 'suite': [suite], 'result': 'OK', 'stdout': ''}) + '\n')
-            suites = summary.load([log, os.path.join(directory, 'absent.json')])
+                for result in ('OK', 'OK', 'FAIL'):
+                    file.write(json.dumps({'name': 'godwit:unit / n', 'result': result, 'stdout': ''}) + '\n')
+            suites = summary.load([log, os.path.join(directory, 'run-kvm.json')])
         self.assertEqual(suites['unit'].passed, 2)
-        self.assertEqual(suites['tidy'].passed, 1)
-        self.assertEqual(len(suites['absent.json'].failed), 1)
+        self.assertEqual(suites['unit'].failed, ['n: fail'])
+        self.assertEqual(len(suites['kvm'].failed), 1)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ ALLOWED = {
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/memory': ('base', 'config', 'dataplane/pages'),
     'dataplane/transfer': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
-    'dataplane/port': ('base', 'config'),
+    'dataplane/port': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/api': ('base',),
     'dataplane/daemon': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport', 'dataplane/memory',
                          'dataplane/transfer', 'dataplane/port', 'dataplane/api'),

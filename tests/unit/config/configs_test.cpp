@@ -105,6 +105,7 @@ TEST(DataplaneConfigFile, Lcores) {
       parse_text<DataplaneConfig>(kHead + "[eal]\nlcores = [{lcore = 1, cpus = '3,0-1'}]\n" + kVeth + kAddresses, "f");
   ASSERT_TRUE(loaded);
   EXPECT_THAT(loaded->eal.lcores[0].cpus, ElementsAre(0U, 1U, 3U));
+  EXPECT_EQ(loaded->eal.lcores[0].cpus_text(), "0,1,3");
 }
 
 TEST(DataplaneConfigFile, Paths) {
