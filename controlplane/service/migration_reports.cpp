@@ -77,6 +77,9 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
     return;
   }
   MigrationRecord& record = **stored;
+  if (!is_terminal(record.state)) {
+    return;  // this control plane is ending
+  }
   const bool source = host == record.source;
   switch (event.kind()) {
     case api::MigrationEvent::RESUMED:

@@ -44,7 +44,19 @@ std::expected<void, StoreError> Migrations::abort_interrupted() {
   return {};
 }
 
+void Migrations::freeze() {
+  frozen_ = true;
+  for (auto& [id, m] : active_) {
+    timers_.cancel(m->timer);
+    timers_.cancel(m->absence_timer);
+  }
+  active_.clear();
+}
+
 std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const VmRecord& vm) {
+  if (frozen_) {
+    return std::unexpected(StoreError{StoreError::Code::kForbidden, "the control plane is ending"});
+  }
   const Id128 id = Id128::random();
   auto record = store_.begin_migration({.id = id,
                                         .vm_uuid = vm.uuid,

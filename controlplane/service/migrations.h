@@ -30,6 +30,8 @@ class Migrations {
 
   /// After a start of the control plane: nobody is there to drive what was under way, so it is ABORTED.
   std::expected<void, StoreError> abort_interrupted();
+  /// Before the control plane ends: from here on nothing is decided, as after a crash; the next start does that.
+  void freeze();
 
   /// From a plan that the planner has let pass.
   std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm);
@@ -116,6 +118,7 @@ class Migrations {
   Timers& timers_;
   const config::TimeoutConfig timeouts_;
   std::map<Id128, std::unique_ptr<Active>> active_;
+  bool frozen_ = false;
 };
 
 [[nodiscard]] api::Migration to_api(const MigrationRecord& record);
