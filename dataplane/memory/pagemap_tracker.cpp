@@ -129,6 +129,17 @@ std::expected<void, Error> PagemapTracker::collect_huge(const Region& region, pa
   return {};
 }
 
+std::expected<void, Error> PagemapTracker::disarm() {
+  for (const Region& region : ram_.regions()) {
+    auto done = userfault_.unregister(range_of(region));
+    if (!done && done.error().code != ErrorCode::kProcessGone) {
+      return done;
+    }
+  }
+  reader_.reset();  // only now: a removal under way waits for its event to be read
+  return {};
+}
+
 void PagemapTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {
   if (any_huge_) {
     hashes_->note_copied(page, pages::hash_page(bytes));
