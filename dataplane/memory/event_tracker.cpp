@@ -140,6 +140,9 @@ std::expected<void, Error> EventTracker::collect(pages::Bitmap& out) {
     return done;
   }
   if (has_balloon_) {
+    if (reader_) {
+      reader_->settle();
+    }
     if (auto done = removed_.collect(written); !done) {
       return done;
     }

@@ -79,6 +79,9 @@ std::expected<void, Error> PagemapTracker::collect(pages::Bitmap& out) {
     }
   }
   if (has_balloon_) {
+    if (reader_) {
+      reader_->settle();
+    }
     if (auto done = removed_.collect(written); !done) {
       return done;
     }
