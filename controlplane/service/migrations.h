@@ -67,6 +67,7 @@ class Migrations {
   struct Side {
     bool told = false;     // has been sent a command of this migration
     bool replied = false;  // to the outcome
+    bool failed = false;   // has said so
   };
   struct Active {
     MigrationRecord record;
@@ -102,6 +103,7 @@ class Migrations {
   void tell_outcome(const MigrationRecord& record, bool source);
   void outcome_answered(const Id128& id, bool source, const std::expected<api::AgentReply, ServiceError>& answer);
   void settle(const Id128& id, bool source, const std::string& note);
+  void update_view(const MigrationRecord& record, bool source);
   void end_if_settled(Active& m);
   void end(Active& m);
   void take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event);

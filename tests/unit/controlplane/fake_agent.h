@@ -86,6 +86,16 @@ class FakeAgent {
     if (!stream_) {
       return;
     }
+    stop_reports();
+    context_->TryCancel();
+    reader_.join();
+    stream_->Finish();
+    stream_.reset();
+    received_.clear();
+  }
+
+  /// No Heartbeat any more; the stream stays.
+  void stop_reports() {
     {
       const std::lock_guard lock(mutex_);
       beating_ = false;
@@ -94,11 +104,6 @@ class FakeAgent {
     if (heart_.joinable()) {
       heart_.join();
     }
-    context_->TryCancel();
-    reader_.join();
-    stream_->Finish();
-    stream_.reset();
-    received_.clear();
   }
 
   void report() {

@@ -331,6 +331,40 @@ TEST_F(ServiceTest, DuplicateLoadedGetsTheSameAnswer) {
   EXPECT_EQ(vm().ownership(), 2U);
 }
 
+TEST_F(ServiceTest, DestinationThatCannotResumeIsReported) {
+  connect_and_start_vm();
+  const std::string id = drive_to(Stage::kSwitching, *a_, *b_);
+  b_->event(id, Event::LOADED);
+  const Agent resume = b_->expect(Agent::kOutcome);
+  Event failure;
+  failure.mutable_error()->set_text("QEMU has exited");
+  b_->event(id, Event::FAILED, failure);
+  b_->reply(resume);
+  const Agent retire = a_->expect(Agent::kOutcome);
+  a_->event(id, Event::RETIRED);
+  a_->reply(retire);
+  const api::Migration ended = watch_to_end(id);
+  EXPECT_EQ(ended.state(), api::COMMITTED);
+  EXPECT_EQ(ended.reason(), "host-b: QEMU has exited");
+}
+
+TEST_F(ServiceTest, WhatEndedIsSeenBeforeTheNextReport) {
+  connect_and_start_vm();
+  const std::string id = drive_to(Stage::kTransferring, *a_, *b_);
+  api::CancelMigrationRequest request;
+  request.set_migration_id(id);
+  EXPECT_TRUE(call(&api::Operators::Stub::CancelMigration, request).get().first.ok());
+  // host-b's reports still name the VM until it has none: freeze them, as if they were late.
+  b_->stop_reports();
+  a_->stop_reports();
+  a_->event(id, Event::BACK);
+  a_->expect(Agent::kOutcome);
+  b_->reply(b_->expect(Agent::kOutcome));
+  EXPECT_EQ(watch_to_end(id).state(), api::ABORTED);
+  const auto [status, next] = migrate("host-b");
+  EXPECT_TRUE(status.ok()) << status.error_message();
+}
+
 TEST_F(ServiceTest, LoadedBeforeTheSwitchAborts) {
   connect_and_start_vm();
   const std::string id = drive_to(Stage::kTransferring, *a_, *b_);
