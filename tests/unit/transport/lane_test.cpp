@@ -130,7 +130,8 @@ TEST(Lane, RefusesAndStaysAsItWas) {
   for (std::size_t length = 0; length < packet.size(); ++length) {
     EXPECT_NE(pair.b.on_packet(pair.now, std::span(packet).first(length)), Received::kAccepted);
   }
-  EXPECT_EQ(pair.b.on_packet(pair.now, Bytes(20'000)), Received::kMalformed);
+  Bytes huge(20'000);
+  EXPECT_EQ(pair.b.on_packet(pair.now, huge), Received::kMalformed);
   EXPECT_EQ(pair.user_b.message_bytes, 0U);
   EXPECT_EQ(pair.b.counters().packets_received, 0U);
   EXPECT_EQ(pair.b.on_packet(pair.now, packet), Received::kAccepted);
