@@ -51,9 +51,17 @@ class ChecksumSeal final : public Seal {
  private:
   [[nodiscard]] XXH128_hash_t compute(std::span<const std::byte> packet) const {
     GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
-    return XXH3_128bits_withSecret(packet.data(), packet.size() - wire::kTagBytes, key_.data(), key_.size());
+    const XXH128_hash_t hash =
+        XXH3_128bits_withSecret(packet.data(), packet.size() - wire::kTagBytes, key_.data(), key_.size());
+    // Debian's libxxhash returns with the upper halves of the vector registers in use, and the next SSE instruction,
+    // whosever it is, waits 180 ns for them.
+    if (has_avx_) {
+      asm volatile("vzeroupper" ::: "memory");
+    }
+    return hash;
   }
 
+  const bool has_avx_ = __builtin_cpu_supports("avx") != 0;
   static constexpr std::size_t kKeyBytes = 192;
   static_assert(kKeyBytes >= XXH3_SECRET_SIZE_MIN && kKeyBytes % sizeof(Tag) == 0);
   std::array<std::byte, kKeyBytes> key_{};
