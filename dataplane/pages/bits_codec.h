@@ -4,6 +4,7 @@
 // Pure. A string is an array of 64-bit words; bits past its length are zero, and the decoder insists on it.
 // Segment: head byte (form, "one chunk" flag), [varint chunks], parameters, payload. See rice.h for the forms.
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -21,6 +22,12 @@ inline constexpr std::uint64_t kChunkBits = 65536;
 inline constexpr std::uint64_t kChunkWords = kChunkBits / 64;
 /// No segment takes more bytes than this.
 inline constexpr std::size_t kSegmentBytesMax = 12 * 1024;
+
+/// Which words of a chunk hold anything, a bit a word: so that coding reads only those.
+struct ChunkActivity {
+  std::array<std::uint64_t, kChunkWords / 64> nonzero;  // some bit is set
+  std::array<std::uint64_t, kChunkWords / 64> changed;  // some bit differs from the one before it, in this chunk
+};
 
 class BitsEncoder {
  public:
@@ -43,18 +50,18 @@ class BitsEncoder {
   };
   struct Plan;
 
-  [[nodiscard]] Shape shape_at(std::uint64_t position) const;
+  [[nodiscard]] Shape look_at(std::uint64_t position, ChunkActivity& activity) const;
   [[nodiscard]] Shape next_segment();
   [[nodiscard]] static Plan plan_of(const Shape& shape);
   void append_positions(BitsForm form, const Shape& shape, std::vector<std::byte>& out);
-  std::size_t extract(BitsForm form, const Shape& shape);
-  [[nodiscard]] std::size_t code(std::size_t count, unsigned even_k, unsigned odd_k);
 
   std::span<const std::uint64_t> words_;
   std::uint64_t size_;
   bool deflate_;
   std::uint64_t position_ = 0;
-  std::optional<Shape> ahead_;  // of the chunk at the end of the last segment, already looked at
+  std::vector<ChunkActivity> activity_;  // of the segment's chunks, then of the one ahead
+  std::optional<Shape> ahead_;           // of the chunk after the segment, already looked at
+  std::size_t symbols_max_;
   std::unique_ptr<std::uint32_t[]> gaps_;
   std::unique_ptr<std::byte[]> coded_;
   std::vector<std::byte> body_;

@@ -18,13 +18,13 @@ inline constexpr std::uint8_t kOneChunk = 0x80;
 // kEscape zeros, a one, 5 bits of width - 1, the width low bits; so a few huge gaps among small ones cost little. Gaps
 // of even and odd number have their own k among changes, since runs of clear and of set bits differ.
 inline constexpr unsigned kEscape = 12;
-inline constexpr unsigned kWidthMax = 28;
+inline constexpr unsigned kWidthMax = 24;
 inline constexpr unsigned kRiceMax = kWidthMax - 1;
 /// Bits of the longest code; with up to 7 bits pending it fits a 64-bit store and load.
 inline constexpr unsigned kCodeBitsMax = kEscape + 1 + 5 + kWidthMax;
 static_assert(kCodeBitsMax + 7 <= 57);
 
-/// Bits of the longest segment, so that every gap fits kWidthMax.
+/// Bits of the longest segment that is made, so that every gap fits kWidthMax: 64 GiB of guest.
 inline constexpr std::uint64_t kSegmentBitsMax = std::uint64_t{1} << kWidthMax;
 
 }  // namespace godwit::pages

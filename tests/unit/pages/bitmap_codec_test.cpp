@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "dataplane/pages/bits_kernels.h"
 #include "tests/unit/pages/random_bits.h"
 
 namespace godwit::pages {
@@ -185,6 +186,25 @@ TEST(BitmapCodec, GarbledBytesNeverBreakTheBitmap) {
       if (!result || *result != out.size()) continue;
       if (out.size() % 64 == 0) continue;
       ASSERT_EQ(out.words().back() >> (out.size() % 64), 0U) << "bits beyond the size";
+    }
+  }
+}
+
+TEST(BitmapCodec, BothKernelsSeeTheSame) {
+  if (!bit_kernels_supported(BitKernels::kAvx512)) GTEST_SKIP() << "this CPU lacks the instructions";
+  Random random(9);
+  for (const double density : {0.0001, 0.01, 0.5, 0.99, 1.0}) {
+    for (const std::uint64_t size : std::initializer_list<std::uint64_t>{1, 64, 2047, 2048, 65536, 60'000}) {
+      const Bitmap bitmap = random_bits(random, size, density);
+      ChunkActivity plain;
+      ChunkActivity wide;
+      const BitCounts a = look_at_words(bitmap.words(), plain, BitKernels::kPlain);
+      const BitCounts b = look_at_words(bitmap.words(), wide, BitKernels::kAvx512);
+      EXPECT_EQ(a.ones, bitmap.count());
+      EXPECT_EQ(a.ones, b.ones);
+      EXPECT_EQ(a.runs, b.runs);
+      EXPECT_EQ(plain.nonzero, wide.nonzero);
+      EXPECT_EQ(plain.changed, wide.changed);
     }
   }
 }
