@@ -43,7 +43,8 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
 }
 
 Instant Lane::Impl::deadline() const {
-  return std::min({acks_.deadline(), recovery_.loss_deadline(), recovery_.probe_deadline()});
+  return std::min(
+      {acks_.deadline(), recovery_.loss_deadline(), recovery_.early_probe_deadline(), recovery_.probe_deadline()});
 }
 
 void Lane::Impl::tick(Instant now) {
@@ -52,6 +53,10 @@ void Lane::Impl::tick(Instant now) {
     return;
   }
   if (recovery_.probe_deadline() > now) {
+    if (recovery_.early_probe_deadline() <= now) {
+      recovery_.on_early_probe();
+      early_probe_wanted_ = true;
+    }
     return;
   }
   // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding.

@@ -89,6 +89,7 @@ class Lane::Impl {
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;
   std::uint32_t probes_allowed_ = 0;
+  bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
   Instant last_heard_;     // an authentic packet
   Instant waiting_since_;  // content has been in flight without a break

@@ -19,6 +19,9 @@ std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
     return send_ack(now, out);
   }
   if (recovery_.has_room()) {
+    if (early_probe_wanted_) {
+      return send_bare_probe(now, out, ack_due);
+    }
     const bool window_open = recovery_.outstanding() < swift_.window();
     const bool credit_open = credit_use_.allows(recovery_.next_number());
     if (probes_allowed_ > 0 || (window_open && credit_open)) {
@@ -108,6 +111,8 @@ std::size_t Lane::Impl::send_ack(Instant now, std::span<std::byte> out) {
 std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack) {
   Draft draft = begin_packet(now, out, wire::PacketType::kProbe, with_ack);
   put_prefix(draft, 0, 0);
+  draft.header.flags |= wire::kFlagAckNow;
+  early_probe_wanted_ = false;
   bare_probe_outstanding_ = true;
   return finish_packet(now, draft, {.kind = ContentKind::kProbe});
 }

@@ -48,7 +48,17 @@ std::optional<SentContent> LossRecovery::take_oldest() {
 
 Duration LossRecovery::loss_delay() const {
   const Duration rtt = std::max(rtt_.smoothed(), rtt_.latest());
-  return std::max(Duration{rtt.ns / 8 * kTimeThresholdEighths}, granularity_);
+  // Scheduling delays packets but does not reorder them: the floor is small, until the path is seen to reorder.
+  const Duration floor = {granularity_.ns / kPacketThresholdMax * packet_threshold_};
+  return std::max(Duration{rtt.ns / 8 * kTimeThresholdEighths}, floor);
+}
+
+Instant LossRecovery::early_probe_deadline() const {
+  if (outstanding_count_ == 0 || early_probed_ || probe_count_ > 0 || !rtt_.sampled()) {
+    return kNever;
+  }
+  // Too early costs one small packet, where a probe timeout sends data again: so a quarter of the granularity will do.
+  return last_sent_ + rtt_.smoothed() + std::max(rtt_.variation() * 4, Duration{granularity_.ns / 4}) + kAckDelayMax;
 }
 
 Instant LossRecovery::probe_deadline() const {

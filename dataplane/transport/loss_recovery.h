@@ -78,6 +78,10 @@ class LossRecovery {
   [[nodiscard]] Instant loss_deadline() const { return loss_at_; }
   [[nodiscard]] Instant probe_deadline() const;
   void on_probe_timeout() { ++probe_count_; }
+  /// Once before the probe timeout, when a bare probe may tell a lost acknowledgement from lost data; kNever if not
+  /// now.
+  [[nodiscard]] Instant early_probe_deadline() const;
+  void on_early_probe() { early_probed_ = true; }
 
  private:
   struct Sent {
@@ -111,6 +115,7 @@ class LossRecovery {
   std::uint64_t acknowledged_end_ = 0;  // largest acknowledged ack-eliciting number, plus one
   std::uint32_t outstanding_count_ = 0;
   std::uint32_t probe_count_ = 0;
+  bool early_probed_ = false;
   std::uint32_t packet_threshold_ = kPacketThresholdInitial;
   Instant loss_at_ = kNever;
   Instant last_sent_{};  // of an ack-eliciting packet
@@ -161,6 +166,7 @@ AckOutcome LossRecovery::on_ack(Instant now, const wire::AckBlock& ack, F&& on_a
   }
   if (outcome.acknowledged > 0) {
     probe_count_ = 0;
+    early_probed_ = false;
     advance_oldest();
   }
   if (outcome.spurious > 0) {

@@ -7,13 +7,13 @@ namespace {
 // Names of the paper, §3.
 constexpr std::int64_t kBetaPermille = 800;
 constexpr std::int64_t kMaxMdfPermille = 500;
-constexpr std::uint32_t kAdditiveIncrease = 4;  // packets a round trip
+constexpr std::uint32_t kAdditiveIncrease = 2;  // packets a round trip
 constexpr std::int64_t kFlowScalingRange = 5;   // times the base delay
 constexpr std::uint32_t kFlowScalingWindowMin = 4;
 constexpr std::uint32_t kFlowScalingWindowMax = 100;
 // Our own.
-constexpr std::int64_t kLossGain = 4;             // a loss of 12.5 % halves the window
-constexpr std::uint32_t kGoodRoundsToDouble = 5;  // the increase doubles with each so many good rounds
+constexpr std::int64_t kLossGain = 2;             // a loss of 25 % halves the window
+constexpr std::uint32_t kGoodRoundsToDouble = 4;  // the increase doubles with each so many good rounds
 constexpr std::uint32_t kIncreaseShiftMax = 5;
 constexpr std::uint32_t kLostAtOnceMin = 8;
 
@@ -73,7 +73,10 @@ void Swift::on_lost(std::uint32_t lost) {
 
 void Swift::end_round() {
   const std::int64_t target = target_delay().ns;
-  const bool queued = delay_min_ns_ != INT64_MAX && delay_min_ns_ > target;
+  // Without a sample a round says nothing. A queue stays for more than one round, a pause of a poller does not.
+  const bool above = delay_min_ns_ == INT64_MAX ? was_above_ : delay_min_ns_ > target;
+  const bool queued = above && was_above_ && delay_min_ns_ != INT64_MAX;
+  was_above_ = above;
   const std::int64_t loss_permille =
       std::int64_t{lost_} * 1000 / std::max<std::int64_t>(std::int64_t{lost_} + acknowledged_, 1);
   if (!cut_) {
@@ -81,7 +84,7 @@ void Swift::end_round() {
       cut(std::min(kBetaPermille * (delay_min_ns_ - target) / delay_min_ns_, kMaxMdfPermille));
     } else if (loss_permille > kLossToleratedPermille) {
       cut(std::min(kLossGain * loss_permille, kMaxMdfPermille));
-    } else if (limited_) {
+    } else if (limited_ && !above) {
       grow();
     }
   }

@@ -3,8 +3,9 @@
 // lcore.
 //
 // What differs from the paper, and why: pollers share vCPUs here, so one late wake-up puts milliseconds onto every
-// sample of a burst. A queue in the network delays every packet of a round trip, scheduling only some: so the smallest
-// delay of a round trip is compared with the target, once a round trip. Loss up to 2 % of a round trip without delay is
+// sample of a burst. A queue in the network
+// delays every packet of a round trip, scheduling only some, and not for long: so the smallest delay of each of two
+// round trips in a row is compared with the target. Loss up to 2 % of a round trip without delay is
 // taken for noise of the path (as BBRv2 does); above, it cuts in proportion, at most by half. Growth is additive, and
 // doubles after rounds without trouble. An uncongested lane that its credit limits, not its window, does no arithmetic
 // here.
@@ -53,6 +54,7 @@ class Swift {
   std::int64_t delay_min_ns_ = INT64_MAX;
   bool limited_ = false;
   bool cut_ = false;
+  bool was_above_ = false;  // the round before: its smallest delay was above the target
 };
 
 }  // namespace godwit::transport
