@@ -136,7 +136,7 @@ void Source::Impl::scan_if_due() {
   }
   const bool due = stopped_ ? !stop_covered_ || (ended_ && !end_covered_) || resend_.has_value()
                             : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
-                                  round_ < config_.epoch_count - kEpochsForSwitchover;
+                                  round_ <= config_.epoch_count - kEpochsForSwitchover;
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;
   // Round 1 has the generations of the table that is already on its way: nothing may join it.
   if (!due || round == 1) {

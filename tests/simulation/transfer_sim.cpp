@@ -81,6 +81,10 @@ Script World::draw_script() {
     script.link.reorder_ppm = static_cast<std::uint32_t>(random_.below(50'000));
     script.link.reorder_delay = microseconds(static_cast<std::int64_t>(random_.between(10, 3000)));
   }
+  if (random_.below(5) == 0) {  // packets that come later than their retransmission, and later than the next round
+    script.link.reorder_ppm = 200'000;
+    script.link.reorder_delay = milliseconds(30);
+  }
   script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
   script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;
   return script;
@@ -120,6 +124,9 @@ std::string World::attempt(std::size_t to) {
     return result.violation;
   }
   // Commit needs both ends; the control plane may still say no when both are ready.
+  if (result.memory_ready && result.source_done && !(result.destination_table == source.table)) {
+    return "memory ready, but the two tables differ";
+  }
   if (result.memory_ready && result.source_done && random_.below(10) != 0) {
     committed(to, result, destination);
   } else {
