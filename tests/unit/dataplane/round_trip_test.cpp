@@ -112,7 +112,7 @@ class RoundTrip : public testing::Test {
   bool wait(std::size_t host, api::Event::EventCase wanted, api::Event* out = nullptr) {
     std::string failure;
     const auto event = bridges_[host].wait_event([&](const api::Event& candidate) {
-      if (candidate.has_migration_failed()) {
+      if (candidate.has_migration_failed() && candidate.migration_failed().migration_id() == current_) {
         failure = candidate.migration_failed().error().text();
         return true;
       }
@@ -135,6 +135,7 @@ class RoundTrip : public testing::Test {
   }
 
   void begin(const Move& move) {
+    current_ = move.id;
     const auto source = prepare(move.from, move, api::ROLE_SOURCE);
     const auto destination = prepare(move.to, move, api::ROLE_DESTINATION);
     EXPECT_EQ(destination.image_accepted(), move.reuse) << destination.image_reason();
@@ -191,6 +192,7 @@ class RoundTrip : public testing::Test {
 
   void there_and_back();
 
+  std::string current_;  // migration; events of others are late ones
   TwoHosts hosts_{GODWIT_DATAPLANE};
   std::array<BridgeClient, 2> bridges_;
   std::array<std::unique_ptr<FakeQemu>, 2> guests_;
