@@ -1,5 +1,6 @@
-// Two daemons over a veth pair: a guest's RAM moves to the other host while it is written, is changed there, and comes back; the test is
-// both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only what changed comes home.
+// Two daemons over a veth pair: a guest's RAM moves to the other host while it is written, is changed there, and comes
+// back; the test is both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only
+// what changed comes home.
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -172,7 +173,9 @@ class RoundTrip : public testing::Test {
   void expect_equal_memory() {
     std::uint64_t different = 0;
     for (std::uint64_t page = 0; page < kPages; ++page) {
-      different += std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1U : 0U;
+      different +=
+          std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1U
+                                                                                                                   : 0U;
     }
     EXPECT_EQ(different, 0U) << "pages differ";
   }
