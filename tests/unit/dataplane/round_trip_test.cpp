@@ -2,6 +2,7 @@
 // back; the test is both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only
 // what changed comes home.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -337,6 +338,40 @@ TEST_F(RoundTrip, APeerThatDiesFailsTheMigrationAndLeavesTheGuest) {
   api::ToDataplane request;
   request.mutable_get_status();
   EXPECT_EQ(ask(0, request).status().guests_size(), 1);
+}
+
+TEST_F(RoundTrip, AHostileBridgeGetsErrorsAndHarmsNobody) {
+  BridgeClient& bridge = bridges_[0];
+  ASSERT_TRUE(bridge.send_bytes("\xff\xff\xff garbage"));
+  EXPECT_EQ(bridge.next_reply()->error().code(), api::Error::BAD_REQUEST);
+  EXPECT_EQ(bridge.ask({})->error().code(), api::Error::BAD_REQUEST) << "a request for nothing";
+  api::ToDataplane request;
+  request.mutable_get_status();
+  const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(bridge.ask(request, {null.get()})->error().code(), api::Error::BAD_REQUEST)
+      << "descriptors that nobody asked for";
+  make_guest(0);
+  if (IsSkipped()) {
+    return;
+  }
+  guests_[0]->describe(*request.mutable_attach_guest());
+  request.mutable_attach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_attach_guest()->set_image_id(id_of('i'));
+  request.mutable_attach_guest()->set_epoch(1);
+  EXPECT_NE(bridge.ask(request, {null.get(), null.get(), null.get()})->error().code(), api::Error::NONE)
+      << "/dev/null is no RAM";
+  request.mutable_start_migration()->set_migration_id(id_of('x'));
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::NO_SUCH_MIGRATION);
+  request.mutable_finish_migration()->set_migration_id(id_of('x'));
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::BAD_REQUEST) << "an outcome that is none";
+  attach(0, api::AttachGuest::FRESH, 5);
+  request.mutable_detach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_detach_guest()->set_ownership(4);
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::STALE_OWNERSHIP);
+  request.mutable_detach_guest()->set_ownership(5);
+  ask(0, request);
+  request.mutable_get_status();
+  EXPECT_EQ(ask(0, request).status().guests_size(), 0);
 }
 
 }  // namespace
