@@ -70,19 +70,16 @@ std::expected<std::int64_t, Tracee::Stop> try_threads(pid_t pid, const SystemCal
   if (threads.empty()) {
     return std::unexpected(Tracee::Stop::kGone);
   }
-  Tracee::Stop last = Tracee::Stop::kBusy;
+  Tracee::Stop last = Tracee::Stop::kGone;  // unless a thread is found that lives
   for (const pid_t thread : threads) {
     auto tracee = Tracee::stop(thread, std::min(deadline, Clock::now() + kThreadLimit));
     if (!tracee) {
-      if (tracee.error() == Tracee::Stop::kNotPermitted || tracee.error() == Tracee::Stop::kUnsupported) {
-        return std::unexpected(tracee.error());
-      }
-      last = tracee.error() == Tracee::Stop::kGone ? last : tracee.error();
-      if (tracee.error() == Tracee::Stop::kBusy) {
-        return std::unexpected(last);  // the tracer must end to let this thread go; the next one begins anew
+      if (tracee.error() != Tracee::Stop::kGone) {
+        return std::unexpected(tracee.error());  // the tracer must end to let this thread go; the next one begins anew
       }
       continue;
     }
+    last = Tracee::Stop::kBusy;
     auto address = tracee->waiting_call();
     if (!address && computing_too && vdso && tracee->computes_safely()) {
       address = vdso;

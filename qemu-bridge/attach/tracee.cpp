@@ -48,6 +48,15 @@ bool read_memory(pid_t pid, std::uint64_t address, std::span<std::uint8_t> out) 
   return process_vm_readv(pid, &here, 1, &there, 1, 0) == static_cast<ssize_t>(out.size());
 }
 
+/// A process that has ended but was not waited for refuses ptrace with EPERM, as a protected one does.
+bool has_ended(pid_t thread) {
+  std::ifstream file("/proc/" + std::to_string(thread) + "/stat");
+  std::string line;
+  std::getline(file, line);
+  const std::size_t after = line.rfind(") ");
+  return after == std::string::npos || line.find_first_of("ZX", after) == after + 2;
+}
+
 bool is_event_stop(int status) { return status >> 16 == PTRACE_EVENT_STOP; }
 
 }  // namespace
@@ -62,7 +71,8 @@ Tracee::~Tracee() {
 
 std::expected<Tracee, Tracee::Stop> Tracee::stop(pid_t thread, Deadline deadline) {
   if (request(PTRACE_SEIZE, thread, 0, PTRACE_O_TRACESYSGOOD) != 0) {
-    return std::unexpected(reason_of(errno));
+    const Stop reason = reason_of(errno);
+    return std::unexpected(reason == Stop::kNotPermitted && has_ended(thread) ? Stop::kGone : reason);
   }
   Tracee tracee(thread);
   if (auto stopped = tracee.stop_in_signal_path(deadline); !stopped) {

@@ -7,8 +7,8 @@
 // How a call is run without touching text: the instruction pointer is set to a `syscall` instruction that is there
 // already (two bytes before the place where a waiting thread is stopped, or in the vdso), signals are blocked for the
 // thread, and the kernel's own stops at entry and exit of the call are used. Before letting go, the thread is stopped
-// once more in the signal path: only from there does the kernel restart the call that we interrupted, when it finds the
-// registers as they were.
+// once more in the signal path: from there the kernel restarts the call that we interrupted, as it finds the registers
+// as they were, and nothing hangs on what detaching from another kind of stop may do besides.
 
 #include <sys/types.h>
 #include <sys/user.h>
