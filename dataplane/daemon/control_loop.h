@@ -1,7 +1,8 @@
 #pragma once
-// The control thread's loop: the bridge's socket, signals, exits of QEMU processes, and the control inbox, in one epoll. run() returns on
-// SIGTERM or SIGINT. It parses what the bridge sends and gives it to Service; replies go to the connection that asked, if it still stands.
-// Failure: open() says which call; a bridge that sends garbage gets an error reply (or is disconnected by ControlSocket).
+// The control thread's loop: the bridge's socket, signals, exits of QEMU processes, and the control inbox, in one
+// epoll. run() returns on SIGTERM or SIGINT. It parses what the bridge sends and gives it to Service; replies go to the
+// connection that asked, if it still stands. Failure: open() says which call; a bridge that sends garbage gets an error
+// reply (or is disconnected by ControlSocket).
 
 #include <cstdint>
 #include <expected>

@@ -1,5 +1,5 @@
-// godwit-dataplane: reads its configuration, opens port and local socket, starts the lcore, serves the bridge until SIGTERM.
-// Exit status: 0 asked to end, 1 could not start, 2 configuration unreadable.
+// godwit-dataplane: reads its configuration, opens port and local socket, starts the lcore, serves the bridge until
+// SIGTERM. Exit status: 0 asked to end, 1 could not start, 2 configuration unreadable.
 
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
@@ -36,7 +36,8 @@ int fail(const std::string& text) {
   return 1;
 }
 
-std::expected<std::unique_ptr<Images>, std::string> open_images(const std::string& directory, std::uint64_t budget_bytes) {
+std::expected<std::unique_ptr<Images>, std::string> open_images(const std::string& directory,
+                                                                std::uint64_t budget_bytes) {
   const auto boot_id = memory::read_boot_id();
   if (!boot_id) {
     return std::unexpected(boot_id.error().text);
@@ -51,7 +52,8 @@ std::expected<std::unique_ptr<Images>, std::string> open_images(const std::strin
   return std::make_unique<Images>(std::move(*store));
 }
 
-std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions& options, port::Port& port, std::uint16_t udp_port) {
+std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions& options, port::Port& port,
+                                                         std::uint16_t udp_port) {
   auto doorbell = port::Doorbell::open();
   if (!doorbell) {
     return std::unexpected(doorbell.error().text);
@@ -109,8 +111,9 @@ int run(const config::DataplaneConfig& config) {
     register_telemetry(data_path, loop, **port);
   }
   Inbox inbox(control->waker());
-  Service service(settings.service, **images, inbox, data_path, [&](const api::Event& event) { control->emit(event); },
-                  [&](int pidfd) { control->watch_process(pidfd); });
+  Service service(
+      settings.service, **images, inbox, data_path, [&](const api::Event& event) { control->emit(event); },
+      [&](int pidfd) { control->watch_process(pidfd); });
   const unsigned lcore = settings.environment.lcores.front().lcore;
   environment->launch(lcore, [&loop] { loop.run(); });
   spdlog::info("ready: {} port {}, MAC {}, control socket {}", settings.service.address, config.port.udp_port,

@@ -12,7 +12,11 @@ namespace {
 constexpr std::uint8_t kDscpPriority = 40;  // CS5
 constexpr std::uint8_t kDscpBulk = 8;       // CS1
 
-/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs, dynamic range.
+/// How long packets wait for the peer's Ethernet address; after that they count as lost on the way.
+constexpr Duration kUnresolvedGrace = milliseconds(500);
+
+/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
+/// dynamic range.
 std::uint16_t source_port(std::uint32_t flow_id, std::size_t lane) {
   return static_cast<std::uint16_t>(49152 + ((flow_id * 2654435761U >> 8) + lane) % 16384);
 }
@@ -139,11 +143,16 @@ Instant MigrationFlow::deadline() const {
 std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours,
                                     const wire::MacAddress& mac, std::size_t budget) {
   const auto to = neighbours.resolve(now, config_.peer.address);
-  if (!to) {
-    return 0;
+  if (to) {
+    unresolved_since_ = kNever;
+  } else {
+    unresolved_since_ = std::min(unresolved_since_, now);
+    if (now - unresolved_since_ < kUnresolvedGrace) {
+      return 0;
+    }
   }
   const wire::DatagramPath path{.source_mac = mac,
-                                .destination_mac = *to,
+                                .destination_mac = to.value_or(wire::MacAddress{}),
                                 .source = {config_.local, source_ports_[lane]},
                                 .destination = config_.peer,
                                 .dscp = lane == 0 ? kDscpPriority : kDscpBulk};
@@ -159,6 +168,10 @@ std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& 
     if (bytes == 0) {
       break;
     }
+    if (!to) {
+      ++sent;  // built and lost: the lane's own timers find out that nobody is there
+      continue;
+    }
     // The payload has its own seal; IPv6 insists on a checksum all the same.
     wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
     queue.commit(header + bytes);
@@ -167,7 +180,9 @@ std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& 
   return sent;
 }
 
-transfer::Stats MigrationFlow::stats(Instant now) const { return source_ ? source_->stats(now) : destination_->stats(now); }
+transfer::Stats MigrationFlow::stats(Instant now) const {
+  return source_ ? source_->stats(now) : destination_->stats(now);
+}
 
 std::uint32_t MigrationFlow::epoch_next() const { return source_ ? source_->epoch_next() : destination_->epoch_next(); }
 

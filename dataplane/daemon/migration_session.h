@@ -1,6 +1,7 @@
 #pragma once
-// One migration as the control thread sees it, from PrepareMigration to FinishMigration, and the relay that carries its events there.
-// The session is the control thread's; the relay is called on the lcore and outlives the flow. Neither touches guest memory.
+// One migration as the control thread sees it, from PrepareMigration to FinishMigration, and the relay that carries its
+// events there. The session is the control thread's; the relay is called on the lcore and outlives the flow. Neither
+// touches guest memory.
 
 #include <atomic>
 #include <cstdint>

@@ -43,7 +43,8 @@ Service::~Service() = default;
 void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond) {
   using Request = api::ToDataplane;
   if (!descriptors.empty() && request.request_case() != Request::kAttachGuest) {
-    respond(refusal(bad_request("request " + std::to_string(request.id()) + " came with descriptors, which only AttachGuest takes")));
+    respond(refusal(bad_request("request " + std::to_string(request.id()) +
+                                " came with descriptors, which only AttachGuest takes")));
     return;
   }
   switch (request.request_case()) {
@@ -60,7 +61,8 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kGuestStopped:
       return guest_stopped(request.guest_stopped(), respond);
     case Request::kDeviceState:
-      return device_state(request.device_state().migration_id(), std::move(*request.mutable_device_state()->mutable_data()), false, respond);
+      return device_state(request.device_state().migration_id(),
+                          std::move(*request.mutable_device_state()->mutable_data()), false, respond);
     case Request::kDeviceStateEnd:
       return device_state(request.device_state_end().migration_id(), {}, true, respond);
     case Request::kFinishMigration:
@@ -78,7 +80,8 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::REQUEST_NOT_SET:
       break;
   }
-  respond(refusal(bad_request("request " + std::to_string(request.id()) + " asks for nothing that this version knows")));
+  respond(
+      refusal(bad_request("request " + std::to_string(request.id()) + " asks for nothing that this version knows")));
 }
 
 void Service::hello(const api::Hello& request, const Respond& respond) {
@@ -124,7 +127,8 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   if (const auto found = guests_.find(vm); found != guests_.end()) {
     Entry& entry = found->second;
     if (entry.request != serialised || entry.state == Entry::State::kLeaving) {
-      respond(refusal(bad_request("AttachGuest: VM " + vm.text() + " is attached with other memory or another QEMU; detach it first")));
+      respond(refusal(bad_request("AttachGuest: VM " + vm.text() +
+                                  " is attached with other memory or another QEMU; detach it first")));
       return;
     }
     if (entry.state == Entry::State::kAttaching) {
@@ -144,7 +148,8 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   entry.waiting.push_back(respond);
   entry.process = open_process(attachment->qemu_pid);
   if (!entry.process.valid()) {
-    respond(refusal(bad_request("AttachGuest: qemu_pid " + std::to_string(attachment->qemu_pid) + ": " + std::strerror(errno))));
+    respond(refusal(
+        bad_request("AttachGuest: qemu_pid " + std::to_string(attachment->qemu_pid) + ": " + std::strerror(errno))));
     return;
   }
   entry.worker = std::make_unique<Worker>();
@@ -200,8 +205,9 @@ std::expected<Service::Entry*, ApiError> Service::find_guest(const Id128& vm, st
   }
   const std::uint64_t known = found->second.guest->ownership;
   if (ownership != known) {
-    return std::unexpected(ApiError{api::Error::STALE_OWNERSHIP, "VM " + vm.text() + ": ownership " + std::to_string(ownership) +
-                                                                     " was given, " + std::to_string(known) + " is known here"});
+    return std::unexpected(ApiError{api::Error::STALE_OWNERSHIP, "VM " + vm.text() + ": ownership " +
+                                                                     std::to_string(ownership) + " was given, " +
+                                                                     std::to_string(known) + " is known here"});
   }
   return &found->second;
 }
@@ -222,7 +228,8 @@ void Service::detach_guest(const api::DetachGuest& request, const Respond& respo
     return;
   }
   if (!(*entry)->migration.is_nil()) {
-    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + (*entry)->migration.text() + "; finish that first")));
+    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + (*entry)->migration.text() +
+                                "; finish that first")));
     return;
   }
   forget_guest(*vm, [respond] { respond({}); });

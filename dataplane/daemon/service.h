@@ -1,7 +1,8 @@
 #pragma once
-// What the bridge may ask: every request of dataplane.proto, against the guests and migrations of this host. Control thread only; what
-// takes long runs as jobs, what concerns lanes on the lcore, and both come back through the control inbox.
-// Owns guests, sessions and flow ids. Failure: each request is answered by exactly one Reply; none brings the daemon down.
+// What the bridge may ask: every request of dataplane.proto, against the guests and migrations of this host. Control
+// thread only; what takes long runs as jobs, what concerns lanes on the lcore, and both come back through the control
+// inbox. Owns guests, sessions and flow ids. Failure: each request is answered by exactly one Reply; none brings the
+// daemon down.
 
 #include <cstdint>
 #include <deque>
@@ -42,8 +43,8 @@ class Service {
   using Respond = std::function<void(api::Reply)>;
 
   /// `emit` sends an event to whatever bridge is connected; `watch` adds a pidfd to the control thread's epoll.
-  Service(ServiceOptions options, Images& images, Inbox& control, DataPath& data_path, std::function<void(const api::Event&)> emit,
-          std::function<void(int)> watch);
+  Service(ServiceOptions options, Images& images, Inbox& control, DataPath& data_path,
+          std::function<void(const api::Event&)> emit, std::function<void(int)> watch);
   ~Service();
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
@@ -93,7 +94,8 @@ class Service {
   std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
   void add_endpoint(MigrationSession& session);
   void prepared(MigrationSession& session);
-  [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start, const wire::IpAddress& local) const;
+  [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
+                                       const wire::IpAddress& local) const;
   [[nodiscard]] std::uint64_t guest_bytes() const;
   void emit_failure(const Id128& migration, api::Error::Code code, const std::string& text);
   EventRelay::Deliver deliver_to(const Id128& migration);

@@ -1,7 +1,8 @@
-// FinishMigration: takes the flow off its lcore, lets its jobs end, settles what of the guest's memory is whose, answers.
-// Each step runs where its state lives; the next is started from the one before:
+// FinishMigration: takes the flow off its lcore, lets its jobs end, settles what of the guest's memory is whose,
+// answers. Each step runs where its state lives; the next is started from the one before:
 //   control  finish       checks, session becomes kFinishing
-//   lcore    take_flow    last word to the peer, flow leaves the loop; then a job behind all others comes back to the lcore, so that
+//   lcore    take_flow    last word to the peer, flow leaves the loop; then a job behind all others comes back to the
+//   lcore, so that
 //                         nothing of the flow is called any more
 //   job      run_finish_job   last scan, image or tracking file
 //   control  finished     guest kept or forgotten, reply; the flow is destroyed on its lcore
@@ -61,11 +62,14 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
   MigrationSession& migration = **session;
   const bool committed = request.outcome() == api::OUTCOME_COMMITTED;
   if (request.ownership() < migration.ownership || (committed && request.ownership() == migration.ownership)) {
-    return respond(refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
-                                                             " does not follow " + std::to_string(migration.ownership)}));
+    return respond(
+        refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
+                                                  " does not follow " + std::to_string(migration.ownership)}));
   }
-  if (migration.state == MigrationSession::State::kPreparing || (committed && migration.state == MigrationSession::State::kPrepared)) {
-    return respond(refusal(bad_request("FinishMigration: migration " + id->text() + " is not in the state to be finished so")));
+  if (migration.state == MigrationSession::State::kPreparing ||
+      (committed && migration.state == MigrationSession::State::kPrepared)) {
+    return respond(
+        refusal(bad_request("FinishMigration: migration " + id->text() + " is not in the state to be finished so")));
   }
   migration.waiting.push_back(respond);
   if (migration.state == MigrationSession::State::kFinishing) {
@@ -132,7 +136,8 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
             ending->error = ApiError{to_api(forgotten.error().code), forgotten.error().text};
           }
         } else if (ending->flow != nullptr || ending->arriving) {
-          pages::GenerationTable table = ending->flow != nullptr ? ending->flow->destination()->table() : std::move(*ending->arriving);
+          pages::GenerationTable table =
+              ending->flow != nullptr ? ending->flow->destination()->table() : std::move(*ending->arriving);
           ending->retained = retain(guest, std::move(table), ending->epoch_next, images_);
         } else {
           ending->retained.reason = "nothing had arrived";
@@ -162,9 +167,9 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   result.set_image_reason(ending->retained.reason);
   spdlog::info("migration {}: {} as {}{}", ending->id.text(), ending->committed ? "committed" : "aborted",
                ending->role == api::ROLE_SOURCE ? "source" : "destination",
-               ending->keep_guest            ? ""
+               ending->keep_guest          ? ""
                : ending->retained.retained ? ", image retained"
-                                             : ", no image retained: " + printable(ending->retained.reason));
+                                           : ", no image retained: " + printable(ending->retained.reason));
   // The flow's relay goes with the session, so both end on the lcore, behind whatever still refers to them.
   std::shared_ptr<MigrationFlow> flow(std::move(ending->flow));
   std::shared_ptr<MigrationSession> owner(std::move(session->second));
@@ -187,7 +192,8 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
     answer();
     return;
   }
-  // Its descriptors are closed before the bridge hears of it: QEMU may be ended, and its RAM be another's, from then on.
+  // Its descriptors are closed before the bridge hears of it: QEMU may be ended, and its RAM be another's, from then
+  // on.
   forget_guest(ending->vm_uuid, answer);
 }
 

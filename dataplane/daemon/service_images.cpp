@@ -27,7 +27,8 @@ void add_image(const memory::ImageSummary& summary, api::ListImagesResult& resul
 /// Runs `work` on the worker and answers with what it returns.
 void answer_from(Worker& worker, Inbox& control, std::function<api::Reply()> work, const Service::Respond& respond) {
   auto reply = std::make_shared<api::Reply>();
-  worker.submit([reply, work = std::move(work)] { *reply = work(); }, control, [reply, respond] { respond(std::move(*reply)); });
+  worker.submit([reply, work = std::move(work)] { *reply = work(); }, control,
+                [reply, respond] { respond(std::move(*reply)); });
 }
 
 }  // namespace
@@ -97,8 +98,9 @@ void Service::make_room(const api::MakeRoom& request, const Respond& respond) {
         const std::lock_guard lock(images_.mutex);
         const std::uint64_t budget = images_.store.budget_bytes();
         if (budget != 0 && (bytes > budget || guests > budget - bytes)) {
-          return refusal({api::Error::NO_MEMORY, "MakeRoom: " + std::to_string(bytes) + " bytes do not fit: of the budget of " +
-                                                     std::to_string(budget) + " running guests have " + std::to_string(guests) +
+          return refusal({api::Error::NO_MEMORY, "MakeRoom: " + std::to_string(bytes) +
+                                                     " bytes do not fit: of the budget of " + std::to_string(budget) +
+                                                     " running guests have " + std::to_string(guests) +
                                                      "; raise memory_budget or choose another host"});
         }
         const auto made = images_.store.make_room(budget != 0 ? bytes + guests : bytes, keep);
@@ -106,8 +108,9 @@ void Service::make_room(const api::MakeRoom& request, const Respond& respond) {
           return refusal(from_memory(made.error()));
         }
         if (budget != 0 && made->used_bytes + bytes + guests > budget) {
-          return refusal({api::Error::NO_MEMORY, "MakeRoom: images that may not be dropped hold " + std::to_string(made->used_bytes) +
-                                                     " of the budget of " + std::to_string(budget) + " bytes"});
+          return refusal({api::Error::NO_MEMORY, "MakeRoom: images that may not be dropped hold " +
+                                                     std::to_string(made->used_bytes) + " of the budget of " +
+                                                     std::to_string(budget) + " bytes"});
         }
         return api::Reply();
       },

@@ -25,8 +25,8 @@ std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request,
   if (request.epoch_count() < transfer::kEpochsMin || request.epoch_base() == 0 ||
       request.epoch_base() >= pages::kUnknownGeneration - request.epoch_count()) {
     return std::unexpected(bad_request("PrepareMigration: epochs " + std::to_string(request.epoch_base()) + " + " +
-                                       std::to_string(request.epoch_count()) + "; at least " + std::to_string(transfer::kEpochsMin) +
-                                       " are needed, below 4294967295"));
+                                       std::to_string(request.epoch_count()) + "; at least " +
+                                       std::to_string(transfer::kEpochsMin) + " are needed, below 4294967295"));
   }
   if (request.role() == api::ROLE_SOURCE && request.epoch_base() <= guest.epoch_now) {
     return std::unexpected(bad_request("PrepareMigration: epoch_base " + std::to_string(request.epoch_base()) +
@@ -78,18 +78,20 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   }
   Guest& guest = *(*entry)->guest;
   if (!(*entry)->migration.is_nil()) {
-    return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + " is in migration " + (*entry)->migration.text() + " already")));
+    return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + " is in migration " +
+                                       (*entry)->migration.text() + " already")));
   }
   const bool source = request.role() == api::ROLE_SOURCE;
   if (!source && request.role() != api::ROLE_DESTINATION) {
     return respond(refusal(bad_request("PrepareMigration: role is neither source nor destination")));
   }
   if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
-    return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + (source ? " has not arrived here" : " runs here"))));
+    return respond(
+        refusal(bad_request("PrepareMigration: VM " + vm->text() + (source ? " has not arrived here" : " runs here"))));
   }
   if (!source && request.bytes_total() != guest.bytes_total) {
-    return respond(refusal(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) + " bytes here, " +
-                                       std::to_string(request.bytes_total()) + " at its source")));
+    return respond(refusal(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
+                                       " bytes here, " + std::to_string(request.bytes_total()) + " at its source")));
   }
   if (const auto checked = check_epochs(request, guest); !checked) {
     return respond(refusal(checked.error()));
@@ -111,7 +113,8 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   made->epoch_count = request.epoch_count();
   made->flow_id = flow_ids_.draw();
   if (made->flow_id == 0) {
-    return respond(refusal({api::Error::NO_MEMORY, "PrepareMigration: " + std::to_string(kFlowsMax) + " migrations are under way"}));
+    return respond(refusal(
+        {api::Error::NO_MEMORY, "PrepareMigration: " + std::to_string(kFlowsMax) + " migrations are under way"}));
   }
   made->waiting.push_back(respond);
   MigrationSession& session = *made;
@@ -133,39 +136,42 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
 
 void Service::prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted) {
   auto result = std::make_shared<std::expected<ArrivalReuse, ApiError>>();
-  entry.worker->submit([this, result, guest = entry.guest.get(), wanted] { *result = prepare_arrival(*guest, wanted, images_); }, control_,
-                       [this, result, id = preparing.id] {
-                         MigrationSession& session = *sessions_.at(id);
-                         if (!*result) {
-                           spdlog::warn("migration {}: not prepared: {}", id.text(), printable(result->error().text));
-                           const auto waiting = std::move(session.waiting);
-                           guests_.at(session.vm_uuid).migration = {};
-                           flow_ids_.release(session.flow_id);
-                           sessions_.erase(id);
-                           for (const Respond& respond : waiting) {
-                             respond(refusal(result->error()));
-                           }
-                           return;
-                         }
-                         ArrivalReuse& reuse = **result;
-                         session.reuse_reason = reuse.reason;
-                         session.prepared.set_image_accepted(reuse.table.has_value());
-                         session.prepared.set_image_reason(reuse.reason);
-                         if (reuse.table) {
-                           session.prepared.set_image_pages(reuse.table->size() - reuse.table->count(pages::kUnknownGeneration));
-                         }
-                         session.arriving = std::move(reuse.table);
-                         prepared(session);
-                       });
+  entry.worker->submit(
+      [this, result, guest = entry.guest.get(), wanted] { *result = prepare_arrival(*guest, wanted, images_); },
+      control_,
+      [this, result, id = preparing.id] {
+        MigrationSession& session = *sessions_.at(id);
+        if (!*result) {
+          spdlog::warn("migration {}: not prepared: {}", id.text(), printable(result->error().text));
+          const auto waiting = std::move(session.waiting);
+          guests_.at(session.vm_uuid).migration = {};
+          flow_ids_.release(session.flow_id);
+          sessions_.erase(id);
+          for (const Respond& respond : waiting) {
+            respond(refusal(result->error()));
+          }
+          return;
+        }
+        ArrivalReuse& reuse = **result;
+        session.reuse_reason = reuse.reason;
+        session.prepared.set_image_accepted(reuse.table.has_value());
+        session.prepared.set_image_reason(reuse.reason);
+        if (reuse.table) {
+          session.prepared.set_image_pages(reuse.table->size() - reuse.table->count(pages::kUnknownGeneration));
+        }
+        session.arriving = std::move(reuse.table);
+        prepared(session);
+      });
 }
 
 void Service::prepared(MigrationSession& session) {
   session.state = MigrationSession::State::kPrepared;
   add_endpoint(session);
-  spdlog::info("migration {}: prepared as {}{}", session.id.text(), session.role == api::ROLE_SOURCE ? "source" : "destination",
-               session.role == api::ROLE_SOURCE               ? ""
+  spdlog::info("migration {}: prepared as {}{}", session.id.text(),
+               session.role == api::ROLE_SOURCE ? "source" : "destination",
+               session.role == api::ROLE_SOURCE    ? ""
                : session.prepared.image_accepted() ? ", reuses the retained image"
-                                                              : ", nothing to reuse: " + session.reuse_reason);
+                                                   : ", nothing to reuse: " + session.reuse_reason);
   api::Reply reply;
   *reply.mutable_prepare_migration() = session.prepared;
   for (const Respond& respond : std::exchange(session.waiting, {})) {
@@ -183,7 +189,8 @@ void Service::add_endpoint(MigrationSession& session) {
   endpoint.set_lanes(options_.bulk_lanes);
 }
 
-FlowConfig Service::flow_config(const MigrationSession& session, const Start& start, const wire::IpAddress& local) const {
+FlowConfig Service::flow_config(const MigrationSession& session, const Start& start,
+                                const wire::IpAddress& local) const {
   FlowConfig config;
   config.local_flow_id = session.flow_id;
   config.peer_flow_id = start.peer.flow_id;
@@ -231,7 +238,8 @@ void Service::start(const api::StartMigration& request, const Respond& respond) 
     return respond({});
   }
   if (migration.state != MigrationSession::State::kPrepared) {
-    return respond(refusal(bad_request("StartMigration: migration " + migration.id.text() + " is not in the state to be started")));
+    return respond(refusal(
+        bad_request("StartMigration: migration " + migration.id.text() + " is not in the state to be started")));
   }
   const bool source = migration.role == api::ROLE_SOURCE;
   const auto start = parse_start(request, source);
@@ -258,15 +266,20 @@ void Service::start(const api::StartMigration& request, const Respond& respond) 
   const FlowConfig flow = flow_config(migration, *start, *local);
   // std::function copies: the table travels behind a pointer.
   auto arriving = std::make_shared<std::optional<pages::GenerationTable>>(std::move(migration.arriving));
-  data_path_.inbox().post([this, flow, config, source, policy = start->policy, guest = &guest, worker = entry.worker.get(),
-                           relay = migration.relay.get(), arriving] {
+  data_path_.inbox().post([this, flow, config, source, policy = start->policy, guest = &guest,
+                           worker = entry.worker.get(), relay = migration.relay.get(), arriving] {
     const Instant now = port::now();
     if (source) {
-      data_path_.add(std::make_unique<MigrationFlow>(flow, MigrationFlow::SourceRole{config, policy, {*guest->memory, guest->table, guest->epoch_now}},
-                                                     *worker, data_path_.inbox(), *relay, now), now);
+      data_path_.add(
+          std::make_unique<MigrationFlow>(
+              flow, MigrationFlow::SourceRole{config, policy, {*guest->memory, guest->table, guest->epoch_now}},
+              *worker, data_path_.inbox(), *relay, now),
+          now);
     } else {
-      data_path_.add(std::make_unique<MigrationFlow>(flow, MigrationFlow::DestinationRole{config, {*guest->memory, std::move(*arriving)}},
-                                                     *worker, data_path_.inbox(), *relay, now), now);
+      data_path_.add(std::make_unique<MigrationFlow>(
+                         flow, MigrationFlow::DestinationRole{config, {*guest->memory, std::move(*arriving)}}, *worker,
+                         data_path_.inbox(), *relay, now),
+                     now);
     }
   });
   spdlog::info("migration {}: started, peer {}", migration.id.text(), wire::to_string(start->peer.endpoint.address));
@@ -299,7 +312,8 @@ void Service::device_state(const std::string& migration_id, std::string data, bo
     return respond(refusal(bad_request("DeviceState: migration " + migration.id.text() + " is not under way")));
   }
   if (data.size() > 65536 || (data.empty() && !end)) {
-    return respond(refusal(bad_request("DeviceState: " + std::to_string(data.size()) + " bytes; 1 to 65536 are allowed")));
+    return respond(
+        refusal(bad_request("DeviceState: " + std::to_string(data.size()) + " bytes; 1 to 65536 are allowed")));
   }
   auto shared = std::make_shared<std::string>(std::move(data));
   data_path_.inbox().post([this, flow_id = migration.flow_id, shared, end, respond] {

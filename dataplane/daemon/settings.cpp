@@ -117,7 +117,8 @@ Settings make_settings(const config::DataplaneConfig& config) {
   service.rtt_granularity = config.transport.rtt_granularity;
   service.tracker = tracker_of(config.tracking.tracker);
   service.addresses = settings.neighbours.addresses;
-  // A host without a boot id (never seen) gets one for this run: its tracking files are then good for nothing later, which is safe.
+  // A host without a boot id (never seen) gets one for this run: its tracking files are then good for nothing later,
+  // which is safe.
   const auto boot = read_file("/proc/sys/kernel/random/boot_id", 64);
   const auto boot_id = boot ? Id128::parse(std::string_view(*boot).substr(0, Id128::kTextLength)) : std::nullopt;
   service.host_boot_id = boot_id.value_or(Id128::random());

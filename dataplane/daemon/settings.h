@@ -1,5 +1,6 @@
 #pragma once
-// From the daemon's configuration to what each part is started with. Pure but for drawing ids and asking which directory is no hugetlbfs.
+// From the daemon's configuration to what each part is started with. Pure but for drawing ids and asking which
+// directory is no hugetlbfs.
 
 #include "config/dataplane_config.h"
 #include "dataplane/daemon/service.h"

@@ -1,6 +1,7 @@
 #pragma once
-// What dpdk-telemetry.py shows of this daemon: /godwit/drops and /godwit/loop. Register once, before the lcores start; what it points to
-// outlives EAL. Read on DPDK's telemetry thread, without locks: counters of one writer each, possibly a moment old.
+// What dpdk-telemetry.py shows of this daemon: /godwit/drops and /godwit/loop. Register once, before the lcores start;
+// what it points to outlives EAL. Read on DPDK's telemetry thread, without locks: counters of one writer each, possibly
+// a moment old.
 
 #include "dataplane/daemon/data_path.h"
 #include "dataplane/port/poll_loop.h"

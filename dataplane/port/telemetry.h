@@ -1,6 +1,7 @@
 #pragma once
-// Publishes figures through DPDK's telemetry socket. publish() on the main thread, before the lcores start; `read` runs on the telemetry
-// thread whenever somebody asks. A path that DPDK refuses (taken, telemetry off) is not published, and nothing else happens.
+// Publishes figures through DPDK's telemetry socket. publish() on the main thread, before the lcores start; `read` runs
+// on the telemetry thread whenever somebody asks. A path that DPDK refuses (taken, telemetry off) is not published, and
+// nothing else happens.
 
 #include <cstdint>
 #include <functional>

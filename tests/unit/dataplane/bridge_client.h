@@ -1,6 +1,6 @@
 #pragma once
-// A bridge for tests: speaks dataplane.proto over the local socket, one request at a time, and keeps the events that come meanwhile.
-// Every wait has a limit and then fails the test by returning nothing.
+// A bridge for tests: speaks dataplane.proto over the local socket, one request at a time, and keeps the events that
+// come meanwhile. Every wait has a limit and then fails the test by returning nothing.
 
 #include <deque>
 #include <functional>

@@ -1,6 +1,7 @@
 #pragma once
-// Guest RAM as QEMU would have it: a shared mapping of a RAM file with a userfaultfd and a pagemap, all of this process. The test writes
-// through data() as a vCPU would. Tests only; valid() is false where the kernel refuses a step, with the reason in error().
+// Guest RAM as QEMU would have it: a shared mapping of a RAM file with a userfaultfd and a pagemap, all of this
+// process. The test writes through data() as a vCPU would. Tests only; valid() is false where the kernel refuses a
+// step, with the reason in error().
 
 #include <cstdint>
 #include <span>

@@ -1,6 +1,8 @@
-// Two daemons over a veth pair: a guest's RAM moves to the other host while it is written, is changed there, and comes back; the test is
-// both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only what changed comes home.
+// Two daemons over a veth pair: a guest's RAM moves to the other host while it is written, is changed there, and comes
+// back; the test is both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only
+// what changed comes home.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -112,7 +114,7 @@ class RoundTrip : public testing::Test {
   bool wait(std::size_t host, api::Event::EventCase wanted, api::Event* out = nullptr) {
     std::string failure;
     const auto event = bridges_[host].wait_event([&](const api::Event& candidate) {
-      if (candidate.has_migration_failed()) {
+      if (candidate.has_migration_failed() && candidate.migration_failed().migration_id() == current_) {
         failure = candidate.migration_failed().error().text();
         return true;
       }
@@ -135,6 +137,7 @@ class RoundTrip : public testing::Test {
   }
 
   void begin(const Move& move) {
+    current_ = move.id;
     const auto source = prepare(move.from, move, api::ROLE_SOURCE);
     const auto destination = prepare(move.to, move, api::ROLE_DESTINATION);
     EXPECT_EQ(destination.image_accepted(), move.reuse) << destination.image_reason();
@@ -171,7 +174,9 @@ class RoundTrip : public testing::Test {
   void expect_equal_memory() {
     std::uint64_t different = 0;
     for (std::uint64_t page = 0; page < kPages; ++page) {
-      different += std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1U : 0U;
+      different +=
+          std::memcmp(guests_[0]->data().data() + page * 4096, guests_[1]->data().data() + page * 4096, 4096) != 0 ? 1U
+                                                                                                                   : 0U;
     }
     EXPECT_EQ(different, 0U) << "pages differ";
   }
@@ -191,6 +196,7 @@ class RoundTrip : public testing::Test {
 
   void there_and_back();
 
+  std::string current_;  // migration; events of others are late ones
   TwoHosts hosts_{GODWIT_DATAPLANE};
   std::array<BridgeClient, 2> bridges_;
   std::array<std::unique_ptr<FakeQemu>, 2> guests_;
@@ -332,6 +338,40 @@ TEST_F(RoundTrip, APeerThatDiesFailsTheMigrationAndLeavesTheGuest) {
   api::ToDataplane request;
   request.mutable_get_status();
   EXPECT_EQ(ask(0, request).status().guests_size(), 1);
+}
+
+TEST_F(RoundTrip, AHostileBridgeGetsErrorsAndHarmsNobody) {
+  BridgeClient& bridge = bridges_[0];
+  ASSERT_TRUE(bridge.send_bytes("\xff\xff\xff garbage"));
+  EXPECT_EQ(bridge.next_reply()->error().code(), api::Error::BAD_REQUEST);
+  EXPECT_EQ(bridge.ask({})->error().code(), api::Error::BAD_REQUEST) << "a request for nothing";
+  api::ToDataplane request;
+  request.mutable_get_status();
+  const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(bridge.ask(request, {null.get()})->error().code(), api::Error::BAD_REQUEST)
+      << "descriptors that nobody asked for";
+  make_guest(0);
+  if (IsSkipped()) {
+    return;
+  }
+  guests_[0]->describe(*request.mutable_attach_guest());
+  request.mutable_attach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_attach_guest()->set_image_id(id_of('i'));
+  request.mutable_attach_guest()->set_epoch(1);
+  EXPECT_NE(bridge.ask(request, {null.get(), null.get(), null.get()})->error().code(), api::Error::NONE)
+      << "/dev/null is no RAM";
+  request.mutable_start_migration()->set_migration_id(id_of('x'));
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::NO_SUCH_MIGRATION);
+  request.mutable_finish_migration()->set_migration_id(id_of('x'));
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::BAD_REQUEST) << "an outcome that is none";
+  attach(0, api::AttachGuest::FRESH, 5);
+  request.mutable_detach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_detach_guest()->set_ownership(4);
+  EXPECT_EQ(bridge.ask(request)->error().code(), api::Error::STALE_OWNERSHIP);
+  request.mutable_detach_guest()->set_ownership(5);
+  ask(0, request);
+  request.mutable_get_status();
+  EXPECT_EQ(ask(0, request).status().guests_size(), 0);
 }
 
 }  // namespace

@@ -18,7 +18,9 @@ bool shell(const std::string& command) { return std::system((command + " >/dev/n
 
 }  // namespace
 
-std::string TwoHosts::name(std::size_t host) const { return "gwd-" + std::to_string(getpid()) + (host == 0 ? "-a" : "-b"); }
+std::string TwoHosts::name(std::size_t host) const {
+  return "gwd-" + std::to_string(getpid()) + (host == 0 ? "-a" : "-b");
+}
 
 std::string TwoHosts::make_network(unsigned mtu) {
   mtu_ = mtu;
@@ -38,7 +40,8 @@ std::string TwoHosts::make_network(unsigned mtu) {
     }
   }
   const std::string mtu_text = std::to_string(mtu);
-  if (!shell("ip -n " + name(0) + " link add gw0 mtu " + mtu_text + " type veth peer name gw0 netns " + name(1) + " mtu " + mtu_text)) {
+  if (!shell("ip -n " + name(0) + " link add gw0 mtu " + mtu_text + " type veth peer name gw0 netns " + name(1) +
+             " mtu " + mtu_text)) {
     return "veth is refused here";
   }
   for (std::size_t host = 0; host < 2; ++host) {
@@ -59,7 +62,8 @@ std::string TwoHosts::start_daemon(std::size_t host, const std::string& address)
                         << "[log]\nlevel = \"info\"\n"
                         << "[eal]\nhugepages = false\nmemory = \"128MiB\"\n"
                         << "[[port]]\ndevice = \"net_af_packet\"\ninterface = \"gw0\"\n"
-                        << "addresses = [\"" << (address.empty() ? (host == 0 ? "10.9.0.1/24" : "10.9.0.2/24") : address) << "\"]\n"
+                        << "addresses = [\""
+                        << (address.empty() ? (host == 0 ? "10.9.0.1/24" : "10.9.0.2/24") : address) << "\"]\n"
                         << "mtu = " << mtu_ << "\n";
   const std::string ns = name(host);
   const pid_t pid = fork();
@@ -82,7 +86,9 @@ void TwoHosts::kill_daemon(std::size_t host, int signal) {
   }
 }
 
-bool TwoHosts::daemon_runs(std::size_t host) const { return pids_[host] > 0 && waitpid(pids_[host], nullptr, WNOHANG) == 0; }
+bool TwoHosts::daemon_runs(std::size_t host) const {
+  return pids_[host] > 0 && waitpid(pids_[host], nullptr, WNOHANG) == 0;
+}
 
 std::string TwoHosts::log(std::size_t host) const {
   std::ifstream file(directory(host) + "/log");

@@ -1,6 +1,6 @@
 #pragma once
-// Two hosts on one machine: network namespaces gwd-PID-a and gwd-PID-b joined by a veth pair, a godwit-dataplane in each. Made by start(),
-// taken down by the destructor, also when a test fails. Tests only.
+// Two hosts on one machine: network namespaces gwd-PID-a and gwd-PID-b joined by a veth pair, a godwit-dataplane in
+// each. Made by start(), taken down by the destructor, also when a test fails. Tests only.
 
 #include <sys/types.h>
 
