@@ -10,6 +10,7 @@
 
 #include "qemu-bridge/agent/qemu_process.h"
 #include "qemu-bridge/qmp/commands.h"
+#include "tests/unit/qemu-bridge/owned_qemu.h"
 #include "tests/unit/qemu-bridge/temp_dir.h"
 
 namespace godwit::bridge {
@@ -240,19 +241,23 @@ TEST(QmpClient, RealQemu) {
   plan.log_file = dir.path() / "log";
   auto process = launch(plan);
   ASSERT_TRUE(process) << process.error();
+  const OwnedQemu owned(*process);
   EXPECT_TRUE(is_alive(*process));
   std::promise<void> closed;
   std::promise<QmpEvent> resumed;
-  auto client = QmpClient::connect(socket, {});
+  const auto connect = [&] {
+    return QmpClient::connect(socket, {.on_event =
+                                           [&](const QmpEvent& event) {
+                                             if (event.name == "RESUME") {
+                                               resumed.set_value(event);
+                                             }
+                                           },
+                                       .on_closed = [&](const QmpError&) { closed.set_value(); }});
+  };
+  auto client = connect();
   for (int i = 0; i < 500 && !client; ++i) {
     std::this_thread::sleep_for(milliseconds(10));
-    client = QmpClient::connect(socket, {.on_event =
-                                             [&](const QmpEvent& event) {
-                                               if (event.name == "RESUME") {
-                                                 resumed.set_value(event);
-                                               }
-                                             },
-                                         .on_closed = [&](const QmpError&) { closed.set_value(); }});
+    client = connect();
   }
   ASSERT_TRUE(client) << client.error().text;
   EXPECT_EQ((*client)->peer_pid(), process->pid);
