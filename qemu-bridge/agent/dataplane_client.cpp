@@ -292,8 +292,15 @@ void DataplaneClient::disconnect(const std::string& reason) {
     unanswered.swap(waiting_);
   }
   const Error error = make_error(Error::INTERNAL, "the data plane on this host went away: " + reason);
+  const bool ending = [this] {
+    const std::lock_guard lock(mutex_);
+    return stopping_;
+  }();
   for (auto& [id, on_reply] : unanswered) {
     on_reply(std::unexpected(error));
+  }
+  if (ending) {
+    return;
   }
   if (was_up) {
     spdlog::warn("data plane at {}: {}", path_, reason);
