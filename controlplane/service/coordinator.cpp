@@ -71,6 +71,11 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
   return coordinator;
 }
 
+void Coordinator::freeze() {
+  const std::lock_guard lock(mutex_);
+  migrations_.freeze();
+}
+
 // ---- agents ---------------------------------------------------------------------------------------------------------
 
 SessionId Coordinator::session_opened(std::shared_ptr<AgentLink> link) {

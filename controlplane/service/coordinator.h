@@ -31,6 +31,9 @@ class Coordinator {
   Coordinator(const Coordinator&) = delete;
   Coordinator& operator=(const Coordinator&) = delete;
 
+  /// Decides nothing any more. Then sessions may be closed without the hosts counting as lost.
+  void freeze();
+
   [[nodiscard]] SessionId session_opened(std::shared_ptr<AgentLink> link);
   void received(SessionId session, const api::FromAgent& message);
   void session_closed(SessionId session);

@@ -48,7 +48,19 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
       return;
     case api::MigrationEvent::FAILED:
       if (decided) {
-        tell_outcome(m.record, source);
+        Side& side = source ? m.source : m.destination;
+        side.failed = true;
+        m.note =
+            fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
+        if (m.record.state == api::COMMITTED) {
+          m.record.reason = m.note;
+        }
+        spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
+        if (side.replied) {
+          settle(m.record.id, source, {});
+        } else {
+          notify(m);
+        }
       } else {
         decide(m, api::ABORTED,
                fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text())));
@@ -77,6 +89,9 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
     return;
   }
   MigrationRecord& record = **stored;
+  if (!is_terminal(record.state)) {
+    return;  // this control plane is ending
+  }
   const bool source = host == record.source;
   switch (event.kind()) {
     case api::MigrationEvent::RESUMED:
@@ -84,6 +99,7 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
     case api::MigrationEvent::BACK:
       take_facts(record, source, event);
       (source ? record.source_settled : record.destination_settled) = true;
+      update_view(record, source);
       if (auto saved = store_.save_details(record); !saved) {
         spdlog::error("migration {}: {}", id.text(), saved.error().text);
       }

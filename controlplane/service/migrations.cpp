@@ -44,7 +44,19 @@ std::expected<void, StoreError> Migrations::abort_interrupted() {
   return {};
 }
 
+void Migrations::freeze() {
+  frozen_ = true;
+  for (auto& [id, m] : active_) {
+    timers_.cancel(m->timer);
+    timers_.cancel(m->absence_timer);
+  }
+  active_.clear();
+}
+
 std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const VmRecord& vm) {
+  if (frozen_) {
+    return std::unexpected(StoreError{StoreError::Code::kForbidden, "the control plane is ending"});
+  }
   const Id128 id = Id128::random();
   auto record = store_.begin_migration({.id = id,
                                         .vm_uuid = vm.uuid,
@@ -333,8 +345,11 @@ void Migrations::outcome_answered(const Id128& id, bool source,
   if (answer) {
     // After a commit the events RESUMED and RETIRED follow, with their times.
     if (m != nullptr && m->record.state == api::COMMITTED) {
-      (source ? m->source : m->destination).replied = true;
-      return;
+      Side& side = source ? m->source : m->destination;
+      side.replied = true;
+      if (!side.failed) {
+        return;
+      }
     }
     settle(id, source, {});
     return;
@@ -357,12 +372,40 @@ void Migrations::settle(const Id128& id, bool source, const std::string& note) {
     if (!note.empty()) {
       m->note = note;
     }
+    if (!(source ? m->source : m->destination).failed) {
+      update_view(m->record, source);
+    }
     end_if_settled(*m);
     return;
   }
   if (auto stored = store_.migration(id); stored && *stored && is_terminal((*stored)->state)) {
     (source ? (*stored)->source_settled : (*stored)->destination_settled) = true;
+    update_view(**stored, source);
     (void)store_.save_details(**stored);  // not stored: the host is only told once more
+  }
+}
+
+/// The host's next report may still be on its way, and an operator may plan at once.
+void Migrations::update_view(const MigrationRecord& record, bool source) {
+  Hosts::Host* host = hosts_.find(source ? record.source : record.destination);
+  if (host == nullptr) {
+    return;
+  }
+  const auto of_this = [&](const api::RunningVm& vm) {
+    return vm.uuid() == record.vm_uuid.to_bytes() && vm.migration_id() == record.id.to_bytes();
+  };
+  const bool runs_here = source == (record.state == api::ABORTED);
+  if (!runs_here) {
+    std::erase_if(host->view.vms, of_this);
+    return;
+  }
+  for (api::RunningVm& vm : host->view.vms) {
+    if (of_this(vm)) {
+      vm.clear_migration_id();
+      vm.clear_role();
+      vm.set_ownership(record.ownership_after());
+      vm.set_run_state("running");
+    }
   }
 }
 

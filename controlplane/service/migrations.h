@@ -30,6 +30,8 @@ class Migrations {
 
   /// After a start of the control plane: nobody is there to drive what was under way, so it is ABORTED.
   std::expected<void, StoreError> abort_interrupted();
+  /// Before the control plane ends: from here on nothing is decided, as after a crash; the next start does that.
+  void freeze();
 
   /// From a plan that the planner has let pass.
   std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm);
@@ -65,6 +67,7 @@ class Migrations {
   struct Side {
     bool told = false;     // has been sent a command of this migration
     bool replied = false;  // to the outcome
+    bool failed = false;   // has said so
   };
   struct Active {
     MigrationRecord record;
@@ -100,6 +103,7 @@ class Migrations {
   void tell_outcome(const MigrationRecord& record, bool source);
   void outcome_answered(const Id128& id, bool source, const std::expected<api::AgentReply, ServiceError>& answer);
   void settle(const Id128& id, bool source, const std::string& note);
+  void update_view(const MigrationRecord& record, bool source);
   void end_if_settled(Active& m);
   void end(Active& m);
   void take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event);
@@ -116,6 +120,7 @@ class Migrations {
   Timers& timers_;
   const config::TimeoutConfig timeouts_;
   std::map<Id128, std::unique_ptr<Active>> active_;
+  bool frozen_ = false;
 };
 
 [[nodiscard]] api::Migration to_api(const MigrationRecord& record);

@@ -37,6 +37,7 @@ class GrpcServer final : public Server {
       : lock_(std::move(lock)), store_(std::move(store)), coordinator_(std::move(coordinator)) {}
   ~GrpcServer() override {
     if (server_) {
+      coordinator_->freeze();
       server_->Shutdown(std::chrono::system_clock::now());
       server_->Wait();
     }

@@ -22,14 +22,16 @@ constexpr int kSendBufferBytes = 4 * 1024 * 1024;
 
 std::string system_error(const std::string& what) { return what + ": " + std::strerror(errno); }
 
-/// A socket file that nobody listens on is left over from a daemon that was killed; one that answers is another daemon's.
+/// A socket file that nobody listens on is left over from a daemon that was killed; one that answers is another
+/// daemon's.
 std::expected<void, std::string> remove_stale(const sockaddr_un& address, socklen_t length, const std::string& path) {
   struct stat status {};
   if (lstat(path.c_str(), &status) != 0) {
     return {};
   }
   if (!S_ISSOCK(status.st_mode)) {
-    return std::unexpected("control socket " + path + ": the file exists and is no socket; remove it or choose another path");
+    return std::unexpected("control socket " + path +
+                           ": the file exists and is no socket; remove it or choose another path");
   }
   const UniqueFd probe(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), length) == 0) {
@@ -159,7 +161,8 @@ std::optional<ReceivedMessage> ControlSocket::receive() {
     return std::nullopt;
   }
   if ((header.msg_flags & MSG_CTRUNC) != 0) {
-    disconnect("a message carries more than " + std::to_string(kDescriptorsMax) + " descriptors, or we may open no more");
+    disconnect("a message carries more than " + std::to_string(kDescriptorsMax) +
+               " descriptors, or we may open no more");
     return std::nullopt;
   }
   message.bytes.resize(static_cast<std::size_t>(bytes));

@@ -1,8 +1,9 @@
 #pragma once
-// The local socket of the bridge: SOCK_SEQPACKET, one datagram a message, descriptors by SCM_RIGHTS. Control thread only; never blocks.
-// One connection at a time: a new one replaces the old. What arrives is bytes and descriptors, nothing of it is believed here but its size.
-// Failure: a peer that breaks the framing (too long, too many descriptors), reads nothing for kBacklogBytesMax, or is not one of the
-// allowed users is disconnected, with a reason in the log; the socket itself lives on.
+// The local socket of the bridge: SOCK_SEQPACKET, one datagram a message, descriptors by SCM_RIGHTS. Control thread
+// only; never blocks. One connection at a time: a new one replaces the old. What arrives is bytes and descriptors,
+// nothing of it is believed here but its size. Failure: a peer that breaks the framing (too long, too many
+// descriptors), reads nothing for kBacklogBytesMax, or is not one of the allowed users is disconnected, with a reason
+// in the log; the socket itself lives on.
 
 #include <sys/types.h>
 
@@ -41,7 +42,8 @@ class ControlSocket {
   ControlSocket& operator=(ControlSocket&&) = delete;
   ~ControlSocket();
 
-  /// To be added to the control thread's epoll, edge or level triggered; readable (or writable, connection) means: call serve().
+  /// To be added to the control thread's epoll, edge or level triggered; readable (or writable, connection) means: call
+  /// serve().
   [[nodiscard]] int listener() const { return listener_.get(); }
   [[nodiscard]] int connection() const { return connection_.get(); }
   [[nodiscard]] bool wants_write() const { return !backlog_.empty(); }
@@ -51,7 +53,8 @@ class ControlSocket {
   /// The next message; nullopt: none now, or the connection is gone (connected() tells).
   std::optional<ReceivedMessage> receive();
   [[nodiscard]] bool connected() const { return connection_.valid(); }
-  /// Queues and sends as far as the peer reads. Without a connection the message is dropped: a bridge that connects asks for the status.
+  /// Queues and sends as far as the peer reads. Without a connection the message is dropped: a bridge that connects
+  /// asks for the status.
   void send(std::string message);
   void flush();
 

@@ -34,8 +34,13 @@ std::string_view to_string(Drop drop) {
   return "unknown";
 }
 
-DataPath::DataPath(port::Queue& queue, port::NeighboursOptions neighbours, std::uint16_t udp_port, std::function<void()> wake)
-    : queue_(queue), mac_(neighbours.mac), udp_port_(udp_port), neighbours_(std::move(neighbours)), inbox_(std::move(wake)) {}
+DataPath::DataPath(port::Queue& queue, port::NeighboursOptions neighbours, std::uint16_t udp_port,
+                   std::function<void()> wake)
+    : queue_(queue),
+      mac_(neighbours.mac),
+      udp_port_(udp_port),
+      neighbours_(std::move(neighbours)),
+      inbox_(std::move(wake)) {}
 
 bool DataPath::turn(Instant now) {
   bool busy = inbox_.run();
@@ -165,7 +170,8 @@ void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
 }
 
 std::unique_ptr<MigrationFlow> DataPath::remove(std::uint32_t flow_id, Instant now) {
-  const auto found = std::find_if(flows_.begin(), flows_.end(), [&](const auto& flow) { return flow->flow_id() == flow_id; });
+  const auto found =
+      std::find_if(flows_.begin(), flows_.end(), [&](const auto& flow) { return flow->flow_id() == flow_id; });
   if (found == flows_.end()) {
     return nullptr;
   }

@@ -1,7 +1,8 @@
 #pragma once
-// One lcore's data path: receives, finds the flow, lets it place and answer, ticks, transmits. Everything here is called on the lcore,
-// except inbox() and counters(). It owns the flows that were handed to it, its queue and the neighbours.
-// Failure: a datagram that is not exactly for a live flow of ours is counted by reason and dropped, never answered.
+// One lcore's data path: receives, finds the flow, lets it place and answer, ticks, transmits. Everything here is
+// called on the lcore, except inbox() and counters(). It owns the flows that were handed to it, its queue and the
+// neighbours. Failure: a datagram that is not exactly for a live flow of ours is counted by reason and dropped, never
+// answered.
 
 #include <array>
 #include <cstdint>
@@ -18,7 +19,18 @@
 
 namespace godwit::daemon {
 
-enum class Drop : std::uint8_t { kNotForUs, kNotUdp, kMalformedIp, kOtherAddress, kOtherPort, kMalformedPacket, kUnknownFlow, kOtherPeer, kLane, kCount };
+enum class Drop : std::uint8_t {
+  kNotForUs,
+  kNotUdp,
+  kMalformedIp,
+  kOtherAddress,
+  kOtherPort,
+  kMalformedPacket,
+  kUnknownFlow,
+  kOtherPeer,
+  kLane,
+  kCount
+};
 std::string_view to_string(Drop drop);
 
 struct DataPathCounters {  // one writer, the lcore; telemetry reads them as they are

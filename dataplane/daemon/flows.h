@@ -1,7 +1,8 @@
 #pragma once
-// Flow ids, and whom a received datagram is for. An id has a table index in its low 12 bits and random bits above, so that a datagram of
-// an earlier flow in the same place is foreign. 0 is no flow. Not synchronised: one on the control thread draws, one on each lcore finds.
-// Failure: draw() returns 0 when all places are taken; find() says nullptr for whatever is not exactly a live flow.
+// Flow ids, and whom a received datagram is for. An id has a table index in its low 12 bits and random bits above, so
+// that a datagram of an earlier flow in the same place is foreign. 0 is no flow. Not synchronised: one on the control
+// thread draws, one on each lcore finds. Failure: draw() returns 0 when all places are taken; find() says nullptr for
+// whatever is not exactly a live flow.
 
 #include <array>
 #include <cstddef>

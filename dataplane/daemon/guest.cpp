@@ -82,7 +82,8 @@ void lose_history(Guest& guest, const AttachContext& context, std::string reason
 void continue_history(Guest& guest, const AttachContext& context) {
   if (guest.memory->tracker() != memory::TrackerKind::kPagemapScan) {
     lose_history(guest, context,
-                 "tracker " + std::string(memory::name_of(guest.memory->tracker())) + " keeps what was written in the daemon that is gone");
+                 "tracker " + std::string(memory::name_of(guest.memory->tracker())) +
+                     " keeps what was written in the daemon that is gone");
     return;
   }
   auto state = TrackingState::adopt(context.run_dir, guest.tracked);
@@ -148,8 +149,13 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   }
   auto owned = std::make_unique<memory::GuestRam>(std::move(*ram));
   const std::uint64_t page_count = owned->page_count();
-  guest->tracked = {.vm_uuid = guest->vm_uuid, .image_id = guest->image_id, .boot_id = context.boot_id, .qemu_pid = guest->qemu_pid,
-                    .qemu_start = *start, .page_count = page_count, .shape_hash = shape};
+  guest->tracked = {.vm_uuid = guest->vm_uuid,
+                    .image_id = guest->image_id,
+                    .boot_id = context.boot_id,
+                    .qemu_pid = guest->qemu_pid,
+                    .qemu_start = *start,
+                    .page_count = page_count,
+                    .shape_hash = shape};
   auto hashes = std::make_shared<memory::KnownHashes>(page_count);
   memory::TrackerRequest request;
   request.ram = owned.get();
@@ -163,8 +169,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
     return std::unexpected(from_memory(chosen.error()));
   }
   guest->tracker_reason = std::move(chosen->reason);
-  guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes), std::nullopt,
-                                              attachment.has_balloon);
+  guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
+                                              std::nullopt, attachment.has_balloon);
   guest->table = pages::GenerationTable(page_count);
   auto armed = guest->memory->arm();
   if (armed) {
@@ -199,7 +205,8 @@ std::expected<void, ApiError> persist_history(Guest& guest, const std::string& r
   return {};
 }
 
-std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id, Images& images) {
+std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id,
+                                                      Images& images) {
   if (!reuse_image_id) {
     return start_from_zero(guest, "no retained image was named", images);
   }
@@ -224,8 +231,10 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
   }
   for (std::size_t i = 0; i < guest.regions.size(); ++i) {
     if (image->regions[i].device != guest.regions[i].device || image->regions[i].inode != guest.regions[i].inode) {
-      return start_from_zero(guest, "region " + guest.regions[i].name + ": QEMU runs on another file than the retained " +
-                                        image->regions[i].path, images);
+      return start_from_zero(
+          guest,
+          "region " + guest.regions[i].name + ": QEMU runs on another file than the retained " + image->regions[i].path,
+          images);
     }
   }
   if (image->hashes.size() == guest.memory->page_count()) {
@@ -233,7 +242,8 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
       guest.memory->hashes()->set(page, image->hashes[page]);
     }
   }
-  // After the hashes, which the scan may compare with. What QEMU has written since its pages were armed is no longer the image's.
+  // After the hashes, which the scan may compare with. What QEMU has written since its pages were armed is no longer
+  // the image's.
   pages::Bitmap written(guest.memory->page_count());
   if (auto collected = guest.memory->collect_written(written); !collected) {
     return std::unexpected(ApiError{api::Error::KERNEL, collected.error().text});

@@ -1,7 +1,8 @@
 #pragma once
-// One attached guest: who it is, its memory, its table, and the thread of its jobs. Made by attach() in a job, then owned by the control
-// thread, which lends memory and table to a migration and takes them back when that has ended.
-// Failure of attach(): one clear error; whatever was opened is closed, nothing of the guest was changed but the arming of its pages.
+// One attached guest: who it is, its memory, its table, and the thread of its jobs. Made by attach() in a job, then
+// owned by the control thread, which lends memory and table to a migration and takes them back when that has ended.
+// Failure of attach(): one clear error; whatever was opened is closed, nothing of the guest was changed but the arming
+// of its pages.
 
 #include <cstdint>
 #include <expected>
@@ -60,15 +61,17 @@ struct AttachContext {
 /// A job: opens, arms, and finds out what is known of the guest's history.
 std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, const AttachContext& context);
 
-/// A job, at a destination: takes the retained image, if it is the one wanted and its RAM is what is attached; otherwise makes the RAM
-/// all zero. Result: the image's table, or why there is none.
+/// A job, at a destination: takes the retained image, if it is the one wanted and its RAM is what is attached;
+/// otherwise makes the RAM all zero. Result: the image's table, or why there is none.
 struct ArrivalReuse {
   std::optional<pages::GenerationTable> table;
   std::string reason;
 };
-std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id, Images& images);
+std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id,
+                                                      Images& images);
 
-/// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes unknown.
+/// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes
+/// unknown.
 struct Retained {
   bool retained = false;
   std::string reason;  // why not

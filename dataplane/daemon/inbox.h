@@ -1,6 +1,7 @@
 #pragma once
-// Rare commands from one thread to another: post() anywhere, run() on the owner. Looking for work costs one relaxed load, so a poll loop
-// may ask every turn. What is posted runs in order, exactly once; what is still there when the inbox goes is never run.
+// Rare commands from one thread to another: post() anywhere, run() on the owner. Looking for work costs one relaxed
+// load, so a poll loop may ask every turn. What is posted runs in order, exactly once; what is still there when the
+// inbox goes is never run.
 
 #include <atomic>
 #include <functional>

@@ -18,13 +18,15 @@ std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
 }  // namespace
 
 LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memory::WrittenTracker> tracker,
-                     std::shared_ptr<memory::KnownHashes> hashes, std::optional<TrackingState> state, bool memory_may_vanish)
+                     std::shared_ptr<memory::KnownHashes> hashes, std::optional<TrackingState> state,
+                     bool memory_may_vanish)
     : ram_(std::move(ram)),
       hashes_(std::move(hashes)),
       tracker_(std::move(tracker)),
       state_(std::move(state)),
       keeps_hashes_(tracker_->kind() == memory::TrackerKind::kHashes || ram_->any_huge()),
-      // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory is full.
+      // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory
+      // is full.
       read_by_mapping_(!memory_may_vanish && !ram_->any_huge()),
       present_((ram_->page_count() + 63) / 64) {
   writes_.reserve(256);

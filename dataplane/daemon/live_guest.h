@@ -1,7 +1,8 @@
 #pragma once
-// A guest's memory behind transfer's interface: RAM files, written tracker, and the tracking file that a restarted daemon reads.
-// Owns all three. Threads as transfer/guest.h says: read, place and zero on the lcore, the rest in jobs, one job at a time.
-// Failure: GuestError; after a failed scan the tracking file stays in doubt, so that nobody believes the history again.
+// A guest's memory behind transfer's interface: RAM files, written tracker, and the tracking file that a restarted
+// daemon reads. Owns all three. Threads as transfer/guest.h says: read, place and zero on the lcore, the rest in jobs,
+// one job at a time. Failure: GuestError; after a failed scan the tracking file stays in doubt, so that nobody believes
+// the history again.
 
 #include <atomic>
 #include <cstdint>

@@ -12,7 +12,11 @@ namespace {
 constexpr std::uint8_t kDscpPriority = 40;  // CS5
 constexpr std::uint8_t kDscpBulk = 8;       // CS1
 
-/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs, dynamic range.
+/// How long packets wait for the peer's Ethernet address; after that they count as lost on the way.
+constexpr Duration kUnresolvedGrace = milliseconds(500);
+
+/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
+/// dynamic range.
 std::uint16_t source_port(std::uint32_t flow_id, std::size_t lane) {
   return static_cast<std::uint16_t>(49152 + ((flow_id * 2654435761U >> 8) + lane) % 16384);
 }
@@ -66,6 +70,41 @@ void MigrationFlow::start(Instant now) {
   }
 }
 
+void MigrationFlow::offer_device_state(std::string data, bool end, std::function<void(bool taken)> done) {
+  GW_ASSERT(source_ != nullptr);
+  offers_.push_back({std::move(data), end, std::move(done)});
+}
+
+void MigrationFlow::pump_device_state(Instant now) {
+  while (!offers_.empty()) {
+    Offer& offer = offers_.front();
+    if (!offer.data.empty() && !source_->device_state(std::as_bytes(std::span(offer.data)))) {
+      return;
+    }
+    if (offer.end) {
+      source_->device_state_end(now);
+    }
+    const std::function<void(bool)> done = std::move(offer.done);
+    offers_.pop_front();
+    done(true);
+  }
+}
+
+void MigrationFlow::refuse_device_state() {
+  for (const Offer& offer : offers_) {
+    offer.done(false);
+  }
+  offers_.clear();
+}
+
+void MigrationFlow::cancel(Instant now, const std::string& reason) {
+  if (source_) {
+    source_->cancel(now, reason);
+  } else {
+    destination_->cancel(now, reason);
+  }
+}
+
 transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
   return lane < lanes_.size() ? lanes_[lane]->on_packet(now, datagram) : transport::Received::kWrongLane;
 }
@@ -73,6 +112,7 @@ transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, st
 void MigrationFlow::flush(Instant now) {
   if (source_) {
     source_->flush();
+    pump_device_state(now);
   } else {
     destination_->flush(now);
   }
@@ -86,6 +126,7 @@ void MigrationFlow::tick(Instant now) {
   }
   if (source_) {
     source_->tick(now);
+    pump_device_state(now);
   } else {
     destination_->tick(now);
   }
@@ -102,11 +143,16 @@ Instant MigrationFlow::deadline() const {
 std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours,
                                     const wire::MacAddress& mac, std::size_t budget) {
   const auto to = neighbours.resolve(now, config_.peer.address);
-  if (!to) {
-    return 0;
+  if (to) {
+    unresolved_since_ = kNever;
+  } else {
+    unresolved_since_ = std::min(unresolved_since_, now);
+    if (now - unresolved_since_ < kUnresolvedGrace) {
+      return 0;
+    }
   }
   const wire::DatagramPath path{.source_mac = mac,
-                                .destination_mac = *to,
+                                .destination_mac = to.value_or(wire::MacAddress{}),
                                 .source = {config_.local, source_ports_[lane]},
                                 .destination = config_.peer,
                                 .dscp = lane == 0 ? kDscpPriority : kDscpBulk};
@@ -122,6 +168,10 @@ std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& 
     if (bytes == 0) {
       break;
     }
+    if (!to) {
+      ++sent;  // built and lost: the lane's own timers find out that nobody is there
+      continue;
+    }
     // The payload has its own seal; IPv6 insists on a checksum all the same.
     wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
     queue.commit(header + bytes);
@@ -130,7 +180,9 @@ std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& 
   return sent;
 }
 
-transfer::Stats MigrationFlow::stats(Instant now) const { return source_ ? source_->stats(now) : destination_->stats(now); }
+transfer::Stats MigrationFlow::stats(Instant now) const {
+  return source_ ? source_->stats(now) : destination_->stats(now);
+}
 
 std::uint32_t MigrationFlow::epoch_next() const { return source_ ? source_->epoch_next() : destination_->epoch_next(); }
 

@@ -1,12 +1,16 @@
 #pragma once
-// The lcore's half of one migration: the lanes to the peer and the Source or Destination behind them. Owned and called by one DataPath on
-// its lcore; made by the control thread and handed over. Jobs run on the guest's worker and come back through the DataPath's inbox.
-// Failure: whatever goes wrong reaches the owner as MigrationEvents::on_failed; the flow then only acknowledges, until it is taken away.
+// The lcore's half of one migration: the lanes to the peer and the Source or Destination behind them. Owned and called
+// by one DataPath on its lcore; made by the control thread and handed over. Jobs run on the guest's worker and come
+// back through the DataPath's inbox. Failure: whatever goes wrong reaches the owner as MigrationEvents::on_failed; the
+// flow then only acknowledges, until it is taken away.
 
 #include <array>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/time.h"
@@ -46,9 +50,10 @@ class MigrationFlow {
     transfer::DestinationGuest guest;
   };
 
-  MigrationFlow(const FlowConfig& config, SourceRole role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& events, Instant now);
-  MigrationFlow(const FlowConfig& config, DestinationRole role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& events,
-                Instant now);
+  MigrationFlow(const FlowConfig& config, SourceRole role, Worker& worker, Inbox& lcore,
+                transfer::MigrationEvents& events, Instant now);
+  MigrationFlow(const FlowConfig& config, DestinationRole role, Worker& worker, Inbox& lcore,
+                transfer::MigrationEvents& events, Instant now);
   ~MigrationFlow();
   MigrationFlow(const MigrationFlow&) = delete;
   MigrationFlow& operator=(const MigrationFlow&) = delete;
@@ -61,19 +66,31 @@ class MigrationFlow {
   [[nodiscard]] transfer::Destination* destination() { return destination_.get(); }
 
   void start(Instant now);
+  /// Source: a piece of QEMU's stream, or its end; `done` is called when Source has taken it (true) or the migration
+  /// has failed (false).
+  void offer_device_state(std::string data, bool end, std::function<void(bool taken)> done);
+  void cancel(Instant now, const std::string& reason);
+  /// Tells everyone who waits that nothing will be taken any more.
+  void refuse_device_state();
   transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram);
   /// After each receive burst that had something for this flow.
   void flush(Instant now);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   /// Fills the queue with what this lane may send now, at most `budget` frames; how many.
-  std::size_t transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours, const wire::MacAddress& mac,
-                       std::size_t budget);
+  std::size_t transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours,
+                       const wire::MacAddress& mac, std::size_t budget);
   [[nodiscard]] transfer::Stats stats(Instant now) const;
   [[nodiscard]] std::uint32_t epoch_next() const;
 
  private:
+  struct Offer {
+    std::string data;
+    bool end = false;
+    std::function<void(bool)> done;
+  };
   void make_lanes(transport::LaneUser& user, bool initiator, Instant now);
+  void pump_device_state(Instant now);
 
   const FlowConfig config_;
   WorkerExecutor executor_;
@@ -82,6 +99,8 @@ class MigrationFlow {
   std::vector<std::unique_ptr<transport::Lane>> lanes_;
   std::vector<std::uint16_t> source_ports_;  // one a lane
   std::uint32_t datagram_bytes_max_ = 0;
+  Instant unresolved_since_ = kNever;
+  std::deque<Offer> offers_;  // wait for room
 };
 
 }  // namespace godwit::daemon

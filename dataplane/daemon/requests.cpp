@@ -10,12 +10,15 @@
 namespace godwit::daemon {
 namespace {
 
-std::unexpected<ApiError> bad_request(std::string text) { return std::unexpected(ApiError{api::Error::BAD_REQUEST, std::move(text)}); }
+std::unexpected<ApiError> bad_request(std::string text) {
+  return std::unexpected(ApiError{api::Error::BAD_REQUEST, std::move(text)});
+}
 
 /// Names appear in file names and logs.
 bool plain_name(const std::string& name) {
   return !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' ||
+           c == '.';
   });
 }
 
@@ -28,7 +31,8 @@ std::expected<memory::RegionFile, ApiError> parse_region(const api::Region& regi
     return bad_request(label + ": page_bytes " + std::to_string(region.page_bytes()) + " is neither 4096 nor 2097152");
   }
   if (region.bytes() == 0 || region.bytes() > kRegionBytesMax || region.bytes() % region.page_bytes() != 0) {
-    return bad_request(label + ": " + std::to_string(region.bytes()) + " bytes is not a multiple of its page size below 16 TiB");
+    return bad_request(label + ": " + std::to_string(region.bytes()) +
+                       " bytes is not a multiple of its page size below 16 TiB");
   }
   if (region.qemu_address() % region.page_bytes() != 0 || region.qemu_address() + region.bytes() < region.bytes()) {
     return bad_request(label + ": qemu_address is not the start of a page, or the region wraps around");
@@ -77,7 +81,9 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
   if (peer.lanes() == 0 || peer.lanes() > 64) {
     return bad_request("StartMigration: peer.lanes " + std::to_string(peer.lanes()) + " is not 1 to 64");
   }
-  return PeerEndpoint{{*address, static_cast<std::uint16_t>(peer.udp_port())}, peer.flow_id(), peer.mtu_bytes(),
+  return PeerEndpoint{{*address, static_cast<std::uint16_t>(peer.udp_port())},
+                      peer.flow_id(),
+                      peer.mtu_bytes(),
                       static_cast<std::uint16_t>(peer.lanes())};
 }
 
@@ -131,7 +137,8 @@ std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolic
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field) {
   const auto id = Id128::from_bytes(bytes);
   if (!id || id->is_nil()) {
-    return bad_request(std::string(field) + " has " + std::to_string(bytes.size()) + " bytes or is all zero; an id is 16 bytes");
+    return bad_request(std::string(field) + " has " + std::to_string(bytes.size()) +
+                       " bytes or is all zero; an id is 16 bytes");
   }
   return *id;
 }
@@ -144,12 +151,13 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   }
   const auto regions = static_cast<std::size_t>(request.regions_size());
   if (regions == 0 || regions > kRegionsMax) {
-    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) + " are allowed");
+    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) +
+                       " are allowed");
   }
   const std::size_t wanted = regions + (request.has_userfaultfd() ? 1 : 0) + (request.has_pagemap() ? 1 : 0);
   if (descriptors.size() != wanted) {
-    return bad_request("AttachGuest: " + std::to_string(descriptors.size()) + " descriptors came, " + std::to_string(wanted) +
-                       " belong to it (one a region, then userfaultfd, then pagemap)");
+    return bad_request("AttachGuest: " + std::to_string(descriptors.size()) + " descriptors came, " +
+                       std::to_string(wanted) + " belong to it (one a region, then userfaultfd, then pagemap)");
   }
   if (!api::AttachGuest::Kind_IsValid(request.kind())) {
     return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));

@@ -1,6 +1,6 @@
 #pragma once
-// The edge of the local API: requests as they come become values that cannot be wrong, or one clear error; values become replies.
-// Pure but for fstat-free moves of descriptors. Control thread.
+// The edge of the local API: requests as they come become values that cannot be wrong, or one clear error; values
+// become replies. Pure but for fstat-free moves of descriptors. Control thread.
 
 #include <cstdint>
 #include <expected>

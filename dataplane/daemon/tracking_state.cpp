@@ -36,7 +36,9 @@ constexpr std::uint64_t kMagic = 0x6b63617274777467;  // "gtwtrack"
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kHeaderBytes = 4096;
 
-std::string path_of(const std::string& run_dir, const Id128& vm_uuid) { return run_dir + "/" + vm_uuid.text() + ".tracking"; }
+std::string path_of(const std::string& run_dir, const Id128& vm_uuid) {
+  return run_dir + "/" + vm_uuid.text() + ".tracking";
+}
 
 std::string system_error(const std::string& call, const std::string& path) {
   return call + " of " + path + ": " + std::strerror(errno);
@@ -44,7 +46,8 @@ std::string system_error(const std::string& call, const std::string& path) {
 
 }  // namespace
 
-std::expected<TrackingState, std::string> TrackingState::map(UniqueFd file, std::size_t bytes, const std::string& path) {
+std::expected<TrackingState, std::string> TrackingState::map(UniqueFd file, std::size_t bytes,
+                                                             const std::string& path) {
   void* const mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
   if (mapping == MAP_FAILED) {
     return std::unexpected(system_error("mmap", path));
@@ -97,7 +100,8 @@ std::expected<TrackingState, std::string> TrackingState::adopt(const std::string
   const std::size_t bytes = kHeaderBytes + guest.page_count * sizeof(pages::Generation);
   struct stat status {};
   if (fstat(file.get(), &status) != 0 || static_cast<std::size_t>(status.st_size) != bytes) {
-    return std::unexpected(path + ": its size is not that of a guest of " + std::to_string(guest.page_count) + " pages");
+    return std::unexpected(path + ": its size is not that of a guest of " + std::to_string(guest.page_count) +
+                           " pages");
   }
   auto state = map(std::move(file), bytes, path);
   if (!state) {
@@ -110,7 +114,8 @@ std::expected<TrackingState, std::string> TrackingState::adopt(const std::string
   if (header.vm_uuid != guest.vm_uuid.bytes() || header.image_id != guest.image_id.bytes()) {
     return std::unexpected(path + ": of another VM or another cold boot");
   }
-  if (header.boot_id != guest.boot_id.bytes() || header.qemu_pid != guest.qemu_pid || header.qemu_start != guest.qemu_start) {
+  if (header.boot_id != guest.boot_id.bytes() || header.qemu_pid != guest.qemu_pid ||
+      header.qemu_start != guest.qemu_start) {
     return std::unexpected(path + ": of another QEMU process (pid " + std::to_string(header.qemu_pid) + ")");
   }
   if (header.page_count != guest.page_count || header.shape_hash != guest.shape_hash) {
@@ -133,7 +138,9 @@ std::uint32_t TrackingState::epoch_floor(const std::string& run_dir, const Track
   return header.epoch;
 }
 
-void TrackingState::remove(const std::string& run_dir, const Id128& vm_uuid) { unlink(path_of(run_dir, vm_uuid).c_str()); }
+void TrackingState::remove(const std::string& run_dir, const Id128& vm_uuid) {
+  unlink(path_of(run_dir, vm_uuid).c_str());
+}
 
 TrackingState::TrackingState(TrackingState&& other) noexcept
     : file_(std::move(other.file_)), mapping_(std::exchange(other.mapping_, nullptr)), bytes_(other.bytes_) {}

@@ -1,10 +1,10 @@
 #pragma once
-// What a restarted daemon must know of a running guest: its generation table, epoch, and whether a scan was under way when it died.
-// One file a guest in run_dir, mapped; owns file and mapping. Thread: one at a time, control thread or a job. Units: pages.
-// The kernel keeps marking written pages while no daemon runs; what a scan has taken and this file does not show is lost. Therefore the
-// file says "scan under way" from before a scan until its pages are entered (as unknown). A file in doubt is refused with a reason:
-// the guest's history is then lost, and every page counts as written.
-// It survives the process, not the host: a host that went down took its guests along.
+// What a restarted daemon must know of a running guest: its generation table, epoch, and whether a scan was under way
+// when it died. One file a guest in run_dir, mapped; owns file and mapping. Thread: one at a time, control thread or a
+// job. Units: pages. The kernel keeps marking written pages while no daemon runs; what a scan has taken and this file
+// does not show is lost. Therefore the file says "scan under way" from before a scan until its pages are entered (as
+// unknown). A file in doubt is refused with a reason: the guest's history is then lost, and every page counts as
+// written. It survives the process, not the host: a host that went down took its guests along.
 
 #include <cstdint>
 #include <expected>
@@ -21,11 +21,11 @@ namespace godwit::daemon {
 struct TrackedGuest {
   Id128 vm_uuid;
   Id128 image_id;
-  Id128 boot_id;                    // of the host
+  Id128 boot_id;  // of the host
   std::int32_t qemu_pid = 0;
-  std::uint64_t qemu_start = 0;     // clock ticks since boot, /proc/PID/stat
+  std::uint64_t qemu_start = 0;  // clock ticks since boot, /proc/PID/stat
   std::uint64_t page_count = 0;
-  std::uint64_t shape_hash = 0;     // of names, sizes, addresses of the regions
+  std::uint64_t shape_hash = 0;  // of names, sizes, addresses of the regions
 };
 
 class TrackingState {
@@ -54,7 +54,8 @@ class TrackingState {
 
  private:
   struct Header;
-  TrackingState(UniqueFd file, void* mapping, std::size_t bytes) : file_(std::move(file)), mapping_(mapping), bytes_(bytes) {}
+  TrackingState(UniqueFd file, void* mapping, std::size_t bytes)
+      : file_(std::move(file)), mapping_(mapping), bytes_(bytes) {}
   static std::expected<TrackingState, std::string> map(UniqueFd file, std::size_t bytes, const std::string& path);
   [[nodiscard]] Header& header() const;
   [[nodiscard]] pages::Generation* entries() const;

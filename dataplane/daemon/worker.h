@@ -1,6 +1,7 @@
 #pragma once
-// The Executor of one guest: a thread of its own for what takes long (scans, comparisons, files), one job at a time, in order. Anyone
-// may submit; `done` comes back through the inbox given, on that inbox's thread. Destruction lets the running job end and drops the rest.
+// The Executor of one guest: a thread of its own for what takes long (scans, comparisons, files), one job at a time, in
+// order. Anyone may submit; `done` comes back through the inbox given, on that inbox's thread. Destruction lets the
+// running job end and drops the rest.
 
 #include <condition_variable>
 #include <deque>

@@ -140,6 +140,9 @@ std::expected<void, Error> EventTracker::collect(pages::Bitmap& out) {
     return done;
   }
   if (has_balloon_) {
+    if (reader_) {
+      reader_->settle();
+    }
     if (auto done = removed_.collect(written); !done) {
       return done;
     }
@@ -159,6 +162,17 @@ std::expected<void, Error> EventTracker::protect_again(const pages::Bitmap& writ
       first = written.next_set(last);
     }
   }
+  return {};
+}
+
+std::expected<void, Error> EventTracker::disarm() {
+  for (const Region& region : ram_.regions()) {
+    auto done = userfault_.unregister(range_of(region));
+    if (!done && done.error().code != ErrorCode::kProcessGone) {
+      return done;
+    }
+  }
+  reader_.reset();  // only now: a removal under way waits for its event to be read
   return {};
 }
 

@@ -79,6 +79,9 @@ std::expected<void, Error> PagemapTracker::collect(pages::Bitmap& out) {
     }
   }
   if (has_balloon_) {
+    if (reader_) {
+      reader_->settle();
+    }
     if (auto done = removed_.collect(written); !done) {
       return done;
     }
@@ -126,6 +129,17 @@ std::expected<void, Error> PagemapTracker::collect_huge(const Region& region, pa
     const PageRange touched = ram_.pages_at(range.address, range.bytes);
     out.set_range(touched.first, touched.count);
   }
+  return {};
+}
+
+std::expected<void, Error> PagemapTracker::disarm() {
+  for (const Region& region : ram_.regions()) {
+    auto done = userfault_.unregister(range_of(region));
+    if (!done && done.error().code != ErrorCode::kProcessGone) {
+      return done;
+    }
+  }
+  reader_.reset();  // only now: a removal under way waits for its event to be read
   return {};
 }
 

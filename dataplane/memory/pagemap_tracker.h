@@ -27,6 +27,7 @@ class PagemapTracker final : public WrittenTracker, private UserfaultEvents {
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kPagemapScan; }
   std::expected<void, Error> arm() override;
   std::expected<void, Error> collect(pages::Bitmap& out) override;
+  std::expected<void, Error> disarm() override;
   [[nodiscard]] bool wants_copies() const override { return any_huge_; }
   void note_copied(pages::PageNumber page, pages::PageBytes bytes) override;
   void note_zero(pages::PageNumber page) override;

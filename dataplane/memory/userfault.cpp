@@ -114,6 +114,17 @@ std::expected<bool, Error> Userfault::try_unprotect(QemuRange range) {
   return failed == 0;
 }
 
+std::expected<void, Error> Userfault::unregister(QemuRange range) {
+  uffdio_range request{range.address, range.bytes};
+  if (ioctl(fd_.get(), UFFDIO_UNREGISTER, &request) != 0) {
+    const int failed = errno;
+    // Of an address space that is gone this call says ENOMEM, the other says so plainly.
+    const bool gone = failed == ENOMEM && write_protect(fd_.get(), range, 0) == ESRCH;
+    return std::unexpected(kernel_error("UFFDIO_UNREGISTER", describe(range), gone ? ESRCH : failed));
+  }
+  return {};
+}
+
 std::expected<void, Error> Userfault::wake(QemuRange range) {
   uffdio_range request{range.address, range.bytes};
   if (ioctl(fd_.get(), UFFDIO_WAKE, &request) != 0) {

@@ -37,6 +37,8 @@ class Userfault {
   std::expected<void, Error> protect(QemuRange range);
   /// One try; false: QEMU is changing its mappings and an event must be read first.
   std::expected<bool, Error> try_unprotect(QemuRange range);
+  /// Takes the range off the descriptor: no protection, no events; whoever waits goes on.
+  std::expected<void, Error> unregister(QemuRange range);
   /// Threads that wait for an answer in the range fault again.
   std::expected<void, Error> wake(QemuRange range);
 

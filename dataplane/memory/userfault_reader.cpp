@@ -56,6 +56,7 @@ void UserfaultReader::run() {
 
 bool UserfaultReader::read_events() {
   std::array<uffd_msg, 64> messages;
+  const std::lock_guard lock(handling_);
   const ssize_t got = read(userfaultfd_, messages.data(), sizeof messages);
   if (got < 0) {
     if (errno == EAGAIN || errno == EINTR) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <expected>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -32,6 +33,10 @@ class UserfaultReader {
   UserfaultReader(const UserfaultReader&) = delete;
   UserfaultReader& operator=(const UserfaultReader&) = delete;
 
+  /// Returns when every event that was read has been handed on. Reading a removal lets QEMU go on, so without this a
+  /// removal may have happened that nobody has marked yet.
+  void settle() { const std::lock_guard lock(handling_); }
+
  private:
   UserfaultReader(int userfaultfd, UniqueFd stop, UserfaultEvents& events);
   void run();
@@ -41,6 +46,7 @@ class UserfaultReader {
   int userfaultfd_;
   UniqueFd stop_;
   UserfaultEvents& events_;
+  std::mutex handling_;                  // held from before an event is read until it has been handed on
   std::vector<std::uint64_t> deferred_;  // faults to try again
   std::thread thread_;
 };

@@ -39,6 +39,10 @@ class WrittenTracker {
   /// by a writer: a write is in this set or in the next. Copy pages only after collect() has returned.
   virtual std::expected<void, Error> collect(pages::Bitmap& out) = 0;
 
+  /// The guest is to go on untracked: nothing in QEMU waits for us any more. Without it (the data plane restarts), what
+  /// is armed stays armed for the successor. A QEMU that has exited is fine.
+  virtual std::expected<void, Error> disarm() { return {}; }
+
   /// True: the tracker compares hashes, so tell it of every copy by note_copied() and note_zero(); else those calls are
   /// not needed.
   [[nodiscard]] virtual bool wants_copies() const { return false; }

@@ -3,7 +3,7 @@
 // sent in order.
 //
 // Pure. Encoders cannot fail. Decoders take hostile bytes: any input gives a result or a DecodeError, touches only
-// `out`, and allocates nothing. After an error the pages of the piece are unspecified.
+// `out`, and allocates no more than the state of inflate. After an error the pages of the piece are unspecified.
 //
 // Each stretch of 64 Kbit (several together where little is set) takes the smallest of: raw, Golomb-Rice coded gaps
 // between set (or between clear) bits, Golomb-Rice coded runs, deflate (slow links only). Rice codes come within 3 % of

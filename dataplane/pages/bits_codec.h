@@ -61,6 +61,7 @@ class BitsEncoder {
   std::uint64_t position_ = 0;
   std::vector<ChunkActivity> activity_;  // of the segment's chunks, then of the one ahead
   std::optional<Shape> ahead_;           // of the chunk after the segment, already looked at
+  std::size_t symbols_max_;
   std::unique_ptr<std::uint32_t[]> gaps_;
   std::unique_ptr<std::byte[]> coded_;
   std::vector<std::byte> body_;

@@ -91,8 +91,9 @@ BitsEncoder::BitsEncoder(std::span<const std::uint64_t> words, std::uint64_t siz
     : words_(words),
       size_(size),
       deflate_(deflate),
-      gaps_(std::make_unique_for_overwrite<std::uint32_t[]>(kSymbolsMax)),
-      coded_(std::make_unique_for_overwrite<std::byte[]>(kSymbolsMax * kCodeBitsMax / 8 + 16)) {
+      symbols_max_(std::min<std::uint64_t>(size, kSymbolsMax)),
+      gaps_(std::make_unique_for_overwrite<std::uint32_t[]>(symbols_max_)),
+      coded_(std::make_unique_for_overwrite<std::byte[]>(symbols_max_ * kCodeBitsMax / 8 + 16)) {
   GW_ASSERT(words.size() == (size + 63) / 64);
 }
 
@@ -145,7 +146,7 @@ BitsEncoder::Plan BitsEncoder::plan_of(const Shape& shape) {
 void BitsEncoder::append_positions(BitsForm form, const Shape& shape, std::vector<std::byte>& out) {
   const auto words = words_.subspan(position_ / 64, (shape.bits + 63) / 64);
   const std::size_t count = extract_gaps(form, words, shape.bits, activity_, gaps_.get());
-  GW_ASSERT(count <= kSymbolsMax);
+  GW_ASSERT(count <= symbols_max_);
   const std::span<const std::uint32_t> gaps(gaps_.get(), count);
   // A sample of some hundred values tells the best k well enough.
   const std::size_t thinning = count / 512 + 1;

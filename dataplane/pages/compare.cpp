@@ -28,13 +28,27 @@ using Kernel = void (*)(const Generation* retained, const Generation* current, s
   }
 }
 
+/// The hardware's own prefetching stops at the end of every 4 KiB, on two streams twice as often: asking ahead brings
+/// the comparison from 0.89 to 0.98 of the bandwidth of reading alone. Past the end of a table it asks for nothing that
+/// could fault.
+constexpr std::ptrdiff_t kPrefetchBytes = 2048;
+
+[[gnu::always_inline]] inline void prefetch_line(const Generation* entry) {
+  _mm_prefetch(reinterpret_cast<const char*>(entry) + kPrefetchBytes, _MM_HINT_T0);
+}
+
 [[gnu::target("avx2")]] void compare_avx2(const Generation* retained, const Generation* current, std::uint64_t* out,
                                           std::size_t words) {
   const __m256i unknown = _mm256_set1_epi32(-1);
   for (std::size_t word = 0; word < words; ++word) {
     std::uint64_t bits = 0;
+#pragma GCC unroll 8
     for (unsigned i = 0; i < 8; ++i) {
       const std::size_t at = word * 64 + i * 8;
+      if (i % 2 == 0) {
+        prefetch_line(retained + at);
+        prefetch_line(current + at);
+      }
       const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(retained + at));
       const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(current + at));
       const __m256i same = _mm256_andnot_si256(_mm256_cmpeq_epi32(a, unknown), _mm256_cmpeq_epi32(a, b));
@@ -50,8 +64,11 @@ using Kernel = void (*)(const Generation* retained, const Generation* current, s
   const __m512i unknown = _mm512_set1_epi32(-1);
   for (std::size_t word = 0; word < words; ++word) {
     std::uint64_t bits = 0;
+#pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i) {
       const std::size_t at = word * 64 + i * 16;
+      prefetch_line(retained + at);
+      prefetch_line(current + at);
       const __m512i a = _mm512_load_si512(retained + at);
       const __m512i b = _mm512_load_si512(current + at);
       const auto differ =

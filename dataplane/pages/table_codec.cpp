@@ -207,7 +207,9 @@ struct Stretch {
 };
 
 /// Gives `generation` to the entries that `named` says, of those in `left`; the others stay in `left`.
-void take_layer(const Bitmap& named, Generation generation, std::vector<Stretch>& left, std::span<Generation> out) {
+/// False: they are in more parts than an encoder takes into a segment, which bounds what forged bytes can make us
+/// allocate.
+bool take_layer(const Bitmap& named, Generation generation, std::vector<Stretch>& left, std::span<Generation> out) {
   std::vector<Stretch> still;
   std::uint64_t base = 0;  // of the stretch, in the layer's numbering
   for (const Stretch& stretch : left) {
@@ -219,6 +221,7 @@ void take_layer(const Bitmap& named, Generation generation, std::vector<Stretch>
       if (set) {
         std::ranges::fill(out.subspan(part.first, part.count), generation);
       } else {
+        if (still.size() == kSegmentRunsMax) return false;
         still.push_back(part);
       }
       at = stop;
@@ -226,6 +229,7 @@ void take_layer(const Bitmap& named, Generation generation, std::vector<Stretch>
     base = end;
   }
   left = std::move(still);
+  return true;
 }
 
 Outcome decode_layers(ByteReader& reader, std::span<Generation> out) {
@@ -243,7 +247,7 @@ Outcome decode_layers(ByteReader& reader, std::span<Generation> out) {
   for (std::size_t i = 0; i + 1 < *distinct; ++i) {
     Bitmap named(left_count);
     if (const auto error = decode_bits(reader, named.words(), left_count)) return error;
-    take_layer(named, generations[i], left, out);
+    if (!take_layer(named, generations[i], left, out)) return DecodeError::kBadCount;
     left_count -= named.count();
   }
   for (const Stretch& stretch : left) {

@@ -3,12 +3,13 @@
 // table are sent in order.
 //
 // Pure. Encoders cannot fail. Decoders take hostile bytes: any input gives a result or a DecodeError, touches only
-// `out`, and allocates a few KiB at most. After an error the entries of the piece are unspecified: set them to
+// `out`, and allocates
+// some 300 KiB at most. After an error the entries of the piece are unspecified: set them to
 // kUnknownGeneration or drop the table.
 //
 // A long stretch of one generation is one segment. Any other 4096 runs take the smallest of: runs (generation,
-// count), a dictionary with one bitmap a generation (bitmap codec over the entries not yet named), bit-packed offsets
-// from the least, each then deflated where the link is slow and it helps.
+// count), a dictionary with one bitmap a generation (bitmap codec over the entries not yet named), bit-packed indices
+// into a dictionary, raw; each then deflated where the link is slow and it helps.
 
 #include <expected>
 #include <span>

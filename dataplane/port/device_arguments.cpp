@@ -12,17 +12,20 @@ constexpr std::uint32_t kPacketRingHeaderBytes = 96;
 
 /// Devargs split at commas and colons of their own: a value with one would become another option.
 bool plain_value(const std::string& text) {
-  return !text.empty() &&
-         std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isgraph(c) != 0 && c != ',' && c != '='; });
+  return !text.empty() && std::all_of(text.begin(), text.end(),
+                                      [](unsigned char c) { return std::isgraph(c) != 0 && c != ',' && c != '='; });
 }
 
 std::string af_packet(const PortOptions& options) {
-  // The driver walks the ring as one array, the kernel block by block: both agree only if frames fill their blocks exactly.
+  // The driver walks the ring as one array, the kernel block by block: both agree only if frames fill their blocks
+  // exactly.
   const std::uint32_t frame = options.mtu + kEthernetHeaderBytes + kPacketRingHeaderBytes;
   const std::uint32_t frame_bytes = (frame + 1023) / 1024 * 1024;
   constexpr std::uint32_t kFramesPerBlock = 4U;  // 4 * 1024 k is a multiple of a page
   static_assert(kFramesPerBlock * 1024 % kPageBytes == 0);
-  const std::uint32_t frames = (options.in_flight_max + static_cast<std::uint32_t>(kBurst)) / kFramesPerBlock * kFramesPerBlock + kFramesPerBlock;
+  const std::uint32_t frames =
+      (options.in_flight_max + static_cast<std::uint32_t>(kBurst)) / kFramesPerBlock * kFramesPerBlock +
+      kFramesPerBlock;
   return "net_af_packet0,iface=" + options.interface + ",qpairs=" + std::to_string(options.queues) +
          ",blocksz=" + std::to_string(frame_bytes * kFramesPerBlock) + ",framesz=" + std::to_string(frame_bytes) +
          ",framecnt=" + std::to_string(frames) + ",qdisc_bypass=1";
@@ -40,8 +43,8 @@ std::string memif(const PortOptions& options) {
 
 std::expected<std::string, PortError> device_arguments(const PortOptions& options) {
   if (options.mtu < kMtuMin || options.mtu > kMtuMax) {
-    return std::unexpected(PortError{"port: mtu " + std::to_string(options.mtu) + " is not between " + std::to_string(kMtuMin) +
-                                     " and " + std::to_string(kMtuMax)});
+    return std::unexpected(PortError{"port: mtu " + std::to_string(options.mtu) + " is not between " +
+                                     std::to_string(kMtuMin) + " and " + std::to_string(kMtuMax)});
   }
   if (options.queues == 0 || options.queues > 64) {
     return std::unexpected(PortError{"port: " + std::to_string(options.queues) + " queues; give 1 to 64"});
@@ -51,18 +54,21 @@ std::expected<std::string, PortError> device_arguments(const PortOptions& option
       return std::string();
     case Driver::kAfPacket:
       if (!plain_value(options.interface)) {
-        return std::unexpected(PortError{"port: net_af_packet needs interface = \"NAME\", not \"" + options.interface + "\""});
+        return std::unexpected(
+            PortError{"port: net_af_packet needs interface = \"NAME\", not \"" + options.interface + "\""});
       }
       return af_packet(options);
     case Driver::kMemif:
       if (!plain_value(options.socket) || options.socket.front() != '/' || options.socket.size() > 107) {
         return std::unexpected(
-            PortError{"port: net_memif needs socket = \"/absolute/path\" of at most 107 characters, not \"" + options.socket + "\""});
+            PortError{"port: net_memif needs socket = \"/absolute/path\" of at most 107 characters, not \"" +
+                      options.socket + "\""});
       }
       return memif(options);
     case Driver::kOther:
       if (options.device.empty()) {
-        return std::unexpected(PortError{"port: device is empty; give a PCI address, net_af_packet, net_memif or DPDK devargs"});
+        return std::unexpected(
+            PortError{"port: device is empty; give a PCI address, net_af_packet, net_memif or DPDK devargs"});
       }
       return options.device;
   }

@@ -21,7 +21,8 @@ namespace {
 
 PortError failed(const std::string& operation) { return {"doorbell: " + operation + ": " + std::strerror(errno)}; }
 
-constexpr int kReceiveBytes = 4096;  // of the socket's queue: a few frames are enough to be readable, the rest is dropped for free
+constexpr int kReceiveBytes =
+    4096;  // of the socket's queue: a few frames are enough to be readable, the rest is dropped for free
 
 /// Passes one byte of ARP, of IPv6 neighbour discovery, and of UDP to `port`. Unfragmented IPv4 with any header length.
 std::array<sock_filter, 17> frame_filter(std::uint16_t port) {

@@ -1,8 +1,9 @@
 #pragma once
-// What wakes a sleeping lcore: a kick from another thread, a received frame, a timer. One per lcore; wait() on the lcore, kick() anywhere.
-// For af_packet it opens a packet socket of its own on the interface that passes only what concerns us (our UDP port, ARP, IPv6
-// neighbour discovery) and keeps but a byte of each, so that sleeping costs nothing and waking needs no timer.
-// Failure: open() says which call; a doorbell without frame source is still good for kicks and timed sleeps.
+// What wakes a sleeping lcore: a kick from another thread, a received frame, a timer. One per lcore; wait() on the
+// lcore, kick() anywhere. For af_packet it opens a packet socket of its own on the interface that passes only what
+// concerns us (our UDP port, ARP, IPv6 neighbour discovery) and keeps but a byte of each, so that sleeping costs
+// nothing and waking needs no timer. Failure: open() says which call; a doorbell without frame source is still good for
+// kicks and timed sleeps.
 
 #include <cstdint>
 #include <expected>

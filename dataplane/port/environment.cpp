@@ -34,9 +34,8 @@ std::string allowed_cpus() {
 }
 
 bool is_cpu_list(const std::string& text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
-    return std::isdigit(c) != 0 || c == '-' || c == ',';
-  });
+  return !text.empty() && std::all_of(text.begin(), text.end(),
+                                      [](unsigned char c) { return std::isdigit(c) != 0 || c == '-' || c == ','; });
 }
 
 int run_body(void* body) {
@@ -65,13 +64,13 @@ std::expected<std::vector<std::string>, PortError> eal_arguments(const Environme
   std::vector<unsigned> seen;
   for (const LcoreOptions& lcore : options.lcores) {
     if (lcore.lcore >= kControlLcore || std::find(seen.begin(), seen.end(), lcore.lcore) != seen.end()) {
-      return std::unexpected(PortError{"eal: lcore " + std::to_string(lcore.lcore) + " is given twice or is not below " +
-                                       std::to_string(kControlLcore)});
+      return std::unexpected(PortError{"eal: lcore " + std::to_string(lcore.lcore) +
+                                       " is given twice or is not below " + std::to_string(kControlLcore)});
     }
     const std::string cpus = lcore.cpus.empty() ? everywhere : lcore.cpus;
     if (!is_cpu_list(cpus)) {
-      return std::unexpected(PortError{"eal: lcore " + std::to_string(lcore.lcore) + ": cpus \"" + cpus +
-                                       "\" is not a list like 0-3,6"});
+      return std::unexpected(
+          PortError{"eal: lcore " + std::to_string(lcore.lcore) + ": cpus \"" + cpus + "\" is not a list like 0-3,6"});
     }
     seen.push_back(lcore.lcore);
     lcores += std::to_string(lcore.lcore) + "@(" + cpus + "),";

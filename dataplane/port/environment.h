@@ -1,7 +1,8 @@
 #pragma once
-// Owns the DPDK environment (EAL) of this process: memory, lcores, devices. One per process, started before any Port, by the main thread,
-// which becomes the control thread: it floats over all CPUs that the process may use, and is never an lcore of the data path.
-// Failure: start() says which option EAL refused; nothing is left running. EAL cannot be started twice in one process.
+// Owns the DPDK environment (EAL) of this process: memory, lcores, devices. One per process, started before any Port,
+// by the main thread, which becomes the control thread: it floats over all CPUs that the process may use, and is never
+// an lcore of the data path. Failure: start() says which option EAL refused; nothing is left running. EAL cannot be
+// started twice in one process.
 
 #include <cstdint>
 #include <expected>
@@ -21,7 +22,7 @@ struct LcoreOptions {
 };
 
 struct EnvironmentOptions {
-  bool hugepages = true;         // false: trial without hugepages; vdevs only
+  bool hugepages = true;  // false: trial without hugepages; vdevs only
   std::uint32_t memory_mb = 256;
   std::vector<LcoreOptions> lcores;
   std::vector<std::string> pci_addresses;  // only these PCI devices are probed; empty: none

@@ -162,7 +162,11 @@ void Neighbours::on_neighbour(Instant now, std::span<const std::byte> frame) {
     to.bytes = {0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
   }
   if (probe || unicast(mac)) {
-    answer({.arp = false, .to_mac = probe ? wire::multicast_mac(to) : mac, .to = to, .ours = message->target, .solicited = !probe});
+    answer({.arp = false,
+            .to_mac = probe ? wire::multicast_mac(to) : mac,
+            .to = to,
+            .ours = message->target,
+            .solicited = !probe});
   }
 }
 
@@ -193,7 +197,8 @@ std::size_t Neighbours::build_question(const wire::IpAddress& address, std::span
     return 0;
   }
   if (address.family == wire::IpFamily::kV4) {
-    return wire::build_arp({.request = true, .sender_mac = options_.mac, .sender = *source, .target_mac = {}, .target = address}, out);
+    return wire::build_arp(
+        {.request = true, .sender_mac = options_.mac, .sender = *source, .target_mac = {}, .target = address}, out);
   }
   const wire::IpAddress group = wire::solicited_node_group(address);
   return wire::build_neighbour({.solicitation = true,

@@ -1,8 +1,9 @@
 #pragma once
-// Who has which Ethernet address: answers for our own addresses (ARP, IPv6 neighbour discovery), and resolves the peers that the data
-// path asks for. Sans-IO: frames and the time come in, frames to send go out. One per port, on the lcore that receives its ARP and ND.
-// Only addresses that resolve() was asked for are kept, so nobody outside can fill the table. An unanswered question is repeated, slower
-// each time, as long as somebody wants the answer; a known answer is asked for again before it gets old, and used meanwhile.
+// Who has which Ethernet address: answers for our own addresses (ARP, IPv6 neighbour discovery), and resolves the peers
+// that the data path asks for. Sans-IO: frames and the time come in, frames to send go out. One per port, on the lcore
+// that receives its ARP and ND. Only addresses that resolve() was asked for are kept, so nobody outside can fill the
+// table. An unanswered question is repeated, slower each time, as long as somebody wants the answer; a known answer is
+// asked for again before it gets old, and used meanwhile.
 
 #include <cstddef>
 #include <cstdint>
@@ -63,7 +64,7 @@ class Neighbours {
  private:
   struct Entry {
     std::optional<wire::MacAddress> mac;
-    std::uint32_t asked = 0;     // questions since the last answer
+    std::uint32_t asked = 0;  // questions since the last answer
     Instant ask_at{0};
     Instant wanted_until{0};
   };

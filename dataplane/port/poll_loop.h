@@ -1,6 +1,6 @@
 #pragma once
-// Runs one lcore's loop: a turn of its user, then as much waiting as Idle allows, until told to stop. run() on the lcore, the rest anywhere.
-// It keeps no queue and no state of the data path; those are its user's.
+// Runs one lcore's loop: a turn of its user, then as much waiting as Idle allows, until told to stop. run() on the
+// lcore, the rest anywhere. It keeps no queue and no state of the data path; those are its user's.
 
 #include <atomic>
 #include <cstdint>

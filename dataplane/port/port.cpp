@@ -181,7 +181,8 @@ std::expected<void, PortError> PortImpl::configure() {
                                      "; lower queues or the number of lcores"});
   }
   rte_eth_conf conf{};
-  // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from the interface.
+  // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
+  // the interface.
   if (options_.driver == Driver::kPci) {
     conf.rxmode.mtu = options_.mtu;
     conf.intr_conf.rxq = 1;
@@ -193,7 +194,8 @@ std::expected<void, PortError> PortImpl::configure() {
     rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
   }
   if (rc != 0) {
-    return std::unexpected(failed("configuring " + std::to_string(options_.queues) + " queues, mtu " + std::to_string(options_.mtu), rc));
+    return std::unexpected(
+        failed("configuring " + std::to_string(options_.queues) + " queues, mtu " + std::to_string(options_.mtu), rc));
   }
   return {};
 }
@@ -204,20 +206,20 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
   if (const int rc = rte_eth_dev_adjust_nb_rx_tx_desc(id_, &receive_entries, &transmit_entries); rc != 0) {
     return std::unexpected(failed("choosing ring sizes", rc));
   }
-  const std::uint32_t buffers = receive_entries        // in the driver's receive ring
-                                + transmit_entries     // in its transmit ring, until sent
-                                + static_cast<std::uint32_t>(kBurst)  // received, being handled
+  const std::uint32_t buffers = receive_entries                           // in the driver's receive ring
+                                + transmit_entries                        // in its transmit ring, until sent
+                                + static_cast<std::uint32_t>(kBurst)      // received, being handled
                                 + static_cast<std::uint32_t>(kBurst) + 1  // committed, and the one being built
-                                + 2 * kCacheEntries;   // in the lcore's cache, out of sight of others
+                                + 2 * kCacheEntries;             // in the lcore's cache, out of sight of others
   const std::uint32_t entries = std::bit_ceil(buffers + 1) - 1;  // 2^k - 1 wastes least
   // af_packet refuses a buffer smaller than its ring's frame, which is rounded up to 1 KiB.
   const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 96 + 1023) / 1024 * 1024;
   const std::string name = "godwit" + std::to_string(id_) + "q" + std::to_string(queue);
-  rte_mempool* const pool = rte_pktmbuf_pool_create(name.c_str(), entries, kCacheEntries, 0, static_cast<std::uint16_t>(room),
-                                                    rte_eth_dev_socket_id(id_));
+  rte_mempool* const pool = rte_pktmbuf_pool_create(name.c_str(), entries, kCacheEntries, 0,
+                                                    static_cast<std::uint16_t>(room), rte_eth_dev_socket_id(id_));
   if (pool == nullptr) {
-    return std::unexpected(PortError{"port: " + std::to_string(entries) + " buffers of " + std::to_string(room) + " bytes: " +
-                                     rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
+    return std::unexpected(PortError{"port: " + std::to_string(entries) + " buffers of " + std::to_string(room) +
+                                     " bytes: " + rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
   }
   pools_.push_back(pool);
   const auto socket = static_cast<unsigned>(rte_eth_dev_socket_id(id_));
@@ -261,7 +263,8 @@ std::expected<std::unique_ptr<Port>, PortError> Port::open(const PortOptions& op
   // Only what the configuration names was probed, so the first port is ours.
   const std::uint16_t count = rte_eth_dev_count_avail();
   if (count != 1) {
-    return std::unexpected(PortError{"port: " + std::to_string(count) + " devices found, 1 expected; check the device's name, that " +
+    return std::unexpected(PortError{"port: " + std::to_string(count) +
+                                     " devices found, 1 expected; check the device's name, that " +
                                      "it exists, and for PCI that it is bound to vfio-pci"});
   }
   auto port = std::make_unique<PortImpl>(options, static_cast<std::uint16_t>(rte_eth_find_next(0)));

@@ -1,7 +1,8 @@
 #pragma once
-// One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone may call it.
-// Frames are Ethernet frames of at most frame_bytes_max, never in several segments. Sizes in bytes.
-// Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped and counted.
+// One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone
+// may call it. Frames are Ethernet frames of at most frame_bytes_max, never in several segments. Sizes in bytes.
+// Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped and
+// counted.
 
 #include <array>
 #include <cstddef>
@@ -25,13 +26,14 @@ enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 
 struct PortOptions {
   Driver driver = Driver::kAfPacket;
-  std::string device;      // kPci: address; kOther: devargs ("net_ring0"); others: empty
-  std::string interface;   // kAfPacket: the kernel's name of it
-  std::string socket;      // kMemif: path of the control socket
+  std::string device;     // kPci: address; kOther: devargs ("net_ring0"); others: empty
+  std::string interface;  // kAfPacket: the kernel's name of it
+  std::string socket;     // kMemif: path of the control socket
   bool memif_server = false;
   std::uint32_t mtu = 1500;  // IP packet
   std::uint16_t queues = 1;
-  std::uint32_t in_flight_max = 512;  // packets that peers may have on their way to one queue: the lanes' credit together
+  std::uint32_t in_flight_max =
+      512;  // packets that peers may have on their way to one queue: the lanes' credit together
 };
 
 /// The --vdev argument of this port; empty for PCI. Error: an option that the driver would refuse or misuse.
@@ -47,11 +49,13 @@ class Queue {
   virtual ~Queue() = default;
   /// Up to kBurst frames, valid until the next call.
   virtual std::span<const std::span<std::byte>> receive() = 0;
-  /// Room for the next frame to send, frame_bytes_max long; empty: no more for now, flush first. Asking again gives the same room.
+  /// Room for the next frame to send, frame_bytes_max long; empty: no more for now, flush first. Asking again gives the
+  /// same room.
   virtual std::span<std::byte> next_frame() = 0;
   /// Takes the first `bytes` of next_frame() for sending.
   virtual void commit(std::size_t bytes) = 0;
-  /// Hands committed frames to the driver; what it does not take stays and goes first next time. False: something stays.
+  /// Hands committed frames to the driver; what it does not take stays and goes first next time. False: something
+  /// stays.
   virtual bool flush() = 0;
   [[nodiscard]] virtual const QueueCounters& counters() const = 0;
 };
@@ -68,7 +72,8 @@ class Port {
   [[nodiscard]] virtual std::uint64_t missed() const = 0;
   /// True while the link is up; memif: while the peer is connected.
   [[nodiscard]] virtual bool link_up() const = 0;
-  /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed sleeps.
+  /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed
+  /// sleeps.
   [[nodiscard]] virtual int receive_interrupt(std::uint16_t queue) = 0;
   /// Before sleeping (true) and after (false). Poll once more after enabling: a frame may have come before.
   virtual void enable_receive_interrupt(std::uint16_t queue, bool enable) = 0;

@@ -23,7 +23,7 @@ void AckRanges::on_received(Instant now, std::uint64_t packet_number, bool ack_e
   if (pending_++ == 0) {
     deadline_ = now + kAckDelayMax;
   }
-  if (packet_number != expected || ack_now || policy_ == AckPolicy::kImmediate) {
+  if (packet_number != expected || ack_now || pending_ >= kAckPacketsMax || policy_ == AckPolicy::kImmediate) {
     immediate_ = true;
     deadline_ = now;
   }

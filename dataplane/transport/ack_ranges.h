@@ -25,9 +25,7 @@ class AckRanges {
   void raise_floor(std::uint64_t floor);
   [[nodiscard]] std::uint64_t floor() const { return floor_; }
 
-  [[nodiscard]] bool due(Instant now) const {
-    return pending_ > 0 && (immediate_ || pending_ >= kAckPacketsMax || now >= deadline_);
-  }
+  [[nodiscard]] bool due(Instant now) const { return pending_ > 0 && (immediate_ || now >= deadline_); }
   /// When due() becomes true without another packet; kNever if nothing waits. In the past when it is due now.
   [[nodiscard]] Instant deadline() const { return pending_ == 0 ? kNever : deadline_; }
   /// Wire size of the block that build() would return now.

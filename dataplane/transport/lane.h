@@ -62,8 +62,8 @@ struct LaneConfig {
   bool initiator = false;  // the source's end: separates the two directions' keys
   Secret secret{};
   std::uint32_t datagram_bytes_max = 1472;  // UDP payload: min(MTU of both ends) - IP and UDP headers
-  std::uint32_t credit_packets =
-      256;  // how many packets the peer may have in flight towards us: our share of receive buffers
+  // What the peer may have in flight towards us, our share of receive buffers; 64..1024, taken to the nearest.
+  std::uint32_t credit_packets = 256;
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
   Duration base_rtt = microseconds(500);       // Swift base delay: 50 us NIC, 500 us vdev
   Duration peer_timeout = milliseconds(3000);  // no authenticated packet for so long while we wait for one: dead

@@ -15,16 +15,6 @@ namespace {
 
 using Tag = std::array<std::byte, wire::kTagBytes>;
 
-/// No early end: the time says nothing about where the tags differ.
-bool equal_constant_time(std::span<const std::byte> a, std::span<const std::byte> b) {
-  GW_ASSERT(a.size() == b.size());
-  auto difference = std::byte{0};
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference |= a[i] ^ b[i];
-  }
-  return difference == std::byte{0};
-}
-
 class ChecksumSeal final : public Seal {
  public:
   ChecksumSeal(const Secret& secret, std::uint16_t lane, Direction direction) {
@@ -45,26 +35,33 @@ class ChecksumSeal final : public Seal {
   [[nodiscard]] std::uint8_t flags() const override { return wire::kFlagChecksum; }
 
   void seal(std::span<std::byte> packet) override {
-    const Tag tag = compute(packet);
-    std::memcpy(packet.data() + packet.size() - tag.size(), tag.data(), tag.size());
+    const XXH128_hash_t hash = compute(packet);
+    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
+    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
   }
 
   bool open(std::span<std::byte> packet) override {
-    const Tag tag = compute(packet);
-    return equal_constant_time(tag, packet.last(tag.size()));
+    const XXH128_hash_t hash = compute(packet);
+    // No early end: the time says nothing about where the tags differ.
+    const std::uint64_t low = hash.low64 ^ wire::load_le<std::uint64_t>(packet, packet.size() - 16);
+    const std::uint64_t high = hash.high64 ^ wire::load_le<std::uint64_t>(packet, packet.size() - 8);
+    return (low | high) == 0;
   }
 
  private:
-  [[nodiscard]] Tag compute(std::span<const std::byte> packet) const {
+  [[nodiscard]] XXH128_hash_t compute(std::span<const std::byte> packet) const {
     GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
-    const std::size_t covered = packet.size() - wire::kTagBytes;
-    const XXH128_hash_t hash = XXH3_128bits_withSecret(packet.data(), covered, key_.data(), key_.size());
-    Tag tag;
-    wire::store_le<std::uint64_t>(tag, 0, hash.low64);
-    wire::store_le<std::uint64_t>(tag, 8, hash.high64);
-    return tag;
+    const XXH128_hash_t hash =
+        XXH3_128bits_withSecret(packet.data(), packet.size() - wire::kTagBytes, key_.data(), key_.size());
+    // Debian's libxxhash returns with the upper halves of the vector registers in use, and the next SSE instruction,
+    // whosever it is, waits 180 ns for them.
+    if (has_avx_) {
+      asm volatile("vzeroupper" ::: "memory");
+    }
+    return hash;
   }
 
+  const bool has_avx_ = __builtin_cpu_supports("avx") != 0;
   static constexpr std::size_t kKeyBytes = 192;
   static_assert(kKeyBytes >= XXH3_SECRET_SIZE_MIN && kKeyBytes % sizeof(Tag) == 0);
   std::array<std::byte, kKeyBytes> key_{};

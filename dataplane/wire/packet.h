@@ -1,8 +1,7 @@
 #pragma once
-// The outer shape of a godwit packet, one UDP payload: header (clear) | body (sealed) | tag. docs/protocol.md describes
-// every byte. Pure; any thread; little-endian. Input is hostile: parse_packet() needs no key and changes nothing; after
-// it the header's fields are in range, and the body is still only bytes: verify the tag before reading it with
-// frames.h.
+// The outer shape of a godwit packet, one UDP payload: header (clear) | body (sealed) | tag. Pure; any thread;
+// little-endian. Input is hostile: parse_packet() needs no key and changes nothing; after it the header's fields are in
+// range, and the body is still only bytes: verify the tag before reading it with frames.h.
 
 #include <cstddef>
 #include <cstdint>

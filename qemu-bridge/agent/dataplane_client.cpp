@@ -79,6 +79,9 @@ dataplane::v1::Error make_error(dataplane::v1::Error::Code code, std::string tex
 DataplaneClient::DataplaneClient(std::string path, Handlers handlers)
     : path_(std::move(path)), handlers_(std::move(handlers)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   GW_ASSERT(wake_.valid());
+}
+
+void DataplaneClient::start() {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -90,7 +93,9 @@ DataplaneClient::~DataplaneClient() {
   }
   const std::uint64_t one = 1;
   GW_ASSERT(::write(wake_.get(), &one, sizeof(one)) == static_cast<ssize_t>(sizeof(one)));
-  thread_.join();
+  if (thread_.joinable()) {
+    thread_.join();
+  }
 }
 
 std::optional<dataplane::v1::HelloResult> DataplaneClient::hello() const {
@@ -287,8 +292,15 @@ void DataplaneClient::disconnect(const std::string& reason) {
     unanswered.swap(waiting_);
   }
   const Error error = make_error(Error::INTERNAL, "the data plane on this host went away: " + reason);
+  const bool ending = [this] {
+    const std::lock_guard lock(mutex_);
+    return stopping_;
+  }();
   for (auto& [id, on_reply] : unanswered) {
     on_reply(std::unexpected(error));
+  }
+  if (ending) {
+    return;
   }
   if (was_up) {
     spdlog::warn("data plane at {}: {}", path_, reason);

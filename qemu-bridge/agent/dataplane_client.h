@@ -41,6 +41,8 @@ class DataplaneClient {
 
   DataplaneClient(std::string path, Handlers handlers);
   ~DataplaneClient();
+  /// Begins to connect; the handlers run from now on.
+  void start();
   DataplaneClient(const DataplaneClient&) = delete;
   DataplaneClient& operator=(const DataplaneClient&) = delete;
 

@@ -9,7 +9,7 @@ namespace godwit::bridge {
 namespace {
 
 constexpr std::size_t kNameLengthMax = 64;
-constexpr std::size_t kRegionsMax = 128;  // QEMU's MAX_NODES
+constexpr std::size_t kRegionsMax = 32;  // as the data plane takes
 constexpr std::size_t kArgumentsMax = 1000;
 constexpr std::size_t kArgumentLengthMax = 4096;
 constexpr std::uint32_t kVcpusMax = 4096;
@@ -86,7 +86,7 @@ std::expected<config::VmDefinition, std::string> definition_of(const controlplan
     return bad("cpu, user or qemu_binary", definition.qemu_binary, "is no such thing (qemu_binary: an absolute path)");
   }
   if (proto.regions().empty() || static_cast<std::size_t>(proto.regions_size()) > kRegionsMax) {
-    return bad("number of regions", std::to_string(proto.regions_size()), "is not 1 to 128");
+    return bad("number of regions", std::to_string(proto.regions_size()), "is not 1 to 32");
   }
   std::set<std::string> names;
   for (const auto& region : proto.regions()) {
@@ -136,7 +136,7 @@ controlplane::v1::VmDefinition to_proto(const config::VmDefinition& definition) 
 std::uint64_t bytes_total(const config::VmDefinition& definition) {
   std::uint64_t total = 0;
   for (const auto& region : definition.regions) {
-    total += region.bytes;  // at most 128 x 64 TiB
+    total += region.bytes;  // at most 32 x 64 TiB
   }
   return total;
 }

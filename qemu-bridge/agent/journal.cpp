@@ -14,15 +14,15 @@ namespace godwit::bridge {
 namespace {
 
 constexpr int kVersion = 1;
-constexpr std::array<std::string_view, 7> kPhaseNames{"preparing", "transferring", "switching", "stream_ended",
-                                                      "loaded",    "committed",    "aborted"};
+constexpr std::array<std::string_view, 5> kPhaseNames{"preparing", "transferring", "switching", "committed", "aborted"};
 
 std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
   const auto id = Id128::parse(json_string(json, "id").value_or(""));
   const auto role = json_string(json, "role");
   const auto phase = std::ranges::find(kPhaseNames, json_string(json, "phase").value_or(""));
   const auto ownership = json_uint(json, "ownership_after");
-  if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership) {
+  if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership ||
+      (*role == "destination" && phase - kPhaseNames.begin() > 1)) {
     return std::unexpected("'migration' is not valid");
   }
   return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,

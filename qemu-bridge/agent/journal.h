@@ -20,15 +20,13 @@ namespace godwit::bridge {
 
 enum class MigrationRole { kSource, kDestination };
 
-/// How far a migration got here; written before the step that it names begins, except where it says "done".
+/// How far a migration got here; written before the step that it names begins.
 enum class MigrationPhase {
   kPreparing,
   kTransferring,
-  kSwitching,    // source: QEMU's migrate may have been issued, the guest may be stopped
-  kStreamEnded,  // source: the end of the device state may have been sent: the destination may get to LOADED
-  kLoaded,       // destination: done: memory verified, device state loaded
-  kCommitted,    // told COMMITTED: destination resumes, source retires
-  kAborted,      // told ABORTED: source resumes, destination ends
+  kSwitching,  // source: QEMU's migrate may have been issued, the guest may be stopped
+  kCommitted,  // told COMMITTED: source retires. (A destination resumes first: see destination_migration.h)
+  kAborted,    // told ABORTED: source resumes, destination ends
 };
 
 struct MigrationRecord {

@@ -36,9 +36,13 @@ class Background:
         check(not self.thread.is_alive(), "godwitctl migrate did not end")
 
 
+def newest(rows):
+    return max(rows, key=lambda row: row["created_unix_us"])
+
+
 def state_now(lab):
     rows = lab.ctl("migrations", check=False)
-    return rows["migrations"][-1]["state"] if rows and rows["migrations"] else None
+    return newest(rows)["state"] if rows else None
 
 
 def wait_state(lab, state, timeout_s=30):
@@ -166,7 +170,7 @@ def cancelled():
         migration = Background(lab, "guest", "host-b", **SLOW)
         wait_state(lab, "TRANSFERRING")
         time.sleep(0.5)
-        lab.ctl("cancel", lab.ctl("migrations")["migrations"][-1]["id"])
+        lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
         everything_works_again(lab, "guest")
@@ -197,7 +201,7 @@ def aborted_image_is_reused():
         migration = Background(lab, "guest", "host-b", bandwidth_limit="400Mbit/s")
         wait_state(lab, "TRANSFERRING")
         time.sleep(1.5)
-        lab.ctl("cancel", lab.ctl("migrations")["migrations"][-1]["id"])
+        lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
         time.sleep(1)

@@ -44,7 +44,7 @@ def a_b_a():
     with Lab() as lab:
         lab.start()
         home_and_away(lab)
-        images = lab.ctl("images")["images"]
+        images = lab.ctl("images")
         check_equal([i["host"] for i in images if not i["in_use"]], ["host-b"], "hosts with a retained image")
 
 
@@ -183,10 +183,10 @@ def images_are_listed_and_dropped():
         lab.start()
         lab.start_vm(**SMALL)
         moved(lab, "guest", "host-b")
-        images = [i for i in lab.ctl("images")["images"] if not i["in_use"]]
+        images = [i for i in lab.ctl("images") if not i["in_use"]]
         check_equal([(i["host"], i["vm_name"]) for i in images], [("host-a", "guest")], "retained images")
         lab.ctl("images", "drop", "--host", "host-a", "--vm", "guest")
-        wait_until("the image to go", lambda: not [i for i in lab.ctl("images")["images"] if i["host"] == "host-a"], 10, 0.1)
+        wait_until("the image to go", lambda: not [i for i in lab.ctl("images") if i["host"] == "host-a"], 10, 0.1)
         home = moved(lab, "guest", "host-a")
         check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")
 

@@ -143,7 +143,7 @@ class Lab:
         for daemon in self.daemons.values():
             daemon.check_alive()
         result = self.ctl("hosts", check=False)
-        return result is not None and sum(1 for h in result["hosts"] if h["connected"] and h["dataplane_up"]) == len(self.hosts)
+        return result is not None and sum(1 for h in result if h["connected"] and h["dataplane_up"]) == len(self.hosts)
 
     def _start(self, key, where, name, config):
         directory = f"{self.directory}/{where}"
@@ -215,7 +215,7 @@ class Lab:
 
     def where(self, vm):
         """Name of the host that the control plane says runs the VM."""
-        for row in self.ctl("vms")["vms"]:
+        for row in self.ctl("vms"):
             if row["name"] == vm:
                 return row["host"]
         return None

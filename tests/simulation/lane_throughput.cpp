@@ -155,7 +155,7 @@ TEST(LaneThroughput, FillsThePath) {
       {"idle, 1500", 1472, 0, 0, 0, {}, {}, 20 * kGigabit, 0},
       {"shaped to 1 Gbit/s", 8972, kGigabit, kTbfQueue, 0, {}, {}, 940'000'000, 1000},
       {"shaped to 1 Gbit/s, 1500", 1472, kGigabit, kTbfQueue, 0, {}, {}, 880'000'000, 1000},
-      {"shaped to 1 Gbit/s, short queue", 8972, kGigabit, 200'000, 0, {}, {}, 850'000'000, 60'000},
+      {"shaped to 1 Gbit/s, short queue", 8972, kGigabit, 200'000, 0, {}, {}, 850'000'000, 80'000},
       {"shaped and scheduled away", 8972, kGigabit, kTbfQueue, 0, milliseconds(4), milliseconds(4), 850'000'000, 1000},
       {"scheduled away up to 1 ms", 8972, 0, 0, 0, milliseconds(4), milliseconds(1), 8 * kGigabit, 0},
       {"scheduled away up to 4 ms", 8972, 0, 0, 0, milliseconds(4), milliseconds(4), 4 * kGigabit, 0},

@@ -292,6 +292,21 @@ TEST_P(TrackerTest, SuccessorFindsWhatWasWrittenWhileNobodyListened) {
   EXPECT_TRUE(collect().test(30));
 }
 
+TEST_P(TrackerTest, DisarmedGuestWaitsForNobody) {
+  balloon_ = true;
+  start_guest();
+  guest_->write(5);
+  start_tracker();
+  const auto disarmed = tracker_->disarm();
+  ASSERT_TRUE(disarmed) << disarmed.error().text;
+  // Were anything armed, these would wait for a reader that there is not.
+  guest_->write(5);
+  guest_->give_back(0, GetParam().huge ? kPagesPerHugePage : 1);
+  guest_->write(0);
+  guest_->kill();
+  EXPECT_TRUE(tracker_->disarm()) << "also when QEMU is gone";
+}
+
 TEST_P(TrackerTest, GuestThatExitedIsAClearError) {
   if (GetParam().kind == TrackerKind::kHashes) {
     GTEST_SKIP() << "hashes read the RAM files, which stay";

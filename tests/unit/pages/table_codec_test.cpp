@@ -176,5 +176,21 @@ TEST(TableCodec, GarbledBytesStayWithinTheTable) {
   }
 }
 
+TEST(TableCodec, RefusesLayersInMorePartsThanAnEncoderMakes) {
+  std::vector<std::byte> piece;
+  for (const unsigned byte :
+       std::initializer_list<unsigned>{0x00, 0x80, 0x80, 0x04,     // first 0, 65536 pages
+                                       0x02, 0x80, 0x80, 0x04,     // layers, 65536 entries
+                                       0x02, 0x01, 0x02, 0x82}) {  // two generations, 1 and 2; one raw chunk
+    piece.push_back(static_cast<std::byte>(byte));
+  }
+  piece.resize(piece.size() + 8192, std::byte{0x55});
+  GenerationTable out(65536);
+  EXPECT_EQ(decode_table_piece(piece, 0, out), std::unexpected(DecodeError::kBadCount));
+  std::fill(piece.end() - 8192, piece.end(), std::byte{0});
+  EXPECT_EQ(decode_table_piece(piece, 0, out), PageNumber{65536});
+  EXPECT_EQ(out.count(2), 65536U);
+}
+
 }  // namespace
 }  // namespace godwit::pages

@@ -1,0 +1,147 @@
+// godwit-dataplane: reads its configuration, opens port and local socket, starts the lcore, serves the bridge until
+// SIGTERM. Exit status: 0 asked to end, 1 could not start, 2 configuration unreadable.
+
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "base/log.h"
+#include "base/uuid.h"
+#include "config/dataplane_config.h"
+#include "config/diagnostic.h"
+#include "dataplane/daemon/control_loop.h"
+#include "dataplane/daemon/control_socket.h"
+#include "dataplane/daemon/data_path.h"
+#include "dataplane/daemon/service.h"
+#include "dataplane/daemon/settings.h"
+#include "dataplane/daemon/telemetry.h"
+#include "dataplane/memory/retained_image.h"
+#include "dataplane/port/doorbell.h"
+#include "dataplane/port/environment.h"
+#include "dataplane/port/poll_loop.h"
+#include "dataplane/port/port.h"
+
+namespace godwit::daemon {
+namespace {
+
+int fail(const std::string& text) {
+  spdlog::error("{}", text);
+  return 1;
+}
+
+std::expected<std::unique_ptr<Images>, std::string> open_images(const std::string& directory,
+                                                                std::uint64_t budget_bytes) {
+  const auto boot_id = memory::read_boot_id();
+  if (!boot_id) {
+    return std::unexpected(boot_id.error().text);
+  }
+  auto store = memory::ImageStore::open(directory, budget_bytes, *boot_id);
+  if (!store) {
+    return std::unexpected(store.error().text);
+  }
+  for (const memory::UnusableImage& image : store->unusable()) {
+    spdlog::warn("retained image {} cannot be used: {}", image.file, image.refused.text);
+  }
+  return std::make_unique<Images>(std::move(*store));
+}
+
+std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions& options, port::Port& port,
+                                                         std::uint16_t udp_port) {
+  auto doorbell = port::Doorbell::open();
+  if (!doorbell) {
+    return std::unexpected(doorbell.error().text);
+  }
+  if (options.driver == port::Driver::kAfPacket) {
+    if (auto watched = doorbell->watch_interface(options.interface, udp_port); !watched) {
+      return std::unexpected(watched.error().text);
+    }
+  } else if (const int interrupt = port.receive_interrupt(0); interrupt >= 0) {
+    if (auto watched = doorbell->watch_descriptor(interrupt); !watched) {
+      return std::unexpected(watched.error().text);
+    }
+  }
+  return std::move(*doorbell);
+}
+
+int run(const config::DataplaneConfig& config) {
+  const Settings settings = make_settings(config);
+  for (const std::filesystem::path& directory : {config.run_dir, std::filesystem::path(settings.image_dir)}) {
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    if (error) {
+      return fail("directory " + directory.string() + ": " + error.message());
+    }
+  }
+  auto images = open_images(settings.image_dir, config.memory_budget_bytes);
+  if (!images) {
+    return fail(images.error());
+  }
+  auto socket = ControlSocket::listen({.path = config.control_socket.string(), .group = {}});
+  if (!socket) {
+    return fail(socket.error());
+  }
+  auto control = ControlLoop::open(std::move(*socket));
+  if (!control) {
+    return fail(control.error());
+  }
+  auto environment = port::Environment::start(settings.environment);
+  if (!environment) {
+    return fail(environment.error().text);
+  }
+  auto port = port::Port::open(settings.port);
+  if (!port) {
+    return fail(port.error().text);
+  }
+  auto doorbell = open_doorbell(settings.port, **port, config.port.udp_port);
+  if (!doorbell) {
+    return fail(doorbell.error());
+  }
+  port::NeighboursOptions neighbours = settings.neighbours;
+  neighbours.mac = wire::MacAddress{(*port)->mac()};
+  DataPath data_path((*port)->queue(0), neighbours, config.port.udp_port, [&bell = *doorbell] { bell.kick(); });
+  port::PollLoop loop(data_path, *doorbell, idle_options(config, doorbell->watches_frames()));
+  if (settings.environment.telemetry) {
+    register_telemetry(data_path, loop, **port);
+  }
+  Inbox inbox(control->waker());
+  Service service(
+      settings.service, **images, inbox, data_path, [&](const api::Event& event) { control->emit(event); },
+      [&](int pidfd) { control->watch_process(pidfd); });
+  const unsigned lcore = settings.environment.lcores.front().lcore;
+  environment->launch(lcore, [&loop] { loop.run(); });
+  spdlog::info("ready: {} port {}, MAC {}, control socket {}", settings.service.address, config.port.udp_port,
+               wire::to_string(neighbours.mac), config.control_socket.string());
+  control->run(service, inbox);
+  loop.stop();
+  environment->wait(lcore);
+  return 0;
+}
+
+}  // namespace
+}  // namespace godwit::daemon
+
+int main(int argc, char** argv) {
+  CLI::App app("godwit-dataplane: moves guest memory between hosts over DPDK");
+  std::string file = "/etc/godwit/dataplane.toml";
+  bool check = false;
+  app.add_option("--config", file, "configuration file")->capture_default_str();
+  app.add_flag("--check-config", check, "report every mistake of the configuration file and exit");
+  CLI11_PARSE(app, argc, argv);
+  if (check) {
+    return godwit::config::check_config(file, &godwit::config::load_dataplane_config);
+  }
+  const auto config = godwit::config::load_dataplane_config(file);
+  if (!config) {
+    godwit::config::print_diagnostics(config.error());
+    return godwit::config::exit_status(config.error());
+  }
+  godwit::start_logging("godwit-dataplane", config->log.level);
+  return godwit::daemon::run(*config);
+}

@@ -1,0 +1,69 @@
+#pragma once
+// One migration as the control thread sees it, from PrepareMigration to FinishMigration, and the relay that carries its
+// events there. The session is the control thread's; the relay is called on the lcore and outlives the flow. Neither
+// touches guest memory.
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/uuid.h"
+#include "dataplane/daemon/inbox.h"
+#include "dataplane/daemon/requests.h"
+#include "dataplane/transfer/migration.h"
+
+namespace godwit::daemon {
+
+/// Turns what a migration says on its lcore into API events, in order, on the control thread.
+class EventRelay final : public transfer::MigrationEvents {
+ public:
+  /// `deliver` runs on the control thread; `failed`: the event says that the migration failed.
+  using Deliver = std::function<void(api::Event event, bool failed)>;
+  EventRelay(const Id128& migration_id, Inbox& control, Deliver deliver)
+      : migration_id_(migration_id.to_bytes()), control_(control), deliver_(std::move(deliver)) {}
+
+  void on_progress(const transfer::Stats& stats) override;
+  void on_ready_to_switch(Duration estimated_downtime) override;
+  void on_source_done(const transfer::Stats& stats) override;
+  void on_device_state(std::span<const std::byte> data, bool end) override;
+  void on_memory_ready(std::uint64_t pages_checked) override;
+  void on_failed(transfer::Failure failure, const std::string& text) override;
+
+ private:
+  void post(api::Event event, bool failed = false);
+
+  const std::string migration_id_;
+  Inbox& control_;
+  const Deliver deliver_;
+};
+
+struct MigrationSession {
+  enum class State : std::uint8_t {
+    kPreparing,  // destination: the image is being looked at
+    kPrepared,
+    kStarted,    // the flow is on its lcore
+    kFinishing,  // its jobs and its flow are being ended
+  };
+
+  Id128 id;
+  Id128 vm_uuid;
+  api::Role role = api::ROLE_NONE;
+  State state = State::kPreparing;
+  std::uint64_t ownership = 0;
+  std::uint32_t epoch_base = 0;
+  std::uint32_t epoch_count = 0;
+  std::uint32_t flow_id = 0;
+  bool failed = false;
+  /// Destination: the image's table, until the flow takes it.
+  std::optional<pages::GenerationTable> arriving;
+  std::string reuse_reason;
+  std::string start_request;  // as it came: asked again, the same is answered alike
+  api::PrepareMigrationResult prepared;
+  std::unique_ptr<EventRelay> relay;
+  std::vector<std::function<void(api::Reply)>> waiting;  // for the end of what is under way
+};
+
+}  // namespace godwit::daemon

@@ -1,0 +1,301 @@
+#include "dataplane/daemon/service.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/log.h"
+
+namespace godwit::daemon {
+namespace {
+
+constexpr std::uint32_t kApiVersion = 1;
+
+ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::move(text)}; }
+
+UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
+
+}  // namespace
+
+api::Reply refusal(const ApiError& error) {
+  api::Reply reply;
+  reply.mutable_error()->set_code(error.code);
+  reply.mutable_error()->set_text(printable(error.text, 2048));
+  return reply;
+}
+
+Service::Service(ServiceOptions options, Images& images, Inbox& control, DataPath& data_path,
+                 std::function<void(const api::Event&)> emit, std::function<void(int)> watch)
+    : options_(std::move(options)),
+      images_(images),
+      control_(control),
+      data_path_(data_path),
+      emit_(std::move(emit)),
+      watch_(std::move(watch)),
+      disk_(std::make_unique<Worker>()) {}
+
+Service::~Service() = default;
+
+void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond) {
+  using Request = api::ToDataplane;
+  if (!descriptors.empty() && request.request_case() != Request::kAttachGuest) {
+    respond(refusal(bad_request("request " + std::to_string(request.id()) +
+                                " came with descriptors, which only AttachGuest takes")));
+    return;
+  }
+  switch (request.request_case()) {
+    case Request::kHello:
+      return hello(request.hello(), respond);
+    case Request::kAttachGuest:
+      return attach_guest(request.attach_guest(), std::move(descriptors), respond);
+    case Request::kDetachGuest:
+      return detach_guest(request.detach_guest(), respond);
+    case Request::kPrepareMigration:
+      return prepare(request.prepare_migration(), respond);
+    case Request::kStartMigration:
+      return start(request.start_migration(), respond);
+    case Request::kGuestStopped:
+      return guest_stopped(request.guest_stopped(), respond);
+    case Request::kDeviceState:
+      return device_state(request.device_state().migration_id(),
+                          std::move(*request.mutable_device_state()->mutable_data()), false, respond);
+    case Request::kDeviceStateEnd:
+      return device_state(request.device_state_end().migration_id(), {}, true, respond);
+    case Request::kFinishMigration:
+      return finish(request.finish_migration(), respond);
+    case Request::kCancelMigration:
+      return cancel(request.cancel_migration(), respond);
+    case Request::kListImages:
+      return list_images(respond);
+    case Request::kDropImage:
+      return drop_image(request.drop_image(), respond);
+    case Request::kMakeRoom:
+      return make_room(request.make_room(), respond);
+    case Request::kGetStatus:
+      return get_status(respond);
+    case Request::REQUEST_NOT_SET:
+      break;
+  }
+  respond(
+      refusal(bad_request("request " + std::to_string(request.id()) + " asks for nothing that this version knows")));
+}
+
+void Service::hello(const api::Hello& request, const Respond& respond) {
+  if (request.version() != kApiVersion) {
+    respond(refusal(bad_request("Hello: version " + std::to_string(request.version()) + ", this data plane speaks " +
+                                std::to_string(kApiVersion) + "; install bridge and data plane of one release")));
+    return;
+  }
+  api::Reply reply;
+  api::HelloResult& result = *reply.mutable_hello();
+  result.set_version(kApiVersion);
+  result.set_boot_id(options_.daemon_boot_id.to_bytes());
+  result.set_address(options_.address);
+  result.set_mtu_bytes(options_.mtu_bytes);
+  result.set_memory_budget_bytes(images_.store.budget_bytes());
+  for (const memory::TrackerKind kind : memory::trackers_offered()) {
+    result.add_trackers(to_api(kind));
+  }
+  result.set_memory_dir(options_.memory_dir);
+  respond(std::move(reply));
+}
+
+void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond) {
+  if (const auto vm = parse_id(request.vm_uuid(), "AttachGuest: vm_uuid"); vm && guests_.contains(*vm)) {
+    const Entry& former = guests_.at(*vm);
+    if (former.lost && former.migration.is_nil() && former.state == Entry::State::kReady) {
+      auto kept = std::make_shared<std::vector<UniqueFd>>(std::move(descriptors));
+      forget_guest(*vm, [this, request, kept, respond] { attach_guest(request, std::move(*kept), respond); });
+      return;
+    }
+  }
+  auto attachment = parse_attach(request, std::move(descriptors));
+  if (!attachment) {
+    respond(refusal(attachment.error()));
+    return;
+  }
+  const Id128 vm = attachment->vm_uuid;
+  // A bridge that was restarted attaches again, as CONTINUING, what is attached: the same guest, whatever the kind.
+  api::AttachGuest identity = request;
+  identity.clear_kind();
+  identity.clear_epoch();
+  std::string serialised = identity.SerializeAsString();
+  if (const auto found = guests_.find(vm); found != guests_.end()) {
+    Entry& entry = found->second;
+    if (entry.request != serialised || entry.state == Entry::State::kLeaving) {
+      respond(refusal(bad_request("AttachGuest: VM " + vm.text() +
+                                  " is attached with other memory or another QEMU; detach it first")));
+      return;
+    }
+    if (entry.state == Entry::State::kAttaching) {
+      entry.waiting.push_back(respond);
+      return;
+    }
+    api::Reply reply;
+    *reply.mutable_attach_guest() = entry.result;
+    respond(std::move(reply));
+    return;
+  }
+  if (!attachment->tracker) {
+    attachment->tracker = options_.tracker;
+  }
+  Entry entry;
+  entry.request = std::move(serialised);
+  entry.waiting.push_back(respond);
+  entry.process = open_process(attachment->qemu_pid);
+  if (!entry.process.valid()) {
+    respond(refusal(
+        bad_request("AttachGuest: qemu_pid " + std::to_string(attachment->qemu_pid) + ": " + std::strerror(errno))));
+    return;
+  }
+  entry.worker = std::make_unique<Worker>();
+  Worker& worker = *entry.worker;
+  guests_.emplace(vm, std::move(entry));
+  struct Job {
+    Attachment attachment;
+    std::expected<std::unique_ptr<Guest>, ApiError> result = nullptr;
+  };
+  auto job = std::make_shared<Job>();
+  job->attachment = std::move(*attachment);
+  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_};
+  worker.submit([job, context] { job->result = attach(std::move(job->attachment), context); }, control_,
+                [this, job, vm] { attached(vm, std::move(job->result)); });
+}
+
+void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, ApiError> guest) {
+  const auto found = guests_.find(vm);
+  if (found == guests_.end()) {
+    return;
+  }
+  Entry& entry = found->second;
+  api::Reply reply;
+  if (guest) {
+    entry.guest = std::move(*guest);
+    entry.state = Entry::State::kReady;
+    entry.result.set_tracker(to_api(entry.guest->memory->tracker()));
+    entry.result.set_tracker_reason(entry.guest->tracker_reason);
+    entry.result.set_history_lost(!entry.guest->history_lost.empty());
+    entry.result.set_history_reason(entry.guest->history_lost);
+    *reply.mutable_attach_guest() = entry.result;
+    spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), entry.guest->memory->page_count(),
+                 memory::name_of(entry.guest->memory->tracker()), entry.guest->tracker_reason,
+                 entry.guest->history_lost.empty() ? "" : ", history lost: " + entry.guest->history_lost);
+    watch_(entry.process.get());
+  } else {
+    spdlog::warn("VM {}: not attached: {}", vm.text(), printable(guest.error().text));
+    reply = refusal(guest.error());
+  }
+  const std::vector<Respond> waiting = std::move(entry.waiting);
+  if (!guest) {
+    guests_.erase(found);
+  }
+  for (const Respond& respond : waiting) {
+    respond(reply);
+  }
+}
+
+std::expected<Service::Entry*, ApiError> Service::find_guest(const Id128& vm, std::uint64_t ownership) {
+  const auto found = guests_.find(vm);
+  if (found == guests_.end() || found->second.state != Entry::State::kReady) {
+    return std::unexpected(ApiError{api::Error::NO_SUCH_VM, "VM " + vm.text() + " is not attached"});
+  }
+  const std::uint64_t known = found->second.guest->ownership;
+  if (ownership != known) {
+    return std::unexpected(ApiError{api::Error::STALE_OWNERSHIP, "VM " + vm.text() + ": ownership " +
+                                                                     std::to_string(ownership) + " was given, " +
+                                                                     std::to_string(known) + " is known here"});
+  }
+  return &found->second;
+}
+
+void Service::detach_guest(const api::DetachGuest& request, const Respond& respond) {
+  const auto vm = parse_id(request.vm_uuid(), "DetachGuest: vm_uuid");
+  if (!vm) {
+    respond(refusal(vm.error()));
+    return;
+  }
+  if (!guests_.contains(*vm)) {
+    respond({});  // asked again
+    return;
+  }
+  auto entry = find_guest(*vm, request.ownership());
+  if (!entry) {
+    respond(refusal(entry.error()));
+    return;
+  }
+  if (!(*entry)->migration.is_nil()) {
+    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + (*entry)->migration.text() +
+                                "; finish that first")));
+    return;
+  }
+  forget_guest(*vm, [respond] { respond({}); });
+}
+
+void Service::forget_guest(const Id128& vm, std::function<void()> then) {
+  Entry& entry = guests_.at(vm);
+  entry.state = Entry::State::kLeaving;
+  // Unmapping a large guest takes a while, and a job may still run: both in the guest's own thread.
+  auto guest = std::make_shared<std::unique_ptr<Guest>>(std::move(entry.guest));
+  entry.worker->submit([guest] { guest->reset(); }, control_,
+                       [this, vm, then = std::move(then)] {
+                         guests_.erase(vm);
+                         TrackingState::remove(options_.run_dir, vm);
+                         spdlog::info("VM {}: forgotten", vm.text());
+                         then();
+                       });
+}
+
+void Service::on_process_exit(int pidfd) {
+  for (auto& [vm, entry] : guests_) {
+    if (entry.process.get() != pidfd || entry.lost) {
+      continue;
+    }
+    entry.lost = true;
+    spdlog::warn("VM {}: its QEMU has exited", vm.text());
+    api::Event event;
+    event.mutable_guest_lost()->set_vm_uuid(vm.to_bytes());
+    event.mutable_guest_lost()->set_reason("QEMU has exited");
+    emit_(event);
+    if (!entry.migration.is_nil()) {
+      api::CancelMigration request;
+      request.set_migration_id(entry.migration.to_bytes());
+      request.set_reason("QEMU has exited");
+      cancel(request, [](const api::Reply&) {});
+    }
+  }
+}
+
+std::uint64_t Service::guest_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const auto& [vm, entry] : guests_) {
+    bytes += entry.guest ? entry.guest->bytes_total : 0;
+  }
+  return bytes;
+}
+
+void Service::get_status(const Respond& respond) {
+  api::Reply reply;
+  reply.mutable_status();
+  for (const auto& [vm, entry] : guests_) {
+    if (entry.state != Entry::State::kReady) {
+      continue;
+    }
+    api::GuestStatus& guest = *reply.mutable_status()->add_guests();
+    guest.set_vm_uuid(vm.to_bytes());
+    guest.set_image_id(entry.guest->image_id.to_bytes());
+    guest.set_ownership(entry.guest->ownership);
+    guest.set_tracker(entry.result.tracker());
+    guest.set_qemu_pid(entry.guest->qemu_pid);
+    if (const auto session = sessions_.find(entry.migration); session != sessions_.end()) {
+      guest.set_migration_id(entry.migration.to_bytes());
+      guest.set_role(session->second->role);
+    }
+  }
+  respond(std::move(reply));
+}
+
+}  // namespace godwit::daemon

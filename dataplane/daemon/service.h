@@ -1,0 +1,119 @@
+#pragma once
+// What the bridge may ask: every request of dataplane.proto, against the guests and migrations of this host. Control
+// thread only; what takes long runs as jobs, what concerns lanes on the lcore, and both come back through the control
+// inbox. Owns guests, sessions and flow ids. Failure: each request is answered by exactly one Reply; none brings the
+// daemon down.
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/uuid.h"
+#include "dataplane/daemon/data_path.h"
+#include "dataplane/daemon/flows.h"
+#include "dataplane/daemon/guest.h"
+#include "dataplane/daemon/migration_session.h"
+#include "dataplane/daemon/requests.h"
+
+namespace godwit::daemon {
+
+struct ServiceOptions {
+  std::string run_dir;
+  std::string memory_dir;  // of retained images, told to the bridge
+  std::string address;     // told to peers
+  std::uint16_t udp_port = 0;
+  std::uint32_t mtu_bytes = 1500;
+  std::uint16_t bulk_lanes = 1;
+  std::uint32_t credit_packets = 256;
+  Duration peer_timeout = milliseconds(3000);
+  Duration base_rtt = microseconds(500);
+  Duration rtt_granularity = milliseconds(2);
+  std::optional<memory::TrackerKind> tracker;  // when the bridge has no wish
+  std::vector<port::LocalAddress> addresses;
+  Id128 host_boot_id;
+  Id128 daemon_boot_id;
+};
+
+class Service {
+ public:
+  using Respond = std::function<void(api::Reply)>;
+
+  /// `emit` sends an event to whatever bridge is connected; `watch` adds a pidfd to the control thread's epoll.
+  Service(ServiceOptions options, Images& images, Inbox& control, DataPath& data_path,
+          std::function<void(const api::Event&)> emit, std::function<void(int)> watch);
+  ~Service();
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+
+  void handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond);
+  /// A watched pidfd has become readable: its QEMU is gone.
+  void on_process_exit(int pidfd);
+
+ private:
+  struct Entry {
+    enum class State : std::uint8_t { kAttaching, kReady, kLeaving };
+    State state = State::kAttaching;
+    std::string request;  // serialised, to know a repeated one
+    api::AttachGuestResult result;
+    std::vector<Respond> waiting;
+    std::unique_ptr<Guest> guest;
+    UniqueFd process;
+    bool lost = false;  // QEMU has exited
+    Id128 migration;    // nil: none
+    std::unique_ptr<Worker> worker;
+  };
+
+  void hello(const api::Hello& request, const Respond& respond);
+  void attach_guest(const api::AttachGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond);
+  void attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, ApiError> guest);
+  void detach_guest(const api::DetachGuest& request, const Respond& respond);
+  void prepare(const api::PrepareMigration& request, const Respond& respond);
+  void prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted);
+  void start(const api::StartMigration& request, const Respond& respond);
+  void guest_stopped(const api::GuestStopped& request, const Respond& respond);
+  void device_state(const std::string& migration_id, std::string data, bool end, const Respond& respond);
+  void cancel(const api::CancelMigration& request, const Respond& respond);
+  void finish(const api::FinishMigration& request, const Respond& respond);
+  void list_images(const Respond& respond);
+  void drop_image(const api::DropImage& request, const Respond& respond);
+  void make_room(const api::MakeRoom& request, const Respond& respond);
+  void get_status(const Respond& respond);
+
+  // ---- finishing, in the order of its steps (service_finish.cpp) ----
+  struct Ending;
+  void take_flow(const std::shared_ptr<Ending>& ending);
+  void run_finish_job(const std::shared_ptr<Ending>& ending);
+  void finished(const std::shared_ptr<Ending>& ending);
+
+  void forget_guest(const Id128& vm, std::function<void()> then);
+  std::expected<MigrationSession*, ApiError> find_session(const std::string& migration_id, api::Role role);
+  std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
+  void add_endpoint(MigrationSession& session);
+  void prepared(MigrationSession& session);
+  [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
+                                       const wire::IpAddress& local) const;
+  [[nodiscard]] std::uint64_t guest_bytes() const;
+  void emit_failure(const Id128& migration, api::Error::Code code, const std::string& text);
+  EventRelay::Deliver deliver_to(const Id128& migration);
+
+  const ServiceOptions options_;
+  Images& images_;
+  Inbox& control_;
+  DataPath& data_path_;
+  const std::function<void(const api::Event&)> emit_;
+  const std::function<void(int)> watch_;
+  FlowIds flow_ids_;
+  std::map<Id128, Entry> guests_;
+  std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
+  std::deque<std::pair<Id128, api::Reply>> finished_;  // the latest, to answer again
+  std::unique_ptr<Worker> disk_;                       // for image requests
+};
+
+/// A Reply that says only what went wrong.
+api::Reply refusal(const ApiError& error);
+
+}  // namespace godwit::daemon

@@ -1,0 +1,200 @@
+// FinishMigration: takes the flow off its lcore, lets its jobs end, settles what of the guest's memory is whose,
+// answers. Each step runs where its state lives; the next is started from the one before:
+//   control  finish       checks, session becomes kFinishing
+//   lcore    take_flow    last word to the peer, flow leaves the loop; then a job behind all others comes back to the
+//   lcore, so that
+//                         nothing of the flow is called any more
+//   job      run_finish_job   last scan, image or tracking file
+//   control  finished     guest kept or forgotten, reply; the flow is destroyed on its lcore
+
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "base/log.h"
+#include "dataplane/daemon/service.h"
+
+namespace godwit::daemon {
+namespace {
+
+constexpr std::size_t kFinishedMax = 256;
+
+ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::move(text)}; }
+
+}  // namespace
+
+struct Service::Ending {
+  Id128 id;
+  Id128 vm_uuid;
+  api::Role role = api::ROLE_NONE;
+  bool committed = false;
+  std::uint64_t ownership = 0;  // after
+  std::uint32_t flow_id = 0;
+  std::uint32_t epoch_base = 0;
+  Guest* guest = nullptr;
+  Worker* worker = nullptr;
+  std::optional<pages::GenerationTable> arriving;  // destination that was never started
+  std::unique_ptr<MigrationFlow> flow;             // null: never started
+  transfer::Stats stats;
+  std::uint32_t epoch_next = 0;
+  bool keep_guest = false;
+  Retained retained;
+  std::optional<ApiError> error;
+};
+
+void Service::finish(const api::FinishMigration& request, const Respond& respond) {
+  const auto id = parse_id(request.migration_id(), "FinishMigration: migration_id");
+  if (!id) {
+    return respond(refusal(id.error()));
+  }
+  for (const auto& [finished, reply] : finished_) {
+    if (finished == *id) {
+      return respond(reply);
+    }
+  }
+  if (request.outcome() != api::OUTCOME_COMMITTED && request.outcome() != api::OUTCOME_ABORTED) {
+    return respond(refusal(bad_request("FinishMigration: outcome is neither committed nor aborted")));
+  }
+  const auto session = find_session(request.migration_id(), api::ROLE_NONE);
+  if (!session) {
+    return respond(refusal(session.error()));
+  }
+  MigrationSession& migration = **session;
+  const bool committed = request.outcome() == api::OUTCOME_COMMITTED;
+  if (request.ownership() < migration.ownership || (committed && request.ownership() == migration.ownership)) {
+    return respond(
+        refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
+                                                  " does not follow " + std::to_string(migration.ownership)}));
+  }
+  if (migration.state == MigrationSession::State::kPreparing ||
+      (committed && migration.state == MigrationSession::State::kPrepared)) {
+    return respond(
+        refusal(bad_request("FinishMigration: migration " + id->text() + " is not in the state to be finished so")));
+  }
+  migration.waiting.push_back(respond);
+  if (migration.state == MigrationSession::State::kFinishing) {
+    return;
+  }
+  auto ending = std::make_shared<Ending>();
+  ending->id = *id;
+  ending->vm_uuid = migration.vm_uuid;
+  ending->role = migration.role;
+  ending->committed = committed;
+  ending->ownership = request.ownership();
+  ending->flow_id = migration.flow_id;
+  ending->epoch_base = migration.epoch_base;
+  ending->arriving = std::move(migration.arriving);
+  Entry& entry = guests_.at(migration.vm_uuid);
+  ending->guest = entry.guest.get();
+  ending->worker = entry.worker.get();
+  const bool started = migration.state == MigrationSession::State::kStarted;
+  migration.state = MigrationSession::State::kFinishing;
+  if (started) {
+    data_path_.inbox().post([this, ending] { take_flow(ending); });
+  } else {
+    // Nothing was copied, but the epochs are spent: whoever was told of them may have believed us.
+    ending->epoch_next = migration.epoch_base;
+    run_finish_job(ending);
+  }
+}
+
+void Service::take_flow(const std::shared_ptr<Ending>& ending) {
+  const Instant now = port::now();
+  if (MigrationFlow* const flow = data_path_.find(ending->flow_id)) {
+    flow->refuse_device_state();
+    if (!ending->committed) {
+      flow->cancel(now, "the control plane has aborted the migration");
+      flow->tick(now);
+    }
+    ending->stats = flow->stats(now);
+    ending->epoch_next = flow->epoch_next();
+  }
+  ending->flow = data_path_.remove(ending->flow_id, now);
+  ending->worker->submit([] {}, data_path_.inbox(),
+                         [this, ending] { control_.post([this, ending] { run_finish_job(ending); }); });
+}
+
+void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
+  ending->worker->submit(
+      [this, ending] {
+        Guest& guest = *ending->guest;
+        if (ending->role == api::ROLE_SOURCE && ending->committed) {
+          ending->retained = retain(guest, std::move(guest.table), ending->epoch_next, images_);
+          return;
+        }
+        if (ending->role == api::ROLE_SOURCE) {
+          ending->keep_guest = true;
+          guest.epoch_now = std::max(guest.epoch_now, ending->epoch_next);
+        } else if (ending->committed) {
+          ending->keep_guest = true;
+          guest.table = ending->flow->destination()->table();
+          guest.epoch_now = ending->epoch_next;
+          guest.kind = api::AttachGuest::CONTINUING;
+          // Its RAM is a running guest's now.
+          const std::lock_guard lock(images_.mutex);
+          if (const auto forgotten = images_.store.forget(to_memory_id(guest.vm_uuid)); !forgotten) {
+            ending->error = ApiError{to_api(forgotten.error().code), forgotten.error().text};
+          }
+        } else if (ending->flow != nullptr || ending->arriving) {
+          pages::GenerationTable table =
+              ending->flow != nullptr ? ending->flow->destination()->table() : std::move(*ending->arriving);
+          ending->retained = retain(guest, std::move(table), ending->epoch_next, images_);
+        } else {
+          ending->retained.reason = "nothing had arrived";
+        }
+        if (ending->keep_guest) {
+          if (auto persisted = persist_history(guest, options_.run_dir); !persisted) {
+            ending->error = std::move(persisted.error());
+          }
+        }
+      },
+      control_, [this, ending] { finished(ending); });
+}
+
+void Service::finished(const std::shared_ptr<Ending>& ending) {
+  const auto session = sessions_.find(ending->id);
+  const std::vector<Respond> waiting = std::move(session->second->waiting);
+  api::Reply reply;
+  if (ending->error) {
+    // The guest is unharmed; only a restart of this daemon would not know its history.
+    spdlog::error("migration {}: after its end: {}", ending->id.text(), printable(ending->error->text));
+  }
+  api::FinishMigrationResult& result = *reply.mutable_finish_migration();
+  to_api(ending->stats, *result.mutable_stats());
+  result.mutable_stats()->set_reuse_reason(session->second->reuse_reason);
+  result.set_epoch_next(ending->epoch_next);
+  result.set_image_retained(ending->retained.retained);
+  result.set_image_reason(ending->retained.reason);
+  spdlog::info("migration {}: {} as {}{}", ending->id.text(), ending->committed ? "committed" : "aborted",
+               ending->role == api::ROLE_SOURCE ? "source" : "destination",
+               ending->keep_guest          ? ""
+               : ending->retained.retained ? ", image retained"
+                                           : ", no image retained: " + printable(ending->retained.reason));
+  // The flow's relay goes with the session, so both end on the lcore, behind whatever still refers to them.
+  std::shared_ptr<MigrationFlow> flow(std::move(ending->flow));
+  std::shared_ptr<MigrationSession> owner(std::move(session->second));
+  sessions_.erase(session);
+  data_path_.inbox().post([flow = std::move(flow), owner = std::move(owner)] {});
+  flow_ids_.release(ending->flow_id);
+  finished_.emplace_back(ending->id, reply);
+  if (finished_.size() > kFinishedMax) {
+    finished_.pop_front();
+  }
+  Entry& entry = guests_.at(ending->vm_uuid);
+  entry.migration = {};
+  const auto answer = [waiting, reply] {
+    for (const Respond& respond : waiting) {
+      respond(reply);
+    }
+  };
+  if (ending->keep_guest) {
+    entry.guest->ownership = ending->ownership;
+    answer();
+    return;
+  }
+  // Its descriptors are closed before the bridge hears of it: QEMU may be ended, and its RAM be another's, from then
+  // on.
+  forget_guest(ending->vm_uuid, answer);
+}
+
+}  // namespace godwit::daemon

@@ -1,0 +1,363 @@
+// The requests of a migration from its preparation to its cancellation; how one ends is in service_finish.cpp.
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "dataplane/daemon/service.h"
+
+namespace godwit::daemon {
+namespace {
+
+ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::move(text)}; }
+
+std::vector<transfer::RegionShape> shapes_of(const Guest& guest) {
+  std::vector<transfer::RegionShape> shapes;
+  for (const memory::ImageRegion& region : guest.regions) {
+    shapes.push_back({region.name, region.bytes / pages::kPageSize});
+  }
+  return shapes;
+}
+
+std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request, const Guest& guest) {
+  if (request.epoch_count() < transfer::kEpochsMin || request.epoch_base() == 0 ||
+      request.epoch_base() >= pages::kUnknownGeneration - request.epoch_count()) {
+    return std::unexpected(bad_request("PrepareMigration: epochs " + std::to_string(request.epoch_base()) + " + " +
+                                       std::to_string(request.epoch_count()) + "; at least " +
+                                       std::to_string(transfer::kEpochsMin) + " are needed, below 4294967295"));
+  }
+  if (request.role() == api::ROLE_SOURCE && request.epoch_base() <= guest.epoch_now) {
+    return std::unexpected(bad_request("PrepareMigration: epoch_base " + std::to_string(request.epoch_base()) +
+                                       " is not above the visit's epoch " + std::to_string(guest.epoch_now)));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::expected<MigrationSession*, ApiError> Service::find_session(const std::string& migration_id, api::Role role) {
+  const auto id = parse_id(migration_id, "migration_id");
+  if (!id) {
+    return std::unexpected(id.error());
+  }
+  const auto found = sessions_.find(*id);
+  if (found == sessions_.end()) {
+    return std::unexpected(ApiError{api::Error::NO_SUCH_MIGRATION, "migration " + id->text() + " is not known here"});
+  }
+  if (role != api::ROLE_NONE && found->second->role != role) {
+    return std::unexpected(bad_request("migration " + id->text() + ": this is not its " +
+                                       (role == api::ROLE_SOURCE ? "source" : "destination")));
+  }
+  return found->second.get();
+}
+
+void Service::prepare(const api::PrepareMigration& request, const Respond& respond) {
+  const auto id = parse_id(request.migration_id(), "PrepareMigration: migration_id");
+  const auto vm = parse_id(request.vm_uuid(), "PrepareMigration: vm_uuid");
+  if (!id || !vm) {
+    return respond(refusal(!id ? id.error() : vm.error()));
+  }
+  if (const auto found = sessions_.find(*id); found != sessions_.end()) {
+    MigrationSession& session = *found->second;
+    if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base()) {
+      return respond(refusal(bad_request("PrepareMigration: migration " + id->text() + " was prepared otherwise")));
+    }
+    if (session.state == MigrationSession::State::kPreparing) {
+      session.waiting.push_back(respond);
+      return;
+    }
+    api::Reply reply;
+    *reply.mutable_prepare_migration() = session.prepared;
+    return respond(std::move(reply));
+  }
+  auto entry = find_guest(*vm, request.ownership());
+  if (!entry) {
+    return respond(refusal(entry.error()));
+  }
+  Guest& guest = *(*entry)->guest;
+  if (!(*entry)->migration.is_nil()) {
+    return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + " is in migration " +
+                                       (*entry)->migration.text() + " already")));
+  }
+  const bool source = request.role() == api::ROLE_SOURCE;
+  if (!source && request.role() != api::ROLE_DESTINATION) {
+    return respond(refusal(bad_request("PrepareMigration: role is neither source nor destination")));
+  }
+  if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
+    return respond(
+        refusal(bad_request("PrepareMigration: VM " + vm->text() + (source ? " has not arrived here" : " runs here"))));
+  }
+  if (!source && request.bytes_total() != guest.bytes_total) {
+    return respond(refusal(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
+                                       " bytes here, " + std::to_string(request.bytes_total()) + " at its source")));
+  }
+  if (const auto checked = check_epochs(request, guest); !checked) {
+    return respond(refusal(checked.error()));
+  }
+  std::optional<Id128> reuse;
+  if (!source && !request.reuse_image_id().empty()) {
+    const auto image = parse_id(request.reuse_image_id(), "PrepareMigration: reuse_image_id");
+    if (!image) {
+      return respond(refusal(image.error()));
+    }
+    reuse = *image;
+  }
+  auto made = std::make_unique<MigrationSession>();
+  made->id = *id;
+  made->vm_uuid = *vm;
+  made->role = request.role();
+  made->ownership = request.ownership();
+  made->epoch_base = request.epoch_base();
+  made->epoch_count = request.epoch_count();
+  made->flow_id = flow_ids_.draw();
+  if (made->flow_id == 0) {
+    return respond(refusal(
+        {api::Error::NO_MEMORY, "PrepareMigration: " + std::to_string(kFlowsMax) + " migrations are under way"}));
+  }
+  made->waiting.push_back(respond);
+  MigrationSession& session = *made;
+  sessions_.emplace(*id, std::move(made));
+  (*entry)->migration = *id;
+  if (!source) {
+    return prepare_destination(session, **entry, reuse);
+  }
+  if (guest.memory->state() != nullptr) {
+    guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());
+  }
+  if (guest.epoch_in_doubt) {
+    // No copy can have it: earlier attempts ended below the base of this one.
+    guest.epoch_now = request.epoch_base() - 1;
+    guest.epoch_in_doubt = false;
+  }
+  prepared(session);
+}
+
+void Service::prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted) {
+  auto result = std::make_shared<std::expected<ArrivalReuse, ApiError>>();
+  entry.worker->submit(
+      [this, result, guest = entry.guest.get(), wanted] { *result = prepare_arrival(*guest, wanted, images_); },
+      control_,
+      [this, result, id = preparing.id] {
+        MigrationSession& session = *sessions_.at(id);
+        if (!*result) {
+          spdlog::warn("migration {}: not prepared: {}", id.text(), printable(result->error().text));
+          const auto waiting = std::move(session.waiting);
+          guests_.at(session.vm_uuid).migration = {};
+          flow_ids_.release(session.flow_id);
+          sessions_.erase(id);
+          for (const Respond& respond : waiting) {
+            respond(refusal(result->error()));
+          }
+          return;
+        }
+        ArrivalReuse& reuse = **result;
+        session.reuse_reason = reuse.reason;
+        session.prepared.set_image_accepted(reuse.table.has_value());
+        session.prepared.set_image_reason(reuse.reason);
+        if (reuse.table) {
+          session.prepared.set_image_pages(reuse.table->size() - reuse.table->count(pages::kUnknownGeneration));
+        }
+        session.arriving = std::move(reuse.table);
+        prepared(session);
+      });
+}
+
+void Service::prepared(MigrationSession& session) {
+  session.state = MigrationSession::State::kPrepared;
+  add_endpoint(session);
+  spdlog::info("migration {}: prepared as {}{}", session.id.text(),
+               session.role == api::ROLE_SOURCE ? "source" : "destination",
+               session.role == api::ROLE_SOURCE    ? ""
+               : session.prepared.image_accepted() ? ", reuses the retained image"
+                                                   : ", nothing to reuse: " + session.reuse_reason);
+  api::Reply reply;
+  *reply.mutable_prepare_migration() = session.prepared;
+  for (const Respond& respond : std::exchange(session.waiting, {})) {
+    respond(reply);
+  }
+}
+
+void Service::add_endpoint(MigrationSession& session) {
+  api::Endpoint& endpoint = *session.prepared.mutable_endpoint();
+  endpoint.set_address(options_.address);
+  endpoint.set_udp_port(options_.udp_port);
+  endpoint.set_flow_id(session.flow_id);
+  endpoint.set_mtu_bytes(options_.mtu_bytes);
+  endpoint.set_boot_id(options_.daemon_boot_id.to_bytes());
+  endpoint.set_lanes(options_.bulk_lanes);
+}
+
+FlowConfig Service::flow_config(const MigrationSession& session, const Start& start,
+                                const wire::IpAddress& local) const {
+  FlowConfig config;
+  config.local_flow_id = session.flow_id;
+  config.peer_flow_id = start.peer.flow_id;
+  config.local = local;
+  config.peer = start.peer.endpoint;
+  config.mtu_bytes = std::min(options_.mtu_bytes, start.peer.mtu_bytes);
+  config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
+  config.secret = start.secret;
+  config.credit_packets = options_.credit_packets;
+  config.peer_timeout = options_.peer_timeout;
+  config.base_rtt = options_.base_rtt;
+  config.rtt_granularity = options_.rtt_granularity;
+  return config;
+}
+
+EventRelay::Deliver Service::deliver_to(const Id128& migration) {
+  return [this, migration](const api::Event& event, bool failed) {
+    const auto found = sessions_.find(migration);
+    if (found == sessions_.end() || found->second->state == MigrationSession::State::kFinishing) {
+      return;
+    }
+    MigrationSession& session = *found->second;
+    if (failed) {
+      session.failed = true;
+      spdlog::warn("migration {}: failed: {}", migration.text(), printable(event.migration_failed().error().text()));
+      // Whoever waits for room in the stream waits in vain.
+      data_path_.inbox().post([this, flow_id = session.flow_id] {
+        if (MigrationFlow* const flow = data_path_.find(flow_id)) {
+          flow->refuse_device_state();
+        }
+      });
+    }
+    emit_(event);
+  };
+}
+
+void Service::start(const api::StartMigration& request, const Respond& respond) {
+  auto session = find_session(request.migration_id(), api::ROLE_NONE);
+  if (!session) {
+    return respond(refusal(session.error()));
+  }
+  MigrationSession& migration = **session;
+  std::string serialised = request.SerializeAsString();
+  if (migration.state == MigrationSession::State::kStarted && migration.start_request == serialised) {
+    return respond({});
+  }
+  if (migration.state != MigrationSession::State::kPrepared) {
+    return respond(refusal(
+        bad_request("StartMigration: migration " + migration.id.text() + " is not in the state to be started")));
+  }
+  const bool source = migration.role == api::ROLE_SOURCE;
+  const auto start = parse_start(request, source);
+  if (!start) {
+    return respond(refusal(start.error()));
+  }
+  const port::Neighbours routes({{}, options_.addresses, {}, {}});
+  const auto local = routes.source_for(start->peer.endpoint.address);
+  if (!local) {
+    return respond(refusal(bad_request("StartMigration: this host has no address of the family of " +
+                                       wire::to_string(start->peer.endpoint.address))));
+  }
+  Entry& entry = guests_.at(migration.vm_uuid);
+  Guest& guest = *entry.guest;
+  transfer::MigrationConfig config;
+  config.id = to_memory_id(migration.id);
+  config.regions = shapes_of(guest);
+  config.epoch_base = migration.epoch_base;
+  config.epoch_count = migration.epoch_count;
+  config.header_bytes_per_packet = local->family == wire::IpFamily::kV4 ? 28 : 48;
+  migration.relay = std::make_unique<EventRelay>(migration.id, control_, deliver_to(migration.id));
+  migration.state = MigrationSession::State::kStarted;
+  migration.start_request = std::move(serialised);
+  const FlowConfig flow = flow_config(migration, *start, *local);
+  // std::function copies: the table travels behind a pointer.
+  auto arriving = std::make_shared<std::optional<pages::GenerationTable>>(std::move(migration.arriving));
+  data_path_.inbox().post([this, flow, config, source, policy = start->policy, guest = &guest,
+                           worker = entry.worker.get(), relay = migration.relay.get(), arriving] {
+    const Instant now = port::now();
+    if (source) {
+      data_path_.add(
+          std::make_unique<MigrationFlow>(
+              flow, MigrationFlow::SourceRole{config, policy, {*guest->memory, guest->table, guest->epoch_now}},
+              *worker, data_path_.inbox(), *relay, now),
+          now);
+    } else {
+      data_path_.add(std::make_unique<MigrationFlow>(
+                         flow, MigrationFlow::DestinationRole{config, {*guest->memory, std::move(*arriving)}}, *worker,
+                         data_path_.inbox(), *relay, now),
+                     now);
+    }
+  });
+  spdlog::info("migration {}: started, peer {}", migration.id.text(), wire::to_string(start->peer.endpoint.address));
+  respond({});
+}
+
+void Service::guest_stopped(const api::GuestStopped& request, const Respond& respond) {
+  const auto session = find_session(request.migration_id(), api::ROLE_SOURCE);
+  if (!session) {
+    return respond(refusal(session.error()));
+  }
+  if ((*session)->state != MigrationSession::State::kStarted) {
+    return respond(refusal(bad_request("GuestStopped: migration " + (*session)->id.text() + " is not started")));
+  }
+  data_path_.inbox().post([this, flow_id = (*session)->flow_id] {
+    if (MigrationFlow* const flow = data_path_.find(flow_id)) {
+      flow->source()->guest_stopped(port::now());
+    }
+  });
+  respond({});
+}
+
+void Service::device_state(const std::string& migration_id, std::string data, bool end, const Respond& respond) {
+  const auto session = find_session(migration_id, api::ROLE_SOURCE);
+  if (!session) {
+    return respond(refusal(session.error()));
+  }
+  const MigrationSession& migration = **session;
+  if (migration.state != MigrationSession::State::kStarted || migration.failed) {
+    return respond(refusal(bad_request("DeviceState: migration " + migration.id.text() + " is not under way")));
+  }
+  if (data.size() > 65536 || (data.empty() && !end)) {
+    return respond(
+        refusal(bad_request("DeviceState: " + std::to_string(data.size()) + " bytes; 1 to 65536 are allowed")));
+  }
+  auto shared = std::make_shared<std::string>(std::move(data));
+  data_path_.inbox().post([this, flow_id = migration.flow_id, shared, end, respond] {
+    MigrationFlow* const flow = data_path_.find(flow_id);
+    const auto answer = [this, respond](bool taken) {
+      control_.post([respond, taken] {
+        respond(taken ? api::Reply() : refusal({api::Error::CANCELLED, "DeviceState: the migration has failed"}));
+      });
+    };
+    if (flow == nullptr) {
+      answer(false);
+      return;
+    }
+    flow->offer_device_state(std::move(*shared), end, answer);
+    flow->flush(port::now());
+  });
+}
+
+void Service::emit_failure(const Id128& migration, api::Error::Code code, const std::string& text) {
+  api::Event event;
+  event.mutable_migration_failed()->set_migration_id(migration.to_bytes());
+  event.mutable_migration_failed()->mutable_error()->set_code(code);
+  event.mutable_migration_failed()->mutable_error()->set_text(text);
+  emit_(event);
+}
+
+void Service::cancel(const api::CancelMigration& request, const Respond& respond) {
+  const auto session = find_session(request.migration_id(), api::ROLE_NONE);
+  if (!session) {
+    return respond(refusal(session.error()));
+  }
+  MigrationSession& migration = **session;
+  const std::string reason = printable(request.reason().empty() ? "cancelled" : request.reason());
+  if (migration.state == MigrationSession::State::kStarted && !migration.failed) {
+    data_path_.inbox().post([this, flow_id = migration.flow_id, reason] {
+      if (MigrationFlow* const flow = data_path_.find(flow_id)) {
+        flow->cancel(port::now(), reason);
+      }
+    });
+  } else if (migration.state != MigrationSession::State::kFinishing && !migration.failed) {
+    migration.failed = true;
+    emit_failure(migration.id, api::Error::CANCELLED, reason);
+  }
+  respond({});
+}
+
+}  // namespace godwit::daemon

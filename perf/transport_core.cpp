@@ -1,0 +1,116 @@
+// What a lane costs by itself: two lanes back to back, no driver, no copy of pages; the seal's share is measured and
+// taken off.
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dataplane/transport/lane.h"
+#include "dataplane/transport/seal.h"
+#include "dataplane/wire/packet.h"
+#include "perf/benchmark.h"
+
+namespace godwit::perf {
+namespace {
+
+constexpr std::size_t kBurst = 32;
+
+class Pages final : public transport::LaneUser {
+ public:
+  bool next_work(std::uint16_t, transport::Work& out) override {
+    out.page = page_++ & 0xffff;
+    return sending;
+  }
+  void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
+  void on_acknowledged(const transport::Work&) override {}
+  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
+  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
+  void on_message(std::span<const std::byte>) override {}
+
+  bool sending = false;
+
+ private:
+  pages::PageNumber page_ = 0;
+};
+
+/// Both ends on one core, in bursts, with a clock that advances as if each packet took a microsecond.
+class LanePair {
+ public:
+  explicit LanePair(std::uint32_t datagram_bytes) {
+    for (std::size_t i = 0; i < 2; ++i) {
+      transport::LaneConfig config;
+      config.local_flow_id = static_cast<std::uint32_t>(1 + i);
+      config.peer_flow_id = static_cast<std::uint32_t>(2 - i);
+      config.lane = 1;
+      config.initiator = i == 0;
+      config.datagram_bytes_max = datagram_bytes;
+      lanes_[i] = std::make_unique<transport::Lane>(config, users_[i], now_);
+    }
+    users_[0].sending = true;
+    for (auto& buffer : buffers_) {
+      buffer.resize(datagram_bytes);
+    }
+  }
+
+  void move(std::uint64_t packets) {
+    for (const std::uint64_t end = sent() + packets; sent() < end;) {
+      pass(*lanes_[0], *lanes_[1]);
+      pass(*lanes_[1], *lanes_[0]);
+    }
+  }
+  [[nodiscard]] std::uint64_t sent() const { return lanes_[0]->counters().packets_sent; }
+  [[nodiscard]] std::size_t packet_bytes() const { return lanes_[0]->counters().bytes_sent / sent(); }
+
+ private:
+  void pass(transport::Lane& from, transport::Lane& to) {
+    std::array<std::size_t, kBurst> lengths{};
+    std::size_t count = 0;
+    while (count < kBurst && (lengths[count] = from.poll_transmit(now_, buffers_[count])) > 0) {
+      ++count;
+    }
+    now_ = now_ + microseconds(static_cast<std::int64_t>(count) + 1);
+    for (std::size_t i = 0; i < count; ++i) {
+      to.on_packet(now_, std::span(buffers_[i]).first(lengths[i]));
+    }
+  }
+
+  Instant now_{1};
+  std::array<Pages, 2> users_;
+  std::array<std::unique_ptr<transport::Lane>, 2> lanes_;
+  std::array<std::vector<std::byte>, kBurst> buffers_;
+};
+
+std::expected<void, std::string> run(const Options& options, Result& result) {
+  const std::uint64_t packets = options.quick ? 2'000 : 200'000;
+  result.row({"MTU", "ns a packet, seal and open", "ns a packet, all", "ns a packet, the lane alone"});
+  for (const std::uint32_t mtu : {1500U, 9000U}) {
+    LanePair pair(mtu - 28);
+    pair.move(1000);
+    const auto seal = transport::make_checksum_seal({}, 1, transport::Direction::kFromInitiator);
+    std::vector<std::vector<std::byte>> buffers(kBurst, std::vector<std::byte>(pair.packet_bytes()));
+    const auto seal_and_open = [&] {
+      for (std::uint64_t i = 0; i < packets; ++i) {
+        seal->seal(buffers[i % kBurst]);
+        consume(seal->open(buffers[i % kBurst]));
+      }
+    };
+    const std::vector<double> times = interleaved(options.quick ? 1 : 9, {seal_and_open, [&] { pair.move(packets); }});
+    const double sealing_ns = times[0] * 1e9 / static_cast<double>(packets);
+    const double all_ns = times[1] * 1e9 / static_cast<double>(packets);
+    const std::string name = "mtu_" + std::to_string(mtu);
+    result.metric(name + ".seal_and_open_ns", sealing_ns);
+    result.metric(name + ".all_ns", all_ns);
+    result.metric(name + ".lane_ns", all_ns - sealing_ns);
+    result.row(
+        {std::to_string(mtu), std::to_string(sealing_ns), std::to_string(all_ns), std::to_string(all_ns - sealing_ns)});
+  }
+  return {};
+}
+
+const Registration kRegistration{"transport-core",
+                                 "cost of a lane by itself: nanoseconds a packet, sent and acknowledged", run};
+
+}  // namespace
+}  // namespace godwit::perf

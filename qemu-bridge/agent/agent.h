@@ -1,0 +1,69 @@
+#pragma once
+// Agent: the bridge of one host. Owns the connections to the data plane and to the control plane, all Vms, and two
+// threads: one that beats each second, one that destroys Vms that are over. It passes commands to their Vm by uuid or
+// migration, events of the data plane likewise, and tells the control plane what is here.
+// Threads: run-free: everything starts in the constructor and ends in the destructor. QEMUs live on after both.
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "qemu-bridge/agent/vm.h"
+
+namespace godwit::bridge {
+
+class Agent {
+ public:
+  /// Fails when the journal's directory cannot be used: a bridge that forgets must not start.
+  static std::expected<std::unique_ptr<Agent>, std::string> start(config::BridgeConfig config);
+  ~Agent();
+  Agent(const Agent&) = delete;
+  Agent& operator=(const Agent&) = delete;
+
+ private:
+  using VmPtr = std::shared_ptr<Vm>;
+
+  explicit Agent(config::BridgeConfig config);
+  void recover(std::vector<VmRecord> records);
+  void beat();
+  void beat_loop();
+  VmServices vm_services();
+  VmPtr vm_of(const std::string& uuid_bytes) const;
+  VmPtr vm_of_migration(const std::string& migration_bytes) const;
+  std::vector<VmPtr> all_vms() const;
+  std::expected<VmPtr, dataplane::v1::Error> add_vm(VmRecord record);
+  void vm_gone(const Id128& uuid);
+
+  void on_dataplane_event(const dataplane::v1::Event& event);
+  void on_message(const controlplane::v1::ToAgent& message);
+  void on_registered(const controlplane::v1::Registered& registered);
+  void start_vm(const controlplane::v1::ToAgent& message);
+  void attach_vm(const controlplane::v1::ToAgent& message);
+  void prepare_destination(const controlplane::v1::ToAgent& message);
+  void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
+  void drop_image(const controlplane::v1::ToAgent& message);
+  Reply reply_to(std::uint64_t id);
+  void send_event_and_remember(controlplane::v1::FromAgent message, ControlSession::Delivery delivery);
+  controlplane::v1::Register make_register();
+
+  const config::BridgeConfig config_;
+  const std::string qemu_version_;
+  Journal journal_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<Id128, VmPtr> vms_;
+  std::map<std::string, controlplane::v1::FromAgent> last_words_;  // migration id -> RESUMED, RETIRED or BACK
+  std::optional<dataplane::v1::ListImagesResult> images_;
+  bool beat_now_ = false;
+  bool stopping_ = false;
+
+  SerialQueue housekeeping_;  // destroys Vms, drops images
+  std::unique_ptr<DataplaneClient> dataplane_;
+  std::unique_ptr<ControlSession> session_;
+  std::thread beater_;
+};
+
+}  // namespace godwit::bridge

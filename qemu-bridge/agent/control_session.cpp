@@ -1,0 +1,177 @@
+#include "qemu-bridge/agent/control_session.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "spdlog/spdlog.h"
+
+namespace godwit::bridge {
+namespace {
+
+using controlplane::v1::FromAgent;
+using controlplane::v1::ToAgent;
+
+constexpr std::chrono::milliseconds kBackoffMin{200};
+constexpr std::chrono::milliseconds kBackoffMax{5000};
+constexpr int kKeepaliveMs = 2000;
+constexpr int kKeepaliveTimeoutMs = 3000;
+
+std::shared_ptr<grpc::Channel> make_channel(const std::string& target) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // gRPC's own backoff would come on top of ours.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMax.count()));
+  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace
+
+ControlSession::ControlSession(std::string target, Handlers handlers)
+    : target_(std::move(target)), handlers_(std::move(handlers)) {}
+
+void ControlSession::start() {
+  thread_ = std::thread([this] { run(); });
+}
+
+ControlSession::~ControlSession() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (context_ != nullptr) {
+      context_->TryCancel();
+    }
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) {
+    thread_.join();
+  }
+}
+
+bool ControlSession::registered() const {
+  const std::lock_guard lock(mutex_);
+  return registered_;
+}
+
+void ControlSession::send(FromAgent message, Delivery delivery) {
+  const std::lock_guard lock(mutex_);
+  if (!registered_ && delivery == Delivery::kThisStream) {
+    return;
+  }
+  if (outgoing_.size() >= kKeptMax) {
+    spdlog::warn("the control plane does not take our messages: the oldest of {} is dropped", outgoing_.size());
+    outgoing_.pop_front();
+  }
+  outgoing_.push_back({std::move(message), delivery});
+  changed_.notify_all();
+}
+
+void ControlSession::run() {
+  const auto stub = controlplane::v1::Agents::NewStub(make_channel(target_));
+  auto backoff = kBackoffMin;
+  std::string last_reason;
+  while (true) {
+    const std::string reason = run_stream(*stub);
+    std::unique_lock lock(mutex_);
+    const bool was_registered = std::exchange(registered_, false);
+    std::erase_if(outgoing_, [](const Outgoing& out) { return out.delivery == Delivery::kThisStream; });
+    if (stopping_) {
+      return;
+    }
+    lock.unlock();
+    if (was_registered || reason != last_reason) {
+      spdlog::warn("control plane at {}: {}; trying on", target_, printable(reason));
+      last_reason = reason;
+    }
+    if (was_registered) {
+      backoff = kBackoffMin;
+      handlers_.on_lost();
+    }
+    lock.lock();
+    if (changed_.wait_for(lock, backoff, [&] { return stopping_; })) {
+      return;
+    }
+    backoff = std::min(backoff * 2, kBackoffMax);
+  }
+}
+
+/// One stream from its first message to its end; why it ended.
+std::string ControlSession::run_stream(controlplane::v1::Agents::Stub& stub) {
+  grpc::ClientContext context;
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) {
+      return {};
+    }
+    context_ = &context;
+    number = stream_number_;
+  }
+  const auto stream = stub.Session(&context);
+  FromAgent first;
+  *first.mutable_register_() = handlers_.make_register();
+  std::string refusal;
+  std::thread writer;
+  ToAgent message;
+  if (stream->Write(first)) {
+    while (stream->Read(&message)) {
+      if (message.has_registered()) {
+        if (!message.registered().accepted()) {
+          refusal = "this host is not accepted: " + message.registered().reason();
+          break;
+        }
+        {
+          const std::lock_guard lock(mutex_);
+          registered_ = true;
+        }
+        spdlog::info("registered with control plane at {} (cluster {})", target_,
+                     printable(message.registered().cluster_name()));
+        if (!writer.joinable()) {
+          writer = std::thread([&] { write_loop(*stream, number); });
+        }
+      }
+      handlers_.on_message(message);
+    }
+  }
+  context.TryCancel();
+  {
+    const std::lock_guard lock(mutex_);
+    ++stream_number_;
+    context_ = nullptr;
+    changed_.notify_all();
+  }
+  if (writer.joinable()) {
+    writer.join();
+  }
+  const grpc::Status status = stream->Finish();
+  return !refusal.empty() ? refusal : "stream ended: " + status.error_message();
+}
+
+void ControlSession::write_loop(Stream& stream, std::uint64_t number) {
+  while (true) {
+    Outgoing next;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stream_number_ != number || !outgoing_.empty(); });
+      if (stream_number_ != number) {
+        return;
+      }
+      next = std::move(outgoing_.front());
+      outgoing_.pop_front();
+    }
+    if (!stream.Write(next.message)) {
+      const std::lock_guard lock(mutex_);
+      if (next.delivery == Delivery::kKept) {
+        outgoing_.push_front(std::move(next));
+      }
+      return;  // the reader meets the end of the stream
+    }
+  }
+}
+
+}  // namespace godwit::bridge

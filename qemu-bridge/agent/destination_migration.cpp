@@ -1,0 +1,259 @@
+#include "qemu-bridge/agent/destination_migration.h"
+
+#include <cstring>
+
+#include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/agent/qemu_inspection.h"
+#include "qemu-bridge/device-state/stream_socket.h"
+#include "spdlog/spdlog.h"
+
+namespace godwit::bridge {
+namespace {
+
+using controlplane::v1::MigrationEvent;
+using dataplane::v1::Error;
+
+constexpr const char* kStreamFd = "godwit-device-state";
+constexpr std::chrono::milliseconds kResumeTime{5000};
+constexpr std::chrono::milliseconds kFinishTime{120'000};
+
+Error of(const QmpError& error) { return make_error(Error::INTERNAL, error.text); }
+
+}  // namespace
+
+DestinationMigration::DestinationMigration(GuestServices services)
+    : services_(std::move(services)), id_(services_.record.migration.value().id) {}
+
+DestinationMigration::~DestinationMigration() { close_stream(); }
+
+void DestinationMigration::close_stream() {
+  {
+    const std::lock_guard lock(mutex_);
+    settled_ = true;
+  }
+  const std::lock_guard lock(stream_mutex_);
+  stream_.reset();
+}
+
+MigrationEvent DestinationMigration::make_event(MigrationEvent::Kind kind) const {
+  MigrationEvent event;
+  event.set_migration_id(id_.to_bytes());
+  event.set_kind(kind);
+  const std::lock_guard lock(mutex_);
+  event.set_resume_unix_us(resume_unix_us_);
+  return event;
+}
+
+void DestinationMigration::emit(MigrationEvent event) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (settled_) {
+      return;
+    }
+    last_event_ = event;
+  }
+  services_.emit(std::move(event));
+}
+
+void DestinationMigration::repeat_last_event() {
+  std::optional<MigrationEvent> event;
+  {
+    const std::lock_guard lock(mutex_);
+    event = last_event_;
+  }
+  if (event) {
+    services_.emit(std::move(*event));
+  }
+}
+
+std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration::prepare(
+    const controlplane::v1::PrepareDestination& command) {
+  dataplane::v1::ToDataplane request;
+  auto& prepare = *request.mutable_prepare_migration();
+  prepare.set_migration_id(id_.to_bytes());
+  prepare.set_vm_uuid(services_.record.definition.uuid.to_bytes());
+  prepare.set_ownership(command.ownership());
+  prepare.set_role(dataplane::v1::ROLE_DESTINATION);
+  prepare.set_epoch_base(command.epoch_base());
+  prepare.set_epoch_count(command.epoch_count());
+  prepare.set_bytes_total(bytes_total(services_.record.definition));
+  if (command.reuse()) {
+    prepare.set_reuse_image_id(command.image_id());
+  }
+  auto reply = services_.dataplane.call(std::move(request));
+  if (!reply) {
+    return std::unexpected(reply.error());
+  }
+  if (auto set = set_migration_capabilities(services_.qmp); !set) {
+    return std::unexpected(of(set.error()));
+  }
+  auto sockets = make_stream_sockets();
+  if (!sockets) {
+    return std::unexpected(
+        make_error(Error::KERNEL, std::string("socketpair for the device state: ") + std::strerror(sockets.error())));
+  }
+  if (auto passed = getfd(services_.qmp, kStreamFd, sockets->qemu.get()); !passed) {
+    return std::unexpected(of(passed.error()));
+  }
+  if (auto incoming = migrate_incoming(services_.qmp, std::string("fd:") + kStreamFd); !incoming) {
+    return std::unexpected(of(incoming.error()));
+  }
+  const std::lock_guard lock(stream_mutex_);
+  stream_ = std::make_unique<DestinationStream>(
+      std::move(sockets->ours), [this](std::string text) { fail(make_error(Error::PEER, std::move(text))); });
+  return reply->prepare_migration();
+}
+
+std::expected<void, Error> DestinationMigration::start(const controlplane::v1::StartTransfer& command) {
+  if (services_.record.migration->phase != MigrationPhase::kPreparing) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, "StartTransfer: this migration is already past that"));
+  }
+  services_.record.migration->phase = MigrationPhase::kTransferring;
+  if (auto saved = services_.save(); !saved) {
+    return saved;
+  }
+  dataplane::v1::ToDataplane request;
+  auto& start = *request.mutable_start_migration();
+  start.set_migration_id(id_.to_bytes());
+  *start.mutable_peer() = command.peer();
+  start.set_secret(command.secret());
+  auto reply = services_.dataplane.call(std::move(request));
+  return reply ? std::expected<void, Error>{} : std::unexpected(reply.error());
+}
+
+void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event) {
+  if (event.has_migration_failed()) {
+    fail(event.migration_failed().error());
+    return;
+  }
+  if (!event.has_device_state() && !event.has_memory_ready()) {
+    return;
+  }
+  const std::lock_guard stream_lock(stream_mutex_);
+  if (!stream_) {
+    return;  // a migration from before a restart: the store's word ends it
+  }
+  if (event.has_device_state()) {
+    const std::string& data = event.device_state().data();
+    stream_->arrive(std::as_bytes(std::span(data.data(), data.size())), event.device_state().end());
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    memory_ready_ = true;
+  }
+  stream_->release();
+}
+
+void DestinationMigration::on_qmp_event(const QmpEvent& event) {
+  if (event.name == "RESUME") {
+    const std::lock_guard lock(mutex_);
+    resume_unix_us_ = event.unix_us;
+    changed_.notify_all();
+    return;
+  }
+  if (event.name != "MIGRATION") {
+    return;
+  }
+  const std::string status = json_string(event.data, "status").value_or("");
+  bool ready = false;
+  {
+    const std::lock_guard lock(mutex_);
+    ready = memory_ready_;
+  }
+  if (status == "completed" && ready) {
+    emit(make_event(MigrationEvent::LOADED));
+  } else if (status == "completed") {
+    fail(make_error(Error::PEER, "the device state was complete before the memory was"));
+  } else if (status == "failed") {
+    fail(make_error(Error::INTERNAL, "QEMU could not load the device state (its log tells why)"));
+  }
+}
+
+void DestinationMigration::fail(Error error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failed_ || settled_) {
+      return;
+    }
+    failed_ = true;
+  }
+  spdlog::warn("migration {} of VM {} fails here: {}", id_.text(), services_.record.definition.name, text_of(error));
+  auto event = make_event(MigrationEvent::FAILED);
+  *event.mutable_error() = std::move(error);
+  emit(std::move(event));
+}
+
+std::expected<void, std::string> DestinationMigration::check_loaded() {
+  auto status = query_status(services_.qmp);
+  if (!status) {
+    return std::unexpected(status.error().text);
+  }
+  if (*status == "running") {
+    return {};  // continued before a restart of ours
+  }
+  auto info = query_migrate(services_.qmp);
+  if (!info || info->status != "completed") {
+    return std::unexpected("its device state is not loaded (" + (info ? info->status : info.error().text) + ")");
+  }
+  return {};
+}
+
+std::expected<dataplane::v1::Reply, Error> DestinationMigration::finish(dataplane::v1::Outcome outcome,
+                                                                        std::uint64_t ownership) {
+  dataplane::v1::ToDataplane request;
+  auto& finish = *request.mutable_finish_migration();
+  finish.set_migration_id(id_.to_bytes());
+  finish.set_outcome(outcome);
+  finish.set_ownership(ownership);
+  return services_.dataplane.call(std::move(request), {}, kFinishTime);
+}
+
+MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
+  bool loaded_here = false;
+  {
+    const std::lock_guard lock(mutex_);
+    settled_ = true;
+    loaded_here = last_event_ && last_event_->kind() == MigrationEvent::LOADED;
+  }
+  // Having seen it load ourselves saves two round trips of the downtime.
+  auto loaded = loaded_here ? std::expected<void, std::string>{} : check_loaded();
+  auto continued = loaded ? cont(services_.qmp) : std::unexpected(QmpError{QmpErrorCode::kReply, loaded.error()});
+  if (!continued) {
+    auto event = make_event(MigrationEvent::FAILED);
+    *event.mutable_error() =
+        make_error(Error::INTERNAL, "the guest could not be continued here: " + continued.error().text);
+    return event;
+  }
+  resumed_ = true;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kResumeTime, [&] { return resume_unix_us_ != 0; });
+  }
+  auto event = make_event(MigrationEvent::RESUMED);
+  auto reply = finish(dataplane::v1::OUTCOME_COMMITTED, ownership);
+  if (reply) {
+    *event.mutable_stats() = reply->finish_migration().stats();
+    services_.record.epoch = std::max(services_.record.epoch, reply->finish_migration().epoch_next());
+  } else {
+    event.set_text("data plane: " + text_of(reply.error()));
+  }
+  return event;
+}
+
+MigrationEvent DestinationMigration::abort(std::uint64_t ownership) {
+  close_stream();
+  auto event = make_event(MigrationEvent::RETIRED);
+  auto reply = finish(dataplane::v1::OUTCOME_ABORTED, ownership);
+  if (reply) {
+    *event.mutable_stats() = reply->finish_migration().stats();
+    ram_files_unused_ = !reply->finish_migration().image_retained();
+    event.set_text(ram_files_unused_ ? "nothing kept: " + reply->finish_migration().image_reason()
+                                     : "partial image kept");
+  } else {
+    event.set_text("data plane: " + text_of(reply.error()));
+  }
+  return event;
+}
+
+}  // namespace godwit::bridge

@@ -1,0 +1,35 @@
+#pragma once
+// The RAM files of a VM on this host, and whether there is room for them. Stateless; blocking; any thread, one caller a
+// VM. Sizes in bytes. A refusal is one line: what is short, how much, what to do.
+
+#include <expected>
+#include <string>
+
+#include "config/vm_definition.h"
+#include "qemu-bridge/agent/qemu_arguments.h"
+#include "qemu-bridge/agent/qemu_process.h"
+
+namespace godwit::bridge {
+
+struct HostMemory {
+  std::uint64_t total_bytes = 0;  // that guests on tmpfs may use
+  std::uint64_t free_bytes = 0;
+  std::uint64_t hugepages_free_bytes = 0;
+};
+HostMemory host_memory(const HostPaths& paths);
+
+/// What the regions still need beyond what their present files hold.
+std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths);
+
+/// kKeep: a file of the right size stays as it is (a retained image); others are made anew.
+enum class OldFiles { kKeep, kReplace };
+
+/// Makes every region's file, of its size, for QEMU's user alone.
+std::expected<void, std::string> make_ram_files(const config::VmDefinition& definition, const HostPaths& paths,
+                                                const std::optional<UserIds>& user, OldFiles old_files);
+void remove_ram_files(const config::VmDefinition& definition, const HostPaths& paths);
+
+/// The VM's run directory, for QEMU's user alone.
+std::expected<void, std::string> make_run_dir(const HostPaths& paths, const std::optional<UserIds>& user);
+
+}  // namespace godwit::bridge

@@ -1,0 +1,461 @@
+#include "qemu-bridge/agent/source_migration.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/agent/qemu_inspection.h"
+#include "qemu-bridge/device-state/stream_socket.h"
+#include "spdlog/spdlog.h"
+
+namespace godwit::bridge {
+namespace {
+
+using controlplane::v1::MigrationEvent;
+using dataplane::v1::Error;
+
+constexpr const char* kStreamFd = "godwit-device-state";
+// For the RAM that QEMU itself sends (video RAM): small, so that QEMU stops the guest only when next to none is left.
+constexpr std::uint64_t kQemuDowntimeMs = 50;
+constexpr std::chrono::milliseconds kStatusTime{2000};
+constexpr std::chrono::milliseconds kCancelTime{10'000};
+constexpr std::chrono::milliseconds kLookAgain{20};
+// Storing the table of a guest of terabytes takes its time.
+constexpr std::chrono::milliseconds kFinishTime{120'000};
+constexpr std::chrono::milliseconds kExitTime{10'000};
+
+bool under_way(const std::string& status) {
+  return status == "setup" || status == "active" || status == "device" || status == "pre-switchover" ||
+         status == "cancelling" || status == "wait-unplug";
+}
+
+Error of(const QmpError& error) { return make_error(Error::INTERNAL, error.text); }
+
+}  // namespace
+
+// ---- DeviceStateSender
+// -----------------------------------------------------------------------------------------------
+
+DeviceStateSender::DeviceStateSender(DataplaneClient& dataplane, const Id128& migration,
+                                     std::function<void(Error)> on_failed)
+    : dataplane_(dataplane), migration_(migration.to_bytes()), on_failed_(std::move(on_failed)) {}
+
+bool DeviceStateSender::send(std::string chunk) {
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return closed_ || unanswered_ < kUnansweredMax; });
+    if (closed_) {
+      return false;
+    }
+    ++unanswered_;
+  }
+  dataplane::v1::ToDataplane request;
+  request.mutable_device_state()->set_migration_id(migration_);
+  request.mutable_device_state()->set_data(std::move(chunk));
+  dataplane_.post(std::move(request), [self = shared_from_this()](auto reply) { self->answered(reply); });
+  return true;
+}
+
+void DeviceStateSender::answered(const std::expected<dataplane::v1::Reply, Error>& reply) {
+  bool tell = false;
+  {
+    const std::lock_guard lock(mutex_);
+    --unanswered_;
+    if (!reply) {
+      tell = !closed_;
+      closed_ = true;
+    }
+    changed_.notify_all();
+  }
+  if (tell) {
+    on_failed_(reply.error());
+  }
+}
+
+void DeviceStateSender::end() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_device_state_end()->set_migration_id(migration_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return;
+    }
+    ++unanswered_;
+  }
+  dataplane_.post(std::move(request), [self = shared_from_this()](auto reply) { self->answered(reply); });
+}
+
+void DeviceStateSender::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  changed_.notify_all();
+}
+
+// ---- SourceMigration
+// -------------------------------------------------------------------------------------------------
+
+SourceMigration::SourceMigration(GuestServices services)
+    : services_(std::move(services)),
+      id_(services_.record.migration.value().id),
+      taken_over_in_switch_(services_.record.migration->phase >= MigrationPhase::kSwitching) {
+  sender_ = std::make_shared<DeviceStateSender>(services_.dataplane, id_, [](const Error& error) {
+    spdlog::warn("device state: {}", text_of(error));  // MigrationFailed or the end of the connection says it too
+  });
+}
+
+SourceMigration::~SourceMigration() { close_stream(); }
+
+MigrationEvent SourceMigration::make_event(MigrationEvent::Kind kind) const {
+  MigrationEvent event;
+  event.set_migration_id(id_.to_bytes());
+  event.set_kind(kind);
+  const std::lock_guard lock(mutex_);
+  event.set_stop_unix_us(stop_unix_us_);
+  return event;
+}
+
+void SourceMigration::emit(MigrationEvent event) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (settled_) {
+      return;
+    }
+    if (event.kind() != MigrationEvent::PROGRESS) {
+      last_event_ = event;
+    }
+  }
+  services_.emit(std::move(event));
+}
+
+void SourceMigration::repeat_last_event() {
+  std::optional<MigrationEvent> event;
+  {
+    const std::lock_guard lock(mutex_);
+    event = last_event_;
+  }
+  if (event) {
+    services_.emit(std::move(*event));
+  }
+}
+
+std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::prepare(
+    const controlplane::v1::PrepareSource& command) {
+  if (auto movable = check_still_movable(services_.qmp); !movable) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, movable.error().text));
+  }
+  if (auto set = set_migration_capabilities(services_.qmp); !set) {
+    return std::unexpected(of(set.error()));
+  }
+  if (auto set = migrate_set_parameters(services_.qmp, kQemuDowntimeMs); !set) {
+    return std::unexpected(of(set.error()));
+  }
+  dataplane::v1::ToDataplane request;
+  auto& prepare = *request.mutable_prepare_migration();
+  prepare.set_migration_id(id_.to_bytes());
+  prepare.set_vm_uuid(command.vm_uuid());
+  prepare.set_ownership(command.ownership());
+  prepare.set_role(dataplane::v1::ROLE_SOURCE);
+  prepare.set_epoch_base(command.epoch_base());
+  prepare.set_epoch_count(command.epoch_count());
+  prepare.set_bytes_total(bytes_total(services_.record.definition));
+  auto reply = services_.dataplane.call(std::move(request));
+  if (!reply) {
+    return std::unexpected(reply.error());
+  }
+  return reply->prepare_migration();
+}
+
+std::expected<void, Error> SourceMigration::start(const controlplane::v1::StartTransfer& command) {
+  if (services_.record.migration->phase != MigrationPhase::kPreparing) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, "StartTransfer: this migration is already past that"));
+  }
+  services_.record.migration->phase = MigrationPhase::kTransferring;
+  if (auto saved = services_.save(); !saved) {
+    return saved;
+  }
+  dataplane::v1::ToDataplane request;
+  auto& start = *request.mutable_start_migration();
+  start.set_migration_id(id_.to_bytes());
+  *start.mutable_peer() = command.peer();
+  start.set_secret(command.secret());
+  *start.mutable_policy() = command.policy();
+  auto reply = services_.dataplane.call(std::move(request));
+  return reply ? std::expected<void, Error>{} : std::unexpected(reply.error());
+}
+
+std::expected<void, Error> SourceMigration::switch_over() {
+  if (services_.record.migration->phase != MigrationPhase::kTransferring) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, "Switch: this migration is not transferring (" +
+                                                              std::string(name_of(services_.record.migration->phase)) +
+                                                              ")"));
+  }
+  services_.record.migration->phase = MigrationPhase::kSwitching;
+  if (auto saved = services_.save(); !saved) {
+    return saved;
+  }
+  auto sockets = make_stream_sockets();
+  if (!sockets) {
+    return std::unexpected(
+        make_error(Error::KERNEL, std::string("socketpair for the device state: ") + std::strerror(sockets.error())));
+  }
+  if (auto passed = getfd(services_.qmp, kStreamFd, sockets->qemu.get()); !passed) {
+    return std::unexpected(of(passed.error()));
+  }
+  sockets->qemu.reset();  // the end of the stream is when QEMU closes its copy
+  {
+    const std::lock_guard lock(mutex_);
+    switching_ = true;
+    stream_ = std::make_unique<SourceStream>(
+        std::move(sockets->ours),
+        SourceStream::Handlers{
+            .forward = [sender = sender_](std::string chunk) { return sender->send(std::move(chunk)); },
+            .guest_runs =
+                [this] {
+                  auto reply = services_.qmp.execute("query-status", Json::object(), kStatusTime);
+                  return reply && json_string(*reply, "status") == "running";
+                },
+            .on_end = [this](const auto& result) { stream_ended(result); }});
+  }
+  if (auto started = migrate(services_.qmp, std::string("fd:") + kStreamFd); !started) {
+    const std::lock_guard lock(mutex_);
+    switching_ = false;
+    return std::unexpected(of(started.error()));
+  }
+  return {};
+}
+
+void SourceMigration::on_qmp_event(const QmpEvent& event) {
+  if (event.name == "STOP") {
+    guest_stopped(event.unix_us);
+    return;
+  }
+  if (event.name != "MIGRATION") {
+    return;
+  }
+  const std::string status = json_string(event.data, "status").value_or("");
+  bool failed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!switching_) {
+      return;
+    }
+    qemu_completed_ = qemu_completed_ || status == "completed";
+    failed = !settled_ && (status == "failed" || status == "cancelled");
+    changed_.notify_all();
+  }
+  if (failed) {
+    fail(make_error(Error::INTERNAL, "QEMU could not save its device state (migration " + status + ")"));
+  }
+  end_stream_if_complete();
+}
+
+void SourceMigration::guest_stopped(std::int64_t unix_us) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!switching_ || stopped_) {
+      return;
+    }
+    stopped_ = true;
+    stop_unix_us_ = unix_us;
+    if (stream_) {
+      stream_->guest_stopped();
+    }
+  }
+  dataplane::v1::ToDataplane request;
+  request.mutable_guest_stopped()->set_migration_id(id_.to_bytes());
+  services_.dataplane.post(std::move(request), [](const auto& reply) {
+    if (!reply) {
+      spdlog::warn("GuestStopped: {}", text_of(reply.error()));
+    }
+  });
+  emit(make_event(MigrationEvent::PROGRESS));
+}
+
+void SourceMigration::stream_ended(const std::expected<std::uint64_t, SourceStream::Error>& result) {
+  if (!result) {
+    fail(make_error(Error::INTERNAL, result.error() == SourceStream::Error::kRead
+                                         ? "QEMU's device state cannot be read"
+                                         : "the data plane does not take the device state"));
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    stream_ended_ = true;
+  }
+  end_stream_if_complete();
+}
+
+void SourceMigration::end_stream_if_complete() {
+  {
+    const std::lock_guard lock(mutex_);
+    // A stream that QEMU gave up also ends; only "completed" says that it is whole, and that QEMU will not resume.
+    if (!stream_ended_ || !qemu_completed_ || !stopped_ || end_sent_ || settled_) {
+      return;
+    }
+    end_sent_ = true;
+  }
+  sender_->end();
+}
+
+void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {
+  if (event.has_progress()) {
+    auto out = make_event(MigrationEvent::PROGRESS);
+    *out.mutable_stats() = event.progress().stats();
+    emit(std::move(out));
+  } else if (event.has_ready_to_switch()) {
+    auto out = make_event(MigrationEvent::READY_TO_SWITCH);
+    out.set_estimated_downtime_us(event.ready_to_switch().estimated_downtime_us());
+    emit(std::move(out));
+  } else if (event.has_source_done()) {
+    auto out = make_event(MigrationEvent::PROGRESS);
+    *out.mutable_stats() = event.source_done().stats();
+    emit(std::move(out));
+  } else if (event.has_migration_failed()) {
+    fail(event.migration_failed().error());
+  }
+}
+
+void SourceMigration::fail(Error error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failed_ || settled_) {
+      return;
+    }
+    failed_ = true;
+  }
+  spdlog::warn("migration {} of VM {} fails here: {}", id_.text(), services_.record.definition.name, text_of(error));
+  auto event = make_event(MigrationEvent::FAILED);
+  *event.mutable_error() = std::move(error);
+  emit(std::move(event));
+}
+
+void SourceMigration::close_stream() {
+  sender_->close();
+  std::unique_ptr<SourceStream> stream;
+  {
+    // Destroyed outside: its threads may wait for QMP, whose reader may wait for this lock.
+    const std::lock_guard lock(mutex_);
+    stream = std::move(stream_);
+  }
+}
+
+MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
+  {
+    const std::lock_guard lock(mutex_);
+    settled_ = true;
+  }
+  auto event = make_event(MigrationEvent::RETIRED);
+  if (auto status = query_status(services_.qmp); status && *status == "running") {
+    spdlog::error("VM {} runs although its migration {} is committed: stopping it", services_.record.definition.name,
+                  id_.text());
+    if (auto stopped = stop(services_.qmp); !stopped) {
+      end_process(services_.record.process, std::chrono::milliseconds(0));
+    }
+  }
+  close_stream();
+  dataplane::v1::ToDataplane request;
+  auto& finish = *request.mutable_finish_migration();
+  finish.set_migration_id(id_.to_bytes());
+  finish.set_outcome(dataplane::v1::OUTCOME_COMMITTED);
+  finish.set_ownership(ownership);
+  auto reply = services_.dataplane.call(std::move(request), {}, kFinishTime);
+  if (reply) {
+    *event.mutable_stats() = reply->finish_migration().stats();
+    const bool retained = reply->finish_migration().image_retained();
+    ram_files_unused_ = !retained;
+    event.set_text(retained ? "image retained" : "image not retained: " + reply->finish_migration().image_reason());
+  } else {
+    event.set_text("image not retained: " + text_of(reply.error()));
+  }
+  // The monitor is gone when QEMU obeys at once: whether it did, its process tells.
+  static_cast<void>(quit(services_.qmp));
+  if (!wait_for_exit(services_.record.process, kExitTime)) {
+    end_process(services_.record.process, std::chrono::milliseconds(0));
+  }
+  return event;
+}
+
+MigrationEvent SourceMigration::abort(std::uint64_t ownership) {
+  bool switch_begun = false;
+  {
+    const std::lock_guard lock(mutex_);
+    settled_ = true;
+    switch_begun = switching_ || taken_over_in_switch_;
+  }
+  sender_->close();
+  auto cancelled = cancel_in_qemu();
+  close_stream();
+  auto continued = cancelled ? continue_guest(switch_begun) : cancelled;
+  auto event = make_event(continued ? MigrationEvent::BACK : MigrationEvent::FAILED);
+  if (!continued) {
+    *event.mutable_error() = make_error(Error::INTERNAL, "the guest could not be continued here: " + continued.error());
+  }
+  dataplane::v1::ToDataplane request;
+  auto& finish = *request.mutable_finish_migration();
+  finish.set_migration_id(id_.to_bytes());
+  finish.set_outcome(dataplane::v1::OUTCOME_ABORTED);
+  finish.set_ownership(ownership);
+  auto reply = services_.dataplane.call(std::move(request), {}, kFinishTime);
+  if (reply) {
+    *event.mutable_stats() = reply->finish_migration().stats();
+    services_.record.epoch = std::max(services_.record.epoch, reply->finish_migration().epoch_next());
+  } else if (reply.error().code() != Error::NO_SUCH_MIGRATION) {
+    event.set_text("data plane: " + text_of(reply.error()));
+  }
+  return event;
+}
+
+std::expected<void, std::string> SourceMigration::cancel_in_qemu() {
+  const auto until = std::chrono::steady_clock::now() + kCancelTime;
+  bool asked = false;
+  while (true) {
+    auto info = query_migrate(services_.qmp);
+    if (!info) {
+      return std::unexpected(info.error().text);
+    }
+    if (!under_way(info->status)) {
+      return {};
+    }
+    if (!asked) {
+      asked = true;
+      if (auto cancelled = migrate_cancel(services_.qmp); !cancelled) {
+        return std::unexpected(cancelled.error().text);
+      }
+    }
+    std::unique_lock lock(mutex_);
+    if (std::chrono::steady_clock::now() > until) {
+      return std::unexpected("QEMU's migration stays '" + info->status + "' although cancelled");
+    }
+    changed_.wait_for(lock, kLookAgain);  // a MIGRATION event wakes it
+  }
+}
+
+std::expected<void, std::string> SourceMigration::continue_guest(bool switch_begun) {
+  const auto until = std::chrono::steady_clock::now() + kCancelTime;
+  while (true) {
+    auto status = query_status(services_.qmp);
+    if (!status) {
+      return std::unexpected(status.error().text);
+    }
+    if (*status == "running" || !switch_begun) {
+      return {};
+    }
+    std::string refused = "its run state is '" + *status + "'";
+    if (*status == "postmigrate" || *status == "paused") {
+      auto continued = cont(services_.qmp);
+      if (continued) {
+        return {};
+      }
+      refused = continued.error().text;
+    } else if (*status != "finish-migrate") {
+      return std::unexpected(refused);  // the guest shut down or crashed by itself
+    }
+    std::unique_lock lock(mutex_);
+    if (std::chrono::steady_clock::now() > until) {
+      return std::unexpected(refused);
+    }
+    changed_.wait_for(lock, kLookAgain);
+  }
+}
+
+}  // namespace godwit::bridge

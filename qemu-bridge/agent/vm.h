@@ -1,0 +1,137 @@
+#pragma once
+// Vm: one guest on this host, from its start, attachment or arrival until it is gone: its QEMU, its monitor, its place
+// in the journal and the migration it takes part in. Owns a queue: every command, and every event that needs a
+// decision, is one task there, so commands of one VM never overlap. Threads: all public functions from any;
+// on_dataplane_event() is passed on in the caller's thread, without blocking. The owner destroys a Vm from another
+// thread than its queue, after on_gone told that it is over. Failure: each command is answered by one Error; what it
+// had begun is undone (QEMU that it started is ended).
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "config/bridge_config.h"
+#include "qemu-bridge/agent/control_session.h"
+#include "qemu-bridge/agent/destination_migration.h"
+#include "qemu-bridge/agent/guest_attachment.h"
+#include "qemu-bridge/agent/serial_queue.h"
+#include "qemu-bridge/agent/source_migration.h"
+
+namespace godwit::bridge {
+
+using AgentResult = std::expected<controlplane::v1::AgentReply, dataplane::v1::Error>;
+using Reply = std::function<void(AgentResult)>;
+
+struct VmServices {
+  const config::BridgeConfig& config;
+  DataplaneClient& dataplane;
+  Journal& journal;
+  std::function<void(controlplane::v1::FromAgent, ControlSession::Delivery)> send;
+  std::function<void(const Id128& uuid)> on_gone;  // from the queue; the Vm is to be destroyed
+  std::function<void()> on_change;                 // what running() tells has changed
+};
+
+class Vm {
+ public:
+  Vm(VmServices services, VmRecord record);
+  ~Vm();
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+
+  void start(Reply reply);
+  void attach(Reply reply);
+  void stop(std::uint64_t ownership, Reply reply);
+  void prepare_source(const controlplane::v1::PrepareSource& command, Reply reply);
+  void prepare_destination(const controlplane::v1::PrepareDestination& command, Reply reply);
+  void start_transfer(const controlplane::v1::StartTransfer& command, Reply reply);
+  void switch_over(Reply reply);
+  void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
+  /// Takes over what an earlier run of the bridge left, by the record.
+  void recover();
+
+  void on_dataplane_up(const dataplane::v1::HelloResult& hello);
+  void on_dataplane_down(const std::string& reason);
+  void on_dataplane_event(const dataplane::v1::Event& event);
+  /// A new stream to the control plane: repeat what it may have missed, ask what is undecided.
+  void on_registered();
+  /// Once a second: asks for the outcome while in doubt.
+  void tick();
+  /// The store says that the guest is another host's, by a higher ownership: it must not run here.
+  void fence(std::uint64_t ownership);
+
+  [[nodiscard]] const Id128& uuid() const { return uuid_; }
+  [[nodiscard]] controlplane::v1::RunningVm running() const;
+  /// Nil when none is under way.
+  [[nodiscard]] Id128 migration_id() const;
+
+ private:
+  using Error = dataplane::v1::Error;
+
+  // vm.cpp
+  std::expected<void, Error> save();
+  void publish();
+  void run_command(std::function<AgentResult()> command, Reply reply);
+  AgentResult do_start();
+  AgentResult do_attach();
+  AgentResult do_stop(std::uint64_t ownership);
+  std::expected<void, Error> launch_qemu(StartKind kind, const std::string& machine);
+  std::expected<void, Error> connect_monitor(std::chrono::milliseconds time);
+  std::expected<QemuFacts, Error> inspect();
+  std::expected<Attachment, Error> attach_memory(AttachKind kind);
+  void on_qmp_event(const QmpEvent& event);
+  void watch_process();
+  void on_exit();
+  void end_qemu();
+  void remove_files();
+  void gone();
+  void do_recover();
+  void reattach();
+
+  // vm_migration.cpp
+  AgentResult do_prepare_source(const controlplane::v1::PrepareSource& command);
+  AgentResult do_prepare_destination(const controlplane::v1::PrepareDestination& command);
+  AgentResult do_start_transfer(const controlplane::v1::StartTransfer& command);
+  AgentResult do_switch_over();
+  AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
+  void settle_source(bool committed, std::uint64_t ownership);
+  void settle_destination(bool committed, std::uint64_t ownership);
+  std::expected<void, Error> make_room(const controlplane::v1::PrepareDestination& command);
+  void drop_images();
+  void fail_migration(const std::string& reason);
+  void ask_outcome();
+  void make_migration();
+  void drop_migration();
+  void emit(controlplane::v1::MigrationEvent event);
+  GuestServices guest_services();
+
+  VmServices services_;
+  const Id128 uuid_;
+  const HostPaths paths_;
+
+  // Of the queue's thread.
+  VmRecord record_;
+  std::unique_ptr<QmpClient> qmp_;
+  std::vector<MemoryBackend> backends_;
+  dataplane::v1::AttachGuestResult attached_;
+  std::optional<UserIds> user_;
+  bool in_doubt_ = false;  // contact or a process was lost in a migration: only the store knows how it stands
+  bool over_ = false;
+  bool gone_ = false;
+  std::string qemu_version_;
+  std::unique_ptr<ProcessWatch> watch_;
+
+  // The migration is made and dropped in the queue, under this lock; event handlers use it under this lock.
+  std::mutex migration_mutex_;
+  std::unique_ptr<SourceMigration> source_;
+  std::unique_ptr<DestinationMigration> destination_;
+
+  mutable std::mutex summary_mutex_;
+  controlplane::v1::RunningVm summary_;
+  Id128 summary_migration_;
+  std::string run_state_ = "prelaunch";
+
+  SerialQueue queue_;  // last: its thread ends first
+};
+
+}  // namespace godwit::bridge

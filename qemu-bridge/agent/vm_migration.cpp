@@ -1,0 +1,372 @@
+// Vm's part in migrations; see source_migration.h and destination_migration.h for what happens at each end.
+#include <algorithm>
+
+#include "base/check.h"
+#include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/agent/ram_files.h"
+#include "qemu-bridge/agent/vm.h"
+#include "spdlog/spdlog.h"
+
+namespace godwit::bridge {
+
+using controlplane::v1::AgentReply;
+using controlplane::v1::FromAgent;
+using controlplane::v1::MigrationEvent;
+
+// ---- commands
+// --------------------------------------------------------------------------------------------------------
+
+void Vm::prepare_source(const controlplane::v1::PrepareSource& command, Reply reply) {
+  run_command([this, command] { return do_prepare_source(command); }, std::move(reply));
+}
+
+void Vm::prepare_destination(const controlplane::v1::PrepareDestination& command, Reply reply) {
+  run_command([this, command] { return do_prepare_destination(command); }, std::move(reply));
+}
+
+void Vm::start_transfer(const controlplane::v1::StartTransfer& command, Reply reply) {
+  run_command([this, command] { return do_start_transfer(command); }, std::move(reply));
+}
+
+void Vm::switch_over(Reply reply) {
+  run_command([this] { return do_switch_over(); }, std::move(reply));
+}
+
+void Vm::outcome(const controlplane::v1::Outcome& outcome, Reply reply) {
+  run_command([this, outcome] { return do_outcome(outcome); }, std::move(reply));
+}
+
+AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command) {
+  const auto id = Id128::from_bytes(command.migration_id());
+  if (!id || id->is_nil() || !qmp_) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, qmp_ ? "PrepareSource: migration_id is not 16 bytes"
+                                                               : "PrepareSource: QEMU's monitor is not connected"));
+  }
+  if (command.ownership() != record_.ownership) {
+    return std::unexpected(make_error(Error::STALE_OWNERSHIP, "PrepareSource: ownership " +
+                                                                  std::to_string(command.ownership()) + " is not " +
+                                                                  std::to_string(record_.ownership)));
+  }
+  if (record_.migration && record_.migration->id != *id) {
+    return std::unexpected(make_error(
+        Error::BAD_REQUEST, "PrepareSource: migration " + record_.migration->id.text() + " of this VM is under way"));
+  }
+  record_.migration = MigrationRecord{*id, MigrationRole::kSource, MigrationPhase::kPreparing, 0};
+  const auto undo = [this](const Error& error) {
+    drop_migration();
+    record_.migration.reset();
+    static_cast<void>(save());
+    return AgentResult(std::unexpected(error));
+  };
+  if (auto saved = save(); !saved) {
+    return undo(saved.error());
+  }
+  make_migration();
+  auto prepared = source_->prepare(command);
+  if (!prepared) {
+    return undo(prepared.error());
+  }
+  AgentReply reply;
+  auto& out = *reply.mutable_source_prepared();
+  *out.mutable_definition() = to_proto(record_.definition);
+  *out.mutable_endpoint() = prepared->endpoint();
+  out.set_image_id(record_.image_id.to_bytes());
+  out.set_tracker(attached_.tracker());
+  out.set_tracker_reason(attached_.tracker_reason());
+  out.set_qemu_version(qemu_version_);
+  out.set_machine_type(record_.machine_type);
+  out.set_bytes_total(bytes_total(record_.definition));
+  return reply;
+}
+
+std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::PrepareDestination& command) {
+  if (!command.reuse()) {
+    drop_images();
+    remove_ram_files(record_.definition, paths_);
+  }
+  dataplane::v1::ToDataplane request;
+  request.mutable_make_room()->set_bytes(bytes_total(record_.definition));
+  request.mutable_make_room()->set_keep_vm_uuid(uuid_.to_bytes());
+  if (auto made = services_.dataplane.call(std::move(request)); !made) {
+    return std::unexpected(made.error());
+  }
+  if (auto room = check_room(record_.definition, paths_); !room) {
+    return std::unexpected(make_error(Error::NO_MEMORY, room.error()));
+  }
+  return {};
+}
+
+/// Images of this VM that will not be used: its RAM files are about to be made anew.
+void Vm::drop_images() {
+  dataplane::v1::ToDataplane list;
+  list.mutable_list_images();
+  auto images = services_.dataplane.call(std::move(list));
+  if (!images) {
+    return;
+  }
+  for (const auto& image : images->list_images().images()) {
+    if (image.id().vm_uuid() == uuid_.to_bytes()) {
+      dataplane::v1::ToDataplane drop;
+      *drop.mutable_drop_image()->mutable_id() = image.id();
+      static_cast<void>(services_.dataplane.call(std::move(drop)));
+    }
+  }
+}
+
+AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestination& command) {
+  const auto undo = [this](const Error& error) {
+    drop_migration();
+    end_qemu();
+    dataplane::v1::ToDataplane request;
+    request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
+    request.mutable_detach_guest()->set_ownership(record_.ownership);
+    static_cast<void>(services_.dataplane.call(std::move(request)));
+    over_ = true;
+    return AgentResult(std::unexpected(error));
+  };
+  if (command.bytes_total() != bytes_total(record_.definition)) {
+    return undo(make_error(Error::BAD_REQUEST, "the source's RAM is " + std::to_string(command.bytes_total()) +
+                                                   " bytes, the definition's " +
+                                                   std::to_string(bytes_total(record_.definition))));
+  }
+  if (auto saved = save(); !saved) {
+    return undo(saved.error());
+  }
+  if (auto room = make_room(command); !room) {
+    return undo(room.error());
+  }
+  const std::string machine = machine_of_type(record_.definition.machine, command.source_machine_type());
+  record_.definition.machine = machine;
+  if (auto launched = launch_qemu(StartKind::kIncoming, machine); !launched) {
+    return undo(launched.error());
+  }
+  if (auto facts = inspect(); !facts) {
+    return undo(facts.error());
+  }
+  watch_process();
+  if (auto attached = attach_memory(dataplane::v1::AttachGuest::ARRIVING); !attached) {
+    return undo(attached.error());
+  }
+  make_migration();
+  auto prepared = destination_->prepare(command);
+  if (!prepared) {
+    return undo(prepared.error());
+  }
+  AgentReply reply;
+  auto& out = *reply.mutable_destination_prepared();
+  *out.mutable_endpoint() = prepared->endpoint();
+  out.set_image_accepted(prepared->image_accepted());
+  out.set_image_reason(prepared->image_reason());
+  out.set_image_pages(prepared->image_pages());
+  return reply;
+}
+
+AgentResult Vm::do_start_transfer(const controlplane::v1::StartTransfer& command) {
+  std::expected<void, Error> started = std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "no migration here"));
+  if (source_) {
+    started = source_->start(command);
+  } else if (destination_) {
+    started = destination_->start(command);
+  }
+  return started ? AgentResult(AgentReply()) : std::unexpected(started.error());
+}
+
+AgentResult Vm::do_switch_over() {
+  if (!source_) {
+    return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Switch: this host is not the source of a migration"));
+  }
+  auto switched = source_->switch_over();
+  if (!switched) {
+    source_->fail(switched.error());
+    return std::unexpected(switched.error());
+  }
+  return AgentReply();
+}
+
+// ---- outcome
+// ---------------------------------------------------------------------------------------------------------
+
+AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
+  if (!record_.migration || record_.migration->id.to_bytes() != outcome.migration_id()) {
+    return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Outcome: this migration is not under way here"));
+  }
+  if (outcome.state() != controlplane::v1::COMMITTED && outcome.state() != controlplane::v1::ABORTED) {
+    return AgentReply();  // not decided: stay as we are, and ask again
+  }
+  const bool committed = outcome.state() == controlplane::v1::COMMITTED;
+  const std::uint64_t ownership = std::max(outcome.ownership(), record_.ownership);
+  in_doubt_ = false;
+  if (record_.migration->role == MigrationRole::kSource) {
+    record_.migration->phase = committed ? MigrationPhase::kCommitted : MigrationPhase::kAborted;
+    record_.migration->ownership_after = ownership;
+    if (auto saved = save(); !saved && committed) {
+      return std::unexpected(saved.error());  // the guest stays paused, and the store asks again
+    }
+    settle_source(committed, ownership);
+  } else {
+    settle_destination(committed, ownership);
+  }
+  return AgentReply();
+}
+
+void Vm::settle_source(bool committed, std::uint64_t ownership) {
+  if (!source_) {
+    make_migration();
+  }
+  MigrationEvent event;
+  if (committed) {
+    watch_.reset();  // its end is our doing
+    event = source_->commit(ownership);
+    if (source_->ram_files_unused()) {
+      remove_files();
+    }
+    over_ = true;
+  } else {
+    event = source_->abort(ownership);
+    record_.ownership = ownership;
+  }
+  drop_migration();
+  record_.migration.reset();
+  if (!over_) {
+    static_cast<void>(save());
+    reattach();
+  } else {
+    gone();
+  }
+  emit(std::move(event));
+}
+
+void Vm::settle_destination(bool committed, std::uint64_t ownership) {
+  MigrationEvent event;
+  if (committed) {
+    event = destination_->commit(ownership);
+    if (destination_->resumed()) {
+      record_.ownership = ownership;
+      drop_migration();
+      record_.migration.reset();
+      static_cast<void>(save());
+      reattach();
+      emit(std::move(event));
+      return;
+    }
+    spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
+  } else {
+    event = destination_->abort(ownership);
+  }
+  const bool unused = !committed && destination_->ram_files_unused();
+  drop_migration();
+  end_qemu();
+  if (unused) {
+    remove_files();
+  }
+  over_ = true;
+  gone();
+  emit(std::move(event));
+}
+
+// ---- events
+// ----------------------------------------------------------------------------------------------------------
+
+GuestServices Vm::guest_services() {
+  return {*qmp_, services_.dataplane, record_, [this] { return save(); },
+          [this](MigrationEvent event) { emit(std::move(event)); }};
+}
+
+void Vm::make_migration() {
+  if (!record_.migration || !qmp_) {
+    return;
+  }
+  std::unique_ptr<SourceMigration> source;
+  std::unique_ptr<DestinationMigration> destination;
+  if (record_.migration->role == MigrationRole::kSource) {
+    source = std::make_unique<SourceMigration>(guest_services());
+  } else {
+    destination = std::make_unique<DestinationMigration>(guest_services());
+  }
+  const std::lock_guard lock(migration_mutex_);
+  source_.swap(source);
+  destination_.swap(destination);
+}
+
+void Vm::drop_migration() {
+  std::unique_ptr<SourceMigration> source;
+  std::unique_ptr<DestinationMigration> destination;
+  const auto take = [&] {
+    // Destroyed outside of the lock: their threads may wait for the monitor, whose reader may wait for the lock.
+    const std::lock_guard lock(migration_mutex_);
+    source = std::move(source_);
+    destination = std::move(destination_);
+  };
+  take();
+}
+
+void Vm::emit(MigrationEvent event) {
+  const auto kind = event.kind();
+  const bool final_word =
+      kind == MigrationEvent::RESUMED || kind == MigrationEvent::RETIRED || kind == MigrationEvent::BACK;
+  FromAgent message;
+  *message.mutable_event() = std::move(event);
+  // The others are repeated by their migration after the next registration.
+  services_.send(std::move(message),
+                 final_word ? ControlSession::Delivery::kKept : ControlSession::Delivery::kThisStream);
+}
+
+void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
+  const std::lock_guard lock(migration_mutex_);
+  if (source_) {
+    source_->on_dataplane_event(event);
+  } else if (destination_) {
+    destination_->on_dataplane_event(event);
+  }
+}
+
+void Vm::on_dataplane_down(const std::string& reason) {
+  queue_.post([this, reason] {
+    in_doubt_ = record_.migration.has_value();
+    fail_migration("the data plane on this host went away: " + reason);
+  });
+}
+
+void Vm::fail_migration(const std::string& reason) {
+  if (source_) {
+    source_->fail(make_error(Error::INTERNAL, reason));
+  } else if (destination_) {
+    destination_->fail(make_error(Error::INTERNAL, reason));
+  }
+}
+
+void Vm::on_registered() {
+  queue_.post([this] {
+    if (source_) {
+      source_->repeat_last_event();
+    } else if (destination_) {
+      destination_->repeat_last_event();
+    }
+    in_doubt_ = record_.migration.has_value();
+    ask_outcome();
+  });
+}
+
+void Vm::tick() {
+  queue_.post([this] {
+    if (!qmp_ && !over_ && record_.process.pid > 0) {
+      do_recover();
+      if (over_) {
+        gone();
+      }
+      return;
+    }
+    ask_outcome();
+  });
+}
+
+void Vm::ask_outcome() {
+  if (!record_.migration || over_ || !(in_doubt_ || record_.migration->phase == MigrationPhase::kSwitching)) {
+    return;
+  }
+  FromAgent message;
+  message.mutable_ask_outcome()->set_migration_id(record_.migration->id.to_bytes());
+  services_.send(std::move(message), ControlSession::Delivery::kThisStream);
+}
+
+}  // namespace godwit::bridge

@@ -1,0 +1,64 @@
+#pragma once
+// The smallest VMM that can stand for QEMU: a process of its own with one vCPU under /dev/kvm, whose guest reads and
+// writes the pages that it is told. It knows nothing of tracking.
+//
+// Owned by one test; the destructor ends the process by pid. Failures end the process, which every wait notices.
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/unique_fd.h"
+
+namespace godwit::kvm_test {
+
+inline constexpr std::uint64_t kListMax = 8192;
+
+/// In memory that test, VMM and guest see. The first fields are named by their offsets in guest_code.S.
+struct Control {
+  std::uint64_t operation;            // 0
+  std::uint64_t count;                // 8
+  std::atomic<std::uint64_t> stop;    // 16
+  std::uint64_t page_mask;            // 24
+  std::uint64_t random;               // 32
+  std::atomic<std::uint64_t> writes;  // 40
+  std::atomic<std::uint64_t> asked;   // of the VMM: operations asked for
+  std::atomic<std::uint64_t> parked;  // operations done
+  alignas(4096) std::uint32_t list[kListMax];
+};
+
+class TinyVmm {
+ public:
+  /// Why there cannot be one here, or the VMM with its guest parked. ram_bytes: a power of two.
+  static std::expected<std::unique_ptr<TinyVmm>, std::string> start(std::uint64_t ram_bytes, bool huge);
+  ~TinyVmm();
+
+  [[nodiscard]] bool write(std::span<const std::uint32_t> pages) { return run(1, pages); }
+  [[nodiscard]] bool read(std::span<const std::uint32_t> pages) { return run(2, pages); }
+  void start_writing();
+  [[nodiscard]] bool stop_writing();
+  [[nodiscard]] std::uint64_t writes() const { return control_->writes; }
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  [[nodiscard]] int ram_file() const { return ram_file_.get(); }
+  [[nodiscard]] std::uint64_t ram_address() const { return ram_address_; }  // in the VMM
+
+ private:
+  TinyVmm() = default;
+  bool run(std::uint64_t operation, std::span<const std::uint32_t> pages);
+  bool wait_parked() const;
+
+  pid_t pid_ = -1;
+  UniqueFd ram_file_;
+  std::uint64_t ram_bytes_ = 0;
+  std::uint64_t ram_address_ = 0;
+  std::byte* boot_ = nullptr;
+  Control* control_ = nullptr;
+};
+
+}  // namespace godwit::kvm_test

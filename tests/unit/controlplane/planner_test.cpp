@@ -1,0 +1,222 @@
+// The planner, row by row: what is refused and why, which image is reused and why.
+#include "controlplane/planner/planner.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+namespace godwit::controlplane {
+namespace {
+
+constexpr std::uint64_t kGiB = 1ULL << 30;
+
+struct World {
+  api::Plan plan;
+  VmRecord vm;
+  HostView source, destination;
+  bool vm_known = true, source_known = true, destination_known = true;
+  std::optional<Id128> active;
+
+  World() {
+    plan.set_vm("demo");
+    plan.set_destination("host-b");
+    vm.uuid = Id128::random();
+    vm.image_id = Id128::random();
+    vm.name = "demo";
+    vm.host = "host-a";
+    vm.ownership = 1;
+    add_region("tmpfs", kGiB);
+    api::RunningVm running;
+    running.set_uuid(vm.uuid.to_bytes());
+    source.vms.push_back(running);
+    for (HostView* host : {&source, &destination}) {
+      host->connected = true;
+      host->info.set_dataplane_up(true);
+      host->info.set_memory_free_bytes(2 * kGiB);
+      host->info.add_trackers(dpapi::TRACKER_HASHES);
+    }
+  }
+  void add_region(const char* backing, std::uint64_t bytes) {
+    auto& region = *vm.definition.add_regions();
+    region.set_name("ram" + std::to_string(vm.definition.regions_size()));
+    region.set_backing(backing);
+    region.set_bytes(bytes);
+  }
+  dpapi::Image& add_image(const Id128& uuid, const Id128& image_id, std::uint64_t bytes_total) {
+    dpapi::Image& image = destination.images.emplace_back();
+    image.mutable_id()->set_vm_uuid(uuid.to_bytes());
+    image.mutable_id()->set_image_id(image_id.to_bytes());
+    image.set_bytes_total(bytes_total);
+    image.set_bytes_resident(bytes_total);
+    image.set_epoch(5);
+    return image;
+  }
+  [[nodiscard]] std::expected<ReuseDecision, Refused> ask() const {
+    return plan_migration({.plan = plan,
+                           .vm = vm_known ? &vm : nullptr,
+                           .source = source_known ? &source : nullptr,
+                           .destination = destination_known ? &destination : nullptr,
+                           .active_migration = active});
+  }
+};
+
+TEST(Planner, Refusals) {
+  const struct {
+    const char* what;
+    std::function<void(World&)> change;
+    Refusal refusal;
+    const char* text;
+  } rows[] = {
+      {"unknown VM", [](World& w) { w.vm_known = false; }, Refusal::kUnknownVm, "no VM \"demo\""},
+      {"stopped", [](World& w) { w.vm.host.clear(); }, Refusal::kNotRunning, "runs nowhere"},
+      {"exited by itself", [](World& w) { w.source.vms.clear(); }, Refusal::kNotRunning, "does not run any more"},
+      {"unknown host", [](World& w) { w.destination_known = false; }, Refusal::kUnknownHost, "host-b"},
+      {"same host", [](World& w) { w.plan.set_destination("host-a"); }, Refusal::kSameHost, "already"},
+      {"source away", [](World& w) { w.source.connected = false; }, Refusal::kSourceGone, "host-a"},
+      {"source unknown", [](World& w) { w.source_known = false; }, Refusal::kSourceGone, "host-a"},
+      {"source data plane", [](World& w) { w.source.info.set_dataplane_up(false); }, Refusal::kSourceGone,
+       "data plane"},
+      {"destination away", [](World& w) { w.destination.connected = false; }, Refusal::kDestinationGone, "host-b"},
+      {"destination data plane", [](World& w) { w.destination.info.set_dataplane_up(false); },
+       Refusal::kDestinationGone, "data plane of host-b"},
+      {"under way", [](World& w) { w.active = Id128::random(); }, Refusal::kMigrationActive, "already"},
+      {"post-copy", [](World& w) { w.plan.set_mode(api::POSTCOPY); }, Refusal::kModeNotAvailable, "not available yet"},
+      {"hybrid", [](World& w) { w.plan.set_mode(api::HYBRID); }, Refusal::kModeNotAvailable, "not available yet"},
+      {"mode of the future", [](World& w) { w.plan.set_mode(static_cast<api::Mode>(9)); }, Refusal::kModeNotAvailable,
+       "not available yet"},
+      {"to post-copy", [](World& w) { w.plan.set_on_no_convergence(dpapi::NO_CONVERGENCE_POSTCOPY); },
+       Refusal::kModeNotAvailable, "not available yet"},
+      {"rounds", [](World& w) { w.plan.set_rounds_max(1001); }, Refusal::kBadPlan, "rounds_max"},
+      {"downtime", [](World& w) { w.plan.set_downtime_limit_us(UINT64_MAX); }, Refusal::kBadPlan, "downtime_limit"},
+      {"verify of the future", [](World& w) { w.plan.set_verify(static_cast<dpapi::Verify>(7)); }, Refusal::kBadPlan,
+       "does not know"},
+      {"tracker", [](World& w) { w.vm.tracker = dpapi::TRACKER_PAGEMAP_SCAN; }, Refusal::kTrackerNotOffered,
+       "pagemap-scan"},
+      {"held there", [](World& w) { w.destination.vms = w.source.vms; }, Refusal::kVmAtDestination, "still holds"},
+      {"reuse required", [](World& w) { w.plan.set_reuse(api::REUSE_REQUIRE); }, Refusal::kNoReusableImage,
+       "no image of this VM"},
+      {"memory", [](World& w) { w.destination.info.set_memory_free_bytes(kGiB - 1); }, Refusal::kNotEnoughMemory,
+       "not enough memory"},
+      {"image in use makes no room",
+       [](World& w) {
+         w.destination.info.set_memory_free_bytes(0);
+         w.add_image(Id128::random(), Id128::random(), kGiB).set_in_use(true);
+       },
+       Refusal::kNotEnoughMemory, "not enough memory"},
+      {"hugepages", [](World& w) { w.add_region("hugetlbfs", 2U << 20); }, Refusal::kNotEnoughMemory, "hugepages"},
+  };
+  for (const auto& row : rows) {
+    World world;
+    row.change(world);
+    const auto answer = world.ask();
+    ASSERT_FALSE(answer.has_value()) << row.what;
+    EXPECT_EQ(answer.error().refusal, row.refusal) << row.what;
+    EXPECT_NE(answer.error().text.find(row.text), std::string::npos) << row.what << ": " << answer.error().text;
+  }
+}
+
+TEST(Planner, EnoughMemory) {
+  World plain;
+  plain.destination.info.set_memory_free_bytes(kGiB);
+  EXPECT_TRUE(plain.ask().has_value());
+  World reusing;
+  reusing.destination.info.set_memory_free_bytes(0);
+  reusing.add_image(reusing.vm.uuid, reusing.vm.image_id, kGiB);
+  EXPECT_TRUE(reusing.ask().value().reuse);
+  World dropping;
+  dropping.destination.info.set_memory_free_bytes(0);
+  dropping.add_image(Id128::random(), Id128::random(), kGiB);
+  EXPECT_TRUE(dropping.ask().has_value());
+  World tracked;
+  tracked.vm.tracker = dpapi::TRACKER_HASHES;
+  EXPECT_TRUE(tracked.ask().has_value());
+}
+
+TEST(Planner, ReuseDecisions) {
+  const struct {
+    const char* what;
+    std::function<void(World&)> change;
+    bool reuse;
+    const char* reason;
+  } rows[] = {
+      {"nothing there", [](World&) {}, false, "no image of this VM"},
+      {"another VM's", [](World& w) { w.add_image(Id128::random(), w.vm.image_id, kGiB); }, false,
+       "no image of this VM"},
+      {"fits", [](World& w) { w.add_image(w.vm.uuid, w.vm.image_id, kGiB); }, true, "retained image of epoch 5"},
+      {"earlier boot", [](World& w) { w.add_image(w.vm.uuid, Id128::random(), kGiB); }, false, "earlier boot"},
+      {"in use", [](World& w) { w.add_image(w.vm.uuid, w.vm.image_id, kGiB).set_in_use(true); }, false, "in use"},
+      {"other size", [](World& w) { w.add_image(w.vm.uuid, w.vm.image_id, 2 * kGiB); }, false, "the VM has 1 GiB"},
+      {"never",
+       [](World& w) {
+         w.add_image(w.vm.uuid, w.vm.image_id, kGiB);
+         w.plan.set_reuse(api::REUSE_NEVER);
+       },
+       false, "the plan says never"},
+      {"newest of two",
+       [](World& w) {
+         w.add_image(w.vm.uuid, w.vm.image_id, kGiB).set_epoch(9);
+         w.add_image(w.vm.uuid, w.vm.image_id, kGiB);
+       },
+       true, "epoch 9"},
+  };
+  for (const auto& row : rows) {
+    World world;
+    row.change(world);
+    const auto answer = world.ask();
+    ASSERT_TRUE(answer.has_value()) << row.what << ": " << answer.error().text;
+    EXPECT_EQ(answer->reuse, row.reuse) << row.what;
+    EXPECT_EQ(answer->image_id, row.reuse ? world.vm.image_id.to_bytes() : "") << row.what;
+    EXPECT_NE(answer->reason.find(row.reason), std::string::npos) << row.what << ": " << answer->reason;
+  }
+}
+
+TEST(Planner, DefinitionMistakes) {
+  const auto good = [] {
+    api::VmDefinition definition;
+    definition.set_name("demo");
+    definition.set_uuid(Id128::random().to_bytes());
+    definition.set_vcpus(1);
+    auto& region = *definition.add_regions();
+    region.set_name("ram0");
+    region.set_backing("hugetlbfs");
+    region.set_bytes(2U << 20);
+    return definition;
+  };
+  EXPECT_FALSE(definition_mistake(good()).has_value());
+  const std::pair<const char*, std::function<void(api::VmDefinition&)>> rows[] = {
+      {"name", [](auto& d) { d.set_name(""); }},
+      {"name", [](auto& d) { d.set_name("../etc"); }},
+      {"name", [](auto& d) { d.set_name("a\nb"); }},
+      {"name", [](auto& d) { d.set_name(Id128::random().text()); }},
+      {"uuid", [](auto& d) { d.set_uuid("short"); }},
+      {"uuid", [](auto& d) { d.set_uuid(std::string(16, '\0')); }},
+      {"vcpus", [](auto& d) { d.set_vcpus(0); }},
+      {"region", [](auto& d) { d.clear_regions(); }},
+      {"backing", [](auto& d) { d.mutable_regions(0)->set_backing("swap"); }},
+      {"bytes", [](auto& d) { d.mutable_regions(0)->set_bytes(4096); }},
+      {"bytes", [](auto& d) { d.mutable_regions(0)->set_bytes(UINT64_MAX << 21); }},
+      {"name of its own", [](auto& d) { *d.add_regions() = d.regions(0); }},
+  };
+  for (const auto& [text, change] : rows) {
+    api::VmDefinition definition = good();
+    change(definition);
+    const auto mistake = definition_mistake(definition);
+    ASSERT_TRUE(mistake.has_value()) << text;
+    EXPECT_NE(mistake->find(text), std::string::npos) << *mistake;
+  }
+}
+
+TEST(Planner, PolicyDefaults) {
+  api::Plan plan;
+  EXPECT_EQ(policy_of(plan).downtime_limit_us(), 300'000U);
+  EXPECT_EQ(policy_of(plan).rounds_max(), 30U);
+  plan.set_downtime_limit_us(5);
+  plan.set_rounds_max(2);
+  plan.set_bandwidth_limit_bps(7);
+  EXPECT_EQ(policy_of(plan).downtime_limit_us(), 5U);
+  EXPECT_EQ(policy_of(plan).rounds_max(), 2U);
+  EXPECT_EQ(policy_of(plan).bandwidth_limit_bps(), 7U);
+}
+
+}  // namespace
+}  // namespace godwit::controlplane

@@ -1,0 +1,273 @@
+// The SQLite store: every transition allowed and forbidden, races for one swap, epochs, and what a reopened file still
+// knows.
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "controlplane/store/sqlite_store.h"
+
+namespace godwit::controlplane {
+namespace {
+
+using Code = StoreError::Code;
+
+class StoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = std::filesystem::temp_directory_path() / ("godwit-store-" + Id128::random().text());
+    std::filesystem::create_directory(directory_);
+    open();
+  }
+  void TearDown() override {
+    store_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+  void open() {
+    store_.reset();
+    auto store = open_sqlite_store(file());
+    ASSERT_TRUE(store.has_value()) << store.error().text;
+    store_ = std::move(*store);
+  }
+  [[nodiscard]] std::filesystem::path file() const { return directory_ / "cp.db"; }
+
+  static VmClaim claim_of(const std::string& name, const Id128& uuid, const std::string& host, std::uint64_t seen) {
+    VmClaim claim{.host = host, .image_id = Id128::random(), .ownership_seen = seen};
+    claim.definition.set_name(name);
+    claim.definition.set_uuid(uuid.to_bytes());
+    return claim;
+  }
+  VmRecord start(const Id128& uuid) {
+    auto vm = store_->claim_vm(claim_of("demo", uuid, "host-a", 0));
+    EXPECT_TRUE(vm.has_value());
+    return vm.value_or(VmRecord());
+  }
+  MigrationRecord begin(const VmRecord& vm) {
+    auto record = store_->begin_migration({.id = Id128::random(),
+                                           .vm_uuid = vm.uuid,
+                                           .ownership_seen = vm.ownership,
+                                           .destination = "host-b",
+                                           .created_unix_us = 1000});
+    EXPECT_TRUE(record.has_value());
+    return record.value_or(MigrationRecord());
+  }
+  void bring_to(const MigrationRecord& record, api::MigrationState state) {
+    constexpr api::MigrationState kPath[] = {api::PREPARING, api::TRANSFERRING, api::SWITCHING, api::COMMITTED};
+    if (state == api::ABORTED) {
+      ASSERT_TRUE(store_->transition(record, api::PREPARING, api::ABORTED).value());
+      return;
+    }
+    for (std::size_t i = 0; kPath[i] != state; ++i) {
+      ASSERT_TRUE(store_->transition(record, kPath[i], kPath[i + 1]).value());
+    }
+  }
+  VmRecord vm_now(const Id128& uuid) { return store_->vm(uuid).value().value(); }
+
+  std::filesystem::path directory_;
+  std::unique_ptr<Store> store_;
+  const Id128 uuid_ = Id128::random();
+};
+
+constexpr api::MigrationState kStates[] = {api::PREPARING, api::TRANSFERRING, api::SWITCHING, api::COMMITTED,
+                                           api::ABORTED};
+
+TEST_F(StoreTest, EachPairOfStates) {
+  // Rows: the state that is stored and expected; columns: the next, in the order of kStates.
+  constexpr bool kAllowed[5][5] = {{false, true, false, false, true},
+                                   {false, false, true, false, true},
+                                   {false, false, false, true, true},
+                                   {false, false, false, false, false},
+                                   {false, false, false, false, false}};
+  for (std::size_t from = 0; from < 5; ++from) {
+    for (std::size_t to = 0; to < 5; ++to) {
+      const Id128 uuid = Id128::random();
+      const auto vm = store_->claim_vm(claim_of("vm-" + uuid.text(), uuid, "host-a", 0)).value();
+      const MigrationRecord record = begin(vm);
+      bring_to(record, kStates[from]);
+      const auto swapped = store_->transition(record, kStates[from], kStates[to]);
+      EXPECT_EQ(swapped.has_value(), kAllowed[from][to]) << from << " to " << to;
+      if (!swapped) {
+        EXPECT_EQ(swapped.error().code, Code::kForbidden);
+      }
+      EXPECT_EQ(store_->migration(record.id).value()->state, kAllowed[from][to] ? kStates[to] : kStates[from]);
+    }
+  }
+}
+
+TEST_F(StoreTest, SwapFromAnotherStateThanStoredLoses) {
+  const MigrationRecord record = begin(start(uuid_));
+  EXPECT_FALSE(store_->transition(record, api::TRANSFERRING, api::SWITCHING).value());
+  EXPECT_FALSE(store_->transition(record, api::SWITCHING, api::COMMITTED).value());
+  EXPECT_EQ(vm_now(uuid_).host, "host-a");
+  EXPECT_TRUE(store_->transition(record, api::PREPARING, api::ABORTED).value());
+  EXPECT_FALSE(store_->transition(record, api::PREPARING, api::ABORTED).value());
+}
+
+TEST_F(StoreTest, CommitMovesOwnershipAndAbortDoesNot) {
+  const VmRecord vm = start(uuid_);
+  EXPECT_EQ(vm.ownership, 1U);
+  const MigrationRecord aborted = begin(vm);
+  bring_to(aborted, api::SWITCHING);
+  ASSERT_TRUE(store_->transition(aborted, api::SWITCHING, api::ABORTED).value());
+  EXPECT_EQ(vm_now(uuid_).host, "host-a");
+  EXPECT_EQ(vm_now(uuid_).ownership, 1U);
+  const MigrationRecord committed = begin(vm);
+  bring_to(committed, api::COMMITTED);
+  EXPECT_EQ(vm_now(uuid_).host, "host-b");
+  EXPECT_EQ(vm_now(uuid_).ownership, 2U);
+  EXPECT_EQ(store_->migration(committed.id).value()->ownership_after(), 2U);
+  EXPECT_EQ(store_->migration(aborted.id).value()->ownership_after(), 1U);
+}
+
+TEST_F(StoreTest, CommitLosesWhenOwnershipHasMovedAndChangesNothing) {
+  const MigrationRecord record = begin(start(uuid_));
+  bring_to(record, api::SWITCHING);
+  MigrationRecord stale = record;
+  stale.ownership_before = 7;
+  EXPECT_FALSE(store_->transition(stale, api::SWITCHING, api::COMMITTED).value());
+  EXPECT_EQ(store_->migration(record.id).value()->state, api::SWITCHING);
+  EXPECT_EQ(vm_now(uuid_).host, "host-a");
+}
+
+TEST_F(StoreTest, OneOfCommitAndAbortWins) {
+  for (int round = 0; round < 20; ++round) {
+    const Id128 uuid = Id128::random();
+    const auto vm = store_->claim_vm(claim_of("vm-" + uuid.text(), uuid, "host-a", 0)).value();
+    const MigrationRecord record = begin(vm);
+    bring_to(record, api::SWITCHING);
+    // Two processes, as far as SQLite can tell.
+    const auto other = open_sqlite_store(file()).value();
+    std::atomic<int> won_count = 0;
+    std::thread aborting([&] { won_count += other->transition(record, api::SWITCHING, api::ABORTED).value() ? 1 : 0; });
+    won_count += store_->transition(record, api::SWITCHING, api::COMMITTED).value() ? 1 : 0;
+    aborting.join();
+    EXPECT_EQ(won_count, 1);
+    const bool committed = store_->migration(record.id).value()->state == api::COMMITTED;
+    EXPECT_EQ(vm_now(uuid).host, committed ? "host-b" : "host-a");
+    EXPECT_EQ(vm_now(uuid).ownership, committed ? 2U : 1U);
+  }
+}
+
+TEST_F(StoreTest, OneActiveMigrationAVm) {
+  const VmRecord vm = start(uuid_);
+  std::atomic<int> begun_count = 0;
+  const auto race = [&] {
+    begun_count +=
+        store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1, .destination = "host-b"})
+                .has_value()
+            ? 1
+            : 0;
+  };
+  std::thread other(race);
+  race();
+  other.join();
+  EXPECT_EQ(begun_count, 1);
+  const auto second = store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1});
+  EXPECT_EQ(second.error().code, Code::kMigrationActive);
+  EXPECT_EQ(store_->claim_vm(claim_of("demo", uuid_, "host-b", 1)).error().code, Code::kMigrationActive);
+}
+
+TEST_F(StoreTest, EpochsOnlyGrow) {
+  // Epochs that some copy may have: those of attempts. A visit's epoch is above all of them, below the next attempt's.
+  VmRecord vm = start(uuid_);
+  std::uint32_t used_max = 0;
+  for (int i = 0; i < 5; ++i) {
+    const std::uint32_t visit = vm.epoch_next;
+    EXPECT_GT(visit, used_max);
+    const MigrationRecord record = begin(vm);
+    EXPECT_GT(record.epoch_base, visit);
+    EXPECT_EQ(record.epoch_count, kEpochsPerAttempt);
+    used_max = record.epoch_base + record.epoch_count - 1;
+    bring_to(record, i % 2 == 0 ? api::ABORTED : api::SWITCHING);
+    if (i % 2 != 0) {
+      ASSERT_TRUE(store_->transition(record, api::SWITCHING, api::ABORTED).value());
+    }
+    vm = vm_now(uuid_);
+    EXPECT_GT(vm.epoch_next, used_max);
+    if (i == 3) {  // a cold boot between
+      ASSERT_TRUE(store_->release_vm(uuid_, vm.ownership).value());
+      const std::uint32_t before = vm.epoch_next;
+      vm = store_->claim_vm(claim_of("demo", uuid_, "host-a", vm.ownership)).value();
+      EXPECT_GT(vm.epoch_next, before);
+    }
+  }
+}
+
+TEST_F(StoreTest, ExhaustedEpochsAreRefused) {
+  start(uuid_);
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(file().c_str(), &database), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(database, "UPDATE vms SET epoch_next = 4294967293 - 1024", nullptr, nullptr, nullptr),
+            SQLITE_OK);
+  sqlite3_close(database);
+  const auto begun = store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1});
+  EXPECT_EQ(begun.error().code, Code::kEpochsExhausted);
+}
+
+TEST_F(StoreTest, ClaimsNeedTheOwnershipThatTheySaw) {
+  const VmRecord vm = start(uuid_);
+  EXPECT_EQ(store_->claim_vm(claim_of("demo", uuid_, "host-b", 0)).error().code, Code::kOwnershipMoved);
+  const VmRecord again = store_->claim_vm(claim_of("demo", uuid_, "host-b", 1)).value();
+  EXPECT_EQ(again.ownership, 2U);
+  EXPECT_NE(again.image_id, vm.image_id);
+  EXPECT_FALSE(store_->release_vm(uuid_, 1).value());
+  EXPECT_EQ(vm_now(uuid_).host, "host-b");
+  EXPECT_TRUE(store_->release_vm(uuid_, 2).value());
+  EXPECT_EQ(vm_now(uuid_).host, "");
+  EXPECT_EQ(store_->claim_vm(claim_of("demo", Id128::random(), "host-b", 0)).error().code, Code::kNameTaken);
+  EXPECT_TRUE(store_->find_vm("demo").value().has_value());
+  EXPECT_TRUE(store_->find_vm(uuid_.text()).value().has_value());
+  EXPECT_FALSE(store_->find_vm("other").value().has_value());
+}
+
+TEST_F(StoreTest, ReopenedStoreKnowsAll) {
+  MigrationRecord record = begin(start(uuid_));
+  bring_to(record, api::SWITCHING);
+  record.reason = "why";
+  record.reused = true;
+  record.stats.set_wire_bytes(12345);
+  record.ended_unix_us = 2000;
+  ASSERT_TRUE(store_->transition(record, api::SWITCHING, api::COMMITTED).value());
+  api::Register last;
+  last.mutable_host()->set_kernel("6.18");
+  ASSERT_TRUE(store_->save_host({.name = "host-a", .last = last, .last_seen_unix_us = 5}).has_value());
+  open();
+  const MigrationRecord read = store_->migration(record.id).value().value();
+  EXPECT_EQ(read.state, api::COMMITTED);
+  EXPECT_EQ(read.reason, "why");
+  EXPECT_TRUE(read.reused);
+  EXPECT_EQ(read.stats.wire_bytes(), 12345U);
+  EXPECT_EQ(read.ended_unix_us, 2000);
+  EXPECT_EQ(vm_now(uuid_).host, "host-b");
+  EXPECT_TRUE(store_->active_migrations().value().empty());
+  EXPECT_EQ(store_->unsettled_migrations("host-a").value().size(), 1U);
+  EXPECT_EQ(store_->unsettled_migrations("host-c").value().size(), 0U);
+  ASSERT_EQ(store_->hosts().value().size(), 1U);
+  EXPECT_EQ(store_->hosts().value()[0].last.host().kernel(), "6.18");
+  MigrationRecord settled = read;
+  settled.source_settled = true;
+  ASSERT_TRUE(store_->save_details(settled).has_value());
+  EXPECT_EQ(store_->unsettled_migrations("host-a").value().size(), 0U);
+  EXPECT_EQ(store_->unsettled_migrations("host-b").value().size(), 1U);
+}
+
+TEST_F(StoreTest, ForeignFilesAreRefused) {
+  const auto text = directory_ / "text";
+  std::ofstream(text) << std::string(5000, 'x');
+  EXPECT_EQ(open_sqlite_store(text).error().code, Code::kDatabase);
+  EXPECT_EQ(open_sqlite_store(directory_ / "no" / "such").error().code, Code::kDatabase);
+  const auto newer = directory_ / "newer";
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(newer.c_str(), &database), SQLITE_OK);
+  sqlite3_exec(database, "PRAGMA user_version = 99", nullptr, nullptr, nullptr);
+  sqlite3_close(database);
+  const auto refused = open_sqlite_store(newer);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_NE(refused.error().text.find("schema version 99"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace godwit::controlplane

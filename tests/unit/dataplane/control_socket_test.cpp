@@ -1,0 +1,137 @@
+#include "dataplane/daemon/control_socket.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+
+#include "bridge_client.h"
+#include "dataplane/daemon/requests.h"
+
+namespace godwit::daemon {
+namespace {
+
+std::size_t open_descriptors() {
+  return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}));
+}
+
+class ControlSocketTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/gwd-socket-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern), nullptr);
+    directory_ = pattern;
+    path_ = directory_ + "/s";
+    auto socket = ControlSocket::listen({.path = path_, .group = {}});
+    ASSERT_TRUE(socket.has_value()) << socket.error();
+    socket_.emplace(std::move(*socket));
+    ASSERT_TRUE(client_.connect(path_));
+    ASSERT_TRUE(socket_->accept_pending());
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  std::string directory_;
+  std::string path_;
+  std::optional<ControlSocket> socket_;
+  tests::BridgeClient client_;
+};
+
+TEST_F(ControlSocketTest, IsForTheOwnerAlone) {
+  struct stat status {};
+  ASSERT_EQ(stat(path_.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+}
+
+TEST_F(ControlSocketTest, DescriptorsArriveAndAreClosedWithTheMessage) {
+  const std::size_t before = open_descriptors();
+  const UniqueFd file(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(client_.send_bytes("x", {file.get(), file.get(), file.get()}));
+  {
+    const auto message = socket_->receive();
+    ASSERT_TRUE(message.has_value());
+    EXPECT_EQ(message->bytes, "x");
+    EXPECT_EQ(message->descriptors.size(), 3U);
+  }
+  EXPECT_EQ(open_descriptors(), before + 1);
+}
+
+TEST_F(ControlSocketTest, TooManyDescriptorsEndTheConnectionAndLeakNone) {
+  const std::size_t before = open_descriptors();
+  const UniqueFd file(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(client_.send_bytes("x", std::vector<int>(kDescriptorsMax + 20, file.get())));
+  EXPECT_FALSE(socket_->receive().has_value());
+  EXPECT_FALSE(socket_->connected());
+  EXPECT_EQ(open_descriptors(), before);  // the connection went, the test's own file came
+}
+
+TEST_F(ControlSocketTest, ANewBridgeReplacesTheOld) {
+  tests::BridgeClient second;
+  ASSERT_TRUE(second.connect(path_));
+  EXPECT_TRUE(socket_->accept_pending());
+  ASSERT_TRUE(second.send_bytes("second"));
+  EXPECT_EQ(socket_->receive()->bytes, "second");
+}
+
+TEST_F(ControlSocketTest, AnotherDaemonIsNotPushedAside) {
+  EXPECT_FALSE(ControlSocket::listen({.path = path_, .group = {}}).has_value());
+}
+
+TEST_F(ControlSocketTest, ABridgeThatReadsNothingIsCutOff) {
+  for (std::size_t sent = 0; sent <= kBacklogBytesMax + (std::size_t{32} << 20) && socket_->connected();
+       sent += kMessageBytesMax) {
+    socket_->send(std::string(kMessageBytesMax, 'x'));
+  }
+  EXPECT_FALSE(socket_->connected());
+}
+
+tests::api::AttachGuest good_attach() {
+  tests::api::AttachGuest request;
+  request.set_vm_uuid(std::string(16, 'v'));
+  request.set_image_id(std::string(16, 'i'));
+  request.set_epoch(1);
+  request.set_qemu_pid(1);
+  auto& region = *request.add_regions();
+  region.set_name("ram0");
+  region.set_bytes(1 << 20);
+  region.set_page_bytes(4096);
+  return request;
+}
+
+TEST(ParseAttach, EachMistakeIsRefusedByName) {
+  struct Row {
+    const char* names;
+    void (*change)(tests::api::AttachGuest&);
+  };
+  const Row rows[] = {
+      {"vm_uuid", [](auto& request) { request.set_vm_uuid("short"); }},
+      {"image_id", [](auto& request) { request.set_image_id(std::string(16, '\0')); }},
+      {"regions", [](auto& request) { request.clear_regions(); }},
+      {"name", [](auto& request) { request.mutable_regions(0)->set_name("../../etc"); }},
+      {"page_bytes", [](auto& request) { request.mutable_regions(0)->set_page_bytes(123); }},
+      {"bytes", [](auto& request) { request.mutable_regions(0)->set_bytes(4097); }},
+      {"qemu_address", [](auto& request) { request.mutable_regions(0)->set_qemu_address(~std::uint64_t{4095}); }},
+      {"ram_path", [](auto& request) { request.mutable_regions(0)->set_ram_path("relative"); }},
+      {"epoch", [](auto& request) { request.set_epoch(UINT32_MAX); }},
+      {"qemu_pid", [](auto& request) { request.set_qemu_pid(-1); }},
+      {"descriptors", [](auto& request) { request.set_has_pagemap(true); }},
+  };
+  for (const Row& row : rows) {
+    auto request = good_attach();
+    row.change(request);
+    std::vector<UniqueFd> descriptors;
+    if (request.regions_size() > 0) {
+      descriptors.emplace_back(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    }
+    const auto parsed = parse_attach(request, std::move(descriptors));
+    ASSERT_FALSE(parsed.has_value()) << row.names;
+    EXPECT_NE(parsed.error().text.find(row.names), std::string::npos) << parsed.error().text;
+  }
+  std::vector<UniqueFd> descriptors;
+  descriptors.emplace_back(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  EXPECT_TRUE(parse_attach(good_attach(), std::move(descriptors)).has_value());
+}
+
+}  // namespace
+}  // namespace godwit::daemon

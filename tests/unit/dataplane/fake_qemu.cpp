@@ -1,0 +1,55 @@
+#include "fake_qemu.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace godwit::tests {
+
+FakeQemu::FakeQemu(std::string path, std::uint64_t bytes) : path_(std::move(path)), bytes_(bytes) {
+  file_.reset(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!file_.valid() || ftruncate(file_.get(), static_cast<off_t>(bytes)) != 0) {
+    error_ = path_ + ": " + std::strerror(errno);
+    return;
+  }
+  void* const mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0);
+  if (mapping == MAP_FAILED) {
+    error_ = std::string("mmap: ") + std::strerror(errno);
+    return;
+  }
+  memory_ = static_cast<std::byte*>(mapping);
+  userfaultfd_.reset(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (!userfaultfd_.valid()) {
+    error_ = std::string("userfaultfd: ") + std::strerror(errno);
+    return;
+  }
+  pagemap_.reset(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!pagemap_.valid()) {
+    error_ = std::string("/proc/self/pagemap: ") + std::strerror(errno);
+  }
+}
+
+FakeQemu::~FakeQemu() {
+  if (memory_ != nullptr) {
+    munmap(memory_, bytes_);
+  }
+}
+
+void FakeQemu::describe(dataplane::v1::AttachGuest& request) const {
+  auto& region = *request.add_regions();
+  region.set_name("ram0");
+  region.set_bytes(bytes_);
+  region.set_page_bytes(4096);
+  region.set_qemu_address(reinterpret_cast<std::uint64_t>(memory_));
+  region.set_ram_path(path_);
+  request.set_has_userfaultfd(true);
+  request.set_has_pagemap(true);
+  request.set_qemu_pid(getpid());
+}
+
+}  // namespace godwit::tests

@@ -1,0 +1,221 @@
+#pragma once
+// A data plane of one host that answers at once and moves a guest's RAM by copying the file to its peer's when the
+// device state has ended. Owns its socket and one thread. Everything that it was asked is kept in order.
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "dataplane.pb.h"
+
+namespace godwit::bridge {
+
+class FakeDataplane {
+ public:
+  using Request = dataplane::v1::ToDataplane;
+
+  explicit FakeDataplane(std::filesystem::path socket) : path_(std::move(socket)) { listen(); }
+  ~FakeDataplane() { stop(); }
+
+  void set_peer(FakeDataplane* peer) { peer_ = peer; }
+  /// Dies; restart() is a new process that knows nothing.
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+      ::shutdown(listener_.get(), SHUT_RDWR);
+      if (connection_.valid()) {
+        ::shutdown(connection_.get(), SHUT_RDWR);
+      }
+      changed_.notify_all();
+    }
+    if (thread_.joinable()) {
+      thread_.join();
+    }
+  }
+  void restart() {
+    stop();
+    stopping_ = false;
+    guest_.clear();
+    listen();
+  }
+  /// Keeps the destination's memory from ever being ready.
+  void hold_memory() { hold_memory_ = true; }
+  /// Both hosts' RAM is one file: nothing to copy, so what is left is QEMU's and the bridges' own time.
+  void share_memory() { shared_memory_ = true; }
+
+  bool wait_for(Request::RequestCase kind, int count = 1) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return count_of(kind) >= count; });
+  }
+  std::vector<Request> requests() const {
+    const std::lock_guard lock(mutex_);
+    return requests_;
+  }
+  dataplane::v1::AttachGuest last_attach() const {
+    const std::lock_guard lock(mutex_);
+    const auto found =
+        std::find_if(requests_.rbegin(), requests_.rend(), [](const Request& r) { return r.has_attach_guest(); });
+    return found == requests_.rend() ? dataplane::v1::AttachGuest() : found->attach_guest();
+  }
+
+  void send_event(dataplane::v1::Event event) {
+    dataplane::v1::FromDataplane message;
+    *message.mutable_event() = std::move(event);
+    send(message);
+  }
+
+ private:
+  int count_of(Request::RequestCase kind) const {
+    return static_cast<int>(
+        std::count_if(requests_.begin(), requests_.end(), [&](const Request& r) { return r.request_case() == kind; }));
+  }
+
+  void listen() {
+    ::unlink(path_.c_str());
+    listener_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path_.c_str(), sizeof(address.sun_path) - 1);
+    if (::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+        ::listen(listener_.get(), 4) != 0) {
+      std::abort();
+    }
+    thread_ = std::thread([this] { run(); });
+  }
+
+  void run() {
+    std::vector<char> buffer(256 << 10);
+    while (true) {
+      UniqueFd accepted(::accept(listener_.get(), nullptr, nullptr));
+      {
+        const std::lock_guard lock(mutex_);
+        connection_ = std::move(accepted);
+        if (stopping_ || !connection_.valid()) {
+          return;
+        }
+      }
+      while (true) {
+        iovec part{buffer.data(), buffer.size()};
+        alignas(cmsghdr) char control[CMSG_SPACE(64 * sizeof(int))];
+        msghdr header{};
+        header.msg_iov = &part;
+        header.msg_iovlen = 1;
+        header.msg_control = control;
+        header.msg_controllen = sizeof(control);
+        const ssize_t got = ::recvmsg(connection_.get(), &header, MSG_CMSG_CLOEXEC);
+        if (got <= 0) {
+          break;
+        }
+        std::vector<UniqueFd> descriptors;
+        for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
+          for (std::size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+            int fd = -1;
+            std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            descriptors.emplace_back(fd);
+          }
+        }
+        Request request;
+        if (request.ParseFromArray(buffer.data(), static_cast<int>(got))) {
+          handle(request, std::move(descriptors));
+        }
+      }
+    }
+  }
+
+  void handle(const Request& request, std::vector<UniqueFd> descriptors) {
+    dataplane::v1::FromDataplane answer;
+    auto& reply = *answer.mutable_reply();
+    reply.set_id(request.id());
+    if (request.has_hello()) {
+      reply.mutable_hello()->set_version(1);
+      reply.mutable_hello()->add_trackers(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+    } else if (request.has_attach_guest()) {
+      const std::lock_guard lock(mutex_);
+      guest_.clear();
+      for (int i = 0; i < request.attach_guest().regions_size(); ++i) {
+        guest_.push_back(std::move(descriptors.at(static_cast<std::size_t>(i))));
+      }
+      reply.mutable_attach_guest()->set_tracker(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+    } else if (request.has_prepare_migration()) {
+      reply.mutable_prepare_migration()->mutable_endpoint()->set_address("192.0.2.1");
+    } else if (request.has_finish_migration()) {
+      reply.mutable_finish_migration()->set_epoch_next(100);
+      reply.mutable_finish_migration()->set_image_retained(true);
+    } else if (request.has_get_status()) {
+      reply.mutable_status();
+    } else if (request.has_list_images()) {
+      reply.mutable_list_images();
+    }
+    send(answer);
+    if (peer_ != nullptr && request.has_device_state()) {
+      dataplane::v1::Event event;
+      event.mutable_device_state()->set_migration_id(request.device_state().migration_id());
+      event.mutable_device_state()->set_data(request.device_state().data());
+      peer_->send_event(std::move(event));
+    } else if (peer_ != nullptr && request.has_device_state_end()) {
+      peer_->arrive(request.device_state_end().migration_id(), *this);
+    }
+    const std::lock_guard lock(mutex_);
+    requests_.push_back(request);
+    changed_.notify_all();
+  }
+
+  /// The last page: the whole RAM, then the word that it is there.
+  void arrive(const std::string& migration, FakeDataplane& source) {
+    dataplane::v1::Event end;
+    end.mutable_device_state()->set_migration_id(migration);
+    end.mutable_device_state()->set_end(true);
+    send_event(std::move(end));
+    if (hold_memory_) {
+      return;
+    }
+    for (std::size_t i = 0; i < guest_.size() && !shared_memory_; ++i) {
+      off_t at = 0;
+      std::vector<char> page(1 << 20);
+      ssize_t got = 0;
+      while ((got = ::pread(source.guest_[i].get(), page.data(), page.size(), at)) > 0) {
+        if (::pwrite(guest_[i].get(), page.data(), static_cast<std::size_t>(got), at) != got) {
+          std::abort();
+        }
+        at += got;
+      }
+    }
+    dataplane::v1::Event ready;
+    ready.mutable_memory_ready()->set_migration_id(migration);
+    send_event(std::move(ready));
+  }
+
+  void send(const dataplane::v1::FromDataplane& message) {
+    const std::string bytes = message.SerializeAsString();
+    const std::lock_guard lock(send_mutex_);
+    ::send(connection_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+
+  std::filesystem::path path_;
+  FakeDataplane* peer_ = nullptr;
+  std::atomic<bool> hold_memory_ = false;
+  std::atomic<bool> shared_memory_ = false;
+  mutable std::mutex mutex_;
+  std::mutex send_mutex_;
+  std::condition_variable changed_;
+  UniqueFd listener_;
+  UniqueFd connection_;
+  std::vector<UniqueFd> guest_;
+  std::vector<Request> requests_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace godwit::bridge

@@ -1,0 +1,168 @@
+// What goes into QEMU's command line, what comes out of the journal, and which definitions are refused.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/agent/journal.h"
+#include "qemu-bridge/agent/qemu_arguments.h"
+#include "qemu-bridge/qmp/json.h"
+#include "tests/unit/qemu-bridge/temp_dir.h"
+
+namespace godwit::bridge {
+namespace {
+
+const Id128 kUuid = *Id128::parse("11111111-2222-4333-8444-555555555555");
+const HostPaths kPaths{"/run/vm", "/mem", "/huge", "/usr/bin/qemu"};
+
+config::VmDefinition definition_with(std::vector<config::RegionDefinition> regions) {
+  config::VmDefinition definition;
+  definition.name = "web";
+  definition.uuid = kUuid;
+  definition.machine = "q35,smm=off";
+  definition.vcpus = 2;
+  definition.regions = std::move(regions);
+  definition.arguments = {"-serial", "file:${run_dir}/${name}.log"};
+  return definition;
+}
+
+std::string joined(const std::vector<std::string>& argv) {
+  std::string out;
+  for (const auto& argument : argv) {
+    out += argument + " ";
+  }
+  return out;
+}
+
+TEST(QemuArguments, OneRegion) {
+  const auto argv = joined(qemu_arguments(definition_with({{"ram0", 128u << 20, config::Backing::kTmpfs}}), kPaths,
+                                          "q35,smm=off", config::Accel::kTcg, StartKind::kBoot));
+  EXPECT_EQ(argv,
+            "/usr/bin/qemu -name guest=web,debug-threads=on -uuid 11111111-2222-4333-8444-555555555555 "
+            "-machine q35,smm=off,memory-backend=ram0 -accel tcg -smp 2 -m size=131072K -object "
+            "memory-backend-file,id=ram0,size=131072K,mem-path=/mem/11111111-2222-4333-8444-555555555555.ram0.ram,"
+            "share=on -display none -qmp unix:/run/vm/qmp.sock,server=on,wait=off -serial file:/run/vm/web.log ");
+}
+
+TEST(QemuArguments, SeveralRegionsAreNumaNodesAndIncomingWaits) {
+  const auto argv = joined(qemu_arguments(
+      definition_with({{"a", 64u << 20, config::Backing::kTmpfs}, {"b", 64u << 20, config::Backing::kHugetlbfs}}),
+      kPaths, "pc-q35-7.2", config::Accel::kKvm, StartKind::kIncoming));
+  EXPECT_NE(argv.find("-m size=131072K"), std::string::npos);
+  EXPECT_NE(argv.find("mem-path=/huge/11111111-2222-4333-8444-555555555555.b.ram,share=on -numa "
+                      "node,nodeid=1,memdev=b"),
+            std::string::npos);
+  EXPECT_EQ(argv.find("memory-backend="), std::string::npos);
+  EXPECT_TRUE(argv.ends_with("-incoming defer -S "));
+}
+
+TEST(QemuArguments, TheSourcesMachineTypeKeepsTheOptions) {
+  EXPECT_EQ(machine_of_type("q35,smm=off", "pc-q35-7.2"), "pc-q35-7.2,smm=off");
+  EXPECT_EQ(machine_of_type("pc", "pc-i440fx-7.2"), "pc-i440fx-7.2");
+  EXPECT_EQ(machine_of_type("pc", ""), "pc");
+}
+
+struct BadDefinition {
+  const char* what;
+  std::function<void(controlplane::v1::VmDefinition&)> spoil;
+  const char* text;
+};
+class BadDefinitions : public testing::TestWithParam<BadDefinition> {};
+
+TEST_P(BadDefinitions, AreRefusedByField) {
+  auto proto = to_proto(definition_with({{"ram0", 128u << 20, config::Backing::kTmpfs}}));
+  ASSERT_TRUE(definition_of(proto));
+  GetParam().spoil(proto);
+  const auto definition = definition_of(proto);
+  ASSERT_FALSE(definition) << GetParam().what;
+  EXPECT_NE(definition.error().find(GetParam().text), std::string::npos) << definition.error();
+}
+
+using Proto = controlplane::v1::VmDefinition;
+INSTANTIATE_TEST_SUITE_P(
+    Fields, BadDefinitions,
+    testing::Values(
+        BadDefinition{"path in name", [](Proto& p) { p.set_name("../etc"); }, "name"},
+        BadDefinition{"short uuid", [](Proto& p) { p.set_uuid("abc"); }, "uuid"},
+        BadDefinition{"nil uuid", [](Proto& p) { p.set_uuid(std::string(16, '\0')); }, "uuid"},
+        BadDefinition{"backend in machine", [](Proto& p) { p.set_machine("pc,memory-backend=x"); }, "machine"},
+        BadDefinition{"accel", [](Proto& p) { p.set_accel("xen"); }, "accel"},
+        BadDefinition{"vcpus", [](Proto& p) { p.set_vcpus(1u << 30); }, "vcpus"},
+        BadDefinition{"options in a region's name", [](Proto& p) { p.mutable_regions(0)->set_name("r,share=off"); },
+                      "region name"},
+        BadDefinition{"half a page", [](Proto& p) { p.mutable_regions(0)->set_bytes(2048); }, "size of region"},
+        BadDefinition{"4 KiB on hugetlbfs",
+                      [](Proto& p) {
+                        p.mutable_regions(0)->set_backing("hugetlbfs");
+                        p.mutable_regions(0)->set_bytes(4096);
+                      },
+                      "size of region"},
+        BadDefinition{"twice", [](Proto& p) { *p.add_regions() = p.regions(0); }, "twice"},
+        BadDefinition{"none", [](Proto& p) { p.clear_regions(); }, "regions"},
+        BadDefinition{"relative binary", [](Proto& p) { p.set_qemu_binary("qemu"); }, "qemu_binary"},
+        BadDefinition{"line break", [](Proto& p) { p.add_arguments("a\nb"); }, "argument"}));
+
+VmRecord record() {
+  VmRecord record;
+  record.definition = definition_with({{"ram0", 128u << 20, config::Backing::kTmpfs}});
+  record.image_id = Id128::random();
+  record.ownership = UINT64_MAX;
+  record.epoch = UINT32_MAX - 1;
+  record.qmp_path = "/run/vm/qmp.sock";
+  record.process = {4242, 99};
+  record.ours = true;
+  record.userfaultfd_in_qemu = 17;
+  record.migration = MigrationRecord{Id128::random(), MigrationRole::kSource, MigrationPhase::kSwitching, 7};
+  return record;
+}
+
+TEST(Journal, WhatIsSavedComesBack) {
+  TempDir dir;
+  Journal journal(dir.path());
+  ASSERT_TRUE(journal.load());
+  const auto saved = record();
+  ASSERT_TRUE(journal.save(saved));
+  const auto loaded = journal.load();
+  ASSERT_TRUE(loaded);
+  ASSERT_EQ(loaded->records.size(), 1u);
+  EXPECT_EQ(to_text(loaded->records[0]), to_text(saved));
+  EXPECT_EQ(loaded->records[0].ownership, UINT64_MAX);
+  EXPECT_EQ(loaded->records[0].migration->phase, MigrationPhase::kSwitching);
+  ASSERT_TRUE(journal.remove(kUuid));
+  EXPECT_TRUE(journal.load()->records.empty());
+}
+
+TEST(Journal, ABrokenFileIsKeptAsideAndReported) {
+  TempDir dir;
+  Journal journal(dir.path());
+  ASSERT_TRUE(journal.load());
+  const std::string good = to_text(record());
+  const auto file = dir.path() / "vms" / (kUuid.text() + ".json");
+  for (const std::string& bad : {std::string("{"), good.substr(0, good.size() / 2), std::string("[]"), std::string()}) {
+    ASSERT_TRUE(write_file_atomically(file, bad));
+    const auto loaded = journal.load();
+    ASSERT_TRUE(loaded);
+    EXPECT_TRUE(loaded->records.empty());
+    EXPECT_EQ(loaded->problems.size(), 1u);
+    EXPECT_TRUE(std::filesystem::exists(file.string() + ".broken"));
+  }
+}
+
+TEST(Journal, NoFieldMayBeOfAnotherType) {
+  const auto good = Json::parse(to_text(record()));
+  ASSERT_TRUE(parse_record(good.dump()));
+  for (const auto& [key, value] : good.items()) {
+    auto bad = good;
+    bad[key] = Json::array({1});
+    EXPECT_FALSE(parse_record(bad.dump())) << key;
+  }
+}
+
+TEST(Journal, ADestinationIsNeverTakenForASource) {
+  auto bad = Json::parse(to_text(record()));
+  bad["migration"]["role"] = "destination";
+  EXPECT_FALSE(parse_record(bad.dump()));
+}
+
+}  // namespace
+}  // namespace godwit::bridge

@@ -1,0 +1,215 @@
+// Goal: the edge of a lane: what it refuses, what a refusal leaves untouched, when it is quiet or its peer dead, and
+// that it never allocates. The network's faults are in tests/simulation/lane_sim.cpp.
+
+#include "dataplane/transport/lane.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "dataplane/wire/packet.h"
+
+namespace {
+std::size_t allocations = 0;
+}
+
+void* operator new(std::size_t bytes) {
+  ++allocations;
+  if (void* const memory = std::malloc(bytes)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace godwit::transport {
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+class User final : public LaneUser {
+ public:
+  bool next_work(std::uint16_t, Work& out) override {
+    if (at == work.size()) {
+      return false;
+    }
+    out = work[at++];
+    return true;
+  }
+  void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte> out) override {
+    std::fill(out.begin(), out.end(), std::byte{1});
+  }
+  void on_acknowledged(const Work&) override { ++acknowledged; }
+  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte> bytes) override {
+    page_bytes += bytes.size();
+  }
+  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t count) override { zero_pages += count; }
+  void on_message(std::span<const std::byte> message) override { message_bytes += message.size(); }
+
+  std::vector<Work> work;
+  std::size_t at = 0;
+  std::uint64_t acknowledged = 0, page_bytes = 0, zero_pages = 0, message_bytes = 0;
+};
+
+LaneConfig config(bool initiator, std::uint16_t lane, std::uint32_t datagram_bytes = 8972) {
+  LaneConfig c;
+  c.local_flow_id = initiator ? 11 : 22;
+  c.peer_flow_id = initiator ? 22 : 11;
+  c.lane = lane;
+  c.initiator = initiator;
+  c.datagram_bytes_max = datagram_bytes;
+  return c;
+}
+
+struct Pair {
+  explicit Pair(std::uint16_t lane, std::uint32_t datagram_bytes = 8972)
+      : a(config(true, lane, datagram_bytes), user_a, now),
+        b(config(false, lane, datagram_bytes), user_b, now),
+        out(datagram_bytes) {}
+
+  std::size_t pass(Lane& from, Lane& to) {
+    std::size_t count = 0;
+    while (const std::size_t length = from.poll_transmit(now, out)) {
+      EXPECT_EQ(to.on_packet(now, std::span(out).first(length)), Received::kAccepted);
+      ++count;
+    }
+    return count;
+  }
+  void run() {
+    for (int i = 0; i < 100'000 && pass(a, b) + pass(b, a) > 0; ++i) {
+      now = now + microseconds(50);
+    }
+  }
+  Bytes packet() {
+    const std::size_t length = a.poll_transmit(now, out);
+    return Bytes(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(length));
+  }
+
+  User user_a, user_b;
+  Instant now{1'000'000'000};
+  Lane a, b;
+  Bytes out;
+};
+
+TEST(Lane, RefusesAndStaysAsItWas) {
+  struct Case {
+    const char* description;
+    std::size_t at;
+    std::uint8_t value;
+    Received expected;
+  };
+  const Case cases[] = {
+      {"version", 0, 0x26, Received::kWrongVersion},
+      {"type", 0, 0x1f, Received::kMalformed},
+      {"flag", 1, 0x80, Received::kMalformed},
+      {"seal downgraded", 1, 0, Received::kMalformed},
+      {"lane", 2, 9, Received::kWrongLane},
+      {"flow", 4, 9, Received::kWrongFlow},
+      {"number far ahead", 9, 9, Received::kBeyondCredit},
+      {"number", 8, 9, Received::kBadTag},
+      {"body", 30, 9, Received::kBadTag},
+  };
+  Pair pair(0);
+  ASSERT_TRUE(pair.a.send_message(Bytes(100)));
+  Bytes packet = pair.packet();
+  ASSERT_GT(packet.size(), 100U);
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.description);
+    Bytes bad = packet;
+    bad[c.at] = static_cast<std::byte>(c.value);
+    EXPECT_EQ(pair.b.on_packet(pair.now, bad), c.expected);
+    EXPECT_EQ(pair.b.poll_transmit(pair.now, pair.out), 0U);  // never a reply
+    EXPECT_EQ(pair.b.deadline(), kNever);
+  }
+  for (std::size_t length = 0; length < packet.size(); ++length) {
+    EXPECT_NE(pair.b.on_packet(pair.now, std::span(packet).first(length)), Received::kAccepted);
+  }
+  Bytes huge(20'000);
+  EXPECT_EQ(pair.b.on_packet(pair.now, huge), Received::kMalformed);
+  EXPECT_EQ(pair.user_b.message_bytes, 0U);
+  EXPECT_EQ(pair.b.counters().packets_received, 0U);
+  EXPECT_EQ(pair.b.on_packet(pair.now, packet), Received::kAccepted);
+  EXPECT_EQ(pair.b.on_packet(pair.now, packet), Received::kDuplicate);
+  EXPECT_EQ(pair.user_b.message_bytes, 100U);
+  // Its own packet, reflected.
+  EXPECT_EQ(pair.a.on_packet(pair.now, packet), Received::kWrongFlow);
+}
+
+TEST(Lane, PagesAndRunsAtEveryLayout) {
+  for (const std::uint32_t bytes : {1232U, 1472U, 4180U, 8972U, 9188U}) {
+    Pair pair(1, bytes);
+    for (pages::PageNumber page = 0; page < 300; ++page) {
+      const bool zero = page % 7 == 0;
+      pair.user_a.work.push_back({.page = page * 100, .count = zero ? 50U : 1U, .round = 1, .zero = zero});
+    }
+    pair.run();
+    EXPECT_TRUE(pair.a.quiet());
+    EXPECT_EQ(pair.user_a.acknowledged, 300U);
+    EXPECT_EQ(pair.user_b.page_bytes, (300U - 43U) * pages::kPageSize);
+    EXPECT_EQ(pair.user_b.zero_pages, 43U * 50U);
+    EXPECT_EQ(pair.a.counters().pages_sent, 257U);
+    EXPECT_EQ(pair.a.counters().pages_retransmitted, 0U);
+  }
+}
+
+TEST(Lane, QuietAndDead) {
+  Pair pair(0);
+  EXPECT_TRUE(pair.a.quiet());
+  ASSERT_TRUE(pair.a.send_message(Bytes(10)));
+  EXPECT_FALSE(pair.a.quiet());
+  // Nobody answers: it probes, in ever longer intervals, and then says so.
+  std::size_t packets = 0;
+  while (!pair.a.peer_dead(pair.now)) {
+    while (pair.a.poll_transmit(pair.now, pair.out) > 0) {
+      ++packets;
+    }
+    ASSERT_NE(pair.a.deadline(), kNever);
+    pair.now = std::max(pair.now + microseconds(1), pair.a.deadline());
+    pair.a.tick(pair.now);
+    ASSERT_LT(packets, 100U);
+  }
+  EXPECT_GE(pair.now, (Instant{1'000'000'000} + milliseconds(3000)));
+  EXPECT_GE(pair.a.counters().probe_timeouts, 6U);
+  // And recovers when somebody does.
+  pair.run();
+  EXPECT_TRUE(pair.a.quiet());
+  EXPECT_FALSE(pair.a.peer_dead(pair.now));
+  EXPECT_EQ(pair.user_b.message_bytes, 10U);
+}
+
+TEST(Lane, OwnPauseIsNotThePeersDeath) {
+  Pair pair(0);
+  ASSERT_TRUE(pair.a.send_message(Bytes(10)));
+  static_cast<void>(pair.packet());
+  pair.now = pair.now + milliseconds(60'000);
+  EXPECT_FALSE(pair.a.peer_dead(pair.now));
+}
+
+TEST(Lane, NeverAllocatesAfterConstruction) {
+  Pair pair(0);
+  Pair bulk(1);
+  for (pages::PageNumber page = 0; page < 5000; ++page) {
+    bulk.user_a.work.push_back({.page = page, .round = 1, .zero = page % 3 == 0});
+  }
+  const Bytes message(50'000);
+  const std::size_t before = allocations;
+  for (int i = 0; i < 200; ++i) {
+    if (!pair.a.send_message(message)) {
+      pair.run();
+    }
+  }
+  pair.run();
+  bulk.run();
+  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(bulk.user_a.acknowledged, 5000U);
+  EXPECT_TRUE(pair.a.quiet());
+}
+
+}  // namespace
+}  // namespace godwit::transport

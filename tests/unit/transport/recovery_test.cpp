@@ -1,0 +1,261 @@
+// Goal: loss detection, round-trip estimation and the congestion window, each row by row against RFC 9002 and the
+// window's own rules.
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "dataplane/transport/loss_recovery.h"
+#include "dataplane/transport/swift.h"
+
+namespace godwit::transport {
+namespace {
+
+constexpr Duration kGranularity = milliseconds(2);
+const auto kIgnore = [](const SentContent&) {};
+
+SentContent content(std::uint64_t offset) { return {.kind = ContentKind::kMessage, .length = 1, .offset = offset}; }
+
+/// Acknowledges exactly these numbers (all within 1024).
+wire::AckBlock ack_of(const std::vector<std::uint64_t>& numbers) {
+  wire::AckBlock ack;
+  ack.largest = numbers.back();
+  ack.word_count = static_cast<std::uint8_t>(ack.largest / 64 + 1);
+  for (const std::uint64_t number : numbers) {
+    ack.words[ack.largest / 64 - number / 64] |= std::uint64_t{1} << (number % 64);
+  }
+  return ack;
+}
+
+struct Sender {
+  LossRecovery recovery{kGranularity};
+  Instant now{1'000'000'000};
+  std::vector<std::uint64_t> acknowledged, lost;
+
+  void send(std::uint64_t count) {
+    for (; count > 0; --count) {
+      recovery.on_sent(now, content(recovery.next_number()));
+    }
+  }
+  AckOutcome ack(const std::vector<std::uint64_t>& numbers) { return ack_block(ack_of(numbers)); }
+  AckOutcome ack_block(const wire::AckBlock& block) {
+    const AckOutcome outcome =
+        recovery.on_ack(now, block, [&](const SentContent& c) { acknowledged.push_back(c.offset); });
+    detect();
+    return outcome;
+  }
+  void detect() {
+    recovery.detect_lost(now, [&](const SentContent& c) { lost.push_back(c.offset); });
+  }
+};
+
+using Numbers = std::vector<std::uint64_t>;
+
+TEST(LossRecovery, PacketThreshold) {
+  Sender s;
+  s.send(6);
+  s.now = s.now + microseconds(100);
+  s.ack({2});
+  EXPECT_EQ(s.lost, Numbers{});
+  s.ack({2, 3});
+  EXPECT_EQ(s.lost, Numbers{0});
+  s.ack({2, 3, 4});
+  EXPECT_EQ(s.lost, (Numbers{0, 1}));
+  EXPECT_EQ(s.acknowledged, (Numbers{2, 3, 4}));
+  EXPECT_EQ(s.recovery.floor(), 5U);
+  EXPECT_EQ(s.recovery.outstanding(), 1U);
+}
+
+TEST(LossRecovery, TimeThreshold) {
+  Sender s;
+  s.send(2);
+  s.now = s.now + microseconds(800);
+  s.ack({1});
+  EXPECT_EQ(s.lost, Numbers{});
+  const Instant due = s.recovery.loss_deadline();
+  EXPECT_EQ(due, (Instant{1'000'000'000} + microseconds(900)));  // 9/8 of 800 us
+  s.now = due + Duration{-1};
+  s.detect();
+  EXPECT_EQ(s.lost, Numbers{});
+  s.now = due;
+  s.detect();
+  EXPECT_EQ(s.lost, Numbers{0});
+  EXPECT_EQ(s.recovery.loss_deadline(), kNever);
+}
+
+TEST(LossRecovery, LateArrivalsWidenTheThreshold) {
+  Sender s;
+  s.send(10);
+  s.now = s.now + microseconds(100);
+  s.ack({5});
+  EXPECT_EQ(s.lost, (Numbers{0, 1, 2}));
+  EXPECT_EQ(s.ack({1, 2, 5}).spurious, 2U);
+  EXPECT_EQ(s.ack({1, 2, 5}).spurious, 0U);  // counted once
+  EXPECT_EQ(s.recovery.packet_threshold(), 2 * kPacketThresholdInitial);
+  EXPECT_EQ(s.acknowledged, Numbers{5});  // the content had gone elsewhere
+}
+
+TEST(LossRecovery, FloorAcknowledgesWhatTheWordsDoNotCover) {
+  Sender s;
+  s.send(200);
+  wire::AckBlock ack = ack_of({199});
+  ack.word_count = 0;
+  ack.floor = 200;
+  EXPECT_EQ(s.ack_block(ack).acknowledged, 200U);
+  EXPECT_EQ(s.recovery.floor(), 200U);
+}
+
+TEST(LossRecovery, EachAcknowledgedOnce) {
+  Sender s;
+  s.send(3);
+  EXPECT_EQ(s.ack({0, 1}).acknowledged, 2U);
+  EXPECT_EQ(s.ack({0, 1}).acknowledged, 0U);
+  EXPECT_EQ(s.ack({0, 1, 2}).acknowledged, 1U);
+  EXPECT_EQ(s.acknowledged, (Numbers{0, 1, 2}));
+}
+
+TEST(LossRecovery, ProbeTimeoutBacksOffToItsCap) {
+  Sender s;
+  s.send(1);
+  s.now = s.now + microseconds(100);
+  s.ack({0});
+  s.send(1);
+  // srtt 100 us, 4 * rttvar 200 us < granularity
+  Duration expected = microseconds(100) + kGranularity + microseconds(25);
+  EXPECT_EQ(s.recovery.probe_deadline(), s.now + expected);
+  EXPECT_EQ(s.recovery.early_probe_deadline(), s.now + microseconds(100 + 500 + 25));
+  for (int i = 0; i < 12; ++i) {
+    s.recovery.on_probe_timeout();
+    expected = std::min(expected * 2, kProbeTimeoutMax);
+    EXPECT_EQ(s.recovery.probe_deadline(), s.now + expected);
+  }
+  s.ack({1});
+  EXPECT_EQ(s.recovery.probe_count(), 0U);
+  EXPECT_EQ(s.recovery.probe_deadline(), kNever);
+}
+
+TEST(LossRecovery, TakeOldestThenLateAck) {
+  Sender s;
+  s.send(2);
+  EXPECT_EQ(s.recovery.take_oldest()->offset, 0U);
+  EXPECT_EQ(s.recovery.floor(), 1U);
+  EXPECT_EQ(s.ack({0, 1}).acknowledged, 1U);
+  EXPECT_FALSE(s.recovery.take_oldest().has_value());
+}
+
+TEST(LossRecovery, AckOnlyPacketsAreNeverOutstanding) {
+  Sender s;
+  for (int i = 0; i < 10'000; ++i) {  // more than the ring holds
+    ASSERT_TRUE(s.recovery.has_room());
+    s.recovery.on_sent(s.now, {});
+  }
+  EXPECT_EQ(s.recovery.outstanding(), 0U);
+  EXPECT_EQ(s.recovery.floor(), 10'000U);
+  s.send(1);
+  EXPECT_EQ(s.recovery.floor(), 10'000U);
+}
+
+TEST(LossRecovery, RingFillsAndFrees) {
+  Sender s;
+  while (s.recovery.has_room()) {
+    s.send(1);
+  }
+  const std::uint64_t sent = s.recovery.next_number();
+  EXPECT_GE(sent, LossRecovery::kRingPackets - 64);
+  wire::AckBlock ack{.largest = sent - 1, .floor = sent};
+  EXPECT_EQ(s.recovery.on_ack(s.now, ack, kIgnore).acknowledged, sent);
+  EXPECT_TRUE(s.recovery.has_room());
+}
+
+TEST(Rtt, FollowsTheRfc) {
+  RttEstimator rtt;
+  rtt.on_sample(microseconds(800), microseconds(0));
+  EXPECT_EQ(rtt.smoothed(), microseconds(800));
+  EXPECT_EQ(rtt.variation(), microseconds(400));
+  rtt.on_sample(microseconds(1700), microseconds(100));  // adjusted to 1600
+  EXPECT_EQ(rtt.smoothed(), microseconds(900));
+  EXPECT_EQ(rtt.variation(), microseconds(500));
+  rtt.on_sample(microseconds(850), microseconds(100));  // not below the minimum: not adjusted
+  EXPECT_EQ(rtt.smoothed().ns, (900'000 * 7 + 850'000) / 8);
+  EXPECT_EQ(rtt.minimum(), microseconds(800));
+}
+
+// ---- Swift ----
+
+struct Rounds {
+  Swift swift{microseconds(500), milliseconds(2), 1024};
+  std::uint64_t next = 0;
+  /// One round trip in which the whole window is acknowledged at this delay.
+  void run(Duration delay, std::uint32_t lost = 0, bool limited = true) {
+    const std::uint32_t window = swift.window();
+    if (limited) {
+      swift.on_limited();
+    }
+    if (lost > 0) {
+      swift.on_lost(lost);
+    }
+    const std::uint64_t reported_end = next + 1;  // the first packet sent after the last round's end
+    next = reported_end + window;
+    swift.on_acknowledged(window - std::min(lost, window - 1), delay, reported_end, next);
+  }
+};
+
+TEST(Swift, SlowStartDoublesWhileLimitedOnly) {
+  Rounds r;
+  r.run(microseconds(100));
+  EXPECT_EQ(r.swift.window(), 2 * kWindowInitial);
+  r.run(microseconds(100), 0, false);
+  EXPECT_EQ(r.swift.window(), 2 * kWindowInitial);
+  for (int i = 0; i < 10; ++i) {
+    r.run(microseconds(100));
+  }
+  EXPECT_EQ(r.swift.window(), 1024U);
+}
+
+TEST(Swift, OneSlowRoundIsAPauseTwoAreAQueue) {
+  Rounds r;
+  r.run(microseconds(100));
+  const std::uint32_t before = r.swift.window();
+  r.run(milliseconds(50), 0, false);
+  EXPECT_EQ(r.swift.window(), before);
+  r.run(milliseconds(50), 0, false);
+  EXPECT_EQ(r.swift.window(), before / 2);  // max_mdf
+}
+
+TEST(Swift, CutsByHowFarAboveTheTarget) {
+  Rounds r;
+  r.run(microseconds(100));
+  const std::uint32_t before = r.swift.window();
+  const Duration target = r.swift.target_delay();
+  const Duration delay{target.ns * 10 / 9};  // (delay - target) / delay = 1/10; beta 0.8
+  r.run(delay, 0, false);
+  r.run(delay, 0, false);
+  EXPECT_NEAR(r.swift.window(), before - before * 8 / 100, 1);
+}
+
+TEST(Swift, LossCutsInProportionAndNeverBelowTheMinimum) {
+  Rounds r;
+  for (int i = 0; i < 3; ++i) {
+    r.run(microseconds(100));
+  }
+  const std::uint32_t before = r.swift.window();
+  r.run(microseconds(100), before / 100, false);  // 1 %: noise
+  EXPECT_EQ(r.swift.window(), before);
+  r.run(microseconds(100), before / 10, false);
+  EXPECT_NEAR(r.swift.window(), before * 8 / 10, 4);
+  for (int i = 0; i < 20; ++i) {
+    r.run(microseconds(100), r.swift.window(), false);
+  }
+  EXPECT_EQ(r.swift.window(), kWindowMin);
+}
+
+TEST(Swift, TargetGrowsAsTheWindowShrinks) {
+  const Swift small(microseconds(500), milliseconds(2), 4);
+  const Swift large(microseconds(500), milliseconds(2), 1024);  // starts at 32
+  EXPECT_EQ(small.target_delay(), microseconds(500 + 2000 + 2500));
+  EXPECT_LT(large.target_delay(), small.target_delay());
+  EXPECT_GT(large.target_delay(), microseconds(2500));
+}
+
+}  // namespace
+}  // namespace godwit::transport
