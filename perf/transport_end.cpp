@@ -297,6 +297,7 @@ std::expected<void, std::string> run_checked(const EndOptions& options, Shared& 
   port::EnvironmentOptions environment_options;
   environment_options.hugepages = false;
   environment_options.memory_mb = kMemoryMb;
+  environment_options.log_level = "error";  // memif warns of the multi-process channel that a trial has not
   environment_options.lcores = {{kLcore, options.cpus}};
   environment_options.vdevs = {*device};
   wait_for_server(options.role, shared);
