@@ -6,9 +6,9 @@
 
 namespace godwit::transfer {
 namespace {
-constexpr std::uint64_t kMeasurePagesMin = 256;   // fewer say more about round trips than about the link
+constexpr std::uint64_t kMeasurePagesMin = 256;  // fewer say more about round trips than about the link
 constexpr std::uint64_t kPageBits = 8 * (pages::kPageSize + 64);  // with its share of headers
-constexpr Duration kZeroPageTime{200};            // giving its memory back at the destination
+constexpr Duration kZeroPageTime{200};                            // giving its memory back at the destination
 constexpr std::uint64_t kMegabyte = 1'000'000;
 
 std::uint64_t per_second(std::uint64_t amount, Duration took) {
@@ -30,7 +30,8 @@ void Convergence::scan_found(std::uint64_t pages, Duration since_last, Duration 
 
 Duration Convergence::time_for(std::uint64_t content_pages, std::uint64_t zero_pages, Duration rtt) const {
   const std::uint64_t us = content_pages * kPageBits / std::max<std::uint64_t>(link_bps_ / 1'000'000, 1);
-  return microseconds(static_cast<std::int64_t>(us)) + kZeroPageTime * static_cast<std::int64_t>(zero_pages) + scan_time_ * 2 + rtt * 2;
+  return microseconds(static_cast<std::int64_t>(us)) + kZeroPageTime * static_cast<std::int64_t>(zero_pages) +
+         scan_time_ * 2 + rtt * 2;
 }
 
 std::string Convergence::explain(std::uint64_t content_pages, Duration estimate, Duration limit) const {

@@ -1,6 +1,6 @@
 #pragma once
-// How fast the link moves pages, how fast the guest writes them, and so how long the guest would stand still if it were stopped now.
-// Pure; integers only. One migration's source owns it.
+// How fast the link moves pages, how fast the guest writes them, and so how long the guest would stand still if it were
+// stopped now. Pure; integers only. One migration's source owns it.
 
 #include <cstdint>
 #include <string>
@@ -21,7 +21,8 @@ class Convergence {
   [[nodiscard]] std::uint64_t link_bps() const { return link_bps_; }
   [[nodiscard]] std::uint64_t written_pages_per_s() const { return written_pages_per_s_; }
   [[nodiscard]] Duration scan_time() const { return scan_time_; }
-  /// "the guest writes 120 MB/s, the link moves 80 MB/s, the rest of 300 MB would take 3750 ms of downtime, the limit is 300 ms"
+  /// "the guest writes 120 MB/s, the link moves 80 MB/s, the rest of 300 MB would take 3750 ms of downtime, the limit
+  /// is 300 ms"
   [[nodiscard]] std::string explain(std::uint64_t content_pages, Duration estimate, Duration limit) const;
 
  private:

@@ -28,14 +28,16 @@ void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::Pag
 }
 }  // namespace
 
-Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events)
+Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor,
+                        MigrationEvents& events)
     : config_(config),
       memory_(guest.memory),
       executor_(executor),
       events_(events),
       page_count_(guest.memory.page_count()),
       has_retained_(guest.retained.has_value()),
-      table_(guest.retained ? std::move(*guest.retained) : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
+      table_(guest.retained ? std::move(*guest.retained)
+                            : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
       placed_(page_count_) {
   totals_.pages_total = page_count_;
 }
@@ -46,8 +48,9 @@ void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lan
   now_ = started_ = heard_at_ = now;
   phase_ = Phase::kWaiting;
   wake_ = true;
-  const std::uint64_t shape_pages = std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
-                                                    [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
+  const std::uint64_t shape_pages =
+      std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
+                      [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
   if (page_count_ == 0 || shape_pages != page_count_ || table_.size() != page_count_) {
     fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) + " pages, the guest's memory " +
                                     std::to_string(page_count_) + ", its table " + std::to_string(table_.size()));
@@ -81,7 +84,9 @@ void Destination::Impl::fail(Failure failure, std::string text) {
   }
 }
 
-void Destination::Impl::protocol_error(const std::string& text) { fail(Failure::kPeerProtocol, "the source broke the protocol: " + text); }
+void Destination::Impl::protocol_error(const std::string& text) {
+  fail(Failure::kPeerProtocol, "the source broke the protocol: " + text);
+}
 
 void Destination::Impl::tick(Instant now) {
   now_ = std::max(now_, now);
@@ -105,14 +110,15 @@ void Destination::Impl::flush(Instant now) {
 }
 
 void Destination::Impl::check_peer() {
-  const std::uint64_t packets = std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0}, [](std::uint64_t sum, const auto* lane) {
-    return sum + lane->counters().packets_received;
-  });
+  const std::uint64_t packets =
+      std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
+                      [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().packets_received; });
   if (packets != packets_heard_) {
     packets_heard_ = packets;
     heard_at_ = now_;
   }
-  const bool dead = std::any_of(lanes_.begin(), lanes_.end(), [this](const auto* lane) { return lane->peer_dead(now_); });
+  const bool dead =
+      std::any_of(lanes_.begin(), lanes_.end(), [this](const auto* lane) { return lane->peer_dead(now_); });
   if (dead || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
     fail(Failure::kPeerLost, "the source's data plane is silent; check the network between the hosts");
   }
@@ -148,10 +154,12 @@ void Destination::Impl::on_message(std::span<const std::byte> bytes) {
   if (!message) {
     return protocol_error(message.error());
   }
-  if (phase_ == Phase::kReady && !std::holds_alternative<wire::Abort>(*message) && !std::holds_alternative<wire::Keepalive>(*message)) {
+  if (phase_ == Phase::kReady && !std::holds_alternative<wire::Abort>(*message) &&
+      !std::holds_alternative<wire::Keepalive>(*message)) {
     return protocol_error(std::string(wire::message_name(*message)) + " after the end");
   }
-  if (phase_ == Phase::kWaiting && !std::holds_alternative<wire::Hello>(*message) && !std::holds_alternative<wire::Abort>(*message)) {
+  if (phase_ == Phase::kWaiting && !std::holds_alternative<wire::Hello>(*message) &&
+      !std::holds_alternative<wire::Abort>(*message)) {
     return protocol_error(std::string(wire::message_name(*message)) + " before Hello");
   }
   std::visit([this](const auto& m) { on(m); }, *message);
@@ -168,21 +176,24 @@ std::string Destination::Impl::hello_mismatch(const wire::Hello& hello) const {
            " here; install the same godwit on both hosts";
   }
   if (hello.id != config_.id || hello.epoch_base != config_.epoch_base || hello.epoch_count != config_.epoch_count) {
-    return "another migration, or other epochs: " + std::to_string(hello.epoch_base) + " + " + std::to_string(hello.epoch_count) +
-           " there, " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) + " here";
+    return "another migration, or other epochs: " + std::to_string(hello.epoch_base) + " + " +
+           std::to_string(hello.epoch_count) + " there, " + std::to_string(config_.epoch_base) + " + " +
+           std::to_string(config_.epoch_count) + " here";
   }
   if (config_.epoch_count < kEpochsMin || config_.epoch_base > pages::kUnknownGeneration - config_.epoch_count) {
-    return "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) + " are out of range";
+    return "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) +
+           " are out of range";
   }
   if (hello.regions.size() != config_.regions.size()) {
-    return std::to_string(hello.regions.size()) + " RAM regions there, " + std::to_string(config_.regions.size()) + " here";
+    return std::to_string(hello.regions.size()) + " RAM regions there, " + std::to_string(config_.regions.size()) +
+           " here";
   }
   for (std::size_t i = 0; i < hello.regions.size(); ++i) {
     const RegionShape& there = hello.regions[i];
     const RegionShape& here = config_.regions[i];
     if (!(there == here)) {
-      return "RAM region " + std::to_string(i) + " is '" + there.name + "' of " + std::to_string(there.pages) + " pages there, '" +
-             here.name + "' of " + std::to_string(here.pages) + " here";
+      return "RAM region " + std::to_string(i) + " is '" + there.name + "' of " + std::to_string(there.pages) +
+             " pages there, '" + here.name + "' of " + std::to_string(here.pages) + " here";
     }
   }
   return {};
@@ -214,7 +225,8 @@ void Destination::Impl::send_retained() {
         std::vector<std::byte> piece;
         for (pages::PageNumber at = 0; at < self->table_.size();) {
           at = pages::encode_table_piece(self->table_, at, {}, piece);
-          messages->push_back(wire::encode_message(wire::TablePiece{.last = at == self->table_.size(), .bytes = piece}));
+          messages->push_back(
+              wire::encode_message(wire::TablePiece{.last = at == self->table_.size(), .bytes = piece}));
         }
       },
       [weak = weak_from_this(), messages] {
@@ -275,7 +287,8 @@ void Destination::Impl::decode_source_table() {
 }
 
 void Destination::Impl::on(const wire::RoundBegin& message) {
-  const bool expected = phase_ == Phase::kTables ? table_ended_ && round_ == 0 : phase_ == Phase::kRounds && acknowledged_;
+  const bool expected =
+      phase_ == Phase::kTables ? table_ended_ && round_ == 0 : phase_ == Phase::kRounds && acknowledged_;
   if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
   }
@@ -285,7 +298,8 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
   }
   if (placed_pages_ != message.pages_before || assembly_.size() != 0) {
     return protocol_error("says that round " + std::to_string(round_) + " had " + std::to_string(message.pages_before) +
-                          " pages; placed were " + std::to_string(placed_pages_) + ", and " + std::to_string(assembly_.size()) + " in part");
+                          " pages; placed were " + std::to_string(placed_pages_) + ", and " +
+                          std::to_string(assembly_.size()) + " in part");
   }
   if (round_ == 1 && !first_round_complete_ && !completing_) {
     complete_first_round();
@@ -323,14 +337,16 @@ void Destination::Impl::on(const wire::DeviceStateEnd&) {
 
 void Destination::Impl::on(const wire::AllPlaced& message) {
   if (phase_ != Phase::kRounds || message.round != round_ || all_placed_ || !device_state_ended_) {
-    return protocol_error("AllPlaced in round " + std::to_string(message.round) + " while round " + std::to_string(round_) +
-                          " is open or the device state is not complete");
+    return protocol_error("AllPlaced in round " + std::to_string(message.round) + " while round " +
+                          std::to_string(round_) + " is open or the device state is not complete");
   }
   all_placed_ = message;
   wake_ = true;
 }
 
-void Destination::Impl::on(const wire::Abort& message) { fail(Failure::kPeerFailed, "the source gave up: " + message.text); }
+void Destination::Impl::on(const wire::Abort& message) {
+  fail(Failure::kPeerFailed, "the source gave up: " + message.text);
+}
 void Destination::Impl::on(const wire::Keepalive&) {}
 
 void Destination::Impl::hash_if_due() {
@@ -338,13 +354,14 @@ void Destination::Impl::hash_if_due() {
     return;
   }
   hashing_ = true;
-  executor_.submit([self = shared_from_this(), runs = take_unhashed()] { hash_runs(self->memory_, runs, *self->hashes_); },
-                   [weak = weak_from_this()] {
-                     if (const auto self = weak.lock()) {
-                       self->hashing_ = false;
-                       self->wake_ = true;
-                     }
-                   });
+  executor_.submit(
+      [self = shared_from_this(), runs = take_unhashed()] { hash_runs(self->memory_, runs, *self->hashes_); },
+      [weak = weak_from_this()] {
+        if (const auto self = weak.lock()) {
+          self->hashing_ = false;
+          self->wake_ = true;
+        }
+      });
 }
 
 void Destination::Impl::verify_if_due() {
@@ -382,7 +399,8 @@ void Destination::Impl::verify_if_due() {
   executor_.submit(
       [self = shared_from_this(), runs = std::move(runs), expected = *all_placed_, result] {
         hash_runs(self->memory_, runs, *self->hashes_);
-        result->equal = self->hashes_->digest() == expected.digest && self->hashes_->known_count() == expected.pages_checked;
+        result->equal =
+            self->hashes_->digest() == expected.digest && self->hashes_->known_count() == expected.pages_checked;
         if (!result->equal) {
           result->chunks = self->hashes_->chunk_digests();
         }
@@ -411,8 +429,9 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
   for (std::size_t at = 0; at < chunks.size();) {
     const std::size_t count = std::min(chunks.size() - at, wire::kChunkDigestsMax);
     const auto from = chunks.begin() + static_cast<std::ptrdiff_t>(at);
-    outbox_.push(wire::ChunkDigests{
-        .last = at + count == chunks.size(), .first_chunk = at, .digests = {from, from + static_cast<std::ptrdiff_t>(count)}});
+    outbox_.push(wire::ChunkDigests{.last = at + count == chunks.size(),
+                                    .first_chunk = at,
+                                    .digests = {from, from + static_cast<std::ptrdiff_t>(count)}});
     at += count;
   }
 }
@@ -422,16 +441,20 @@ Stats Destination::Impl::stats(Instant now) const {
   s.round = round_;
   for (const transport::Lane* lane : lanes_) {
     const transport::LaneCounters& c = lane->counters();
-    s.wire_bytes += c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
+    s.wire_bytes +=
+        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
   }
   s.payload_bytes = s.pages_sent * pages::kPageSize;
-  s.elapsed_us = phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((phase_ >= Phase::kReady ? finished_at_ : now) - started_).us());
+  s.elapsed_us = phase_ == Phase::kIdle
+                     ? 0
+                     : static_cast<std::uint64_t>(((phase_ >= Phase::kReady ? finished_at_ : now) - started_).us());
   return s;
 }
 
 // ---- Destination ----
 
-Destination::Destination(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events)
+Destination::Destination(const MigrationConfig& config, DestinationGuest guest, Executor& executor,
+                         MigrationEvents& events)
     : impl_(std::make_shared<Impl>(config, std::move(guest), executor, events)) {}
 Destination::~Destination() = default;
 void Destination::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
@@ -443,12 +466,17 @@ Stats Destination::stats(Instant now) const { return impl_->stats(now); }
 const pages::GenerationTable& Destination::table() const { return impl_->table(); }
 std::uint32_t Destination::epoch_next() const { return impl_->epoch_next(); }
 bool Destination::next_work(std::uint16_t, transport::Work&) { return false; }
-void Destination::read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) { GW_ASSERT(!"a destination hands out no pages"); }
+void Destination::read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) {
+  GW_ASSERT(!"a destination hands out no pages");
+}
 void Destination::on_acknowledged(const transport::Work&) {}
-void Destination::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) {
+void Destination::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+                          std::span<const std::byte> bytes) {
   impl_->on_page(round, page, offset, bytes);
 }
-void Destination::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) { impl_->on_zero_run(round, first, count); }
+void Destination::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
+  impl_->on_zero_run(round, first, count);
+}
 void Destination::on_message(std::span<const std::byte> message) { impl_->on_message(message); }
 
 }  // namespace godwit::transfer

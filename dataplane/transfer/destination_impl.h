@@ -1,8 +1,9 @@
 #pragma once
 // Inside of Destination: its state and steps. Private to destination*.cpp.
 //
-// Two threads, apart in time by the protocol: the lcore places pages and sets their generations; jobs decode the source's table before
-// round 1 is acknowledged and complete the table between rounds 1 and 2. Hashes belong to jobs alone, which run one after the other.
+// Two threads, apart in time by the protocol: the lcore places pages and sets their generations; jobs decode the
+// source's table before round 1 is acknowledged and complete the table between rounds 1 and 2. Hashes belong to jobs
+// alone, which run one after the other.
 
 #include <memory>
 #include <optional>
@@ -108,9 +109,9 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   // the round
   std::uint32_t round_ = 0;
   bool acknowledged_ = false;
-  pages::Bitmap placed_;                 // of this round, also those only claimed by a burst that is not flushed yet
+  pages::Bitmap placed_;  // of this round, also those only claimed by a burst that is not flushed yet
   std::vector<PageRun> placed_runs_;
-  std::uint64_t placed_pages_ = 0;       // wholly in RAM
+  std::uint64_t placed_pages_ = 0;  // wholly in RAM
   PageAssembly assembly_;
   std::vector<Arrival> arrivals_;
   std::vector<pages::PageNumber> completed_;  // by arrivals_
@@ -120,11 +121,11 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   std::shared_ptr<pages::PageHashes> hashes_;  // shared with jobs, which alone use it
   std::vector<PageRun> unhashed_;
   std::uint64_t unhashed_pages_ = 0;
-  pages::Bitmap rest_;                   // full: pages that round 1 did not carry
+  pages::Bitmap rest_;  // full: pages that round 1 did not carry
   pages::PageNumber rest_from_ = 0;
   std::uint64_t rest_left_ = 0;
   bool hashing_ = false, verifying_ = false;
-  bool doubtful_ = false;                // a digest differed, and none has been equal since
+  bool doubtful_ = false;  // a digest differed, and none has been equal since
   std::optional<wire::AllPlaced> all_placed_;
 
   Stats totals_;

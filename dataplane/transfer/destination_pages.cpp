@@ -18,7 +18,8 @@ bool Destination::Impl::takes(std::uint32_t round, pages::PageNumber first, std:
     return false;
   }
   if (first >= page_count_ || count > page_count_ - first) {
-    protocol_error("sent page " + std::to_string(first) + " + " + std::to_string(count) + " of " + std::to_string(page_count_));
+    protocol_error("sent page " + std::to_string(first) + " + " + std::to_string(count) + " of " +
+                   std::to_string(page_count_));
     return false;
   }
   return true;
@@ -33,7 +34,8 @@ void Destination::Impl::claim(pages::PageNumber first, std::uint64_t count) {
   }
 }
 
-void Destination::Impl::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) {
+void Destination::Impl::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+                                std::span<const std::byte> bytes) {
   if (!takes(round, page, 1) || placed_.test(page)) {
     return;
   }
@@ -139,8 +141,8 @@ void Destination::Impl::start_round(std::uint32_t round) {
   acknowledged_ = false;
 }
 
-// Round 1 is over: what it did not carry is as at the source. With a retained image these are the reusable pages, of the same
-// generation on both sides already; without one the memory was zero, and so are these pages at the source.
+// Round 1 is over: what it did not carry is as at the source. With a retained image these are the reusable pages, of
+// the same generation on both sides already; without one the memory was zero, and so are these pages at the source.
 void Destination::Impl::complete_first_round() {
   if (verify_ == Verify::kFull) {
     rest_ = pages::Bitmap(page_count_);

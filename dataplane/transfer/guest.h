@@ -1,9 +1,9 @@
 #pragma once
 // What transfer knows of a guest's memory. The daemon implements it over memory/, the simulation over a model.
 //
-// Threads: read_page, place_pages and zero_pages are called on the lcore that owns the lane ("hot"); read_page from a job too, possibly
-// at the same moment as hot calls (hashing what was placed). The other calls may take milliseconds to seconds and are made from a job
-// (see executor.h), never on an lcore. At most one job of a guest runs at a time.
+// Threads: read_page, place_pages and zero_pages are called on the lcore that owns the lane ("hot"); read_page from a
+// job too, possibly at the same moment as hot calls (hashing what was placed). The other calls may take milliseconds to
+// seconds and are made from a job (see executor.h), never on an lcore. At most one job of a guest runs at a time.
 // Errors are sticky: after one, the migration fails and the guest is told to nobody.
 
 #include <cstddef>
@@ -34,7 +34,8 @@ class GuestMemory {
   [[nodiscard]] virtual pages::PageNumber page_count() const = 0;
 
   // ---- hot ----
-  /// Copies bytes [offset, offset + out.size()) of the page as they are now. Never allocates memory for a hole: it reads as zero.
+  /// Copies bytes [offset, offset + out.size()) of the page as they are now. Never allocates memory for a hole: it
+  /// reads as zero.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
   /// Puts arrived bytes into RAM; called once per receive burst, so that contiguous pages become one system call.
   virtual std::expected<void, GuestError> place_pages(std::span<const Arrival> arrivals) = 0;
@@ -42,8 +43,9 @@ class GuestMemory {
   virtual std::expected<void, GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) = 0;
 
   // ---- jobs ----
-  /// Adds to `out` every page written since the last call (or since arming), and arms those again: one atomic step as seen by a
-  /// writer, so a write is in this set or in the next, never in neither. Memory given back (balloon) counts as written.
+  /// Adds to `out` every page written since the last call (or since arming), and arms those again: one atomic step as
+  /// seen by a writer, so a write is in this set or in the next, never in neither. Memory given back (balloon) counts
+  /// as written.
   virtual std::expected<void, GuestError> collect_written(pages::Bitmap& out) = 0;
   /// Sets in `out` exactly the pages among `among` that read as zero now (holes without touching them).
   virtual std::expected<void, GuestError> find_zero(const pages::Bitmap& among, pages::Bitmap& out) = 0;

@@ -1,15 +1,17 @@
 #pragma once
-// The two ends of one pre-copy migration as sans-IO state machines: Source and Destination (source.h, destination.h) share what is here.
+// The two ends of one pre-copy migration as sans-IO state machines: Source and Destination (source.h, destination.h)
+// share what is here.
 //
-// Owner: the daemon (or the simulation). Thread: the lcore that owns the lanes; jobs run elsewhere through Executor and come back.
-// Either end lives from PrepareMigration to FinishMigration. After on_failed() it places nothing and sends nothing but one Abort on
-// lanes[0]: poll that lane a little longer, or the peer learns of the failure only by silence.
+// Owner: the daemon (or the simulation). Thread: the lcore that owns the lanes; jobs run elsewhere through Executor and
+// come back. Either end lives from PrepareMigration to FinishMigration. After on_failed() it places nothing and sends
+// nothing but one Abort on lanes[0]: poll that lane a little longer, or the peer learns of the failure only by silence.
 //
-// Time: calls that bring no Instant (from lanes and executor) only take note; everything that follows from them happens in tick().
-// deadline() then lies in the past: after packets or a job's `done`, look at deadline(), call tick() when it is reached, then
-// poll_transmit() on every lane. tick() too early does no harm.
-// Events come from within tick(), cancel() or flush(), on_device_state from within on_message(); do not destroy the object inside one.
-// Jobs in flight outlive the object if it is destroyed, and then use only guest memory and table: those stay until the executor is idle.
+// Time: calls that bring no Instant (from lanes and executor) only take note; everything that follows from them happens
+// in tick(). deadline() then lies in the past: after packets or a job's `done`, look at deadline(), call tick() when it
+// is reached, then poll_transmit() on every lane. tick() too early does no harm. Events come from within tick(),
+// cancel() or flush(), on_device_state from within on_message(); do not destroy the object inside one. Jobs in flight
+// outlive the object if it is destroyed, and then use only guest memory and table: those stay until the executor is
+// idle.
 
 #include <array>
 #include <cstddef>
@@ -31,7 +33,16 @@ using MigrationId = std::array<std::byte, 16>;
 
 enum class Verify : std::uint8_t { kOff, kSent, kFull };
 enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
-enum class Failure : std::uint8_t { kGuestMemory, kPeerLost, kPeerProtocol, kPeerFailed, kVerify, kNoConvergence, kCancelled, kEpochsExhausted };
+enum class Failure : std::uint8_t {
+  kGuestMemory,
+  kPeerLost,
+  kPeerProtocol,
+  kPeerFailed,
+  kVerify,
+  kNoConvergence,
+  kCancelled,
+  kEpochsExhausted
+};
 
 using RegionShape = wire::RegionShape;
 
@@ -41,27 +52,30 @@ struct Policy {
   Verify verify = Verify::kSent;
   OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
   std::uint32_t rounds_max = 30;
-  Duration time_limit{0};                 // 0: none
+  Duration time_limit{0};  // 0: none
 };
 
 struct MigrationConfig {
   MigrationId id{};
   std::vector<RegionShape> regions;
-  std::uint32_t epoch_base = 0;   // round r uses epoch_base + r
-  std::uint32_t epoch_count = 0;  // at least kEpochsMin
+  std::uint32_t epoch_base = 0;                // round r uses epoch_base + r
+  std::uint32_t epoch_count = 0;               // at least kEpochsMin
   std::uint32_t header_bytes_per_packet = 28;  // IP and UDP, for Stats::wire_bytes: 28 over IPv4, 48 over IPv6
 };
 
-/// Rounds that an attempt must be able to count: the first, some while the guest runs, and those kept back for switchover.
+/// Rounds that an attempt must be able to count: the first, some while the guest runs, and those kept back for
+/// switchover.
 inline constexpr std::uint32_t kEpochsMin = 16;
 
-/// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units. pages_zero counts zero pages that crossed as runs, and
-/// those that did not need to because the destination's memory was zero from the start; pages_reused the reusable ones of round 1.
-/// At the destination pages_sent and pages_zero count what was placed.
+/// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units. pages_zero counts zero pages that
+/// crossed as runs, and those that did not need to because the destination's memory was zero from the start;
+/// pages_reused the reusable ones of round 1. At the destination pages_sent and pages_zero count what was placed.
 struct Stats {
   std::uint32_t round = 0;
-  std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, table_bytes = 0, payload_bytes = 0;
-  std::uint64_t retransmitted_pages = 0, wire_bytes = 0, rate_bps = 0, written_pages_per_s = 0, elapsed_us = 0, estimated_left_us = 0;
+  std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, table_bytes = 0,
+                payload_bytes = 0;
+  std::uint64_t retransmitted_pages = 0, wire_bytes = 0, rate_bps = 0, written_pages_per_s = 0, elapsed_us = 0,
+                estimated_left_us = 0;
   std::uint64_t device_state_bytes = 0, last_round_us = 0, pages_last_round = 0;
 };
 
@@ -69,12 +83,12 @@ struct Stats {
 class MigrationEvents {
  public:
   virtual ~MigrationEvents() = default;
-  virtual void on_progress(const Stats&) {}                                    // source, about 5 a second
-  virtual void on_ready_to_switch(Duration /*estimated_downtime*/) {}          // source; rounds go on until guest_stopped()
-  virtual void on_source_done(const Stats&) {}                                 // source: destination confirmed everything
-  virtual void on_device_state(std::span<const std::byte>, bool /*end*/) {}    // destination, in order
-  virtual void on_memory_ready(std::uint64_t /*pages_checked*/) {}             // destination: all placed and verified
-  virtual void on_failed(Failure, const std::string& /*text*/) {}              // either, once
+  virtual void on_progress(const Stats&) {}                            // source, about 5 a second
+  virtual void on_ready_to_switch(Duration /*estimated_downtime*/) {}  // source; rounds go on until guest_stopped()
+  virtual void on_source_done(const Stats&) {}                         // source: destination confirmed everything
+  virtual void on_device_state(std::span<const std::byte>, bool /*end*/) {}  // destination, in order
+  virtual void on_memory_ready(std::uint64_t /*pages_checked*/) {}           // destination: all placed and verified
+  virtual void on_failed(Failure, const std::string& /*text*/) {}            // either, once
 };
 
 }  // namespace godwit::transfer

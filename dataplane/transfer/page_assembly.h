@@ -1,6 +1,6 @@
 #pragma once
-// Which bytes have arrived of pages that the MTU forces into fragments. One thread. Bounded: a peer that leaves too many pages
-// unfinished, or cuts one into too many separate pieces, is refused.
+// Which bytes have arrived of pages that the MTU forces into fragments. One thread. Bounded: a peer that leaves too
+// many pages unfinished, or cuts one into too many separate pieces, is refused.
 
 #include <array>
 #include <cstdint>

@@ -1,6 +1,7 @@
 #pragma once
-// The pages of one round that no lane has been given yet. One thread. Hands them out in page order, in blocks of neighbours to each
-// lane, so that a lane fills a frame with two neighbouring pages and the destination places long runs.
+// The pages of one round that no lane has been given yet. One thread. Hands them out in page order, in blocks of
+// neighbours to each lane, so that a lane fills a frame with two neighbouring pages and the destination places long
+// runs.
 
 #include <vector>
 

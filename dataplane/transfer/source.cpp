@@ -16,7 +16,8 @@ constexpr std::uint32_t kMismatchesMax = 3;
 constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }
 }  // namespace
 
-Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor, MigrationEvents& events)
+Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
+                   MigrationEvents& events)
     : config_(config),
       policy_(policy),
       memory_(guest.memory),
@@ -46,16 +47,20 @@ void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   bucket_.start(now);
   wake_ = true;
   phase_ = Phase::kHandshake;
-  const std::uint64_t shape_pages = std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
-                                                    [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
-  if (page_count_ == 0 || shape_pages != page_count_ || memory_.page_count() != page_count_ || config_.regions.size() > wire::kRegionsMax) {
-    return fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) + " pages, the guest's memory " +
-                                           std::to_string(memory_.page_count()) + ", its table " + std::to_string(page_count_));
+  const std::uint64_t shape_pages =
+      std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
+                      [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
+  if (page_count_ == 0 || shape_pages != page_count_ || memory_.page_count() != page_count_ ||
+      config_.regions.size() > wire::kRegionsMax) {
+    return fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) +
+                                           " pages, the guest's memory " + std::to_string(memory_.page_count()) +
+                                           ", its table " + std::to_string(page_count_));
   }
   if (config_.epoch_count < kEpochsMin || config_.epoch_base > pages::kUnknownGeneration - config_.epoch_count ||
       epoch_now_ >= config_.epoch_base) {
-    return fail(Failure::kEpochsExhausted, "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) +
-                                               " do not follow the visit's epoch " + std::to_string(epoch_now_) + " or are too few");
+    return fail(Failure::kEpochsExhausted,
+                "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) +
+                    " do not follow the visit's epoch " + std::to_string(epoch_now_) + " or are too few");
   }
   outbox_.push(wire::Hello{.verify = static_cast<wire::VerifyLevel>(policy_.verify),
                            .id = config_.id,
@@ -123,7 +128,9 @@ void Source::Impl::fail(Failure failure, std::string text) {
   }
 }
 
-void Source::Impl::protocol_error(const std::string& text) { fail(Failure::kPeerProtocol, "the destination broke the protocol: " + text); }
+void Source::Impl::protocol_error(const std::string& text) {
+  fail(Failure::kPeerProtocol, "the destination broke the protocol: " + text);
+}
 
 void Source::Impl::tick(Instant now) {
   now_ = std::max(now_, now);
@@ -132,8 +139,9 @@ void Source::Impl::tick(Instant now) {
     return;
   }
   if (phase_ < Phase::kDone) {
-    const std::uint64_t sent = std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
-                                               [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().bytes_sent; });
+    const std::uint64_t sent =
+        std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
+                        [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().bytes_sent; });
     bucket_.refill(now_, sent - bytes_charged_);
     bytes_charged_ = sent;
     check_peer();
@@ -147,7 +155,8 @@ void Source::Impl::tick(Instant now) {
 void Source::Impl::check_peer() {
   for (const transport::Lane* lane : lanes_) {
     if (lane->peer_dead(now_)) {
-      return fail(Failure::kPeerLost, "the destination's data plane does not answer any more; check the network between the hosts");
+      return fail(Failure::kPeerLost,
+                  "the destination's data plane does not answer any more; check the network between the hosts");
     }
   }
   if (now_ >= keepalive_at_) {
@@ -245,8 +254,8 @@ void Source::Impl::on(const wire::TablePiece& message) {
 
 void Source::Impl::on(const wire::RoundAck& message) {
   if (phase_ != Phase::kMoving || opened_ || message.round != round_) {
-    return protocol_error("acknowledges round " + std::to_string(message.round) + " while round " + std::to_string(round_) + " is " +
-                          (opened_ ? "open" : "begun"));
+    return protocol_error("acknowledges round " + std::to_string(message.round) + " while round " +
+                          std::to_string(round_) + " is " + (opened_ ? "open" : "begun"));
   }
   opened_ = true;
   peer_unhashed_ = message.pages_unhashed;
@@ -265,7 +274,8 @@ void Source::Impl::on(const wire::Verified&) {
 
 void Source::Impl::on(const wire::ChunkDigests& message) {
   const std::uint64_t chunks = hashes_.chunk_count();
-  if (!announced_ || !hashes() || message.first_chunk != peer_chunks_.size() || message.digests.size() > chunks - peer_chunks_.size() ||
+  if (!announced_ || !hashes() || message.first_chunk != peer_chunks_.size() ||
+      message.digests.size() > chunks - peer_chunks_.size() ||
       message.last != (peer_chunks_.size() + message.digests.size() == chunks)) {
     return protocol_error("digests that were not asked for or do not fit the guest");
   }
@@ -276,7 +286,8 @@ void Source::Impl::on(const wire::ChunkDigests& message) {
   const pages::Bitmap differing = hashes_.mismatching_chunks(peer_chunks_);
   peer_chunks_.clear();
   if (++mismatches_ > kMismatchesMax || !differing.any()) {
-    return fail(Failure::kVerify, "memory at the destination differs from what was sent, after " + std::to_string(mismatches_) +
+    return fail(Failure::kVerify, "memory at the destination differs from what was sent, after " +
+                                      std::to_string(mismatches_) +
                                       " attempts to mend it; check the hosts' memory and network cards");
   }
   // Any page of such a chunk may be the wrong one: all go again, under an epoch that the wrong copy does not have.
@@ -289,7 +300,9 @@ void Source::Impl::on(const wire::ChunkDigests& message) {
   wake_ = true;
 }
 
-void Source::Impl::on(const wire::Abort& message) { fail(Failure::kPeerFailed, "the destination gave up: " + message.text); }
+void Source::Impl::on(const wire::Abort& message) {
+  fail(Failure::kPeerFailed, "the destination gave up: " + message.text);
+}
 
 std::uint64_t Source::Impl::payload_sent() const {
   return std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
@@ -328,18 +341,22 @@ Stats Source::Impl::stats(Instant now) const {
     const transport::LaneCounters& c = lane->counters();
     s.payload_bytes += c.payload_bytes_sent;
     s.retransmitted_pages += c.pages_retransmitted;
-    s.wire_bytes += c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
+    s.wire_bytes +=
+        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
   }
   s.written_pages_per_s = convergence_.written_pages_per_s();
-  s.elapsed_us = phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((finished ? finished_at_ : now) - started_).us());
-  const std::uint64_t bytes_per_s = std::max<std::uint64_t>((s.rate_bps != 0 ? s.rate_bps : convergence_.link_bps()) / 8, 1);
+  s.elapsed_us =
+      phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((finished ? finished_at_ : now) - started_).us());
+  const std::uint64_t bytes_per_s =
+      std::max<std::uint64_t>((s.rate_bps != 0 ? s.rate_bps : convergence_.link_bps()) / 8, 1);
   s.estimated_left_us = s.pages_left * pages::kPageSize * 1'000'000 / bytes_per_s;
   return s;
 }
 
 // ---- Source ----
 
-Source::Source(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor, MigrationEvents& events)
+Source::Source(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
+               MigrationEvents& events)
     : impl_(std::make_shared<Impl>(config, policy, guest, executor, events)) {}
 Source::~Source() = default;
 void Source::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
@@ -352,7 +369,9 @@ Instant Source::deadline() const { return impl_->deadline(); }
 Stats Source::stats(Instant now) const { return impl_->stats(now); }
 std::uint32_t Source::epoch_next() const { return impl_->epoch_next(); }
 bool Source::next_work(std::uint16_t lane, transport::Work& out) { return impl_->next_work(lane, out); }
-void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) { impl_->read_page(page, offset, out); }
+void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+  impl_->read_page(page, offset, out);
+}
 void Source::on_acknowledged(const transport::Work& work) { impl_->on_acknowledged(work); }
 void Source::on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
   impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent a page");

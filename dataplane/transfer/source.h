@@ -1,15 +1,17 @@
 #pragma once
-// The end of a pre-copy migration that has the guest: compares, sends rounds, says when it is time to stop the guest, sends the rest.
-// See migration.h for owner, thread and time, docs/architecture.md for the message sequence.
+// The end of a pre-copy migration that has the guest: compares, sends rounds, says when it is time to stop the guest,
+// sends the rest. See migration.h for owner, thread and time, docs/architecture.md for the message sequence.
 //
-// The table. Every scan, also one whose migration was cancelled meanwhile, is entered into the table by the job that made it, so a page
-// that was armed again is never forgotten. If a scan fails the whole table becomes unknown. At scan 1 unknown pages count as written in
-// this visit: no copy anywhere has the visit's epoch, so their new generation is true and equal to none.
+// The table. Every scan, also one whose migration was cancelled meanwhile, is entered into the table by the job that
+// made it, so a page that was armed again is never forgotten. If a scan fails the whole table becomes unknown. At scan
+// 1 unknown pages count as written in this visit: no copy anywhere has the visit's epoch, so their new generation is
+// true and equal to none.
 //
-// Why the destination need not be told which pages a newer round will replace: a page that it placed in round r keeps generation g.
-// If the guest writes it afterwards, the next scan, of this attempt or of the next, gives it an epoch that no copy has (E + r + 1 or
-// higher; epoch_next() raises the visit's epoch after an abort). So the VM's table never holds g for that page again, and the stale copy
-// is never taken for reusable. If the source forgets its history (crash), all its pages get a fresh epoch: the same argument.
+// Why the destination need not be told which pages a newer round will replace: a page that it placed in round r keeps
+// generation g. If the guest writes it afterwards, the next scan, of this attempt or of the next, gives it an epoch
+// that no copy has (E + r + 1 or higher; epoch_next() raises the visit's epoch after an abort). So the VM's table never
+// holds g for that page again, and the stale copy is never taken for reusable. If the source forgets its history
+// (crash), all its pages get a fresh epoch: the same argument.
 
 #include <memory>
 
@@ -20,20 +22,22 @@ namespace godwit::transfer {
 /// What the source host knows of the guest's history; owned by the daemon's guest, lent for the time of the migration.
 struct SourceGuest {
   GuestMemory& memory;
-  pages::GenerationTable& table;     // brought up to date by every scan
-  std::uint32_t epoch_now;           // generation for what the first scan finds written (this visit's epoch); below epoch_base
+  pages::GenerationTable& table;  // brought up to date by every scan
+  std::uint32_t epoch_now;  // generation for what the first scan finds written (this visit's epoch); below epoch_base
 };
 
 class Source final : public transport::LaneUser {
  public:
-  Source(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor, MigrationEvents& events);
+  Source(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
+         MigrationEvents& events);
   ~Source() override;
 
   /// lanes[0] is the priority lane, the others bulk. Owned by the caller, which outlives this object's use of them.
   void start(Instant now, std::span<transport::Lane* const> lanes);
   /// QEMU's STOP event is in: the guest writes no more; collect and send what is left.
   void guest_stopped(Instant now);
-  /// Next piece of QEMU's stream, at most 64 KiB; false: no room now, offer it again after the next tick(). All of it or nothing.
+  /// Next piece of QEMU's stream, at most 64 KiB; false: no room now, offer it again after the next tick(). All of it
+  /// or nothing.
   [[nodiscard]] bool device_state(std::span<const std::byte> data);
   /// QEMU has closed the stream: scan once more, send, then tell the destination that all is placed.
   void device_state_end(Instant now);
@@ -48,7 +52,8 @@ class Source final : public transport::LaneUser {
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
   void on_acknowledged(const transport::Work& work) override;
-  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes) override;
+  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+               std::span<const std::byte> bytes) override;
   void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
   void on_message(std::span<const std::byte> message) override;
 

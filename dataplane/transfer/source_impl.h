@@ -1,9 +1,10 @@
 #pragma once
 // Inside of Source: its state and steps. Private to source*.cpp.
 //
-// A round r goes: RoundBegin{r} → RoundAck; meanwhile scan r → its pages. With both there the pages are "loaded" and go out; when all are
-// acknowledged the round is over and r + 1 is begun at once, so that its acknowledgement is in before its pages are known. Once the
-// guest stands still scans no longer wait for the round in flight. The last scan's round ends with AllPlaced instead of a barrier.
+// A round r goes: RoundBegin{r} → RoundAck; meanwhile scan r → its pages. With both there the pages are "loaded" and go
+// out; when all are acknowledged the round is over and r + 1 is begun at once, so that its acknowledgement is in before
+// its pages are known. Once the guest stands still scans no longer wait for the round in flight. The last scan's round
+// ends with AllPlaced instead of a barrier.
 
 #include <memory>
 #include <optional>
@@ -21,7 +22,8 @@ namespace godwit::transfer {
 
 class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
  public:
-  Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor, MigrationEvents& events);
+  Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
+       MigrationEvents& events);
 
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void guest_stopped(Instant now);
@@ -44,7 +46,7 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   /// The pages that a scan has found for a round.
   struct Found {
     std::uint32_t round = 0;
-    pages::Bitmap pages, zero;   // zero: of those, as far as sorted
+    pages::Bitmap pages, zero;  // zero: of those, as far as sorted
     std::uint64_t count = 0;
     bool sorted = false;
   };
@@ -120,38 +122,38 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
 
   // the round that the destination takes pages of
   std::uint32_t round_ = 0;
-  bool opened_ = false;   // acknowledged
-  bool loaded_ = false;   // its pages are known and go out
-  bool over_ = false;     // all acknowledged; the next may begin
+  bool opened_ = false;  // acknowledged
+  bool loaded_ = false;  // its pages are known and go out
+  bool over_ = false;    // all acknowledged; the next may begin
   RoundPages pages_;
   pages::Bitmap unsorted_;
   pages::PageNumber sort_from_ = 0;
   bool sorting_ = false, sorted_ = false;
-  std::uint64_t outstanding_ = 0;     // works handed out and not acknowledged
+  std::uint64_t outstanding_ = 0;  // works handed out and not acknowledged
   std::uint64_t handed_pages_ = 0;
   std::uint64_t handed_content_ = 0;
   Instant round_started_{};
 
   // scans
-  std::optional<Found> found_;        // for round_, or the one after it
+  std::optional<Found> found_;  // for round_, or the one after it
   bool scanning_ = false;
-  std::uint32_t scans_top_ = 0;       // highest round a scan was made for
+  std::uint32_t scans_top_ = 0;  // highest round a scan was made for
   Instant scan_due_{}, scan_submitted_{}, scan_before_{};
   bool stopped_ = false, ended_ = false;
-  bool stop_covered_ = false, end_covered_ = false;          // by a scan submitted
-  bool scan_covers_end_ = false, end_scanned_ = false;       // by the scan in flight; by one whose result is in
+  bool stop_covered_ = false, end_covered_ = false;     // by a scan submitted
+  bool scan_covers_end_ = false, end_scanned_ = false;  // by the scan in flight; by one whose result is in
   Convergence convergence_;
-  bool fits_ = false;                 // the last scan's pages fit the downtime limit
+  bool fits_ = false;  // the last scan's pages fit the downtime limit
   bool ready_ = false, ready_told_ = false;
   Duration ready_estimate_{};
 
   // verification
   pages::PageHashes hashes_;
-  pages::Bitmap unread_;              // handed out, hash not taken yet
+  pages::Bitmap unread_;  // handed out, hash not taken yet
   std::uint64_t unread_count_ = 0;
-  pages::Bitmap ever_sent_, rest_;    // full: rest_ is never sent unless written
+  pages::Bitmap ever_sent_, rest_;  // full: rest_ is never sent unless written
   pages::PageNumber rest_from_ = 0;
-  std::uint64_t rest_left_ = 0;       // not hashed yet
+  std::uint64_t rest_left_ = 0;  // not hashed yet
   bool rest_hashing_ = false;
   std::uint64_t peer_unhashed_ = 0;
   bool announced_ = false;

@@ -28,7 +28,8 @@ bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
   for (const auto& piece : job.retained_pieces) {
     const auto next = pages::decode_table_piece(piece, at, retained);
     if (!next) {
-      job.peer_error = "retained table, from page " + std::to_string(at) + ": " + std::string(pages::to_string(next.error()));
+      job.peer_error =
+          "retained table, from page " + std::to_string(at) + ": " + std::string(pages::to_string(next.error()));
       return false;
     }
     at = *next;

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "dataplane/transfer/guest.h"
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/pages/page_digest.h"
+#include "dataplane/transfer/guest.h"
 
 namespace godwit::transfer {
 

@@ -6,10 +6,12 @@
 
 namespace godwit::transfer {
 namespace {
-constexpr std::uint32_t kEpochsForSwitchover = 8;       // kept back: two scans after STOP, and mending what verification finds
-constexpr Duration kScanIntervalMin = milliseconds(20);  // once the rest fits: fresh enough, and an idle link stays idle
-constexpr std::int64_t kScanShareInverse = 4;            // scanning takes at most a quarter of the time then
-constexpr std::uint64_t kUnhashedPagesMax = 16384;       // full verification: what may be left for the downtime
+constexpr std::uint32_t kEpochsForSwitchover =
+    8;  // kept back: two scans after STOP, and mending what verification finds
+constexpr Duration kScanIntervalMin =
+    milliseconds(20);                               // once the rest fits: fresh enough, and an idle link stays idle
+constexpr std::int64_t kScanShareInverse = 4;       // scanning takes at most a quarter of the time then
+constexpr std::uint64_t kUnhashedPagesMax = 16384;  // full verification: what may be left for the downtime
 static_assert(kEpochsMin > kEpochsForSwitchover);
 }  // namespace
 
@@ -89,7 +91,8 @@ void Source::Impl::finish_round() {
   convergence_.round_moved(handed_content_, now_ - round_started_);
   scan_due_ = now_;
   if (fits_ || ready_) {
-    scan_due_ = std::max(now_, scan_submitted_ + std::max(kScanIntervalMin, convergence_.scan_time() * kScanShareInverse));
+    scan_due_ =
+        std::max(now_, scan_submitted_ + std::max(kScanIntervalMin, convergence_.scan_time() * kScanShareInverse));
   }
 }
 
@@ -132,14 +135,16 @@ void Source::Impl::scan_if_due() {
     return;
   }
   const bool due = stopped_ ? !stop_covered_ || (ended_ && !end_covered_) || resend_.has_value()
-                            : !loaded_ && !over_ && !found_ && now_ >= scan_due_ && round_ < config_.epoch_count - kEpochsForSwitchover;
+                            : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
+                                  round_ <= config_.epoch_count - kEpochsForSwitchover;
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;
   // Round 1 has the generations of the table that is already on its way: nothing may join it.
   if (!due || round == 1) {
     return;
   }
   if (round >= config_.epoch_count) {
-    return fail(Failure::kEpochsExhausted, "the " + std::to_string(config_.epoch_count) + " epochs of this attempt are used up");
+    return fail(Failure::kEpochsExhausted,
+                "the " + std::to_string(config_.epoch_count) + " epochs of this attempt are used up");
   }
   auto job = std::make_shared<ScanJob>();
   job->round = round;
@@ -178,7 +183,10 @@ void Source::Impl::scanned(ScanJob& job) {
     found_->count = found_->pages.count();
     found_->sorted = found_->sorted && job.sorted;
   } else {
-    found_ = Found{.round = job.round, .pages = std::move(job.written), .zero = std::move(job.zero), .count = job.written_count,
+    found_ = Found{.round = job.round,
+                   .pages = std::move(job.written),
+                   .zero = std::move(job.zero),
+                   .count = job.written_count,
                    .sorted = job.sorted};
   }
 }
@@ -205,7 +213,8 @@ void Source::Impl::judge(const ScanJob& job) {
 void Source::Impl::check_time_limit() {
   if (policy_.time_limit.ns > 0 && !ready_ && !stopped_ && now_ - started_ >= policy_.time_limit) {
     const std::uint64_t left = pages_.content_left() + unsorted_.count() + (found_ ? found_->count : 0);
-    no_convergence("after " + std::to_string(policy_.time_limit.us() / 1000) + " ms", convergence_.time_for(left, 0, rtt()), left);
+    no_convergence("after " + std::to_string(policy_.time_limit.us() / 1000) + " ms",
+                   convergence_.time_for(left, 0, rtt()), left);
   }
 }
 
@@ -219,7 +228,8 @@ void Source::Impl::no_convergence(const std::string& why, Duration estimate, std
   if (policy_.on_no_convergence == OnNoConvergence::kStopAnyway) {
     return ready(estimate);
   }
-  std::string text = "no convergence " + why + ": " + convergence_.explain(content_pages, estimate, policy_.downtime_limit);
+  std::string text =
+      "no convergence " + why + ": " + convergence_.explain(content_pages, estimate, policy_.downtime_limit);
   text += policy_.on_no_convergence == OnNoConvergence::kPostcopy
               ? "; going on by post-copy is not available yet"
               : "; raise downtime_limit or bandwidth_limit, or choose stop-anyway";
@@ -320,7 +330,8 @@ bool Source::Impl::next_work(std::uint16_t lane, transport::Work& out) {
   return true;
 }
 
-// Of a page's last round every read gives the same bytes, or a later scan would have found it written. So one hash a round is enough.
+// Of a page's last round every read gives the same bytes, or a later scan would have found it written. So one hash a
+// round is enough.
 void Source::Impl::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
   if (!hashes() || offset != 0 || !unread_.test(page)) {
     return memory_.read_page(page, offset, out);
@@ -353,7 +364,8 @@ void Source::Impl::on_acknowledged(const transport::Work& work) {
 // ---- the end ----
 
 bool Source::Impl::rest_hashed() const {
-  return policy_.verify != Verify::kFull || (rest_left_ == 0 && !rest_hashing_ && (has_retained_ || round_ > 1 || sorted_));
+  return policy_.verify != Verify::kFull ||
+         (rest_left_ == 0 && !rest_hashing_ && (has_retained_ || round_ > 1 || sorted_));
 }
 
 void Source::Impl::hash_if_due() {

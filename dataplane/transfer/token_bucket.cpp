@@ -5,9 +5,9 @@
 namespace godwit::transfer {
 namespace {
 constexpr std::uint64_t kBitUsPerByte = 8'000'000;
-constexpr std::int64_t kBurstUs = 2000;        // the grain of the limit
+constexpr std::int64_t kBurstUs = 2000;  // the grain of the limit
 constexpr std::int64_t kBurstBytesMin = 65536;
-constexpr std::int64_t kElapsedUsMax = 100'000;  // longer pauses earn no more
+constexpr std::int64_t kElapsedUsMax = 100'000;            // longer pauses earn no more
 constexpr std::uint64_t kRateBpsMax = 10'000'000'000'000;  // keeps the products below 2^63
 }  // namespace
 

@@ -1,6 +1,7 @@
 #pragma once
-// The bandwidth limit of one migration. Integers only; time is passed in. What is handed out between two refills is promised at its
-// nominal size and charged at the next refill as the lanes have counted it, so headers and retransmissions pay too.
+// The bandwidth limit of one migration. Integers only; time is passed in. What is handed out between two refills is
+// promised at its nominal size and charged at the next refill as the lanes have counted it, so headers and
+// retransmissions pay too.
 
 #include <cstdint>
 
@@ -23,9 +24,9 @@ class TokenBucket {
  private:
   std::uint64_t rate_bps_;
   std::int64_t burst_bytes_;
-  std::int64_t level_bytes_ = 0;     // negative: debt
+  std::int64_t level_bytes_ = 0;  // negative: debt
   std::int64_t promised_bytes_ = 0;
-  std::uint64_t bit_us_ = 0;         // part of a byte, in bits times 10^6
+  std::uint64_t bit_us_ = 0;  // part of a byte, in bits times 10^6
   Instant last_{};
 };
 

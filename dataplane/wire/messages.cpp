@@ -77,7 +77,8 @@ class Reader {
 
 std::string printable(std::string_view text, std::size_t bytes_max) {
   std::string result(text.substr(0, bytes_max));
-  std::replace_if(result.begin(), result.end(), [](char c) { return c < 0x20 || c == 0x7f; }, '?');
+  std::replace_if(
+      result.begin(), result.end(), [](char c) { return c < 0x20 || c == 0x7f; }, '?');
   return result;
 }
 

@@ -2,8 +2,9 @@
 // The messages that the two ends of a migration exchange on the priority lane, and their bytes.
 //
 // Pure; any thread. Little-endian, first byte the type, each at most kMessageBytesMax, nothing after its last field.
-// decode_message() is the edge: it takes hostile bytes and gives either a message whose every field is in its documented range, or
-// one line that says which field of which message is not. Spans in a decoded message point into the bytes that were given.
+// decode_message() is the edge: it takes hostile bytes and gives either a message whose every field is in its
+// documented range, or one line that says which field of which message is not. Spans in a decoded message point into
+// the bytes that were given.
 
 #include <array>
 #include <cstddef>
@@ -24,7 +25,7 @@ inline constexpr std::size_t kRegionsMax = 64;
 inline constexpr std::size_t kRegionNameBytesMax = 255;
 inline constexpr std::uint64_t kPagesMax = std::uint64_t{1} << 36;  // 256 TiB of guest
 inline constexpr std::size_t kAbortTextBytesMax = 512;
-inline constexpr std::size_t kChunkDigestsMax = 4000;               // of one message: 64,000 bytes
+inline constexpr std::size_t kChunkDigestsMax = 4000;                   // of one message: 64,000 bytes
 inline constexpr std::size_t kPayloadBytesMax = kMessageBytesMax - 16;  // of DeviceState and TablePiece
 
 /// One QEMU RAM backend as both ends must have it: they number pages through the regions in order.
@@ -68,7 +69,8 @@ struct DeviceState {
   std::span<const std::byte> bytes;  // not empty
 };
 struct DeviceStateEnd {};
-/// Source: `round` is the last and has `pages` pages; then RAM is as at the source, which knows hashes of `pages_checked` pages.
+/// Source: `round` is the last and has `pages` pages; then RAM is as at the source, which knows hashes of
+/// `pages_checked` pages.
 struct AllPlaced {
   std::uint32_t round = 0;
   std::uint64_t pages = 0;
@@ -90,8 +92,8 @@ struct Abort {
 /// Source: shows that it lives while it has nothing to say.
 struct Keepalive {};
 
-using Message = std::variant<Hello, HelloReply, TablePiece, RoundBegin, RoundAck, DeviceState, DeviceStateEnd, AllPlaced, Verified,
-                             ChunkDigests, Abort, Keepalive>;
+using Message = std::variant<Hello, HelloReply, TablePiece, RoundBegin, RoundAck, DeviceState, DeviceStateEnd,
+                             AllPlaced, Verified, ChunkDigests, Abort, Keepalive>;
 
 /// Fields must be in range (asserted), except Abort's text, which is cut and made printable.
 [[nodiscard]] std::vector<std::byte> encode_message(const Message& message);

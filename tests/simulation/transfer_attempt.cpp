@@ -120,7 +120,12 @@ class Attempt {
 };
 
 Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, bool trace)
-    : input_(input), script_(script), random_(random), trace_(trace), network_(random.next()), destination_events_(input.destination.memory.get()) {
+    : input_(input),
+      script_(script),
+      random_(random),
+      trace_(trace),
+      network_(random.next()),
+      destination_events_(input.destination.memory.get()) {
   source_.executor = std::make_unique<ModelExecutor>(random_);
   destination_.executor = std::make_unique<ModelExecutor>(random_);
   std::optional<pages::GenerationTable> retained;
@@ -128,10 +133,11 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, bool
     retained = input.destination.table;
   }
   destination_.end = std::make_unique<transfer::Destination>(
-      input.config, transfer::DestinationGuest{*input.destination.memory, std::move(retained)}, *destination_.executor, destination_events_);
+      input.config, transfer::DestinationGuest{*input.destination.memory, std::move(retained)}, *destination_.executor,
+      destination_events_);
   source_.end = std::make_unique<transfer::Source>(
-      input.config, script.policy, transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now}, *source_.executor,
-      source_events_);
+      input.config, script.policy, transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now},
+      *source_.executor, source_events_);
   source_.make_lanes(script, true, now_);
   destination_.make_lanes(script, false, now_);
   for (std::uint32_t i = 0; i < 2 * (script.bulk_lanes + 1); ++i) {
@@ -203,12 +209,14 @@ void Attempt::guest_writes() {
     return;
   }
   const bool stopped = bridge_ == Bridge::kStreaming;
-  if (bridge_ != Bridge::kEnded && (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
+  if (bridge_ != Bridge::kEnded &&
+      (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
     random_.below(60) == 0 ? input_.source.memory->balloon(random_) : input_.source.memory->write(random_);
   }
-  write_at_ = bridge_ == Bridge::kEnded ? kNever
-                                        : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(2 * static_cast<std::uint64_t>(
-                                                                      script_.write_interval.us()))));
+  write_at_ = bridge_ == Bridge::kEnded
+                  ? kNever
+                  : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(
+                                                2 * static_cast<std::uint64_t>(script_.write_interval.us()))));
 }
 
 void Attempt::bridge() {
@@ -294,8 +302,8 @@ void Attempt::check() {
     // What arrives from now on must not touch memory: QEMU owns it.
     input_.destination.memory->freeze();
   }
-  if (source_events_.failed > 1 || destination_events_.failed > 1 || source_events_.ready > 1 || source_events_.done > 1 ||
-      destination_events_.memory_ready > 1) {
+  if (source_events_.failed > 1 || destination_events_.failed > 1 || source_events_.ready > 1 ||
+      source_events_.done > 1 || destination_events_.memory_ready > 1) {
     violation("an event was told twice");
   }
   if (source_events_.done != 0 && destination_events_.memory_ready == 0 && !destination_killed_) {
@@ -311,12 +319,14 @@ void Attempt::check() {
 
 bool Attempt::over() const {
   const bool source = !source_.end || source_events_.failed != 0 || source_events_.done != 0;
-  const bool destination = !destination_.end || destination_events_.failed != 0 || destination_events_.memory_ready != 0;
+  const bool destination =
+      !destination_.end || destination_events_.failed != 0 || destination_events_.memory_ready != 0;
   return source && destination;
 }
 
 Instant Attempt::next_event() const {
-  return std::max(now_, std::min({network_.next_delivery(), source_.deadline(), destination_.deadline(), write_at_, bridge_at_, disturb_at_}));
+  return std::max(now_, std::min({network_.next_delivery(), source_.deadline(), destination_.deadline(), write_at_,
+                                  bridge_at_, disturb_at_}));
 }
 
 void Attempt::step() {
@@ -344,8 +354,21 @@ AttemptResult Attempt::run() {
   while (!over() && violation_.empty()) {
     step();
     const Instant next = next_event();
+    if (over()) {
+      break;
+    }
     if (next == kNever || next - kStart > kVirtualTimeMax) {
-      violation("no end after " + std::to_string((now_ - kStart).us() / 1000) + " ms of virtual time");
+      violation("no end after " + std::to_string((now_ - kStart).us() / 1000) + " ms of virtual time: source " +
+                (!source_.end                 ? "killed"
+                 : source_events_.failed != 0 ? "failed"
+                 : source_events_.done != 0   ? "done"
+                                              : "moving") +
+                ", destination " +
+                (!destination_.end                       ? "killed"
+                 : destination_events_.failed != 0       ? "failed"
+                 : destination_events_.memory_ready != 0 ? "ready"
+                                                         : "moving") +
+                ", disturbance " + std::to_string(static_cast<int>(script_.disturbance)));
       break;
     }
     now_ = next;
@@ -382,17 +405,24 @@ void Attempt::finish(AttemptResult& result) {
   }
   destination_.kill();
   input_.destination.memory->thaw();
+  input_.destination.memory->fail_next_call(false);
+  input_.source.memory->fail_next_call(false);
   result.epoch_next = epoch_next_;
   const bool quiet = script_.disturbance == Script::Disturbance::kNone || !disturbed_;
-  if (quiet && !script_.damage && !script_.rot && script_.policy.on_no_convergence == transfer::OnNoConvergence::kStopAnyway &&
+  if (quiet && !script_.damage && !script_.rot &&
+      script_.policy.on_no_convergence == transfer::OnNoConvergence::kStopAnyway &&
       !(result.memory_ready && result.source_done)) {
-    violation("nothing disturbed it, yet it failed: '" + result.source_failure + "' / '" + result.destination_failure + "'");
+    violation("nothing disturbed it, yet it failed: '" + result.source_failure + "' / '" + result.destination_failure +
+              "'");
   }
   if (trace_) {
-    std::printf("  attempt: ready=%d done=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n", result.memory_ready,
-                result.source_done, result.stats.round, static_cast<unsigned long long>(result.stats.pages_sent),
-                static_cast<unsigned long long>(result.stats.pages_zero), static_cast<unsigned long long>(result.stats.pages_reused),
-                static_cast<long long>((now_ - kStart).us()), result.source_failure.c_str(), result.destination_failure.c_str());
+    std::printf("  attempt: ready=%d done=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
+                result.memory_ready, result.source_done, result.stats.round,
+                static_cast<unsigned long long>(result.stats.pages_sent),
+                static_cast<unsigned long long>(result.stats.pages_zero),
+                static_cast<unsigned long long>(result.stats.pages_reused),
+                static_cast<long long>((now_ - kStart).us()), result.source_failure.c_str(),
+                result.destination_failure.c_str());
   }
   result.violation = violation_;
 }

@@ -1,6 +1,7 @@
 #pragma once
-// One migration attempt in simulation: real Source, Destination and Lanes over the faulty network, a guest that writes meanwhile, and a
-// script drawn from the seed that stops it, cancels, kills an end, cuts the network or damages memory. Single thread, virtual time.
+// One migration attempt in simulation: real Source, Destination and Lanes over the faulty network, a guest that writes
+// meanwhile, and a script drawn from the seed that stops it, cancels, kills an end, cuts the network or damages memory.
+// Single thread, virtual time.
 
 #include <cstdint>
 #include <memory>
@@ -15,12 +16,20 @@ namespace godwit::simulation {
 
 /// What may happen in an attempt.
 struct Script {
-  enum class Disturbance : std::uint8_t { kNone, kCancelSource, kCancelDestination, kKillSource, kKillDestination, kCutNetwork,
-                                          kGuestErrorSource, kGuestErrorDestination };
+  enum class Disturbance : std::uint8_t {
+    kNone,
+    kCancelSource,
+    kCancelDestination,
+    kKillSource,
+    kKillDestination,
+    kCutNetwork,
+    kGuestErrorSource,
+    kGuestErrorDestination
+  };
   Disturbance disturbance = Disturbance::kNone;
   Duration disturbance_after{};
-  bool damage = false;         // one placement is wrong in RAM
-  bool rot = false;            // one reusable page of the retained image is not what its table says
+  bool damage = false;  // one placement is wrong in RAM
+  bool rot = false;     // one reusable page of the retained image is not what its table says
   transfer::Policy policy;
   Duration write_interval{};
   std::uint32_t bulk_lanes = 1;

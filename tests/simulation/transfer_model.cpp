@@ -27,7 +27,8 @@ void ModelMemory::balloon(Random& random) {
 }
 
 pages::PageNumber ModelMemory::first_difference(const ModelMemory& other) const {
-  return static_cast<pages::PageNumber>(std::mismatch(pages_.begin(), pages_.end(), other.pages_.begin()).first - pages_.begin());
+  return static_cast<pages::PageNumber>(std::mismatch(pages_.begin(), pages_.end(), other.pages_.begin()).first -
+                                        pages_.begin());
 }
 
 std::expected<void, transfer::GuestError> ModelMemory::fault(const char* call) {
@@ -44,13 +45,13 @@ void ModelMemory::read_page(pages::PageNumber page, std::uint32_t offset, std::s
 }
 
 std::expected<void, transfer::GuestError> ModelMemory::place_pages(std::span<const transfer::Arrival> arrivals) {
+  ++place_calls_;
   placed_while_frozen_ = placed_while_frozen_ || frozen_;
   for (const transfer::Arrival& arrival : arrivals) {
     GW_ASSERT(arrival.offset + arrival.bytes.size() <= pages::kPageSize);
     std::copy(arrival.bytes.begin(), arrival.bytes.end(), pages_.at(arrival.page).begin() + arrival.offset);
     if (damage_in_ != 0 && --damage_in_ == 0) {
       flip_bit(arrival.page, arrival.offset);
-      damaged_ = true;
     }
   }
   return fault("place_pages");
@@ -81,7 +82,8 @@ std::expected<void, transfer::GuestError> ModelMemory::find_zero(const pages::Bi
 
 void ModelExecutor::submit(std::function<void()> work, std::function<void()> done) {
   const Instant after = queue_.empty() ? now_ : std::max(now_, queue_.back().done_at);
-  const Instant work_at = after + microseconds(static_cast<std::int64_t>(random_.below(random_.below(20) == 0 ? 20'000 : 300)));
+  const Instant work_at =
+      after + microseconds(static_cast<std::int64_t>(random_.below(random_.below(20) == 0 ? 20'000 : 300)));
   const Instant done_at = work_at + microseconds(static_cast<std::int64_t>(random_.below(200)));
   queue_.push_back({std::move(work), std::move(done), work_at, done_at});
   waiting_max_ = std::max(waiting_max_, queue_.size());

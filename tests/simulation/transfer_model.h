@@ -1,6 +1,6 @@
 #pragma once
-// What the simulation of transfers puts in place of a host: a guest's memory with its written set, an executor in virtual time, and the
-// two images (running, retained) that hosts keep. Single thread; every choice from one Random.
+// What the simulation of transfers puts in place of a host: a guest's memory with its written set, an executor in
+// virtual time, and the two images (running, retained) that hosts keep. Single thread; every choice from one Random.
 
 #include <array>
 #include <deque>
@@ -28,6 +28,10 @@ class ModelMemory final : public transfer::GuestMemory {
   // ---- the guest ----
   void write(Random& random);
   void balloon(Random& random);
+  void fill(pages::PageNumber page, std::byte value) {
+    pages_[page].fill(value);
+    written_.set(page);
+  }
   void rearm() { written_.clear_all(); }
   [[nodiscard]] const pages::Bitmap& written() const { return written_; }
   [[nodiscard]] const PageContent& page(pages::PageNumber page) const { return pages_[page]; }
@@ -38,12 +42,13 @@ class ModelMemory final : public transfer::GuestMemory {
   void flip_bit(pages::PageNumber page, std::size_t byte) { pages_[page][byte] ^= std::byte{1}; }
   /// The n-th placement from now is damaged silently.
   void damage_placement(std::uint64_t n) { damage_in_ = n; }
-  void fail_next_call() { fail_next_ = true; }
+  void fail_next_call(bool fail = true) { fail_next_ = fail; }
   /// A placement from now on is a bug: the object was told that the end has failed.
   void freeze() { frozen_ = true; }
   void thaw() { frozen_ = false; }
   [[nodiscard]] bool placed_while_frozen() const { return placed_while_frozen_; }
-  [[nodiscard]] bool damaged() const { return damaged_; }
+
+  [[nodiscard]] std::uint64_t place_calls() const { return place_calls_; }
 
   // ---- GuestMemory ----
   [[nodiscard]] pages::PageNumber page_count() const override { return pages_.size(); }
@@ -58,8 +63,8 @@ class ModelMemory final : public transfer::GuestMemory {
 
   std::vector<PageContent> pages_;
   pages::Bitmap written_;
-  std::uint64_t damage_in_ = 0;
-  bool fail_next_ = false, frozen_ = false, placed_while_frozen_ = false, damaged_ = false;
+  std::uint64_t damage_in_ = 0, place_calls_ = 0;
+  bool fail_next_ = false, frozen_ = false, placed_while_frozen_ = false;
 };
 
 /// Jobs run one after the other, each as a whole at one moment between submission and the call of `done`.
@@ -68,7 +73,9 @@ class ModelExecutor final : public transfer::Executor {
   explicit ModelExecutor(Random& random) : random_(random) {}
   void submit(std::function<void()> work, std::function<void()> done) override;
   void set_now(Instant now) { now_ = now; }
-  [[nodiscard]] Instant next() const { return queue_.empty() ? kNever : queue_.front().worked ? queue_.front().done_at : queue_.front().work_at; }
+  [[nodiscard]] Instant next() const {
+    return queue_.empty() ? kNever : queue_.front().worked ? queue_.front().done_at : queue_.front().work_at;
+  }
   void run(Instant now);
   /// Everything to its end at once: the daemon waits for its worker before it gives memory away.
   void drain();

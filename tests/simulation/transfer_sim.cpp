@@ -1,6 +1,7 @@
-// Goal: no sequence of moves, aborts, crashes and network faults ever lets a guest resume on memory that is not its own.
-// Method: a VM moves between hosts that keep images; each attempt runs the real Source, Destination and Lanes (transfer_attempt.h). After
-// every attempt each image that any host keeps is held against the running memory: a page that its table calls reusable must be equal.
+// Goal: no sequence of moves, aborts, crashes and network faults ever lets a guest resume on memory that is not its
+// own. Method: a VM moves between hosts that keep images; each attempt runs the real Source, Destination and Lanes
+// (transfer_attempt.h). After every attempt each image that any host keeps is held against the running memory: a page
+// that its table calls reusable must be equal.
 //
 //   transfer-sim [--seeds N] [--seed S] [--trace]
 
@@ -39,7 +40,8 @@ class World {
   std::uint64_t moves_ = 0;
 };
 
-World::World(std::uint64_t seed, bool trace) : random_(seed), trace_(trace), page_count_(random_.between(65, 400)), images_(random_.between(2, 4)) {
+World::World(std::uint64_t seed, bool trace)
+    : random_(seed), trace_(trace), page_count_(random_.between(65, 400)), images_(random_.between(2, 4)) {
   images_[0].emplace(page_count_);
   for (std::uint64_t i = 0; i < page_count_; ++i) {
     images_[0]->memory->write(random_);
@@ -54,15 +56,18 @@ Script World::draw_script() {
   using D = Script::Disturbance;
   if (random_.below(2) == 0) {
     script.disturbance = static_cast<D>(random_.between(1, static_cast<std::uint64_t>(D::kGuestErrorDestination)));
-    script.disturbance_after = microseconds(static_cast<std::int64_t>(random_.below(random_.below(2) == 0 ? 5000 : 60'000)));
+    script.disturbance_after =
+        microseconds(static_cast<std::int64_t>(random_.below(random_.below(2) == 0 ? 5000 : 60'000)));
   }
   script.policy.verify = static_cast<transfer::Verify>(random_.below(3));
   script.policy.on_no_convergence = transfer::OnNoConvergence::kStopAnyway;
   script.policy.rounds_max = static_cast<std::uint32_t>(random_.between(1, 12));
   script.policy.downtime_limit = milliseconds(static_cast<std::int64_t>(random_.between(1, 300)));
   script.policy.bandwidth_limit_bps = random_.below(4) == 0 ? random_.between(50, 2000) * 1'000'000 : 0;
-  script.policy.time_limit = random_.below(6) == 0 ? milliseconds(static_cast<std::int64_t>(random_.between(1, 100))) : Duration{0};
-  script.write_interval = microseconds(static_cast<std::int64_t>(random_.below(2) == 0 ? random_.between(5, 100) : random_.between(100, 5000)));
+  script.policy.time_limit =
+      random_.below(6) == 0 ? milliseconds(static_cast<std::int64_t>(random_.between(1, 100))) : Duration{0};
+  script.write_interval = microseconds(
+      static_cast<std::int64_t>(random_.below(2) == 0 ? random_.between(5, 100) : random_.between(100, 5000)));
   script.bulk_lanes = static_cast<std::uint32_t>(random_.between(1, 3));
   constexpr std::array<std::uint32_t, 3> kDatagramBytes = {1472, 4240, 8972};
   script.datagram_bytes_max = kDatagramBytes[random_.below(3)];
@@ -75,6 +80,10 @@ Script World::draw_script() {
     script.link.truncate_ppm = static_cast<std::uint32_t>(random_.below(5000));
     script.link.reorder_ppm = static_cast<std::uint32_t>(random_.below(50'000));
     script.link.reorder_delay = microseconds(static_cast<std::int64_t>(random_.between(10, 3000)));
+  }
+  if (random_.below(5) == 0) {  // packets that come later than their retransmission, and later than the next round
+    script.link.reorder_ppm = 200'000;
+    script.link.reorder_delay = milliseconds(30);
   }
   script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
   script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;
@@ -115,6 +124,9 @@ std::string World::attempt(std::size_t to) {
     return result.violation;
   }
   // Commit needs both ends; the control plane may still say no when both are ready.
+  if (result.memory_ready && result.source_done && !(result.destination_table == source.table)) {
+    return "memory ready, but the two tables differ";
+  }
   if (result.memory_ready && result.source_done && random_.below(10) != 0) {
     committed(to, result, destination);
   } else {
@@ -147,7 +159,8 @@ void World::aborted(std::size_t to, AttemptResult& result, const Script& script)
     images_[to].reset();
   }
   if (result.source_killed) {
-    // A new data plane attaches: the history is lost, and the control plane names an epoch above all that were reserved.
+    // A new data plane attaches: the history is lost, and the control plane names an epoch above all that were
+    // reserved.
     images_[here_]->table.fill(pages::kUnknownGeneration);
     images_[here_]->memory->rearm();
     epoch_ = ++epochs_used_;
@@ -163,10 +176,11 @@ std::string World::check_claims(const char* when) const {
       continue;
     }
     for (pages::PageNumber page = 0; page < page_count_; ++page) {
-      const bool claimed = pages::reusable(images_[host]->table.get(page), running.table.get(page)) && !running.memory->written().test(page);
+      const bool claimed = pages::reusable(images_[host]->table.get(page), running.table.get(page)) &&
+                           !running.memory->written().test(page);
       if (claimed && images_[host]->memory->page(page) != running.memory->page(page)) {
-        return std::string(when) + ": host " + std::to_string(host) + " claims page " + std::to_string(page) + " of generation " +
-               std::to_string(running.table.get(page)) + ", and it is another";
+        return std::string(when) + ": host " + std::to_string(host) + " claims page " + std::to_string(page) +
+               " of generation " + std::to_string(running.table.get(page)) + ", and it is another";
       }
     }
   }
@@ -179,8 +193,8 @@ std::string World::run() {
     visit();
     const std::size_t to = (here_ + random_.between(1, images_.size() - 1)) % images_.size();
     if (trace_) {
-      std::printf("attempt %llu: host %zu -> %zu, %llu pages, epoch %u\n", static_cast<unsigned long long>(i), here_, to,
-                  static_cast<unsigned long long>(page_count_), epoch_);
+      std::printf("attempt %llu: host %zu -> %zu, %llu pages, epoch %u\n", static_cast<unsigned long long>(i), here_,
+                  to, static_cast<unsigned long long>(page_count_), epoch_);
     }
     for (const std::string& wrong : {attempt(to), check_claims("after the attempt")}) {
       if (!wrong.empty()) {
@@ -198,8 +212,8 @@ int simulate(std::uint64_t first, std::uint64_t count, bool trace, const char* p
     const std::string wrong = world.run();
     moves += world.moves();
     if (!wrong.empty()) {
-      std::printf("seed %llu: %s\nreplay: %s --seed %llu --trace\n", static_cast<unsigned long long>(seed), wrong.c_str(), program,
-                  static_cast<unsigned long long>(seed));
+      std::printf("seed %llu: %s\nreplay: %s --seed %llu --trace\n", static_cast<unsigned long long>(seed),
+                  wrong.c_str(), program, static_cast<unsigned long long>(seed));
       return EXIT_FAILURE;
     }
   }

@@ -1,0 +1,112 @@
+// Messages: bytes and back, and that no bytes of a stranger do more than be refused.
+
+#include "dataplane/wire/messages.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/simulation/network.h"
+
+namespace godwit::wire {
+namespace {
+
+const std::vector<std::byte> kBytes(100, std::byte{5});
+
+std::vector<Message> examples() {
+  return {Hello{.verify = VerifyLevel::kFull, .epoch_base = 7, .epoch_count = 9, .regions = {{"ram0", 5}, {"", 6}}},
+          HelloReply{true},
+          TablePiece{true, kBytes},
+          RoundBegin{3, 77},
+          RoundAck{3, 78},
+          DeviceState{kBytes},
+          DeviceStateEnd{},
+          AllPlaced{4, 5, 6, {7, 8}},
+          Verified{},
+          ChunkDigests{true, 2, {{1, 2}, {3, 4}}},
+          Abort{"because"},
+          Keepalive{}};
+}
+
+TEST(Messages, EveryKindComesBackAsItWas) {
+  for (const Message& message : examples()) {
+    const auto bytes = encode_message(message);
+    const auto back = decode_message(bytes);
+    ASSERT_TRUE(back) << message_name(message) << ": " << back.error();
+    EXPECT_EQ(back->index(), message.index());
+    EXPECT_EQ(encode_message(*back), bytes) << message_name(message);
+  }
+  const auto hello = std::get<Hello>(*decode_message(encode_message(examples()[0])));
+  EXPECT_EQ(hello.regions[0], (RegionShape{"ram0", 5}));
+  EXPECT_EQ(hello.verify, VerifyLevel::kFull);
+}
+
+TEST(Messages, CutOrExtendedOnesAreRefused) {
+  for (const Message& message : examples()) {
+    const bool open_ended = std::holds_alternative<TablePiece>(message) ||
+                            std::holds_alternative<DeviceState>(message) || std::holds_alternative<Abort>(message);
+    auto bytes = encode_message(message);
+    if (open_ended) {
+      continue;  // their length is the message's
+    }
+    for (std::size_t length = 0; length < bytes.size(); ++length) {
+      EXPECT_FALSE(decode_message(std::span(bytes).first(length))) << message_name(message) << " cut to " << length;
+    }
+    bytes.push_back(std::byte{0});
+    EXPECT_FALSE(decode_message(bytes)) << message_name(message);
+  }
+}
+
+TEST(Messages, ValuesOutOfRangeAreRefused) {
+  const auto changed = [](const Message& message, std::size_t at, std::uint8_t value) {
+    auto bytes = encode_message(message);
+    bytes.at(at) = std::byte{value};
+    return decode_message(bytes);
+  };
+  const auto all = examples();
+  EXPECT_FALSE(changed(all[0], 0, 0));
+  EXPECT_FALSE(changed(all[0], 0, 200));
+  EXPECT_FALSE(changed(all[0], 3, 3)) << "verify level";
+  EXPECT_FALSE(changed(all[0], 28, 0)) << "no regions";
+  EXPECT_FALSE(changed(all[0], 36, 0xff)) << "2^56 pages";
+  EXPECT_FALSE(changed(all[1], 1, 2)) << "flag";
+  EXPECT_FALSE(changed(all[3], 1, 0)) << "round 0";
+  EXPECT_FALSE(decode_message(std::vector<std::byte>(kMessageBytesMax + 1)));
+  EXPECT_FALSE(decode_message({}));
+}
+
+TEST(Messages, AnotherVersionIsReadAsFarAsItsNumber) {
+  auto bytes = encode_message(examples()[0]);
+  bytes[1] = std::byte{9};
+  bytes.resize(10);
+  const auto message = decode_message(bytes);
+  ASSERT_TRUE(message);
+  EXPECT_EQ(std::get<Hello>(*message).version, 9);
+}
+
+TEST(Messages, TextOfAStrangerIsPrintable) {
+  const std::string nasty = "a\n\x1b[31mb" + std::string(1000, 'x');
+  const auto message = decode_message(encode_message(Abort{nasty}));
+  ASSERT_TRUE(message);
+  const std::string& text = std::get<Abort>(*message).text;
+  EXPECT_EQ(text.size(), kAbortTextBytesMax);
+  EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  EXPECT_EQ(text.find('\n'), std::string::npos);
+}
+
+TEST(Messages, GarbageNeverGetsThroughUnread) {
+  simulation::Random random(3);
+  for (int i = 0; i < 20'000; ++i) {
+    std::vector<std::byte> bytes(random.below(200));
+    for (std::byte& byte : bytes) {
+      byte = static_cast<std::byte>(random.next());
+    }
+    if (!bytes.empty()) {
+      bytes[0] = static_cast<std::byte>(random.between(0, 13));
+    }
+    if (const auto message = decode_message(bytes); message && !std::holds_alternative<Hello>(*message)) {
+      EXPECT_EQ(encode_message(*message).size(), bytes.size());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace godwit::wire
