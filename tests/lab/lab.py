@@ -238,6 +238,12 @@ class Lab:
         return found
 
 
+def total_us(summary):
+    """From the start of the transfer until the guest runs at the destination. Starting QEMU there is not in it, as it is not in QEMU's own figure."""
+    stats = summary["stats"]
+    return stats["elapsed_us"] - stats["last_round_us"] + summary["downtime_us"]
+
+
 def build_guest(directory):
     """The test guest, made once per build directory and again when its sources change."""
     sources = [os.path.join(ROOT, "tests/guest", f) for f in ("workload.c", "build-guest")]
