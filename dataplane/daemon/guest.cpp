@@ -286,6 +286,10 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
   if (auto saved = images.store.save(image); !saved) {
     return {false, saved.error().text};
   }
+  // Within the budget again: what was used least recently goes, never what has just been kept.
+  if (auto made = images.store.make_room(0, image.vm_uuid); !made) {
+    return {true, "kept, but older images could not be dropped: " + made.error().text};
+  }
   return {true, {}};
 }
 

@@ -9,7 +9,7 @@ import argparse
 import time
 
 from tests.lab.lab import Lab
-from tests.lab.peer import PeerVm, Qmp
+from tests.lab.peer import PeerVm
 from tests.lab.processes import wait_until
 
 from .report import Report, median
@@ -40,7 +40,7 @@ def main():
         console = lab.console("guest", "host-b")
         wait_until("sweeps after the move", lambda: len(console.bench_rates()) >= before + 4, 60)
         first = console.bench_rates()[before + 1]  # the sweep in which the move fell is left out
-        tracked = Qmp(f"{lab.directory}/host-b/guest-people.qmp")
+        tracked = lab.qmp("guest", "host-b")
         rates = {"tracked": [], "untracked": []}
         for _ in range(options.turns):
             rates["tracked"] += sweeps_during(console, 2)

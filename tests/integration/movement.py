@@ -5,6 +5,7 @@ import pwd
 import subprocess
 import time
 
+from tests.lab.console import Console
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
@@ -140,7 +141,8 @@ def attach_to_running_qemu():
     with Lab() as lab:
         lab.start()
         ram, qmp = f"{lab.memory_dir('host-a')}/theirs.ram", f"{lab.directory}/host-a/theirs.qmp"
-        console = lab.console("guest", "host-a")
+        definition = lab.write_vm_definition("guest", mem_mib=256, mb=96, rate=100, vm_uuid="11111111-2222-4333-8444-555555555555")
+        console = Console(f"{lab.directory}/host-a/theirs-console.log")
         command = lab.network.command(
             "host-a", "qemu-system-x86_64", "-machine", "pc,memory-backend=ram0", "-accel", "tcg", "-m", "256", "-nodefaults",
             "-no-user-config", "-object", f"memory-backend-file,id=ram0,size=256M,mem-path={ram},share=on", "-display", "none",
@@ -150,8 +152,7 @@ def attach_to_running_qemu():
         theirs = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             wait_until("the guest to fill its memory", console.filled, 120)
-            lab.write_vm_definition("guest", mem_mib=256, mb=96, rate=100, vm_uuid="11111111-2222-4333-8444-555555555555")
-            lab.ctl("attach", "-f", f"{lab.directory}/guest.toml", "--host", "host-a", "--qmp", qmp)
+            lab.ctl("attach", "-f", definition, "--host", "host-a", "--qmp", qmp)
             moved(lab, "guest", "host-b")
             home = moved(lab, "guest", "host-a")
             check(home["stats"]["pages_reused"] > home["stats"]["pages_total"] * 0.8, "way home reused little")

@@ -1,7 +1,6 @@
 """The configuration files of a lab, as an operator would write them. Each function returns TOML text."""
 
 import json
-import uuid as uuid_module
 
 
 def text(value):
@@ -76,11 +75,11 @@ level = "debug"
 """
 
 
-def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid=None, machine="pc"):
+def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc"):
     base = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-kernel", f"{lab.guest}/vmlinuz", "-initrd",
             f"{lab.guest}/initramfs.gz", "-append", append, "-chardev", "file,id=con,path=${run_dir}/${name}-console.log,append=on", "-serial",
             "chardev:con", "-qmp", "unix:${run_dir}/${name}-people.qmp,server=on,wait=off"]
-    lines = [f"name = {text(name)}", f"uuid = {text(vm_uuid or str(uuid_module.uuid4()))}", f"machine = {text(machine)}", 'accel = "tcg"', f"vcpus = {vcpus}",
+    lines = [f"name = {text(name)}", f"uuid = {text(vm_uuid)}", f"machine = {text(machine)}", 'accel = "tcg"', f"vcpus = {vcpus}",
              f"arguments = {text(base + arguments)}"]
     if user:
         lines.append(f"user = {text(user)}")

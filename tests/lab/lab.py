@@ -46,6 +46,7 @@ class Lab:
         self.network = Network(self.id, self.hosts, mtu, shape_bps)
         self.guest = os.path.join(BUILD, "guest")
         self.daemons = {}
+        self.uuids = {}
         self.hugepages_before = None
         self.closed = False
 
@@ -187,6 +188,7 @@ class Lab:
         """A VM definition of the self-checking guest; returns the file's path."""
         path = f"{self.directory}/{name}.toml"
         append = f"console=ttyS0 quiet mb={mb} rate={rate} mode={mode}"
+        self.uuids[name] = more.setdefault("vm_uuid", str(uuid.uuid4()))
         with open(path, "w") as file:
             file.write(configs.vm(self, name, mem_mib, regions, list(arguments), user, append, **more))
         return path
@@ -196,12 +198,16 @@ class Lab:
         if wait:
             wait_until("the guest to fill its memory", self.console(name, host).filled, 240)
 
+    def vm_dir(self, vm, host):
+        """What ${run_dir} of a VM definition is on that host."""
+        return f"{self.directory}/{host}/vms/{self.uuids[vm]}"
+
     def qmp(self, vm, host):
         """A second monitor connection is not possible: asks the bridge's QEMU through the socket kept for people."""
-        return Qmp(f"{self.directory}/{host}/{vm}-people.qmp")
+        return Qmp(f"{self.vm_dir(vm, host)}/{vm}-people.qmp")
 
     def console(self, name, host):
-        return Console(f"{self.directory}/{host}/{name}-console.log")
+        return Console(f"{self.vm_dir(name, host)}/{name}-console.log")
 
     def migrate(self, vm, destination, check=True, **plan):
         """Runs one migration to its end through a plan file; returns godwitctl's summary as a dict."""
@@ -230,6 +236,12 @@ class Lab:
             except OSError:
                 continue
         return found
+
+
+def total_us(summary):
+    """From the start of the transfer until the guest runs at the destination. Starting QEMU there is not in it, as it is not in QEMU's own figure."""
+    stats = summary["stats"]
+    return stats["elapsed_us"] - stats["last_round_us"] + summary["downtime_us"]
 
 
 def build_guest(directory):
