@@ -39,6 +39,13 @@ std::expected<void, transfer::GuestError> LiveGuest::arm() {
   return {};
 }
 
+std::expected<void, transfer::GuestError> LiveGuest::disarm() {
+  if (auto disarmed = tracker_->disarm(); !disarmed) {
+    return guest_error(disarmed.error());
+  }
+  return {};
+}
+
 std::expected<void, transfer::GuestError> LiveGuest::refresh_present() {
   pages::Bitmap present(ram_->page_count());
   if (auto found = ram_->find_present(present); !found) {

@@ -186,7 +186,7 @@ def images_are_listed_and_dropped():
         moved(lab, "guest", "host-b")
         images = [i for i in lab.ctl("images") if not i["in_use"]]
         check_equal([(i["host"], i["vm_name"]) for i in images], [("host-a", "guest")], "retained images")
-        lab.ctl("images", "drop", "--host", "host-a", "--vm", "guest")
+        lab.ctl("images", "drop", "--host", "host-a", "guest")
         wait_until("the image to go", lambda: not [i for i in lab.ctl("images") if i["host"] == "host-a"], 10, 0.1)
         home = moved(lab, "guest", "host-a")
         check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")
