@@ -135,7 +135,7 @@ class ImageStore {
   std::expected<void, Error> forget(const Id& vm_uuid);
   /// Forgets every record that names one of these files: they are a running guest's.
   std::expected<void, Error> forget_files(const std::vector<ImageRegion>& files);
-  /// Removes record and RAM files. An image in use is refused (kBadArgument).
+  /// Removes record and RAM files. An image in use is refused (kBadArgument) unless its RAM files are gone.
   std::expected<void, Error> drop(const Id& vm_uuid);
 
   [[nodiscard]] std::expected<std::vector<ImageSummary>, Error> list() const;  // least recently used first

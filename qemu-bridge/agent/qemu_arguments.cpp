@@ -38,6 +38,10 @@ std::filesystem::path ram_path(const HostPaths& paths, const Id128& uuid, const 
   return dir / (uuid.text() + "." + region.name + ".ram");
 }
 
+std::string qmp_argument(const HostPaths& paths) {
+  return "unix:" + escaped(paths.qmp_socket()) + ",server=on,wait=off";
+}
+
 std::string machine_of_type(const std::string& machine, const std::string& type) {
   if (type.empty()) {
     return machine;
@@ -77,7 +81,7 @@ std::vector<std::string> qemu_arguments(const config::VmDefinition& definition, 
       argv.insert(argv.end(), {"-numa", "node,nodeid=" + std::to_string(i) + ",memdev=" + region.name});
     }
   }
-  argv.insert(argv.end(), {"-display", "none", "-qmp", "unix:" + escaped(paths.qmp_socket()) + ",server=on,wait=off"});
+  argv.insert(argv.end(), {"-display", "none", "-qmp", qmp_argument(paths)});
   const std::map<std::string, std::string> variables{
       {"run_dir", paths.run_dir.string()}, {"name", definition.name}, {"uuid", definition.uuid.text()}};
   for (const auto& argument : definition.arguments) {

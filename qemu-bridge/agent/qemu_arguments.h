@@ -31,6 +31,9 @@ HostPaths host_paths(const config::BridgeConfig& config, const Id128& uuid);
 /// "<memory_dir>/<uuid>.<region>.ram", or where `paths` says that it is.
 std::filesystem::path ram_path(const HostPaths& paths, const Id128& uuid, const config::RegionDefinition& region);
 
+/// The argument of -qmp, by which the QEMU of a VM can be told from others.
+std::string qmp_argument(const HostPaths& paths);
+
 /// `accel` is decided (not kAuto); `machine` as -machine takes it: the definition's, or at a destination the source's
 /// versioned type with the definition's options.
 std::vector<std::string> qemu_arguments(const config::VmDefinition& definition, const HostPaths& paths,

@@ -19,6 +19,7 @@ using controlplane::v1::RunningVm;
 constexpr std::chrono::milliseconds kStartTime{20'000};
 constexpr std::chrono::milliseconds kAdoptTime{3'000};
 constexpr std::chrono::milliseconds kConnectAgain{20};
+constexpr std::chrono::milliseconds kDataplaneTime{3'000};  // it may be starting like us
 constexpr std::chrono::milliseconds kExitTime{10'000};
 
 /// The run state after an event; "" when the event does not change it.
@@ -391,7 +392,14 @@ void Vm::recover() {
 
 void Vm::do_recover() {
   const std::string& name = record_.definition.name;
+  if (record_.process.pid < 0 && record_.ours) {
+    // The bridge ended between the start of QEMU and the note of its pid.
+    record_.process = find_process(qmp_argument(paths_)).value_or(ProcessId{});
+  }
   const bool lost = record_.process.pid > 0 && !is_alive(record_.process);
+  if (lost || record_.migration) {
+    services_.dataplane.wait_until_up(kDataplaneTime);  // it holds what is to be settled
+  }
   auto connected =
       lost ? std::unexpected(make_error(Error::NO_SUCH_VM, "its QEMU is gone")) : connect_monitor(kAdoptTime);
   if (!connected) {

@@ -298,6 +298,19 @@ TEST_F(RetainedImageTest, DropLeavesARamFileThatIsAnotherOneNow) {
   EXPECT_FALSE(std::filesystem::exists(ram_path(1, 1)));
 }
 
+TEST_F(RetainedImageTest, DropTakesAnInterruptedImageOnlyWhenItsRamIsGone) {
+  const RetainedImage image = make_image(1);
+  ImageStore store = open_store();
+  ASSERT_TRUE(store.save(image));
+  ASSERT_TRUE(store.acquire(wanted_of(image)));
+  std::filesystem::remove(ram_path(1, 0));
+  EXPECT_FALSE(store.drop(id_of(1))) << "one region's RAM is still there";
+  EXPECT_TRUE(std::filesystem::exists(ram_path(1, 1)));
+  std::filesystem::remove(ram_path(1, 1));
+  EXPECT_TRUE(store.drop(id_of(1)));
+  EXPECT_TRUE(store.list()->empty());
+}
+
 TEST_F(RetainedImageTest, ForgettingLeavesTheRamFiles) {
   const RetainedImage image = make_image(1);
   ImageStore store = open_store();
