@@ -72,6 +72,16 @@ def memif_a_b_a():
 
 
 @scenario
+def other_devices_start():
+    """Any DPDK port by its own devargs: these carry nothing anywhere, but the daemon must open them and be ready."""
+    for device in ("net_null0,size=64", "net_ring0"):
+        with Lab(options={"device": device}) as lab:
+            lab.start_controlplane()
+            daemon = lab.start_dataplane("host-a")
+            wait_until(f"a data plane on {device}", lambda: daemon.check_alive() or "ready:" in daemon.log(), 30)
+
+
+@scenario
 def dpdk_on_hugepages():
     require_memory_for_hugepages()
     with Lab(options={"dpdk_hugepages": True, "hugepages": 300}) as lab:

@@ -26,11 +26,12 @@ level = "debug"
 
 def port(lab, host):
     """What the data plane sends through; net_memif joins two hosts without the data network."""
-    if lab.options.get("device", "net_af_packet") == "net_memif":
-        role = "server" if host == lab.hosts[0] else "client"
-        lines = ['device = "net_memif"', f'socket = {text(lab.directory + "/memif.sock")}', f'role = "{role}"']
-    else:
-        lines = ['device = "net_af_packet"', 'interface = "data0"']
+    device = lab.options.get("device", "net_af_packet")
+    lines = [f"device = {text(device)}"]
+    if device == "net_memif":
+        lines += [f'socket = {text(lab.directory + "/memif.sock")}', f'role = "{"server" if host == lab.hosts[0] else "client"}"']
+    elif device == "net_af_packet":
+        lines.append('interface = "data0"')
     lines += [f"addresses = [{text(lab.network.data_prefix(host))}]", f"mtu = {lab.network.mtu}", 'idle = "adaptive"']
     return "\n".join(lines)
 
