@@ -455,7 +455,7 @@ std::expected<RoomMade, Error> ImageStore::make_room(std::uint64_t bytes, const 
   }
   RoomMade made;
   for (const ImageSummary& image : *images) {
-    made.used_bytes += image.bytes_resident;
+    made.used_bytes += image.in_use ? 0 : image.bytes_resident;
   }
   const auto enough = [&] {
     return budget_bytes_ == 0 ? made.freed_bytes >= bytes

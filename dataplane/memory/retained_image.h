@@ -141,7 +141,8 @@ class ImageStore {
   [[nodiscard]] std::expected<std::vector<ImageSummary>, Error> list() const;  // least recently used first
   [[nodiscard]] std::vector<UnusableImage> unusable() const;  // records that list() leaves out, and why
   /// Drops least recently used images, never one in use nor `keep`, until `bytes` more fit the budget (or, without a
-  /// budget, so many bytes were freed). What could not be freed shows in the result, it is not an error.
+  /// budget, so many bytes were freed). An image in use counts as its guest, which is the caller's to count. What could
+  /// not be freed shows in the result, it is not an error.
   std::expected<RoomMade, Error> make_room(std::uint64_t bytes, const std::optional<Id>& keep);
   [[nodiscard]] std::uint64_t budget_bytes() const { return budget_bytes_; }
 

@@ -230,10 +230,10 @@ AgentResult Vm::do_start() {
     over_ = true;
     return AgentResult(std::unexpected(error));
   };
-  if (auto room = check_room(record_.definition, paths_); !room) {
-    return undo(make_error(Error::NO_MEMORY, room.error()));
-  }
   drop_images();
+  if (auto room = make_room(bytes_total(record_.definition)); !room) {
+    return undo(room.error());
+  }
   if (auto launched = launch_qemu(StartKind::kBoot, record_.definition.machine); !launched) {
     return undo(launched.error());
   }

@@ -96,7 +96,8 @@ class Vm {
   AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
   void settle_source(bool committed, std::uint64_t ownership);
   void settle_destination(bool committed, std::uint64_t ownership);
-  std::expected<void, Error> make_room(const controlplane::v1::PrepareDestination& command);
+  std::expected<void, Error> make_room(std::uint64_t bytes);
+  std::uint64_t choose_ram(const controlplane::v1::PrepareDestination& command);
   void drop_images();
   void use_ram_of(const dataplane::v1::Image& image);
   std::vector<dataplane::v1::Image> images_here();

@@ -81,27 +81,40 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
   return reply;
 }
 
-std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::PrepareDestination& command) {
-  if (!command.reuse()) {
-    drop_images();
-    remove_ram_files(record_.definition, paths_);
-  } else {
-    for (const auto& image : images_here()) {
-      if (image.id().image_id() == command.image_id()) {
-        use_ram_of(image);
-      }
-    }
+/// Within the host's memory budget and what its file systems have; retained images go only for what is short.
+std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
+  const auto hello = services_.dataplane.hello();
+  if (hello && hello->memory_budget_bytes() == 0) {
+    bytes = bytes_short(record_.definition, paths_);
   }
-  dataplane::v1::ToDataplane request;
-  request.mutable_make_room()->set_bytes(bytes_total(record_.definition));
-  request.mutable_make_room()->set_keep_vm_uuid(uuid_.to_bytes());
-  if (auto made = services_.dataplane.call(std::move(request)); !made) {
-    return std::unexpected(made.error());
+  if (bytes > 0) {
+    dataplane::v1::ToDataplane request;
+    request.mutable_make_room()->set_bytes(bytes);
+    request.mutable_make_room()->set_keep_vm_uuid(uuid_.to_bytes());
+    if (auto made = services_.dataplane.call(std::move(request)); !made) {
+      return std::unexpected(made.error());
+    }
   }
   if (auto room = check_room(record_.definition, paths_); !room) {
     return std::unexpected(make_error(Error::NO_MEMORY, room.error()));
   }
   return {};
+}
+
+/// Takes the RAM of the image that is to be reused, or forgets what there is. Returns what it saves of the VM's size.
+std::uint64_t Vm::choose_ram(const controlplane::v1::PrepareDestination& command) {
+  if (!command.reuse()) {
+    drop_images();
+    remove_ram_files(record_.definition, paths_);
+    return 0;
+  }
+  for (const auto& image : images_here()) {
+    if (image.id().image_id() == command.image_id() && !image.in_use()) {
+      use_ram_of(image);
+      return std::min(image.bytes_resident(), bytes_total(record_.definition));
+    }
+  }
+  return 0;
 }
 
 /// A VM that was attached has its RAM under a name that somebody else gave; it can be reused only in that file.
@@ -173,7 +186,7 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
   if (auto saved = save(); !saved) {
     return undo(saved.error());
   }
-  if (auto room = make_room(command); !room) {
+  if (auto room = make_room(bytes_total(record_.definition) - choose_ram(command)); !room) {
     return undo(room.error());
   }
   const std::string machine = machine_of_type(record_.definition.machine, command.source_machine_type());
