@@ -1,6 +1,5 @@
 """Guests that move: home and away, other routes, every tracker, both kinds of memory, several regions, users."""
 
-import os
 import pwd
 import subprocess
 import time
@@ -147,16 +146,24 @@ def two_regions():
         home_and_away(lab, regions=2)
 
 
-@scenario
-def qemu_not_root():
-    with Lab() as lab:
-        try:
-            user = pwd.getpwnam("nobody").pw_name
-        except KeyError as error:
-            raise Skip("no user nobody") from error
-        os.chmod(lab.directory, 0o777)
+def of_another_user(**lab_options):
+    try:
+        user = pwd.getpwnam("nobody").pw_name
+    except KeyError as error:
+        raise Skip("no user nobody") from error
+    with Lab(**lab_options) as lab:
         lab.start()
         home_and_away(lab, user=user)
+
+
+@scenario
+def qemu_not_root():
+    of_another_user()
+
+
+@scenario
+def qemu_not_root_write_protect_events():
+    of_another_user(tracker="write-protect-events")
 
 
 @scenario
