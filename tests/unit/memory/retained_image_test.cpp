@@ -357,7 +357,7 @@ TEST_F(RetainedImageTest, BudgetTakesLeastRecentlyUsedFirst) {
   set_last_used(4, 4000);
   EXPECT_TRUE(store.make_room(0, std::nullopt)->dropped.empty()) << "fits";
   ASSERT_TRUE(store.acquire(wanted_of(make_image(2)))) << "the oldest, but in use";
-  const auto made = store.make_room(4 * kMiB, id_of(3));
+  const auto made = store.make_room(6 * kMiB, id_of(3));
   ASSERT_TRUE(made);
   EXPECT_EQ(made->dropped, (std::vector<Id>{id_of(1), id_of(4)})) << "3 was to be kept";
   EXPECT_GE(made->freed_bytes, 4 * kMiB);
