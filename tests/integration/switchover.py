@@ -11,7 +11,7 @@ import time
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .failures import Background, everything_works_again, restart, runs_in_one_place, state_now, wait_state
+from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, state_now, wait_state
 from .movement import SMALL
 from .registry import check, check_equal, scenario
 
@@ -100,6 +100,7 @@ def committed_and_struck(unheard, *victims):
         lab.network.heal(unheard, MANAGEMENT)
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-b", "host of a committed migration")
+        check_equal(newest(lab.ctl("migrations"))["reason"], "", "reason of a committed migration")
         everything_works_again(lab, "guest")
 
 
