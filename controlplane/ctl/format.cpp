@@ -259,7 +259,7 @@ Json to_json(const api::HostImage& image) {
           {"last_used_unix_s", kept.last_used_unix_s()},
           {"in_use", kept.in_use()},
           {"current", image.current()},
-          {"ram_path", kept.ram_path()}};
+          {"ram_paths", std::vector<std::string>(kept.ram_paths().begin(), kept.ram_paths().end())}};
 }
 
 Json to_json(const api::Migration& migration) {

@@ -163,6 +163,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   request.userfaultfd = std::move(attachment.userfaultfd);
   request.pagemap = std::move(attachment.pagemap);
   request.has_balloon = attachment.has_balloon;
+  // An arriving guest's hashes come with its image or its pages.
+  request.learn_hashes = owned->any_huge() && attachment.kind != api::AttachGuest::ARRIVING;
   request.continuing = attachment.kind == api::AttachGuest::CONTINUING;
   auto chosen = memory::choose_tracker(std::move(request), attachment.tracker ? &*attachment.tracker : nullptr);
   if (!chosen) {

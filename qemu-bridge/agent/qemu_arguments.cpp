@@ -23,11 +23,17 @@ std::string size_of(std::uint64_t bytes) { return std::to_string(bytes / 1024) +
 }  // namespace
 
 HostPaths host_paths(const config::BridgeConfig& config, const Id128& uuid) {
-  return {config.run_dir / "vms" / uuid.text(), config.memory_dir_tmpfs, config.memory_dir_hugetlbfs,
-          config.qemu_binary};
+  return {config.run_dir / "vms" / uuid.text(),
+          config.memory_dir_tmpfs,
+          config.memory_dir_hugetlbfs,
+          config.qemu_binary,
+          {}};
 }
 
 std::filesystem::path ram_path(const HostPaths& paths, const Id128& uuid, const config::RegionDefinition& region) {
+  if (const auto elsewhere = paths.ram_files.find(region.name); elsewhere != paths.ram_files.end()) {
+    return elsewhere->second;
+  }
   const auto& dir = region.backing == config::Backing::kHugetlbfs ? paths.memory_dir_hugetlbfs : paths.memory_dir_tmpfs;
   return dir / (uuid.text() + "." + region.name + ".ram");
 }

@@ -59,6 +59,7 @@ Vm::Vm(VmServices services, VmRecord record)
       uuid_(record.definition.uuid),
       paths_(host_paths(services_.config, uuid_)),
       record_(std::move(record)) {
+  paths_.ram_files = record_.ram_files;
   publish();
 }
 

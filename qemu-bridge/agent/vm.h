@@ -98,6 +98,8 @@ class Vm {
   void settle_destination(bool committed, std::uint64_t ownership);
   std::expected<void, Error> make_room(const controlplane::v1::PrepareDestination& command);
   void drop_images();
+  void use_ram_of(const dataplane::v1::Image& image);
+  std::vector<dataplane::v1::Image> images_here();
   void fail_migration(const std::string& reason);
   void ask_outcome();
   void make_migration();
@@ -107,7 +109,7 @@ class Vm {
 
   VmServices services_;
   const Id128 uuid_;
-  const HostPaths paths_;
+  HostPaths paths_;
 
   // Of the queue's thread.
   VmRecord record_;

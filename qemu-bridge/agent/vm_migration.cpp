@@ -1,4 +1,6 @@
 // Vm's part in migrations; see source_migration.h and destination_migration.h for what happens at each end.
+#include <sys/stat.h>
+
 #include <algorithm>
 
 #include "base/check.h"
@@ -83,6 +85,12 @@ std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::
   if (!command.reuse()) {
     drop_images();
     remove_ram_files(record_.definition, paths_);
+  } else {
+    for (const auto& image : images_here()) {
+      if (image.id().image_id() == command.image_id()) {
+        use_ram_of(image);
+      }
+    }
   }
   dataplane::v1::ToDataplane request;
   request.mutable_make_room()->set_bytes(bytes_total(record_.definition));
@@ -96,31 +104,64 @@ std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::
   return {};
 }
 
-/// Images of this VM that will not be used: its RAM files are about to be made anew.
-void Vm::drop_images() {
-  dataplane::v1::ToDataplane list;
-  list.mutable_list_images();
-  auto images = services_.dataplane.call(std::move(list));
-  if (!images) {
+/// A VM that was attached has its RAM under a name that somebody else gave; it can be reused only in that file.
+void Vm::use_ram_of(const dataplane::v1::Image& image) {
+  const auto& regions = record_.definition.regions;
+  if (static_cast<std::size_t>(image.ram_paths_size()) != regions.size()) {
     return;
   }
-  for (const auto& image : images->list_images().images()) {
-    if (image.id().vm_uuid() == uuid_.to_bytes()) {
-      dataplane::v1::ToDataplane drop;
-      *drop.mutable_drop_image()->mutable_id() = image.id();
-      static_cast<void>(services_.dataplane.call(std::move(drop)));
+  const HostPaths usual = host_paths(services_.config, uuid_);
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    const std::string& path = image.ram_paths(static_cast<int>(i));
+    struct stat status {};
+    const bool there = ::lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
+                       static_cast<std::uint64_t>(status.st_size) == regions[i].bytes;
+    if (there && path != ram_path(usual, uuid_, regions[i])) {
+      record_.ram_files[regions[i].name] = path;
     }
+  }
+  paths_.ram_files = record_.ram_files;
+}
+
+std::vector<dataplane::v1::Image> Vm::images_here() {
+  dataplane::v1::ToDataplane list;
+  list.mutable_list_images();
+  std::vector<dataplane::v1::Image> found;
+  if (auto images = services_.dataplane.call(std::move(list))) {
+    for (auto& image : *images->mutable_list_images()->mutable_images()) {
+      if (image.id().vm_uuid() == uuid_.to_bytes()) {
+        found.push_back(std::move(image));
+      }
+    }
+  }
+  return found;
+}
+
+/// Images of this VM that will not be used: its RAM files are about to be made anew.
+void Vm::drop_images() {
+  for (const auto& image : images_here()) {
+    dataplane::v1::ToDataplane drop;
+    *drop.mutable_drop_image()->mutable_id() = image.id();
+    static_cast<void>(services_.dataplane.call(std::move(drop)));
   }
 }
 
 AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestination& command) {
-  const auto undo = [this](const Error& error) {
+  const auto undo = [this, &command](const Error& error) {
+    bool unused = !command.reuse();
+    if (destination_) {
+      static_cast<void>(destination_->abort(record_.ownership));
+      unused = unused || destination_->ram_files_unused();
+    }
     drop_migration();
     end_qemu();
     dataplane::v1::ToDataplane request;
     request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
     request.mutable_detach_guest()->set_ownership(record_.ownership);
     static_cast<void>(services_.dataplane.call(std::move(request)));
+    if (unused) {
+      remove_files();
+    }
     over_ = true;
     return AgentResult(std::unexpected(error));
   };

@@ -57,6 +57,39 @@ def a_b_a_mtu_1500():
 
 
 @scenario
+def a_b_a_ipv6():
+    with Lab(options={"ipv6": True}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario
+def memif_a_b_a():
+    """Two data planes of one machine, joined by shared memory."""
+    with Lab(options={"device": "net_memif"}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario
+def other_devices_start():
+    """Any DPDK port by its own devargs: these carry nothing anywhere, but the daemon must open them and be ready."""
+    for device in ("net_null0,size=64", "net_ring0"):
+        with Lab(options={"device": device}) as lab:
+            lab.start_controlplane()
+            daemon = lab.start_dataplane("host-a")
+            wait_until(f"a data plane on {device}", lambda: daemon.check_alive() or "ready:" in daemon.log(), 30)
+
+
+@scenario
+def dpdk_on_hugepages():
+    require_memory_for_hugepages()
+    with Lab(options={"dpdk_hugepages": True, "hugepages": 300}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario
 def a_b_c_a():
     with Lab(hosts=3) as lab:
         lab.start()
@@ -92,17 +125,17 @@ def tracker_hashes():
     with_tracker("hashes")
 
 
-def hugetlb_lab(**options):
+def require_memory_for_hugepages():
     with open("/proc/meminfo") as file:
         free_kib = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     if free_kib < 4 << 20:
         raise Skip("less than 4 GiB of memory for hugepages")
-    return Lab(backing="hugetlbfs", options={"hugepages": 300}, **options)
 
 
 @scenario
 def hugetlbfs():
-    with hugetlb_lab() as lab:
+    require_memory_for_hugepages()
+    with Lab(backing="hugetlbfs", options={"hugepages": 300}) as lab:
         lab.start()
         home_and_away(lab)
 
@@ -186,7 +219,7 @@ def images_are_listed_and_dropped():
         moved(lab, "guest", "host-b")
         images = [i for i in lab.ctl("images") if not i["in_use"]]
         check_equal([(i["host"], i["vm_name"]) for i in images], [("host-a", "guest")], "retained images")
-        lab.ctl("images", "drop", "--host", "host-a", "--vm", "guest")
+        lab.ctl("images", "drop", "--host", "host-a", "guest")
         wait_until("the image to go", lambda: not [i for i in lab.ctl("images") if i["host"] == "host-a"], 10, 0.1)
         home = moved(lab, "guest", "host-a")
         check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")

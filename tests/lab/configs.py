@@ -1,6 +1,7 @@
 """The configuration files of a lab, as an operator would write them. Each function returns TOML text."""
 
 import json
+import os
 
 
 def text(value):
@@ -23,6 +24,24 @@ level = "debug"
 """
 
 
+def port(lab, host):
+    """What the data plane sends through; net_memif joins two hosts without the data network."""
+    device = lab.options.get("device", "net_af_packet")
+    lines = [f"device = {text(device)}"]
+    if device == "net_memif":
+        lines += [f'socket = {text(lab.directory + "/memif.sock")}', f'role = "{"server" if host == lab.hosts[0] else "client"}"']
+    elif device == "net_af_packet":
+        lines.append('interface = "data0"')
+    lines += [f"addresses = [{text(lab.network.data_prefix(host))}]", f"mtu = {lab.network.mtu}", 'idle = "adaptive"']
+    return "\n".join(lines)
+
+
+def lcores(lab):
+    """All on any CPU: a lab has fewer than it has lcores."""
+    cpus = text(f"0-{os.cpu_count() - 1}")
+    return "".join(f"[[eal.lcores]]\nlcore = {number}\ncpus = {cpus}\n" for number in range(lab.options.get("lcores", 0)))
+
+
 def dataplane(lab, host):
     directory = f"{lab.directory}/{host}"
     memory = [lab.memory_dir(host)]
@@ -37,15 +56,11 @@ memory_budget = {text(budget)}
 insecure = true
 
 [eal]
-hugepages = false
+hugepages = {"true" if lab.options.get("dpdk_hugepages") else "false"}
 memory = "256MiB"
-
+{lcores(lab)}
 [[port]]
-device = "net_af_packet"
-interface = "data0"
-addresses = [{text(lab.network.data_address(host) + "/24")}]
-mtu = {lab.network.mtu}
-idle = "adaptive"
+{port(lab, host)}
 
 [tracking]
 tracker = {text(lab.tracker)}

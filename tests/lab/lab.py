@@ -43,7 +43,7 @@ class Lab:
         self.backing, self.tracker, self.keep, self.options = backing, tracker, keep, options or {}
         self.directory = tempfile.mkdtemp(prefix=f"godwit-lab-{self.id}-", dir="/tmp")
         self.shm = f"/dev/shm/{os.path.basename(self.directory)}"
-        self.network = Network(self.id, self.hosts, mtu, shape_bps)
+        self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False))
         self.guest = os.path.join(BUILD, "guest")
         self.daemons = {}
         self.uuids = {}
@@ -83,10 +83,14 @@ class Lab:
             os.makedirs(f"{self.shm}/{host}", exist_ok=True)
             os.chmod(f"{self.shm}/{host}", 0o777)
         os.chmod(self.directory, 0o755)
+        if self.backing == "hugetlbfs" or self.options.get("dpdk_hugepages"):
+            self._reserve_hugepages()
         if self.backing == "hugetlbfs":
-            self._mount_hugepages()
+            for host in self.hosts:
+                os.makedirs(f"{self.shm}/{host}/huge", exist_ok=True)
+                run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "godwit-lab", f"{self.shm}/{host}/huge")
 
-    def _mount_hugepages(self):
+    def _reserve_hugepages(self):
         with open("/proc/sys/vm/nr_hugepages") as file:
             self.hugepages_before = int(file.read())
         want = self.hugepages_before + self.options.get("hugepages", 512)
@@ -95,9 +99,6 @@ class Lab:
         with open("/proc/sys/vm/nr_hugepages") as file:
             if int(file.read()) < want:
                 raise LabError(f"the kernel gave fewer than {want} hugepages")
-        for host in self.hosts:
-            os.makedirs(f"{self.shm}/{host}/huge", exist_ok=True)
-            run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "godwit-lab", f"{self.shm}/{host}/huge")
 
     def close(self):
         """Ends everything that the lab made. Safe to call twice."""
@@ -108,9 +109,10 @@ class Lab:
             daemon.stop(5)
         end_processes(processes_naming(self.directory))
         self.network.down()
-        if self.hugepages_before is not None:
+        if self.backing == "hugetlbfs":
             for host in self.hosts:
                 run("umount", f"{self.shm}/{host}/huge", check=False)
+        if self.hugepages_before is not None:
             with open("/proc/sys/vm/nr_hugepages", "w") as file:
                 file.write(str(self.hugepages_before))
         shutil.rmtree(self.shm, ignore_errors=True)

@@ -11,8 +11,8 @@ PEER = "peer0"  # like DATA, for a system that is compared: the hosts' data plan
 
 
 class Network:
-    def __init__(self, lab_id, hosts, mtu=9000, shape_bps=None):
-        self.lab_id, self.hosts, self.mtu, self.shape_bps = lab_id, hosts, mtu, shape_bps
+    def __init__(self, lab_id, hosts, mtu=9000, shape_bps=None, ipv6=False):
+        self.lab_id, self.hosts, self.mtu, self.shape_bps, self.ipv6 = lab_id, hosts, mtu, shape_bps, ipv6
         self.control = f"{lab_id}-cp"
         self.switch = f"{lab_id}-sw"
         self.made = []
@@ -21,7 +21,11 @@ class Network:
         return f"{self.lab_id}-{host}"
 
     def data_address(self, host):
-        return f"10.77.0.{self.hosts.index(host) + 1}"
+        """Of the host's data plane, which answers for it itself: the kernel does not have it."""
+        return f"{'fd00::' if self.ipv6 else '10.77.0.'}{self.hosts.index(host) + 1}"
+
+    def data_prefix(self, host):
+        return f"{self.data_address(host)}/{64 if self.ipv6 else 24}"
 
     def peer_address(self, host):
         return f"10.78.0.{self.hosts.index(host) + 1}"

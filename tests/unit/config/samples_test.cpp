@@ -101,6 +101,12 @@ TEST(Samples, DataplaneTrial) {
   EXPECT_FALSE(config.eal.hugepages);
 }
 
+TEST(Samples, DataplaneMemif) {
+  const auto config = expect_sample<DataplaneConfig>("dataplane-memif.toml");
+  EXPECT_EQ(config.port.kind, DeviceKind::kMemif);
+  EXPECT_EQ(config.port.role, MemifRole::kServer);
+}
+
 TEST(Samples, Bridge) { EXPECT_EQ(expect_same_keys<BridgeConfig>("bridge.toml").host, "host-a"); }
 
 TEST(Samples, Controlplane) { EXPECT_EQ(expect_same_keys<ControlplaneConfig>("controlplane.toml").listen.size(), 2U); }
@@ -120,8 +126,9 @@ TEST(Samples, EveryFileIsOneOfThese) {
   for (const auto& entry : std::filesystem::directory_iterator(kSource / "config/samples")) {
     names.insert(entry.path().filename());
   }
-  EXPECT_THAT(names, testing::ElementsAre("bridge.toml", "controlplane.toml", "dataplane-trial.toml", "dataplane.toml",
-                                          "godwitctl.toml", "plan.toml", "vm.toml"));
+  EXPECT_THAT(names, testing::ElementsAre("bridge.toml", "controlplane.toml", "dataplane-memif.toml",
+                                          "dataplane-trial.toml", "dataplane.toml", "godwitctl.toml", "plan.toml",
+                                          "vm.toml"));
 }
 
 TEST(Samples, OnlyTheBridgeMayPtrace) {
