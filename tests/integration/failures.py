@@ -97,7 +97,7 @@ def stray_memory(lab, vm):
     images, here = lab.ctl("images"), lab.where(vm)
     stray = [f"image of {i['vm_name']} on {i['host']} in use by nobody" for i in images if i["in_use"] and i["host"] != here]
     for host in lab.hosts:
-        kept = [i["ram_path"] for i in images if i["host"] == host]
+        kept = [path for i in images if i["host"] == host for path in i["ram_paths"]]
         found = [f"{lab.memory_dir(host)}/{n}" for n in os.listdir(lab.memory_dir(host)) if n.endswith(".ram")]
         stray += [path for path in found if host != here and path not in kept]
     return stray
