@@ -143,6 +143,31 @@ def destination_qemu_dies_when_stopped():
         everything_works_again(lab, "guest")
 
 
+@scenario
+def everything_dies_when_loaded():
+    """All daemons of the cluster at once, both QEMUs standing still, the word unspoken."""
+    with Lab() as lab:
+        migration = at_switch(lab, "controlplane")
+        loaded(lab)
+        strike(lab, list(lab.daemons))
+        migration.join()
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def cancelled_when_stopped():
+    with Lab() as lab:
+        migration = at_switch(lab, "dataplane host-b")
+        guest_stopped(lab)
+        lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
+        wait_until("the guest to go on", lambda: asked(lab, "host-a", "query-status").get("status") == "running", 10, 0.05)
+        thawed(lab, "dataplane host-b")
+        migration.join()
+        check(migration.error is not None and "cancelled" in str(migration.error), f"what was said: {migration.error}")
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        everything_works_again(lab, "guest")
+
+
 def without_control_plane(when):
     """The control plane is down for ten seconds: whoever is in doubt waits, and asks."""
     with Lab() as lab:
