@@ -218,7 +218,8 @@ void Migrations::host_lost(const std::string& host) {
   }
   for (const Id128& id : mine) {
     Active* m = find(id);
-    const std::string reason = fmt::format("{} was lost in {}", host, api::MigrationState_Name(m->record.state));
+    const std::string reason = fmt::format("{} was lost in {}: its bridge, or the network to it", host,
+                                           api::MigrationState_Name(m->record.state));
     switch (m->record.state) {
       case api::PREPARING:
         decide(*m, api::ABORTED, reason);

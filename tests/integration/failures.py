@@ -35,7 +35,10 @@ class Background:
     def join(self, timeout_s=90):
         self.thread.join(timeout_s)
         check(not self.thread.is_alive(), "godwitctl migrate did not end")
-        print(f"godwitctl: {self.said()}", flush=True)
+        said = self.said()
+        print(f"godwitctl: {said}", flush=True)
+        if self.error:
+            check(re.search(r"host-[ab]|control plane|operator", said) and "\\n" not in said, f"no clear line that says where: {said}")
 
     def said(self):
         """What godwitctl told at the end, in one line."""
