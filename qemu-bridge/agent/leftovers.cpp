@@ -1,12 +1,11 @@
 #include "qemu-bridge/agent/leftovers.h"
 
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 
 #include <cerrno>
 #include <csignal>
 #include <system_error>
-
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -21,6 +22,27 @@ constexpr std::chrono::milliseconds kAdoptTime{3'000};
 constexpr std::chrono::milliseconds kConnectAgain{20};
 constexpr std::chrono::milliseconds kDataplaneTime{3'000};  // it may be starting like us
 constexpr std::chrono::milliseconds kExitTime{10'000};
+
+dataplane::v1::Error just_ended() {
+  return make_error(dataplane::v1::Error::NO_SUCH_VM, "this VM has just ended here");
+}
+
+/// Given even if the queue ends with its VM before the command's turn comes: whoever asked waits for it.
+class Answer {
+ public:
+  explicit Answer(Reply reply) : reply_(std::move(reply)) {}
+  ~Answer() {
+    if (reply_) {
+      reply_(std::unexpected(just_ended()));
+    }
+  }
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+  void give(AgentResult result) { std::exchange(reply_, nullptr)(std::move(result)); }
+
+ private:
+  Reply reply_;
+};
 
 /// The run state after an event; "" when the event does not change it.
 std::string run_state_after(const std::string& event) {
@@ -92,13 +114,13 @@ std::expected<void, dataplane::v1::Error> Vm::save() {
 }
 
 void Vm::run_command(std::function<AgentResult()> command, Reply reply) {
-  queue_.post([this, command = std::move(command), reply = std::move(reply)] {
-    auto result =
-        over_ ? AgentResult(std::unexpected(make_error(Error::NO_SUCH_VM, "this VM has just ended here"))) : command();
+  auto answer = std::make_shared<Answer>(std::move(reply));
+  queue_.post([this, command = std::move(command), answer = std::move(answer)] {
+    auto result = over_ ? std::unexpected(just_ended()) : command();
     if (over_) {
       gone();
     }
-    reply(std::move(result));
+    answer->give(std::move(result));
   });
 }
 
@@ -428,7 +450,7 @@ void Vm::do_recover() {
       return;
     }
     in_doubt_ = true;
-    fail_migration("the bridge was restarted");
+    fail_migration("the bridge of this host was restarted");
     ask_outcome();
   }
   reattach();

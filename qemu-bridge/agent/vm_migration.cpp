@@ -377,7 +377,7 @@ void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
 void Vm::on_dataplane_down(const std::string& reason) {
   queue_.post([this, reason] {
     in_doubt_ = record_.migration.has_value();
-    fail_migration("the data plane on this host went away: " + reason);
+    fail_migration("the data plane of this host went away (" + reason + ")");
   });
 }
 

@@ -35,7 +35,10 @@ class Background:
     def join(self, timeout_s=90):
         self.thread.join(timeout_s)
         check(not self.thread.is_alive(), "godwitctl migrate did not end")
-        print(f"godwitctl: {self.said()}", flush=True)
+        said = self.said()
+        print(f"godwitctl: {said}", flush=True)
+        if self.error:
+            check(re.search(r"host-[ab]|control plane|operator", said) and "\\n" not in said, f"no clear line that says where: {said}")
 
     def said(self):
         """What godwitctl told at the end, in one line."""
@@ -97,7 +100,7 @@ def stray_memory(lab, vm):
     images, here = lab.ctl("images"), lab.where(vm)
     stray = [f"image of {i['vm_name']} on {i['host']} in use by nobody" for i in images if i["in_use"] and i["host"] != here]
     for host in lab.hosts:
-        kept = [i["ram_path"] for i in images if i["host"] == host]
+        kept = [path for i in images if i["host"] == host for path in i["ram_paths"]]
         found = [f"{lab.memory_dir(host)}/{n}" for n in os.listdir(lab.memory_dir(host)) if n.endswith(".ram")]
         stray += [path for path in found if host != here and path not in kept]
     return stray

@@ -11,7 +11,7 @@ import time
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .failures import Background, everything_works_again, restart, runs_in_one_place, state_now, wait_state
+from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, state_now, wait_state
 from .movement import SMALL
 from .registry import check, check_equal, scenario
 
@@ -100,6 +100,7 @@ def committed_and_struck(unheard, *victims):
         lab.network.heal(unheard, MANAGEMENT)
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-b", "host of a committed migration")
+        check_equal(newest(lab.ctl("migrations"))["reason"], "", "reason of a committed migration")
         everything_works_again(lab, "guest")
 
 
@@ -138,6 +139,31 @@ def destination_qemu_dies_when_stopped():
         thawed(lab, "dataplane host-b")
         migration.join()
         check(migration.error is not None and "QEMU" in str(migration.error), f"what was said: {migration.error}")
+        check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def everything_dies_when_loaded():
+    """All daemons of the cluster at once, both QEMUs standing still, the word unspoken."""
+    with Lab() as lab:
+        migration = at_switch(lab, "controlplane")
+        loaded(lab)
+        strike(lab, list(lab.daemons))
+        migration.join()
+        everything_works_again(lab, "guest")
+
+
+@scenario
+def cancelled_when_stopped():
+    with Lab() as lab:
+        migration = at_switch(lab, "dataplane host-b")
+        guest_stopped(lab)
+        lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
+        wait_until("the guest to go on", lambda: asked(lab, "host-a", "query-status").get("status") == "running", 10, 0.05)
+        thawed(lab, "dataplane host-b")
+        migration.join()
+        check(migration.error is not None and "cancelled" in str(migration.error), f"what was said: {migration.error}")
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
         everything_works_again(lab, "guest")
 
