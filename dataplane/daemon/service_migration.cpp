@@ -35,6 +35,35 @@ std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request,
   return {};
 }
 
+/// Whether the guest may take this part in a migration; the retained image to reuse, if one is named.
+std::expected<std::optional<Id128>, ApiError> check_preparation(const api::PrepareMigration& request, const Id128& vm,
+                                                                const Guest& guest) {
+  const bool source = request.role() == api::ROLE_SOURCE;
+  if (!source && request.role() != api::ROLE_DESTINATION) {
+    return std::unexpected(bad_request("PrepareMigration: role is neither source nor destination"));
+  }
+  if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
+    return std::unexpected(
+        bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
+  }
+  if (!source && request.bytes_total() != guest.bytes_total) {
+    return std::unexpected(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
+                                       " bytes here, " + std::to_string(request.bytes_total()) + " at its source"));
+  }
+  if (const auto checked = check_epochs(request, guest); !checked) {
+    return std::unexpected(checked.error());
+  }
+  std::optional<Id128> reuse;
+  if (!source && !request.reuse_image_id().empty()) {
+    const auto image = parse_id(request.reuse_image_id(), "PrepareMigration: reuse_image_id");
+    if (!image) {
+      return std::unexpected(image.error());
+    }
+    reuse = *image;
+  }
+  return reuse;
+}
+
 }  // namespace
 
 std::expected<MigrationSession*, ApiError> Service::find_session(const std::string& migration_id, api::Role role) {
@@ -81,29 +110,11 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
     return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + " is in migration " +
                                        (*entry)->migration.text() + " already")));
   }
+  const auto reuse = check_preparation(request, *vm, guest);
+  if (!reuse) {
+    return respond(refusal(reuse.error()));
+  }
   const bool source = request.role() == api::ROLE_SOURCE;
-  if (!source && request.role() != api::ROLE_DESTINATION) {
-    return respond(refusal(bad_request("PrepareMigration: role is neither source nor destination")));
-  }
-  if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
-    return respond(
-        refusal(bad_request("PrepareMigration: VM " + vm->text() + (source ? " has not arrived here" : " runs here"))));
-  }
-  if (!source && request.bytes_total() != guest.bytes_total) {
-    return respond(refusal(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
-                                       " bytes here, " + std::to_string(request.bytes_total()) + " at its source")));
-  }
-  if (const auto checked = check_epochs(request, guest); !checked) {
-    return respond(refusal(checked.error()));
-  }
-  std::optional<Id128> reuse;
-  if (!source && !request.reuse_image_id().empty()) {
-    const auto image = parse_id(request.reuse_image_id(), "PrepareMigration: reuse_image_id");
-    if (!image) {
-      return respond(refusal(image.error()));
-    }
-    reuse = *image;
-  }
   auto made = std::make_unique<MigrationSession>();
   made->id = *id;
   made->vm_uuid = *vm;
@@ -121,7 +132,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   sessions_.emplace(*id, std::move(made));
   (*entry)->migration = *id;
   if (!source) {
-    return prepare_destination(session, **entry, reuse);
+    return prepare_destination(session, **entry, *reuse);
   }
   if (guest.memory->state() != nullptr) {
     guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());

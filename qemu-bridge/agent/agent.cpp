@@ -1,12 +1,13 @@
 #include "qemu-bridge/agent/agent.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 
 #include "base/log.h"
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/host_info.h"
 #include "qemu-bridge/agent/leftovers.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

@@ -1,11 +1,11 @@
 #include "qemu-bridge/agent/control_session.h"
 
 #include <grpcpp/grpcpp.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
 #include "base/log.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

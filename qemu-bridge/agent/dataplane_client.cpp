@@ -1,6 +1,7 @@
 #include "qemu-bridge/agent/dataplane_client.h"
 
 #include <poll.h>
+#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -12,7 +13,6 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

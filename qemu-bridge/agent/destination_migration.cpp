@@ -1,11 +1,12 @@
 #include "qemu-bridge/agent/destination_migration.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cstring>
 
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/qemu_inspection.h"
 #include "qemu-bridge/device-state/stream_socket.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

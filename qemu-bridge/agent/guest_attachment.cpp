@@ -1,6 +1,7 @@
 #include "qemu-bridge/agent/guest_attachment.h"
 
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -8,7 +9,6 @@
 
 #include "base/check.h"
 #include "qemu-bridge/attach/inject.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

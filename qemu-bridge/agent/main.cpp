@@ -1,11 +1,12 @@
 // godwit-bridge: reads its configuration, runs the agent until SIGINT or SIGTERM. Its QEMUs live on.
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <filesystem>
 
 #include "config/bridge_config.h"
 #include "qemu-bridge/agent/agent.h"
-#include "spdlog/spdlog.h"
 
 int main(int argc, char** argv) {
   CLI::App app{"godwit-bridge: drives this host's QEMUs for live migration"};

@@ -1,12 +1,13 @@
 #include "qemu-bridge/agent/source_migration.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cstring>
 
 #include "base/check.h"
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/qemu_inspection.h"
 #include "qemu-bridge/device-state/stream_socket.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

@@ -1,5 +1,6 @@
 #include "qemu-bridge/agent/vm.h"
 
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include "base/log.h"
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/ram_files.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 namespace {

@@ -1,4 +1,5 @@
 // Vm's part in migrations; see source_migration.h and destination_migration.h for what happens at each end.
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/ram_files.h"
 #include "qemu-bridge/agent/vm.h"
-#include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
 

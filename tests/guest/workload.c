@@ -1,12 +1,14 @@
-// The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them all the time.
+// The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
+// all the time.
 //
 // usage: workload MB RATE [bench]
-// Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds each page's
-// version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or version. One line on the
-// console about four times a second:
-//   GODWIT ms=<uptime> writes=<pages written so far> checked=<pages verified so far> sweeps=<n> bad=<wrong pages so far>
-// The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and over, and
-// prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>".
+// Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
+// each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
+// version. One line on the console about four times a second:
+//   GODWIT ms=<uptime> writes=<pages written so far> checked=<pages verified so far> sweeps=<n> bad=<wrong pages so
+//   far>
+// The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and
+// over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>".
 #include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -84,7 +86,8 @@ int main(int argc, char** argv) {
     struct timespec nap = {0, 10000000};
     nanosleep(&nap, 0);
     uint64_t now = now_us(), want = (now - begin) * rate / 1000000;
-    if (want > written + rate / 2) begin += (want - written - rate / 2) * 1000000 / rate, want = written + rate / 2;  // a pause is not made up for
+    if (want > written + rate / 2)
+      begin += (want - written - rate / 2) * 1000000 / rate, want = written + rate / 2;  // a pause is not made up for
     for (; written < want; written++) {
       write_page(ram + at_write * kWords, &versions[at_write]);
       at_write = (at_write + 104729) % pages;  // a stride prime to the count: every page in turn, neighbours far apart
@@ -101,8 +104,8 @@ int main(int argc, char** argv) {
       }
     if (now - said >= 250000) {
       said = now;
-      printf("GODWIT ms=%" PRIu64 " writes=%" PRIu64 " checked=%" PRIu64 " sweeps=%" PRIu64 " bad=%" PRIu64 "\n", now / 1000, written,
-             checked, sweeps, bad);
+      printf("GODWIT ms=%" PRIu64 " writes=%" PRIu64 " checked=%" PRIu64 " sweeps=%" PRIu64 " bad=%" PRIu64 "\n",
+             now / 1000, written, checked, sweeps, bad);
       fflush(stdout);
     }
   }

@@ -1,4 +1,4 @@
-#include "bridge_client.h"
+#include "tests/unit/dataplane/bridge_client.h"
 
 #include <poll.h>
 #include <sys/socket.h>

@@ -8,8 +8,8 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "bridge_client.h"
 #include "dataplane/daemon/requests.h"
+#include "tests/unit/dataplane/bridge_client.h"
 
 namespace godwit::daemon {
 namespace {

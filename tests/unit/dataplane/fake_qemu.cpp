@@ -1,4 +1,4 @@
-#include "fake_qemu.h"
+#include "tests/unit/dataplane/fake_qemu.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

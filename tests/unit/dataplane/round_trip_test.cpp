@@ -13,9 +13,9 @@
 #include <random>
 #include <thread>
 
-#include "bridge_client.h"
-#include "fake_qemu.h"
-#include "two_hosts.h"
+#include "tests/unit/dataplane/bridge_client.h"
+#include "tests/unit/dataplane/fake_qemu.h"
+#include "tests/unit/dataplane/two_hosts.h"
 
 namespace godwit::tests {
 namespace {
@@ -219,7 +219,7 @@ void RoundTrip::there_and_back() {
     while (!stop.load()) {
       const std::uint64_t page = random() % 512;  // few pages, often: rounds converge
       guests_[0]->data()[page * 4096 + random() % 4096] = static_cast<std::byte>(random());
-      usleep(50);
+      usleep(50);  // tidy-allow(sleep): the pace of a writer
     }
   });
   const bool ready = wait(0, api::Event::kReadyToSwitch);

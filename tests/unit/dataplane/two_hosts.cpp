@@ -1,4 +1,4 @@
-#include "two_hosts.h"
+#include "tests/unit/dataplane/two_hosts.h"
 
 #include <fcntl.h>
 #include <signal.h>

@@ -135,7 +135,7 @@ class Guest {
           random ^= random << 13, random ^= random >> 7, random ^= random << 17;
           const std::uint64_t unit = spans_[0].huge ? kPagesPerHugePage : 1;
           madvise(at((random >> 20) % (spans_[0].pages / unit) * unit), unit * kPage, MADV_REMOVE);
-          usleep(100);
+          usleep(100);  // tidy-allow(sleep): the pace of a writer
         }
       });
     }

@@ -49,7 +49,7 @@ TEST(Inject, SleepingProcessSleepsOnWithoutEintr) {
   auto target = TargetProcess::fork_with([](const auto& ready) {
     const timespec time{0, 400'000'000};
     ready();
-    return nanosleep(&time, nullptr) == 0 ? 0 : 1;  // restarts by restart_syscall
+    return nanosleep(&time, nullptr) == 0 ? 0 : 1;  // tidy-allow(sleep): the process under test waits in it
   });
   expect_getpid(target.pid(), 20);
   EXPECT_EQ(target.finish(), 0);
@@ -176,13 +176,13 @@ TEST(Inject, StoppedProcessStaysStopped) {
   auto target = TargetProcess::fork_with([](const auto& ready) {
     ready();
     const timespec time{0, 1'000'000};
-    return nanosleep(&time, nullptr) == 0 ? 0 : 1;
+    return nanosleep(&time, nullptr) == 0 ? 0 : 1;  // tidy-allow(sleep): the process under test waits in it
   });
   kill(target.pid(), SIGSTOP);
   ASSERT_EQ(waitpid(target.pid(), nullptr, WUNTRACED), target.pid());
   expect_getpid(target.pid(), 5);
   for (int tries = 0; tries < 1000 && target.state() != 'T'; ++tries) {
-    usleep(1000);
+    usleep(1000);  // tidy-allow(sleep): lets the process enter its call
   }
   EXPECT_EQ(target.state(), 'T');
   kill(target.pid(), SIGCONT);

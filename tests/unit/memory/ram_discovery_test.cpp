@@ -194,7 +194,7 @@ TEST_P(AttachQemu, RamIsFoundAndAUserfaultfdInjected) {
       {.id = "ram0", .bytes = 16 * kMiB, .share = true, .type = "", .mem_path = file.path()}};
   auto regions = discover_ram(qemu.pid(), backends);
   for (int tries = 0; tries < 500 && !regions && qemu.runs(); ++tries) {
-    usleep(20'000);  // QEMU is starting
+    usleep(20'000);  // tidy-allow(sleep): QEMU is starting
     regions = discover_ram(qemu.pid(), backends);
   }
   ASSERT_TRUE(regions) << regions.error().text;

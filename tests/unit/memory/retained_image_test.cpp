@@ -266,7 +266,7 @@ TEST_F(RetainedImageTest, KilledWhileSavingThereIsAlwaysOneWholeImage) {
         }
       }
     }
-    usleep(static_cast<useconds_t>(500 + round * 137));
+    usleep(static_cast<useconds_t>(500 + round * 137));  // tidy-allow(sleep): when the process is killed
     kill(saver, SIGKILL);
     waitpid(saver, nullptr, 0);
     const auto loaded = open_store().load(wanted_of(image));

@@ -89,6 +89,28 @@ class FakeControlPlane : public controlplane::v1::Agents::Service {
   grpc::ServerReaderWriter<ToAgent, FromAgent>* stream_ = nullptr;
 };
 
+config::BridgeConfig config_in(const std::filesystem::path& dir, const std::filesystem::path& memory) {
+  config::BridgeConfig config;
+  config.host = "host-a";
+  config.controlplane = "unix:" + (dir / "cp.sock").string();
+  config.dataplane_socket = dir / "dp.sock";
+  config.run_dir = dir / "run";
+  config.state_dir = dir / "state";
+  config.memory_dir_tmpfs = memory;
+  return config;
+}
+
+config::VmDefinition small_vm() {
+  config::VmDefinition definition;
+  definition.name = "vm";
+  definition.uuid = Id128::random();
+  definition.machine = "pc";
+  definition.accel = config::Accel::kTcg;
+  definition.regions = {{"ram0", 32u << 20, config::Backing::kTmpfs}};
+  definition.arguments = {"-nodefaults"};
+  return definition;
+}
+
 TEST(Agent, RegistersAnswersAndComesBack) {
   constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
   if (::access(kQemu, X_OK) != 0 || ::geteuid() != 0) {
@@ -98,13 +120,7 @@ TEST(Agent, RegistersAnswersAndComesBack) {
   TempDir memory("/dev/shm");
   FakeDataplane dataplane(dir.path() / "dp.sock");
   FakeControlPlane control("unix:" + (dir.path() / "cp.sock").string());
-  config::BridgeConfig config;
-  config.host = "host-a";
-  config.controlplane = "unix:" + (dir.path() / "cp.sock").string();
-  config.dataplane_socket = dir.path() / "dp.sock";
-  config.run_dir = dir.path() / "run";
-  config.state_dir = dir.path() / "state";
-  config.memory_dir_tmpfs = memory.path();
+  const config::BridgeConfig config = config_in(dir.path(), memory.path());
   auto agent = Agent::start(config);
   ASSERT_TRUE(agent) << agent.error();
   const auto first = control.take([](const FromAgent& m) { return m.has_register_(); });
@@ -121,13 +137,7 @@ TEST(Agent, RegistersAnswersAndComesBack) {
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->reply().error().code(), dataplane::v1::Error::NO_SUCH_VM);
 
-  config::VmDefinition definition;
-  definition.name = "vm";
-  definition.uuid = Id128::random();
-  definition.machine = "pc";
-  definition.accel = config::Accel::kTcg;
-  definition.regions = {{"ram0", 32u << 20, config::Backing::kTmpfs}};
-  definition.arguments = {"-nodefaults"};
+  const config::VmDefinition definition = small_vm();
   ToAgent start;
   start.set_id(2);
   *start.mutable_start_vm()->mutable_definition() = to_proto(definition);

@@ -256,7 +256,7 @@ TEST(QmpClient, RealQemu) {
   };
   auto client = connect();
   for (int i = 0; i < 500 && !client; ++i) {
-    std::this_thread::sleep_for(milliseconds(10));
+    std::this_thread::sleep_for(milliseconds(10));  // tidy-allow(sleep): polls a bounded wait
     client = connect();
   }
   ASSERT_TRUE(client) << client.error().text;

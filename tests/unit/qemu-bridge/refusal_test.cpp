@@ -78,7 +78,7 @@ TEST_P(RealQemu, IsInspected) {
   const OwnedQemu owned(*process);
   auto qmp = QmpClient::connect(dir.path() / "qmp.sock", {});
   for (int i = 0; i < 500 && !qmp && is_alive(*process); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // tidy-allow(sleep): polls a bounded wait
     qmp = QmpClient::connect(dir.path() / "qmp.sock", {});
   }
   ASSERT_TRUE(qmp) << qmp.error().text << log_tail(plan.log_file);

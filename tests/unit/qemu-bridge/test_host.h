@@ -83,7 +83,7 @@ class TestHost {
     EXPECT_TRUE(journal.load());
     client_->start();
     for (int i = 0; i < 500 && !client_->hello(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // tidy-allow(sleep): polls a bounded wait
     }
   }
   ~TestHost() {
@@ -191,7 +191,7 @@ class TestHost {
       if (std::chrono::steady_clock::now() > until) {
         return false;
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): polls a bounded wait
     }
     return true;
   }
