@@ -18,8 +18,9 @@
 namespace godwit::perf {
 
 struct Options {
-  bool quick = false;                  // small inputs, few repetitions: does it work at all (tests)
-  std::vector<std::string> arguments;  // what follows `--` on the command line, for the benchmark
+  bool quick = false;     // small inputs, few repetitions: does it work at all (tests)
+  std::string json_path;  // where the figures go; main writes them, except for what a launcher replaces it by
+  std::vector<std::string> arguments;  // what main does not know, for the benchmark
 };
 
 /// What a benchmark found. Keys with dots become nested objects in the JSON: "size_vs_best.random_10".
@@ -44,18 +45,21 @@ class Result {
 
 using Run = std::expected<void, std::string> (*)(const Options&, Result&);
 
+enum class TakesArguments : bool { kNo, kYes };
+
 struct Benchmark {
   std::string name;
   std::string summary;
   Run run;
+  TakesArguments takes_arguments = TakesArguments::kNo;
 };
 
 /// All that registered, by name.
 [[nodiscard]] std::map<std::string, Benchmark>& registry();
 
 struct Registration {
-  Registration(const char* name, const char* summary, Run run) {
-    registry().emplace(name, Benchmark{name, summary, run});
+  Registration(const char* name, const char* summary, Run run, TakesArguments takes_arguments = TakesArguments::kNo) {
+    registry().emplace(name, Benchmark{name, summary, run, takes_arguments});
   }
 };
 

@@ -80,19 +80,23 @@ int list() {
 
 int main(int argc, char** argv) {
   std::string name;
-  std::string json_path;
   godwit::perf::Options options;
   CLI::App app("Measures godwit beside its rivals. `godwit-perf list` names the benchmarks.");
   app.add_option("name", name, "benchmark, or `list`")->required();
-  app.add_option("--json", json_path, "write the figures to this file");
+  app.add_option("--json", options.json_path, "write the figures to this file");
   app.add_flag("--quick", options.quick, "small inputs: checks that the benchmark works, measures little");
-  app.add_option("arguments", options.arguments, "for the benchmark itself");
+  app.allow_extras();
   CLI11_PARSE(app, argc, argv);
+  options.arguments = app.remaining();
 
   if (name == "list") return list();
   const auto found = godwit::perf::registry().find(name);
   if (found == godwit::perf::registry().end()) {
     fmt::print(stderr, "godwit-perf: no benchmark `{}`; `godwit-perf list` names them\n", name);
+    return 2;
+  }
+  if (!options.arguments.empty() && found->second.takes_arguments == godwit::perf::TakesArguments::kNo) {
+    fmt::print(stderr, "godwit-perf {}: takes no `{}`\n", name, options.arguments.front());
     return 2;
   }
   Result result;
@@ -103,8 +107,8 @@ int main(int argc, char** argv) {
   }
   print_table(result.rows());
   for (const auto& [key, value] : result.ratios()) fmt::print("ratios.{} = {:.3f}\n", key, value);
-  if (!json_path.empty() && !write_json(json_path, name, result)) {
-    fmt::print(stderr, "godwit-perf: cannot write {}\n", json_path);
+  if (!options.json_path.empty() && !write_json(options.json_path, name, result)) {
+    fmt::print(stderr, "godwit-perf: cannot write {}\n", options.json_path);
     return 1;
   }
   return 0;

@@ -259,7 +259,7 @@ Json to_json(const api::HostImage& image) {
           {"last_used_unix_s", kept.last_used_unix_s()},
           {"in_use", kept.in_use()},
           {"current", image.current()},
-          {"ram_path", kept.ram_path()}};
+          {"ram_paths", std::vector<std::string>(kept.ram_paths().begin(), kept.ram_paths().end())}};
 }
 
 Json to_json(const api::Migration& migration) {
@@ -325,12 +325,6 @@ std::string summary(const api::Migration& migration) {
   const auto add = [&](const char* key, std::string value) {
     rows.push_back({fmt::format("  {}", key), std::move(value)});
   };
-  if (!migration.reason().empty()) {
-    add("why", printable(migration.reason()));
-  }
-  if (migration.state() == api::ABORTED) {
-    add("VM", fmt::format("belongs to {} as before", or_dash(migration.source())));
-  }
   add("time", span_text(migration.ended_unix_us() - migration.created_unix_us()));
   add("downtime", span_text(downtime_us(migration)));
   add("on the wire", fmt::format("{} ({} bytes)", config::format_bytes(stats.wire_bytes()), stats.wire_bytes()));
@@ -343,7 +337,15 @@ std::string summary(const api::Migration& migration) {
   if (!migration.note().empty() && migration.note() != "committed" && migration.note() != "aborted") {
     add("note", printable(migration.note()));
   }
-  return text + table(rows);
+  text += table(rows);
+  if (migration.state() == api::ABORTED) {
+    text += fmt::format("not moved: {}; VM {} belongs to {} as before, and may be migrated again\n",
+                        printable(migration.reason()), or_dash(migration.vm_name()), or_dash(migration.source()));
+  } else if (!migration.reason().empty()) {
+    text += fmt::format("moved, but {}; QEMU's log on {} may tell more\n", printable(migration.reason()),
+                        or_dash(migration.plan().destination()));
+  }
+  return text;
 }
 
 }  // namespace godwit::ctl

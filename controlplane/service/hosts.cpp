@@ -103,8 +103,9 @@ bool Hosts::disconnect(const std::string& name, SessionId session) {
     if (lost == pending_.end()) {
       return true;
     }
-    finish(lost, std::unexpected(
-                     ServiceError{ServiceError::Code::kHostGone, fmt::format("{} was lost before it answered", name)}));
+    finish(lost, std::unexpected(ServiceError{
+                     ServiceError::Code::kHostGone,
+                     fmt::format("{} was lost before it answered: its bridge, or the network to it", name)}));
   }
 }
 

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <utility>
+
 #include "base/log.h"
 #include "controlplane/service/migrations.h"
 
@@ -52,7 +54,7 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
         side.failed = true;
         m.note =
             fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
-        if (m.record.state == api::COMMITTED) {
+        if (m.record.state == api::COMMITTED && !source) {
           m.record.reason = m.note;
         }
         spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
@@ -73,6 +75,12 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
                             ? event.kind() == (source ? api::MigrationEvent::RETIRED : api::MigrationEvent::RESUMED)
                             : m.record.state == api::ABORTED && event.kind() != api::MigrationEvent::RESUMED;
       if (fits) {
+        if (std::exchange((source ? m.source : m.destination).failed, false)) {
+          m.note.clear();  // what failed there failed before it knew
+        }
+        if (event.kind() == api::MigrationEvent::RESUMED) {
+          m.record.reason.clear();
+        }
         settle(m.record.id, source, printable(event.text()));
       }
       return;
@@ -99,6 +107,9 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
     case api::MigrationEvent::BACK:
       take_facts(record, source, event);
       (source ? record.source_settled : record.destination_settled) = true;
+      if (event.kind() == api::MigrationEvent::RESUMED) {
+        record.reason.clear();
+      }
       update_view(record, source);
       if (auto saved = store_.save_details(record); !saved) {
         spdlog::error("migration {}: {}", id.text(), saved.error().text);
@@ -207,7 +218,8 @@ void Migrations::host_lost(const std::string& host) {
   }
   for (const Id128& id : mine) {
     Active* m = find(id);
-    const std::string reason = fmt::format("{} was lost in {}", host, api::MigrationState_Name(m->record.state));
+    const std::string reason = fmt::format("{} was lost in {}: its bridge, or the network to it", host,
+                                           api::MigrationState_Name(m->record.state));
     switch (m->record.state) {
       case api::PREPARING:
         decide(*m, api::ABORTED, reason);

@@ -163,6 +163,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   request.userfaultfd = std::move(attachment.userfaultfd);
   request.pagemap = std::move(attachment.pagemap);
   request.has_balloon = attachment.has_balloon;
+  // An arriving guest's hashes come with its image or its pages.
+  request.learn_hashes = owned->any_huge() && attachment.kind != api::AttachGuest::ARRIVING;
   request.continuing = attachment.kind == api::AttachGuest::CONTINUING;
   auto chosen = memory::choose_tracker(std::move(request), attachment.tracker ? &*attachment.tracker : nullptr);
   if (!chosen) {
@@ -252,7 +254,8 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
   return ArrivalReuse{std::move(image->table), {}};
 }
 
-Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, Images& images) {
+Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, std::uint64_t guests_bytes,
+                Images& images) {
   pages::Bitmap written(guest.memory->page_count());
   auto collected = guest.memory->collect_written(written);
   std::string reason;
@@ -286,9 +289,11 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
   if (auto saved = images.store.save(image); !saved) {
     return {false, saved.error().text};
   }
-  // Within the budget again: what was used least recently goes, never what has just been kept.
-  if (auto made = images.store.make_room(0, image.vm_uuid); !made) {
-    return {true, "kept, but older images could not be dropped: " + made.error().text};
+  if (images.store.budget_bytes() != 0) {
+    // Within the budget again: what was used least recently goes, never what has just been kept.
+    if (auto made = images.store.make_room(guests_bytes, image.vm_uuid); !made) {
+      return {true, "kept, but older images could not be dropped: " + made.error().text};
+    }
   }
   return {true, {}};
 }

@@ -71,12 +71,13 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
                                                       Images& images);
 
 /// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes
-/// unknown.
+/// unknown. `guests_bytes`: what the other guests have of the host's memory budget.
 struct Retained {
   bool retained = false;
   std::string reason;  // why not
 };
-Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, Images& images);
+Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, std::uint64_t guests_bytes,
+                Images& images);
 
 /// A job: from here on the history of this guest survives a restart of the daemon.
 std::expected<void, ApiError> persist_history(Guest& guest, const std::string& run_dir);

@@ -39,6 +39,13 @@ std::expected<void, transfer::GuestError> LiveGuest::arm() {
   return {};
 }
 
+std::expected<void, transfer::GuestError> LiveGuest::disarm() {
+  if (auto disarmed = tracker_->disarm(); !disarmed) {
+    return guest_error(disarmed.error());
+  }
+  return {};
+}
+
 std::expected<void, transfer::GuestError> LiveGuest::refresh_present() {
   pages::Bitmap present(ram_->page_count());
   if (auto found = ram_->find_present(present); !found) {
@@ -72,8 +79,15 @@ std::expected<void, transfer::GuestError> LiveGuest::collect_written(pages::Bitm
   if (state_) {
     state_->end_scan(out);
   }
-  // After the scan: what was written before it is there now, what comes later is in the next scan.
-  return refresh_present();
+  // What holds data without having been written since arming was present then, or was placed by us. A page that was
+  // given back instead is read without the mapping (see read_by_mapping_).
+  const std::span<const std::uint64_t> written = out.words();
+  for (std::size_t i = 0; i < present_.size(); ++i) {
+    if (written[i] != 0) {
+      std::atomic_ref<std::uint64_t>(present_[i]).fetch_or(written[i], std::memory_order_relaxed);
+    }
+  }
+  return {};
 }
 
 std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitmap& among, pages::Bitmap& out) {

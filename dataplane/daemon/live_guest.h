@@ -35,6 +35,8 @@ class LiveGuest final : public transfer::GuestMemory {
 
   // ---- jobs ----
   std::expected<void, transfer::GuestError> arm();
+  /// The guest goes on without us: nothing in its QEMU waits for us any more.
+  std::expected<void, transfer::GuestError> disarm();
   /// Looks again which pages are holes. Before the first read_page.
   std::expected<void, transfer::GuestError> refresh_present();
   /// Every page becomes a hole.

@@ -240,13 +240,20 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
   entry.state = Entry::State::kLeaving;
   // Unmapping a large guest takes a while, and a job may still run: both in the guest's own thread.
   auto guest = std::make_shared<std::unique_ptr<Guest>>(std::move(entry.guest));
-  entry.worker->submit([guest] { guest->reset(); }, control_,
-                       [this, vm, then = std::move(then)] {
-                         guests_.erase(vm);
-                         TrackingState::remove(options_.run_dir, vm);
-                         spdlog::info("VM {}: forgotten", vm.text());
-                         then();
-                       });
+  entry.worker->submit(
+      [guest, vm] {
+        if (auto disarmed = (*guest)->memory->disarm(); !disarmed) {
+          spdlog::warn("VM {}: its QEMU may wait for a data plane: {}", vm.text(), printable(disarmed.error().text));
+        }
+        guest->reset();
+      },
+      control_,
+      [this, vm, then = std::move(then)] {
+        guests_.erase(vm);
+        TrackingState::remove(options_.run_dir, vm);
+        spdlog::info("VM {}: forgotten", vm.text());
+        then();
+      });
 }
 
 void Service::on_process_exit(int pidfd) {

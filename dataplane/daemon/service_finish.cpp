@@ -32,6 +32,7 @@ struct Service::Ending {
   std::uint32_t flow_id = 0;
   std::uint32_t epoch_base = 0;
   Guest* guest = nullptr;
+  std::uint64_t guests_bytes = 0;  // of the others
   Worker* worker = nullptr;
   std::optional<pages::GenerationTable> arriving;  // destination that was never started
   std::unique_ptr<MigrationFlow> flow;             // null: never started
@@ -117,11 +118,12 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
 }
 
 void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
+  ending->guests_bytes = guest_bytes() - ending->guest->bytes_total;
   ending->worker->submit(
       [this, ending] {
         Guest& guest = *ending->guest;
         if (ending->role == api::ROLE_SOURCE && ending->committed) {
-          ending->retained = retain(guest, std::move(guest.table), ending->epoch_next, images_);
+          ending->retained = retain(guest, std::move(guest.table), ending->epoch_next, ending->guests_bytes, images_);
           return;
         }
         if (ending->role == api::ROLE_SOURCE) {
@@ -140,7 +142,7 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
         } else if (ending->flow != nullptr || ending->arriving) {
           pages::GenerationTable table =
               ending->flow != nullptr ? ending->flow->destination()->table() : std::move(*ending->arriving);
-          ending->retained = retain(guest, std::move(table), ending->epoch_next, images_);
+          ending->retained = retain(guest, std::move(table), ending->epoch_next, ending->guests_bytes, images_);
         } else {
           ending->retained.reason = "nothing had arrived";
         }

@@ -19,8 +19,8 @@ void add_image(const memory::ImageSummary& summary, api::ListImagesResult& resul
   image.set_pages_known(summary.pages_known);
   image.set_last_used_unix_s(summary.last_used_ns / 1'000'000'000);
   image.set_in_use(summary.in_use);
-  if (!summary.ram_paths.empty()) {
-    image.set_ram_path(summary.ram_paths.front());
+  for (const std::string& path : summary.ram_paths) {
+    image.add_ram_paths(path);
   }
 }
 

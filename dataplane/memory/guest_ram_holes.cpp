@@ -58,38 +58,53 @@ std::expected<void, Error> for_each_data(const Region& region, pages::PageNumber
   return {};
 }
 
+/// First page at or after `page` that may hold data, `end` if there is none before it. Never looks for the end of data:
+/// that search walks every page up to the next hole, however far.
+std::expected<pages::PageNumber, Error> next_data(const Region& region, pages::PageNumber page, pages::PageNumber end) {
+  if (region.page_bytes == kHugePageSize) {
+    return page;  // hugetlbfs calls all of a file data
+  }
+  const std::uint64_t at = (page - region.first_page) * kPage;
+  const off_t data = lseek(region.file, static_cast<off_t>(at), SEEK_DATA);
+  if (data < 0 && errno == ENXIO) {
+    return end;
+  }
+  if (data < 0) {
+    return std::unexpected(kernel_error("lseek", "RAM file of region '" + region.name + "'", errno));
+  }
+  return std::min(end, region.first_page + static_cast<std::uint64_t>(data) / kPage);
+}
+
 /// Pages of `among` in [first, first + count) of one region that read as zero.
 std::expected<void, Error> find_zero_in(const GuestRam& ram, const Region& region, pages::PageNumber first,
                                         std::uint64_t count, const pages::Bitmap& among, pages::Bitmap& out) {
-  // Start from "all zero" and take out what data shows.
-  const pages::PageNumber end = first + count;
-  for (pages::PageNumber page = among.next_set(first); page < end; page = among.next_set(page + 1)) {
-    out.set(page);
-  }
-  std::optional<Error> failed;
   constexpr std::uint64_t kBatch = 16;
   std::array<std::byte, kBatch * kPage> buffer;
-  auto walked = for_each_data(region, first, count, [&](pages::PageNumber data, std::uint64_t data_count) {
-    const pages::PageNumber data_end = data + data_count;
-    for (pages::PageNumber page = among.next_set(data); page < data_end && !failed;) {
-      const std::uint64_t batch = std::min({kBatch, data_end - page, among.next_clear(page) - page});
-      const auto bytes = std::span(buffer).first(batch * kPage);
-      if (auto read = ram.read_pages(page, bytes); !read) {
-        failed = read.error();
-        return;
-      }
-      for (std::uint64_t i = 0; i < batch; ++i) {
-        if (!pages::is_zero_page(bytes.subspan(i * kPage).first<kPage>())) {
-          out.clear(page + i);
-        }
-      }
-      page = among.next_set(page + batch);
+  const pages::PageNumber end = first + count;
+  for (pages::PageNumber page = among.next_set(first, end); page < end;) {
+    const auto data = next_data(region, page, end);
+    if (!data) {
+      return std::unexpected(data.error());
     }
-  });
-  if (failed) {
-    return std::unexpected(*failed);
+    for (; page < *data; page = among.next_set(page + 1, end)) {
+      out.set(page);
+    }
+    if (page != *data) {
+      continue;  // what is asked for next lies behind where data begins
+    }
+    const std::uint64_t batch = among.next_clear(page, std::min(end, page + kBatch)) - page;
+    const auto bytes = std::span(buffer).first(batch * kPage);
+    if (auto read = ram.read_pages(page, bytes); !read) {
+      return read;
+    }
+    for (std::uint64_t i = 0; i < batch; ++i) {
+      if (pages::is_zero_page(bytes.subspan(i * kPage).first<kPage>())) {
+        out.set(page + i);
+      }
+    }
+    page = among.next_set(page + batch, end);
   }
-  return walked;
+  return {};
 }
 
 }  // namespace

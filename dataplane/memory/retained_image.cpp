@@ -177,6 +177,13 @@ std::uint64_t resident_bytes(const RecordHead& head) {
   return sum;
 }
 
+bool has_ram_file(const RecordHead& head) {
+  return std::ranges::any_of(head.regions, [](const ImageRegion& region) {
+    struct stat status {};
+    return stat(region.path.c_str(), &status) == 0 && is_ram_file(region, status);
+  });
+}
+
 std::expected<void, Error> check_image(const RetainedImage& image) {
   std::uint64_t bytes = 0;
   for (const ImageRegion& region : image.regions) {
@@ -376,7 +383,10 @@ std::expected<void, Error> ImageStore::drop(const Id& vm_uuid) {
   const std::string name = image_name(vm_uuid);
   const auto record = open_record(handle_.get(), name);
   if (!record && record.error().reason == Refusal::kMissing) {
-    const bool in_use = faccessat(handle_.get(), in_use_name(vm_uuid).c_str(), F_OK, 0) == 0;
+    const auto in_use = open_record(handle_.get(), in_use_name(vm_uuid));
+    if (in_use && !has_ram_file(in_use->head)) {
+      return remove_record(in_use_name(vm_uuid));  // the migration that wrote into it is gone, and its memory too
+    }
     return std::unexpected(Error{
         ErrorCode::kBadArgument,
         "retained image of VM " + to_string(vm_uuid) + (in_use ? " is in use by a migration" : " does not exist")});
@@ -445,7 +455,7 @@ std::expected<RoomMade, Error> ImageStore::make_room(std::uint64_t bytes, const 
   }
   RoomMade made;
   for (const ImageSummary& image : *images) {
-    made.used_bytes += image.bytes_resident;
+    made.used_bytes += image.in_use ? 0 : image.bytes_resident;
   }
   const auto enough = [&] {
     return budget_bytes_ == 0 ? made.freed_bytes >= bytes

@@ -135,13 +135,14 @@ class ImageStore {
   std::expected<void, Error> forget(const Id& vm_uuid);
   /// Forgets every record that names one of these files: they are a running guest's.
   std::expected<void, Error> forget_files(const std::vector<ImageRegion>& files);
-  /// Removes record and RAM files. An image in use is refused (kBadArgument).
+  /// Removes record and RAM files. An image in use is refused (kBadArgument) unless its RAM files are gone.
   std::expected<void, Error> drop(const Id& vm_uuid);
 
   [[nodiscard]] std::expected<std::vector<ImageSummary>, Error> list() const;  // least recently used first
   [[nodiscard]] std::vector<UnusableImage> unusable() const;  // records that list() leaves out, and why
   /// Drops least recently used images, never one in use nor `keep`, until `bytes` more fit the budget (or, without a
-  /// budget, so many bytes were freed). What could not be freed shows in the result, it is not an error.
+  /// budget, so many bytes were freed). An image in use counts as its guest, which is the caller's to count. What could
+  /// not be freed shows in the result, it is not an error.
   std::expected<RoomMade, Error> make_room(std::uint64_t bytes, const std::optional<Id>& keep);
   [[nodiscard]] std::uint64_t budget_bytes() const { return budget_bytes_; }
 

@@ -8,16 +8,17 @@ namespace godwit::pages {
 
 namespace {
 
-/// First bit at or after `from` whose value differs from that of `flip`'s bits (0: looks for ones, ~0: for zeros).
-PageNumber next_in(std::span<const std::uint64_t> words, std::uint64_t size, PageNumber from, std::uint64_t flip) {
-  if (from >= size) return size;
+/// First bit in [from, end) whose value differs from that of `flip`'s bits (0: looks for ones, ~0: for zeros).
+PageNumber next_in(std::span<const std::uint64_t> words, PageNumber from, PageNumber end, std::uint64_t flip) {
+  if (from >= end) return end;
+  const std::uint64_t words_end = (end + 63) / 64;
   std::uint64_t word = from / 64;
   std::uint64_t bits = (words[word] ^ flip) & bits_from(from % 64);
   while (bits == 0) {
-    if (++word == words.size()) return size;
+    if (++word == words_end) return end;
     bits = words[word] ^ flip;
   }
-  return std::min(size, word * 64 + static_cast<std::uint64_t>(std::countr_zero(bits)));
+  return std::min(end, word * 64 + static_cast<std::uint64_t>(std::countr_zero(bits)));
 }
 
 }  // namespace
@@ -44,9 +45,15 @@ bool Bitmap::any() const {
   return std::any_of(words_.begin(), words_.end(), [](std::uint64_t word) { return word != 0; });
 }
 
-PageNumber Bitmap::next_set(PageNumber from) const { return next_in(words_, size_, from, 0); }
+PageNumber Bitmap::next_set(PageNumber from, PageNumber end) const {
+  GW_ASSERT(end <= size_);
+  return next_in(words_, from, end, 0);
+}
 
-PageNumber Bitmap::next_clear(PageNumber from) const { return next_in(words_, size_, from, ~std::uint64_t{0}); }
+PageNumber Bitmap::next_clear(PageNumber from, PageNumber end) const {
+  GW_ASSERT(end <= size_);
+  return next_in(words_, from, end, ~std::uint64_t{0});
+}
 
 Bitmap& Bitmap::operator|=(const Bitmap& other) {
   GW_ASSERT(size_ == other.size_);

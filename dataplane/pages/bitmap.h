@@ -38,9 +38,14 @@ class Bitmap {
   [[nodiscard]] std::uint64_t count() const;
   [[nodiscard]] bool any() const;
   /// First set bit at or after `from`, size() if none.
-  [[nodiscard]] PageNumber next_set(PageNumber from) const;
+  [[nodiscard]] PageNumber next_set(PageNumber from) const { return next_set(from, size_); }
+  /// First set bit in [from, end), `end` if none. Looks no further than `end`, so that many parts cost no more than
+  /// one.
+  [[nodiscard]] PageNumber next_set(PageNumber from, PageNumber end) const;
   /// First clear bit at or after `from`, size() if none.
-  [[nodiscard]] PageNumber next_clear(PageNumber from) const;
+  [[nodiscard]] PageNumber next_clear(PageNumber from) const { return next_clear(from, size_); }
+  /// First clear bit in [from, end), `end` if none.
+  [[nodiscard]] PageNumber next_clear(PageNumber from, PageNumber end) const;
 
   /// Same size required.
   Bitmap& operator|=(const Bitmap& other);

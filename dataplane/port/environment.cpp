@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <ctime>
 #include <utility>
 
 #include "base/check.h"
@@ -135,6 +136,11 @@ void Environment::launch(unsigned lcore, std::function<void()> body) {
 
 void Environment::wait(unsigned lcore) {
   GW_ASSERT(lcore < bodies_.size());
+  // EAL's own wait spins, on a core that the data path may want.
+  constexpr timespec kBetween{.tv_sec = 0, .tv_nsec = 1'000'000};
+  while (rte_eal_get_lcore_state(lcore) == RUNNING) {
+    nanosleep(&kBetween, nullptr);
+  }
   rte_eal_wait_lcore(lcore);
 }
 

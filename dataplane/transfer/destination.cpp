@@ -13,8 +13,9 @@ constexpr Duration kHelloWait = milliseconds(30'000);   // the source is told to
 constexpr Duration kSilenceMax = milliseconds(10'000);  // the source says something every half second
 constexpr Duration kPumpInterval = milliseconds(1);
 constexpr Duration kLookInterval = milliseconds(500);
-constexpr std::uint64_t kHashPagesMin = 8192;       // waiting before a job is worth it
-constexpr std::uint64_t kUnhashedPagesMax = 65536;  // waiting before the next round is let in: bounds memory
+constexpr std::uint64_t kHashPagesMin = 8192;  // waiting before a job is worth it
+// Waiting before the next round is let in: bounds memory, and what full verification leaves for the downtime.
+constexpr std::uint64_t kUnhashedPagesMax = 16384;
 constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }
 
 void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes) {
@@ -316,12 +317,12 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
 
 void Destination::Impl::acknowledge_if_due() {
   const bool tables = round_ == 1 ? table_decoded_ : first_round_complete_;
-  if (phase_ != Phase::kRounds || acknowledged_ || !tables || unhashed_pages_ > kUnhashedPagesMax) {
+  if (phase_ != Phase::kRounds || acknowledged_ || !tables || unhashed_pages_ + rest_left_ > kUnhashedPagesMax) {
     return;
   }
   acknowledged_ = true;
   gate_.open(round_);
-  outbox_.push(wire::RoundAck{.round = round_, .pages_unhashed = unhashed()});
+  outbox_.push(wire::RoundAck{.round = round_});
 }
 
 void Destination::Impl::on(const wire::DeviceState& message) {
@@ -355,7 +356,8 @@ void Destination::Impl::on(const wire::Abort& message) {
 void Destination::Impl::on(const wire::Keepalive&) {}
 
 void Destination::Impl::hash_if_due() {
-  if (phase_ != Phase::kRounds || hashing_ || (unhashed_pages_ < kHashPagesMin && rest_left_ == 0) || all_placed_) {
+  if (phase_ != Phase::kRounds || hashing_ || (unhashed_pages_ < kHashPagesMin && rest_left_ == 0) ||
+      (all_placed_ && acknowledged_)) {
     return;
   }
   hashing_ = true;

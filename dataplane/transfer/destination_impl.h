@@ -76,7 +76,6 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   /// Takes the pages that wait for their hash, and a stretch of those that no round carried.
   std::vector<PageRun> take_unhashed();
   [[nodiscard]] bool hashes() const { return verify_ != Verify::kOff; }
-  [[nodiscard]] std::uint64_t unhashed() const { return unhashed_pages_ + rest_left_; }
 
   const MigrationConfig config_;
   GuestMemory& memory_;

@@ -258,7 +258,6 @@ void Source::Impl::on(const wire::RoundAck& message) {
                           std::to_string(round_) + " is " + (opened_ ? "open" : "begun"));
   }
   opened_ = true;
-  peer_unhashed_ = message.pages_unhashed;
   wake_ = true;
 }
 

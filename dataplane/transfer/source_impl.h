@@ -91,6 +91,7 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   bool feed(SourceShare& share);
   [[nodiscard]] bool handed_out() const;
   [[nodiscard]] bool rest_hashed() const;
+  [[nodiscard]] bool reused_hashed() const;
   [[nodiscard]] Duration rtt() const;
   [[nodiscard]] std::uint64_t payload_sent() const;
   [[nodiscard]] std::uint32_t rounds_running_max() const;
@@ -160,7 +161,6 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   pages::PageNumber rest_from_ = 0;
   std::uint64_t rest_left_ = 0;  // not hashed yet
   bool rest_hashing_ = false;
-  std::uint64_t peer_unhashed_ = 0;
   bool announced_ = false;
   std::uint32_t mismatches_ = 0;
   std::vector<pages::PageDigest> peer_chunks_;

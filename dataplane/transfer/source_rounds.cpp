@@ -137,7 +137,7 @@ void Source::Impl::scan_if_due() {
   }
   const bool due = stopped_ ? !stop_covered_ || (ended_ && !end_covered_) || resend_.has_value()
                             : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
-                                  round_ <= config_.epoch_count - kEpochsForSwitchover;
+                                  round_ <= config_.epoch_count - kEpochsForSwitchover && reused_hashed();
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;
   // Round 1 has the generations of the table that is already on its way: nothing may join it.
   if (!due || round == 1) {
@@ -192,6 +192,12 @@ void Source::Impl::scanned(ScanJob& job) {
   }
 }
 
+// Full verification reads the reusable pages at both ends before the guest is asked to stop. The destination says so by
+// taking the round.
+bool Source::Impl::reused_hashed() const {
+  return policy_.verify != Verify::kFull || (opened_ && rest_left_ <= kUnhashedPagesMax);
+}
+
 std::uint32_t Source::Impl::rounds_running_max() const {
   return std::min(std::max(policy_.rounds_max, 1U), config_.epoch_count - kEpochsForSwitchover);
 }
@@ -200,11 +206,10 @@ void Source::Impl::judge(const ScanJob& job) {
   const std::uint64_t content = job.written_count - job.zero_count;
   const Duration estimate = convergence_.time_for(content, job.zero_count, rtt());
   fits_ = estimate <= policy_.downtime_limit;
-  const bool hashed = policy_.verify != Verify::kFull || rest_left_ + peer_unhashed_ <= kUnhashedPagesMax;
   if (ready_) {
     return;
   }
-  if (fits_ && hashed) {
+  if (fits_) {
     ready(estimate);
   } else if (job.round >= rounds_running_max()) {
     no_convergence("after " + std::to_string(job.round) + " rounds", estimate, content);

@@ -163,13 +163,9 @@ Result read(Reader& in, RoundBegin m) {
   return m.round != 0 ? Result(m) : Bad("round is 0");
 }
 
-void write(Writer& out, const RoundAck& m) {
-  out.number(m.round);
-  out.number(m.pages_unhashed);
-}
+void write(Writer& out, const RoundAck& m) { out.number(m.round); }
 Result read(Reader& in, RoundAck m) {
   m.round = in.number<std::uint32_t>();
-  m.pages_unhashed = in.number<std::uint64_t>();
   return m;
 }
 

@@ -63,7 +63,6 @@ struct RoundBegin {
 /// Destination: takes pages of `round` and of no other from now on.
 struct RoundAck {
   std::uint32_t round = 0;
-  std::uint64_t pages_unhashed = 0;  // background work that is left there before it could verify
 };
 struct DeviceState {
   std::span<const std::byte> bytes;  // not empty

@@ -7,7 +7,7 @@ turn, N times. Total time counts from the start of the transfer until the guest 
 import argparse
 import time
 
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, total_us
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
 
@@ -30,7 +30,7 @@ def godwit_moves(lab, repeat):
         wire = lab.network.wire_bytes(DATA)
         summary = lab.migrate("guest", here, reuse="never")
         ok, text = lab.verdict("guest", here)
-        moves.append({"total_ms": summary["total_us"] / 1e3, "blackout_ms": summary["downtime_us"] / 1e3, "pages_sent": summary["stats"]["pages_sent"],
+        moves.append({"total_ms": total_us(summary) / 1e3, "blackout_ms": summary["downtime_us"] / 1e3, "pages_sent": summary["stats"]["pages_sent"],
                       "wire_bytes": lab.network.wire_bytes(DATA) - wire, "ok": ok, "verdict": text})
         time.sleep(1)
     lab.ctl("stop", "guest")

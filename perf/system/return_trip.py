@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, total_us
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
 from tests.lab.processes import LabError, run
@@ -54,7 +54,7 @@ def godwit_trip(lab, rate, away):
     lab.ctl("stop", "guest")
     lab.stop_daemons()
     os.unlink(kept)
-    return {"wire_bytes": wire, "written": written, "total_ms": summary["total_us"] / 1e3, "blackout_ms": summary["downtime_us"] / 1e3,
+    return {"wire_bytes": wire, "written": written, "total_ms": total_us(summary) / 1e3, "blackout_ms": summary["downtime_us"] / 1e3,
             "pages_sent": summary["stats"]["pages_sent"], "reused": summary["stats"]["pages_reused"], "ok": ok and ok_there,
             "verdict": verdict if ok_there else verdict_there}
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/host_info.h"
+#include "qemu-bridge/agent/leftovers.h"
 #include "spdlog/spdlog.h"
 
 namespace godwit::bridge {
@@ -151,9 +152,14 @@ std::expected<Agent::VmPtr, Error> Agent::add_vm(VmRecord record) {
   const Id128 uuid = record.definition.uuid;
   auto vm = std::make_shared<Vm>(vm_services(), std::move(record));
   const std::lock_guard lock(mutex_);
+  if (clearing_.contains(uuid)) {
+    return std::unexpected(make_error(
+        Error::BAD_REQUEST, "what an earlier failure left of VM " + uuid.text() + " is being cleared away: try again"));
+  }
   if (stopping_ || !vms_.emplace(uuid, vm).second) {
     return std::unexpected(make_error(Error::BAD_REQUEST, "VM " + uuid.text() + " is on this host already"));
   }
+  ++vms_version_;
   return vm;
 }
 
@@ -167,6 +173,7 @@ void Agent::vm_gone(const Id128& uuid) {
     }
     vm = std::move(found->second);
     vms_.erase(found);
+    ++vms_version_;
   }
   housekeeping_.post([vm = std::move(vm)]() mutable { vm.reset(); });
   beat();
@@ -220,9 +227,13 @@ void Agent::beat_loop() {
       }
       beat_now_ = false;
     }
+    const std::uint64_t version = vms_version();
     dataplane::v1::ToDataplane request;
     request.mutable_list_images();
     auto images = dataplane_->call(std::move(request), {}, kImagesTime);
+    if (images) {
+      clear_leftovers(images->list_images(), version);
+    }
     {
       const std::lock_guard lock(mutex_);
       images_ = images ? std::optional(images->list_images()) : std::nullopt;
@@ -237,6 +248,34 @@ void Agent::beat_loop() {
     for (const auto& vm : all_vms()) {
       vm->tick();
     }
+  }
+}
+
+std::uint64_t Agent::vms_version() const {
+  const std::lock_guard lock(mutex_);
+  return vms_version_;
+}
+
+void Agent::clear_leftovers(const dataplane::v1::ListImagesResult& images, std::uint64_t version_before) {
+  dataplane::v1::ToDataplane request;
+  request.mutable_get_status();
+  const auto status = dataplane_->call(std::move(request), {}, kImagesTime);
+  const std::lock_guard lock(mutex_);
+  // What the data plane told and what is here must be of one moment.
+  if (!status || version_before != vms_version_ || !clearing_.empty()) {
+    return;
+  }
+  std::set<Id128> here;
+  for (const auto& [uuid, vm] : vms_) {
+    here.insert(uuid);
+  }
+  for (auto& [uuid, leftover] : find_leftovers(status->status(), images, config_, here)) {
+    clearing_.insert(uuid);
+    housekeeping_.post([this, uuid = uuid, leftover = std::move(leftover)] {
+      clear_leftover(*dataplane_, uuid, leftover);
+      const std::lock_guard done(mutex_);
+      clearing_.erase(uuid);
+    });
   }
 }
 

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "qemu-bridge/agent/vm.h"
@@ -29,6 +30,8 @@ class Agent {
   void recover(std::vector<VmRecord> records);
   void beat();
   void beat_loop();
+  std::uint64_t vms_version() const;
+  void clear_leftovers(const dataplane::v1::ListImagesResult& images, std::uint64_t version_before);
   VmServices vm_services();
   VmPtr vm_of(const std::string& uuid_bytes) const;
   VmPtr vm_of_migration(const std::string& migration_bytes) const;
@@ -55,12 +58,14 @@ class Agent {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<Id128, VmPtr> vms_;
+  std::uint64_t vms_version_ = 0;  // raised when a VM comes or goes
+  std::set<Id128> clearing_;       // VMs whose leftovers are being cleared: none of them may begin here
   std::map<std::string, controlplane::v1::FromAgent> last_words_;  // migration id -> RESUMED, RETIRED or BACK
   std::optional<dataplane::v1::ListImagesResult> images_;
   bool beat_now_ = false;
   bool stopping_ = false;
 
-  SerialQueue housekeeping_;  // destroys Vms, drops images
+  SerialQueue housekeeping_;  // destroys Vms, drops images, clears leftovers
   std::unique_ptr<DataplaneClient> dataplane_;
   std::unique_ptr<ControlSession> session_;
   std::thread beater_;

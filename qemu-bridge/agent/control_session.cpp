@@ -14,7 +14,7 @@ using controlplane::v1::FromAgent;
 using controlplane::v1::ToAgent;
 
 constexpr std::chrono::milliseconds kBackoffMin{200};
-constexpr std::chrono::milliseconds kBackoffMax{5000};
+constexpr std::chrono::milliseconds kBackoffMax{1000};  // a guest may stand still until the store answers
 constexpr int kKeepaliveMs = 2000;
 constexpr int kKeepaliveTimeoutMs = 3000;
 

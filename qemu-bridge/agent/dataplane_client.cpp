@@ -103,6 +103,11 @@ std::optional<dataplane::v1::HelloResult> DataplaneClient::hello() const {
   return hello_;
 }
 
+void DataplaneClient::wait_until_up(std::chrono::milliseconds time) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, time, [&] { return hello_.has_value() || stopping_; });
+}
+
 std::expected<DataplaneClient::Reply, DataplaneClient::Error> DataplaneClient::call(Request request,
                                                                                     std::span<const int> descriptors,
                                                                                     std::chrono::milliseconds time) {
@@ -250,6 +255,7 @@ std::optional<std::string> DataplaneClient::read_datagrams() {
       {
         const std::lock_guard lock(mutex_);
         hello_ = message.reply().hello();
+        changed_.notify_all();
       }
       spdlog::info("data plane is up at {}", path_);
       handlers_.on_up(*hello_);

@@ -54,6 +54,8 @@ class DataplaneClient {
   void post(Request request, OnReply on_reply);
 
   [[nodiscard]] std::optional<dataplane::v1::HelloResult> hello() const;
+  /// Blocks until it is connected, at most `time`. Not from the client's thread.
+  void wait_until_up(std::chrono::milliseconds time);
 
  private:
   void run();

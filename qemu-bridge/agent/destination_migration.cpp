@@ -236,7 +236,8 @@ MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
     *event.mutable_stats() = reply->finish_migration().stats();
     services_.record.epoch = std::max(services_.record.epoch, reply->finish_migration().epoch_next());
   } else {
-    event.set_text("data plane: " + text_of(reply.error()));
+    event.set_text("the data plane does not know what has arrived, so the next move will be a full one: " +
+                   reply.error().text());
   }
   return event;
 }

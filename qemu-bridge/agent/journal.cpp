@@ -29,6 +29,20 @@ std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
                          static_cast<MigrationPhase>(phase - kPhaseNames.begin()), *ownership};
 }
 
+std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* json) {
+  if (json == nullptr || !json->is_object()) {
+    return std::nullopt;
+  }
+  std::map<std::string, std::string> files;
+  for (const auto& [region, path] : json->items()) {
+    if (!path.is_string() || !path.get_ref<const std::string&>().starts_with('/')) {
+      return std::nullopt;
+    }
+    files.emplace(region, path.get<std::string>());
+  }
+  return files;
+}
+
 }  // namespace
 
 std::string_view name_of(MigrationPhase phase) { return kPhaseNames.at(static_cast<std::size_t>(phase)); }
@@ -50,7 +64,8 @@ std::string to_text(const VmRecord& record) {
                {"userfaultfd_events", record.userfaultfd_events},
                {"tracker", static_cast<int>(record.tracker)},
                {"machine_type", record.machine_type},
-               {"has_balloon", record.has_balloon}};
+               {"has_balloon", record.has_balloon},
+               {"ram_files", record.ram_files}};
   if (record.migration) {
     json["migration"] = {{"id", record.migration->id.text()},
                          {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
@@ -87,9 +102,10 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
   const auto tracker = json_int(*json, "tracker");
   const auto machine_type = json_string(*json, "machine_type");
   const auto has_balloon = json_bool(*json, "has_balloon");
+  auto ram_files = parse_ram_files(json_member(*json, "ram_files"));
   if (!image_id || !ownership || !epoch || *epoch > UINT32_MAX || !qmp_path || !pid || *pid < -1 || *pid > INT32_MAX ||
       !start_ticks || !ours || !userfaultfd || *userfaultfd < -1 || *userfaultfd > INT32_MAX || !events || !tracker ||
-      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon) {
+      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files) {
     return std::unexpected("a field is missing or impossible");
   }
   VmRecord record{std::move(*definition),
@@ -104,6 +120,7 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
                   static_cast<dataplane::v1::Tracker>(*tracker),
                   *machine_type,
                   *has_balloon,
+                  std::move(*ram_files),
                   std::nullopt};
   if (const Json* migration = json_member(*json, "migration")) {
     auto parsed = parse_migration(*migration);

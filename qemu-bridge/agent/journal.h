@@ -6,6 +6,7 @@
 
 #include <expected>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -49,6 +50,7 @@ struct VmRecord {
   dataplane::v1::Tracker tracker = dataplane::v1::TRACKER_AUTO;  // asked for
   std::string machine_type;
   bool has_balloon = false;
+  std::map<std::string, std::string> ram_files;  // by region: where a retained image has its RAM (HostPaths::ram_files)
   std::optional<MigrationRecord> migration;
 };
 

@@ -23,13 +23,23 @@ std::string size_of(std::uint64_t bytes) { return std::to_string(bytes / 1024) +
 }  // namespace
 
 HostPaths host_paths(const config::BridgeConfig& config, const Id128& uuid) {
-  return {config.run_dir / "vms" / uuid.text(), config.memory_dir_tmpfs, config.memory_dir_hugetlbfs,
-          config.qemu_binary};
+  return {config.run_dir / "vms" / uuid.text(),
+          config.memory_dir_tmpfs,
+          config.memory_dir_hugetlbfs,
+          config.qemu_binary,
+          {}};
 }
 
 std::filesystem::path ram_path(const HostPaths& paths, const Id128& uuid, const config::RegionDefinition& region) {
+  if (const auto elsewhere = paths.ram_files.find(region.name); elsewhere != paths.ram_files.end()) {
+    return elsewhere->second;
+  }
   const auto& dir = region.backing == config::Backing::kHugetlbfs ? paths.memory_dir_hugetlbfs : paths.memory_dir_tmpfs;
   return dir / (uuid.text() + "." + region.name + ".ram");
+}
+
+std::string qmp_argument(const HostPaths& paths) {
+  return "unix:" + escaped(paths.qmp_socket()) + ",server=on,wait=off";
 }
 
 std::string machine_of_type(const std::string& machine, const std::string& type) {
@@ -71,7 +81,7 @@ std::vector<std::string> qemu_arguments(const config::VmDefinition& definition, 
       argv.insert(argv.end(), {"-numa", "node,nodeid=" + std::to_string(i) + ",memdev=" + region.name});
     }
   }
-  argv.insert(argv.end(), {"-display", "none", "-qmp", "unix:" + escaped(paths.qmp_socket()) + ",server=on,wait=off"});
+  argv.insert(argv.end(), {"-display", "none", "-qmp", qmp_argument(paths)});
   const std::map<std::string, std::string> variables{
       {"run_dir", paths.run_dir.string()}, {"name", definition.name}, {"uuid", definition.uuid.text()}};
   for (const auto& argument : definition.arguments) {

@@ -142,6 +142,23 @@ std::optional<ProcessId> identify(pid_t pid) {
 
 bool is_alive(const ProcessId& process) { return process.pid > 0 && identify(process.pid) == process; }
 
+std::optional<ProcessId> find_process(const std::string& argument) {
+  const std::string wanted = '\0' + argument + '\0';
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
+    const std::string name = entry.path().filename();
+    pid_t pid = 0;
+    if (std::from_chars(name.data(), name.data() + name.size(), pid).ec != std::errc{} || pid <= 0) {
+      continue;
+    }
+    const auto line = read_file(entry.path() / "cmdline");
+    if (line && line->find(wanted) != std::string::npos) {
+      return identify(pid);
+    }
+  }
+  return std::nullopt;
+}
+
 std::expected<UserIds, std::string> find_user(const std::string& name) {
   std::vector<char> buffer(16384);
   passwd entry{};

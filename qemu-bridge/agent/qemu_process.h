@@ -29,6 +29,8 @@ struct ProcessId {
 std::optional<ProcessId> identify(pid_t pid);
 /// True while just this process runs.
 bool is_alive(const ProcessId& process);
+/// The process that has `argument` as one of its arguments.
+std::optional<ProcessId> find_process(const std::string& argument);
 
 struct UserIds {
   uid_t uid = 0;

@@ -49,6 +49,23 @@ std::uint64_t hugepages_free_bytes() {
 
 std::string mebibytes(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
+struct Need {
+  std::uint64_t small_bytes = 0;
+  std::uint64_t huge_bytes = 0;
+};
+
+Need need_of(const config::VmDefinition& definition, const HostPaths& paths) {
+  Need need;
+  for (const auto& region : definition.regions) {
+    struct stat old {};
+    const bool exists = ::stat(ram_path(paths, definition.uuid, region).c_str(), &old) == 0;
+    const std::uint64_t present =
+        exists && old.st_blocks > 0 ? std::min(region.bytes, static_cast<std::uint64_t>(old.st_blocks) * 512) : 0;
+    (region.backing == config::Backing::kHugetlbfs ? need.huge_bytes : need.small_bytes) += region.bytes - present;
+  }
+  return need;
+}
+
 std::unexpected<std::string> failed(const std::string& what, const std::filesystem::path& path) {
   return std::unexpected(what + " " + path.string() + ": " + std::strerror(errno));
 }
@@ -70,28 +87,28 @@ HostMemory host_memory(const HostPaths& paths) {
   return memory;
 }
 
+std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths) {
+  const Need need = need_of(definition, paths);
+  const HostMemory memory = host_memory(paths);
+  return need.small_bytes - std::min(need.small_bytes, memory.free_bytes) + need.huge_bytes -
+         std::min(need.huge_bytes, memory.hugepages_free_bytes);
+}
+
 std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths) {
-  std::uint64_t small_bytes = 0;
-  std::uint64_t huge_bytes = 0;
   for (const auto& region : definition.regions) {
-    const bool huge = region.backing == config::Backing::kHugetlbfs;
-    if (huge && paths.memory_dir_hugetlbfs.empty()) {
+    if (region.backing == config::Backing::kHugetlbfs && paths.memory_dir_hugetlbfs.empty()) {
       return std::unexpected("region '" + region.name + "' is on hugetlbfs, and this host has none: set " +
                              "memory_dir_hugetlbfs in bridge.toml");
     }
-    struct stat old {};
-    const bool exists = ::stat(ram_path(paths, definition.uuid, region).c_str(), &old) == 0;
-    const std::uint64_t present =
-        exists && old.st_blocks > 0 ? std::min(region.bytes, static_cast<std::uint64_t>(old.st_blocks) * 512) : 0;
-    (huge ? huge_bytes : small_bytes) += region.bytes - present;
   }
+  const Need need = need_of(definition, paths);
   const HostMemory memory = host_memory(paths);
-  if (small_bytes > memory.free_bytes) {
-    return std::unexpected("too little memory: the guest needs " + mebibytes(small_bytes) + " more in " +
+  if (need.small_bytes > memory.free_bytes) {
+    return std::unexpected("too little memory: the guest needs " + mebibytes(need.small_bytes) + " more in " +
                            paths.memory_dir_tmpfs.string() + ", " + mebibytes(memory.free_bytes) + " are free");
   }
-  if (huge_bytes > memory.hugepages_free_bytes) {
-    return std::unexpected("too few huge pages: the guest needs " + std::to_string(huge_bytes / kHugePageBytes) +
+  if (need.huge_bytes > memory.hugepages_free_bytes) {
+    return std::unexpected("too few huge pages: the guest needs " + std::to_string(need.huge_bytes / kHugePageBytes) +
                            " more of 2 MiB, " + std::to_string(memory.hugepages_free_bytes / kHugePageBytes) +
                            " are free: raise vm.nr_hugepages");
   }

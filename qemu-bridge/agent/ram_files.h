@@ -18,7 +18,10 @@ struct HostMemory {
 };
 HostMemory host_memory(const HostPaths& paths);
 
-/// What the regions still need beyond what their present files hold.
+/// What the regions still need beyond what their present files hold, and this host has not free. 0: all fits.
+std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths);
+
+/// The same as a refusal.
 std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths);
 
 /// kKeep: a file of the right size stays as it is (a retained image); others are made anew.

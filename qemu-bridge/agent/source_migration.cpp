@@ -365,7 +365,9 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
     ram_files_unused_ = !retained;
     event.set_text(retained ? "image retained" : "image not retained: " + reply->finish_migration().image_reason());
   } else {
-    event.set_text("image not retained: " + text_of(reply.error()));
+    event.set_text("image not retained: " + (reply.error().code() == Error::NO_SUCH_MIGRATION
+                                                 ? "the data plane of this host was restarted meanwhile"
+                                                 : reply.error().text()));
   }
   // The monitor is gone when QEMU obeys at once: whether it did, its process tells.
   static_cast<void>(quit(services_.qmp));

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -19,7 +20,29 @@ using controlplane::v1::RunningVm;
 constexpr std::chrono::milliseconds kStartTime{20'000};
 constexpr std::chrono::milliseconds kAdoptTime{3'000};
 constexpr std::chrono::milliseconds kConnectAgain{20};
+constexpr std::chrono::milliseconds kDataplaneTime{3'000};  // it may be starting like us
 constexpr std::chrono::milliseconds kExitTime{10'000};
+
+dataplane::v1::Error just_ended() {
+  return make_error(dataplane::v1::Error::NO_SUCH_VM, "this VM has just ended here");
+}
+
+/// Given even if the queue ends with its VM before the command's turn comes: whoever asked waits for it.
+class Answer {
+ public:
+  explicit Answer(Reply reply) : reply_(std::move(reply)) {}
+  ~Answer() {
+    if (reply_) {
+      reply_(std::unexpected(just_ended()));
+    }
+  }
+  Answer(const Answer&) = delete;
+  Answer& operator=(const Answer&) = delete;
+  void give(AgentResult result) { std::exchange(reply_, nullptr)(std::move(result)); }
+
+ private:
+  Reply reply_;
+};
 
 /// The run state after an event; "" when the event does not change it.
 std::string run_state_after(const std::string& event) {
@@ -36,6 +59,7 @@ Vm::Vm(VmServices services, VmRecord record)
       uuid_(record.definition.uuid),
       paths_(host_paths(services_.config, uuid_)),
       record_(std::move(record)) {
+  paths_.ram_files = record_.ram_files;
   publish();
 }
 
@@ -90,13 +114,13 @@ std::expected<void, dataplane::v1::Error> Vm::save() {
 }
 
 void Vm::run_command(std::function<AgentResult()> command, Reply reply) {
-  queue_.post([this, command = std::move(command), reply = std::move(reply)] {
-    auto result =
-        over_ ? AgentResult(std::unexpected(make_error(Error::NO_SUCH_VM, "this VM has just ended here"))) : command();
+  auto answer = std::make_shared<Answer>(std::move(reply));
+  queue_.post([this, command = std::move(command), answer = std::move(answer)] {
+    auto result = over_ ? std::unexpected(just_ended()) : command();
     if (over_) {
       gone();
     }
-    reply(std::move(result));
+    answer->give(std::move(result));
   });
 }
 
@@ -228,10 +252,10 @@ AgentResult Vm::do_start() {
     over_ = true;
     return AgentResult(std::unexpected(error));
   };
-  if (auto room = check_room(record_.definition, paths_); !room) {
-    return undo(make_error(Error::NO_MEMORY, room.error()));
-  }
   drop_images();
+  if (auto room = make_room(bytes_total(record_.definition)); !room) {
+    return undo(room.error());
+  }
   if (auto launched = launch_qemu(StartKind::kBoot, record_.definition.machine); !launched) {
     return undo(launched.error());
   }
@@ -390,7 +414,14 @@ void Vm::recover() {
 
 void Vm::do_recover() {
   const std::string& name = record_.definition.name;
+  if (record_.process.pid < 0 && record_.ours) {
+    // The bridge ended between the start of QEMU and the note of its pid.
+    record_.process = find_process(qmp_argument(paths_)).value_or(ProcessId{});
+  }
   const bool lost = record_.process.pid > 0 && !is_alive(record_.process);
+  if (lost || record_.migration) {
+    services_.dataplane.wait_until_up(kDataplaneTime);  // it holds what is to be settled
+  }
   auto connected =
       lost ? std::unexpected(make_error(Error::NO_SUCH_VM, "its QEMU is gone")) : connect_monitor(kAdoptTime);
   if (!connected) {
@@ -419,7 +450,7 @@ void Vm::do_recover() {
       return;
     }
     in_doubt_ = true;
-    fail_migration("the bridge was restarted");
+    fail_migration("the bridge of this host was restarted");
     ask_outcome();
   }
   reattach();

@@ -96,8 +96,11 @@ class Vm {
   AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
   void settle_source(bool committed, std::uint64_t ownership);
   void settle_destination(bool committed, std::uint64_t ownership);
-  std::expected<void, Error> make_room(const controlplane::v1::PrepareDestination& command);
+  std::expected<void, Error> make_room(std::uint64_t bytes);
+  std::uint64_t choose_ram(const controlplane::v1::PrepareDestination& command);
   void drop_images();
+  void use_ram_of(const dataplane::v1::Image& image);
+  std::vector<dataplane::v1::Image> images_here();
   void fail_migration(const std::string& reason);
   void ask_outcome();
   void make_migration();
@@ -107,7 +110,7 @@ class Vm {
 
   VmServices services_;
   const Id128 uuid_;
-  const HostPaths paths_;
+  HostPaths paths_;
 
   // Of the queue's thread.
   VmRecord record_;

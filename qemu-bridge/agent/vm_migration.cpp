@@ -1,4 +1,6 @@
 // Vm's part in migrations; see source_migration.h and destination_migration.h for what happens at each end.
+#include <sys/stat.h>
+
 #include <algorithm>
 
 #include "base/check.h"
@@ -79,16 +81,19 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
   return reply;
 }
 
-std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::PrepareDestination& command) {
-  if (!command.reuse()) {
-    drop_images();
-    remove_ram_files(record_.definition, paths_);
+/// Within the host's memory budget and what its file systems have; retained images go only for what is short.
+std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
+  const auto hello = services_.dataplane.hello();
+  if (hello && hello->memory_budget_bytes() == 0) {
+    bytes = bytes_short(record_.definition, paths_);
   }
-  dataplane::v1::ToDataplane request;
-  request.mutable_make_room()->set_bytes(bytes_total(record_.definition));
-  request.mutable_make_room()->set_keep_vm_uuid(uuid_.to_bytes());
-  if (auto made = services_.dataplane.call(std::move(request)); !made) {
-    return std::unexpected(made.error());
+  if (bytes > 0) {
+    dataplane::v1::ToDataplane request;
+    request.mutable_make_room()->set_bytes(bytes);
+    request.mutable_make_room()->set_keep_vm_uuid(uuid_.to_bytes());
+    if (auto made = services_.dataplane.call(std::move(request)); !made) {
+      return std::unexpected(made.error());
+    }
   }
   if (auto room = check_room(record_.definition, paths_); !room) {
     return std::unexpected(make_error(Error::NO_MEMORY, room.error()));
@@ -96,31 +101,80 @@ std::expected<void, dataplane::v1::Error> Vm::make_room(const controlplane::v1::
   return {};
 }
 
-/// Images of this VM that will not be used: its RAM files are about to be made anew.
-void Vm::drop_images() {
-  dataplane::v1::ToDataplane list;
-  list.mutable_list_images();
-  auto images = services_.dataplane.call(std::move(list));
-  if (!images) {
+/// Takes the RAM of the image that is to be reused, or forgets what there is. Returns what it saves of the VM's size.
+std::uint64_t Vm::choose_ram(const controlplane::v1::PrepareDestination& command) {
+  if (!command.reuse()) {
+    drop_images();
+    remove_ram_files(record_.definition, paths_);
+    return 0;
+  }
+  for (const auto& image : images_here()) {
+    if (image.id().image_id() == command.image_id() && !image.in_use()) {
+      use_ram_of(image);
+      return std::min(image.bytes_resident(), bytes_total(record_.definition));
+    }
+  }
+  return 0;
+}
+
+/// A VM that was attached has its RAM under a name that somebody else gave; it can be reused only in that file.
+void Vm::use_ram_of(const dataplane::v1::Image& image) {
+  const auto& regions = record_.definition.regions;
+  if (static_cast<std::size_t>(image.ram_paths_size()) != regions.size()) {
     return;
   }
-  for (const auto& image : images->list_images().images()) {
-    if (image.id().vm_uuid() == uuid_.to_bytes()) {
-      dataplane::v1::ToDataplane drop;
-      *drop.mutable_drop_image()->mutable_id() = image.id();
-      static_cast<void>(services_.dataplane.call(std::move(drop)));
+  const HostPaths usual = host_paths(services_.config, uuid_);
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    const std::string& path = image.ram_paths(static_cast<int>(i));
+    struct stat status {};
+    const bool there = ::lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
+                       static_cast<std::uint64_t>(status.st_size) == regions[i].bytes;
+    if (there && path != ram_path(usual, uuid_, regions[i])) {
+      record_.ram_files[regions[i].name] = path;
     }
+  }
+  paths_.ram_files = record_.ram_files;
+}
+
+std::vector<dataplane::v1::Image> Vm::images_here() {
+  dataplane::v1::ToDataplane list;
+  list.mutable_list_images();
+  std::vector<dataplane::v1::Image> found;
+  if (auto images = services_.dataplane.call(std::move(list))) {
+    for (auto& image : *images->mutable_list_images()->mutable_images()) {
+      if (image.id().vm_uuid() == uuid_.to_bytes()) {
+        found.push_back(std::move(image));
+      }
+    }
+  }
+  return found;
+}
+
+/// Images of this VM that will not be used: its RAM files are about to be made anew.
+void Vm::drop_images() {
+  for (const auto& image : images_here()) {
+    dataplane::v1::ToDataplane drop;
+    *drop.mutable_drop_image()->mutable_id() = image.id();
+    static_cast<void>(services_.dataplane.call(std::move(drop)));
   }
 }
 
 AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestination& command) {
-  const auto undo = [this](const Error& error) {
+  const auto undo = [this, &command](const Error& error) {
+    bool unused = !command.reuse();
+    if (destination_) {
+      static_cast<void>(destination_->abort(record_.ownership));
+      unused = unused || destination_->ram_files_unused();
+    }
     drop_migration();
     end_qemu();
     dataplane::v1::ToDataplane request;
     request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
     request.mutable_detach_guest()->set_ownership(record_.ownership);
     static_cast<void>(services_.dataplane.call(std::move(request)));
+    if (unused) {
+      remove_files();
+    }
     over_ = true;
     return AgentResult(std::unexpected(error));
   };
@@ -132,7 +186,7 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
   if (auto saved = save(); !saved) {
     return undo(saved.error());
   }
-  if (auto room = make_room(command); !room) {
+  if (auto room = make_room(bytes_total(record_.definition) - choose_ram(command)); !room) {
     return undo(room.error());
   }
   const std::string machine = machine_of_type(record_.definition.machine, command.source_machine_type());
@@ -323,7 +377,7 @@ void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
 void Vm::on_dataplane_down(const std::string& reason) {
   queue_.post([this, reason] {
     in_doubt_ = record_.migration.has_value();
-    fail_migration("the data plane on this host went away: " + reason);
+    fail_migration("the data plane of this host went away (" + reason + ")");
   });
 }
 

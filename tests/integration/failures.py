@@ -1,6 +1,7 @@
 """What failure does: at every state, whoever dies, the guest runs on in exactly one place with its memory right, and the next migration works."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,17 @@ class Background:
     def join(self, timeout_s=90):
         self.thread.join(timeout_s)
         check(not self.thread.is_alive(), "godwitctl migrate did not end")
+        said = self.said()
+        print(f"godwitctl: {said}", flush=True)
+        if self.error:
+            check(re.search(r"host-[ab]|control plane|operator", said) and "\\n" not in said, f"no clear line that says where: {said}")
+
+    def said(self):
+        """What godwitctl told at the end, in one line."""
+        if self.error:
+            reason = re.search(r'"reason": "(.*)"', str(self.error))
+            return reason.group(1) if reason else str(self.error)
+        return f"{self.summary['state']} {self.summary['reason']} ({self.summary['note']})"
 
 
 def newest(rows):
@@ -74,11 +86,25 @@ def runs_in_one_place(lab, vm, timeout_s=60):
 
 
 def everything_works_again(lab, vm):
-    """The next migration, to whichever host the guest is not on."""
+    """The next migration, to whichever host the guest is not on; nothing is left of what failed."""
     here = runs_in_one_place(lab, vm)
     there = next(h for h in lab.hosts if h != here)
     wait_until("all hosts to be connected", lab._all_registered, 30, 0.1)
+    wait_until("memory that nobody knows of to go", lambda: not stray_memory(lab, vm), 10, 0.2)
     moved(lab, vm, there)
+    check_equal(stray_memory(lab, vm), [], "memory left behind")
+
+
+def stray_memory(lab, vm):
+    """RAM files that are neither a running guest's nor an image's, and images that count as in use by nobody."""
+    images, here = lab.ctl("images"), lab.where(vm)
+    stray = [f"image of {i['vm_name']} on {i['host']} in use by nobody" for i in images if i["in_use"] and i["host"] != here]
+    for host in lab.hosts:
+        kept = [path for i in images if i["host"] == host for path in i["ram_paths"]]
+        found = [f"{lab.memory_dir(host)}/{n}" for n in os.listdir(lab.memory_dir(host)) if n.endswith(".ram")]
+        stray += [path for path in found if host != here and path not in kept]
+    return stray
+
 
 
 def restart(lab, key):

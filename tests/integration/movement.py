@@ -1,6 +1,5 @@
 """Guests that move: home and away, other routes, every tracker, both kinds of memory, several regions, users."""
 
-import os
 import pwd
 import subprocess
 import time
@@ -163,16 +162,24 @@ def two_regions():
         home_and_away(lab, regions=2)
 
 
-@scenario
-def qemu_not_root():
-    with Lab() as lab:
-        try:
-            user = pwd.getpwnam("nobody").pw_name
-        except KeyError as error:
-            raise Skip("no user nobody") from error
-        os.chmod(lab.directory, 0o777)
+def of_another_user(**lab_options):
+    try:
+        user = pwd.getpwnam("nobody").pw_name
+    except KeyError as error:
+        raise Skip("no user nobody") from error
+    with Lab(**lab_options) as lab:
         lab.start()
         home_and_away(lab, user=user)
+
+
+@scenario
+def qemu_not_root():
+    of_another_user()
+
+
+@scenario
+def qemu_not_root_write_protect_events():
+    of_another_user(tracker="write-protect-events")
 
 
 @scenario
@@ -210,10 +217,9 @@ def attach_to_running_qemu():
             theirs.wait()
 
 
-@scenario
-def balloon():
+def balloon_taken_and_given_back(**lab_options):
     """Memory that the balloon takes on B must not come back from A's image."""
-    with Lab() as lab:
+    with Lab(**lab_options) as lab:
         lab.start()
         lab.start_vm(**SMALL, rate=100, arguments=["-device", "virtio-balloon-pci,id=balloon0"])
         moved(lab, "guest", "host-b")
@@ -228,6 +234,11 @@ def balloon():
 
 
 @scenario
+def balloon():
+    balloon_taken_and_given_back()
+
+
+@scenario
 def images_are_listed_and_dropped():
     with Lab() as lab:
         lab.start()
@@ -235,7 +246,7 @@ def images_are_listed_and_dropped():
         moved(lab, "guest", "host-b")
         images = [i for i in lab.ctl("images") if not i["in_use"]]
         check_equal([(i["host"], i["vm_name"]) for i in images], [("host-a", "guest")], "retained images")
-        lab.ctl("images", "drop", "--host", "host-a", "--vm", "guest")
+        lab.ctl("images", "drop", "--host", "host-a", "guest")
         wait_until("the image to go", lambda: not [i for i in lab.ctl("images") if i["host"] == "host-a"], 10, 0.1)
         home = moved(lab, "guest", "host-a")
         check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")

@@ -1,6 +1,9 @@
 """What is refused before anything is touched, in words that say what to do."""
 
+import socket
+import struct
 import subprocess
+import threading
 
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
@@ -74,14 +77,41 @@ def machine_type_differs():
             refused(lab, ["q35"], lambda: attach(lab, theirs, machine="q35"))
 
 
+class VhostUserBackend:
+    """The other end of a vhost-user device, as far as QEMU needs it to start: it says what it has, and takes whatever it is told."""
+
+    ANSWERS = {1: 1 << 26, 15: 0, 17: 1}  # GET_FEATURES: VHOST_F_LOG_ALL, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(1)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        connection, _ = self.listener.accept()
+        with connection:
+            while header := connection.recv(12, socket.MSG_WAITALL):
+                request, _, size = struct.unpack("<III", header)
+                if size:
+                    connection.recv(size, socket.MSG_WAITALL)
+                if request in self.ANSWERS:
+                    connection.sendall(struct.pack("<IIIQ", request, 5, 8, self.ANSWERS[request]))
+
+    def close(self):
+        self.listener.close()
+
+
 @scenario
 def vhost_user_device():
     with Lab() as lab:
         lab.start()
-        socket = f"{lab.directory}/host-a/vu.sock"
-        with Theirs(lab, *ram(lab, "on"), "-chardev", f"socket,id=vu,path={socket},server=on,wait=off", "-netdev", "vhost-user,id=net0,chardev=vu",
+        path = f"{lab.directory}/host-a/vu.sock"
+        backend = VhostUserBackend(path)
+        with Theirs(lab, *ram(lab, "on"), "-chardev", f"socket,id=vu,path={path}", "-netdev", "vhost-user,id=net0,chardev=vu",
                     "-device", "virtio-net-pci,netdev=net0,id=nic0") as theirs:
-            refused(lab, ["vhost-user"], lambda: attach(lab, theirs))
+            refused(lab, ["vhost-user", "net0"], lambda: attach(lab, theirs))
+        backend.close()
 
 
 @scenario

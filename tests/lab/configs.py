@@ -32,7 +32,7 @@ def port(lab, host):
         lines += [f'socket = {text(lab.directory + "/memif.sock")}', f'role = "{"server" if host == lab.hosts[0] else "client"}"']
     elif device == "net_af_packet":
         lines.append('interface = "data0"')
-    lines += [f"addresses = [{text(lab.network.data_prefix(host))}]", f"mtu = {lab.network.mtu}", 'idle = "adaptive"']
+    lines += [f"addresses = [{text(lab.network.data_prefix(host))}]", f"mtu = {lab.options.get('mtu', {}).get(host, lab.network.mtu)}", 'idle = "adaptive"']
     return "\n".join(lines)
 
 
@@ -90,11 +90,11 @@ level = "debug"
 """
 
 
-def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc"):
+def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc", accel="tcg"):
     base = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-kernel", f"{lab.guest}/vmlinuz", "-initrd",
             f"{lab.guest}/initramfs.gz", "-append", append, "-chardev", "file,id=con,path=${run_dir}/${name}-console.log,append=on", "-serial",
             "chardev:con", "-qmp", "unix:${run_dir}/${name}-people.qmp,server=on,wait=off"]
-    lines = [f"name = {text(name)}", f"uuid = {text(vm_uuid)}", f"machine = {text(machine)}", 'accel = "tcg"', f"vcpus = {vcpus}",
+    lines = [f"name = {text(name)}", f"uuid = {text(vm_uuid)}", f"machine = {text(machine)}", f"accel = {text(accel)}", f"vcpus = {vcpus}",
              f"arguments = {text(base + arguments)}"]
     if user:
         lines.append(f"user = {text(user)}")

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from .lab import Lab
+from .lab import Lab, total_us
 from .network import DATA
 from .peer import PeerVm
 from .processes import LabError
@@ -34,7 +34,7 @@ def godwit_moves(lab, options):
         summary = lab.migrate("guest", destination)
         stats = summary["stats"]
         ok, text = lab.verdict("guest", destination)
-        moves.append({"wire_bytes": lab.network.wire_bytes(DATA) - wire, "total_ms": summary["total_us"] / 1e3,
+        moves.append({"wire_bytes": lab.network.wire_bytes(DATA) - wire, "total_ms": total_us(summary) / 1e3,
                       "blackout_ms": summary["downtime_us"] / 1e3, "pages_sent": stats["pages_sent"], "pages_reused": stats["pages_reused"],
                       "pages_zero": stats["pages_zero"], "rounds": stats["round"], "ok": ok, "verdict": text, "reuse": summary["reuse_reason"]})
         if not ok:

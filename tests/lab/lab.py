@@ -1,6 +1,7 @@
 """The whole laboratory: network, control plane, a data plane and a bridge on every host, and the guests that they run."""
 
 import atexit
+import fcntl
 import json
 import os
 import shutil
@@ -240,10 +241,18 @@ class Lab:
         return found
 
 
+def total_us(summary):
+    """From the start of the transfer until the guest runs at the destination. Starting QEMU there is not in it, as it is not in QEMU's own figure."""
+    stats = summary["stats"]
+    return stats["elapsed_us"] - stats["last_round_us"] + summary["downtime_us"]
+
+
 def build_guest(directory):
-    """The test guest, made once per build directory and again when its sources change."""
+    """The test guest, made once per build directory and again when its sources change; labs that start together wait for each other."""
     sources = [os.path.join(ROOT, "tests/guest", f) for f in ("workload.c", "build-guest")]
     image = os.path.join(directory, "initramfs.gz")
-    if os.path.exists(image) and all(os.path.getmtime(s) < os.path.getmtime(image) for s in sources):
-        return
-    run(sources[1], directory, timeout=120)
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(image) or any(os.path.getmtime(s) >= os.path.getmtime(image) for s in sources):
+            run(sources[1], directory, timeout=120)

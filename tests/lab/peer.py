@@ -26,13 +26,14 @@ class Qmp:
                 if time.monotonic() > deadline:
                     raise LabError(f"no QMP at {path}: {error}") from error
                 time.sleep(0.02)
-        self.file = self.socket.makefile("rw")
+        # Two files: one that is read and written drops the lines that it has read ahead when it is written to.
+        self.file, self.out = self.socket.makefile("r"), self.socket.makefile("w")
         self.file.readline()
         self("qmp_capabilities")
 
     def __call__(self, command, **arguments):
-        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.file.flush()
+        self.out.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.out.flush()
         while True:
             line = self.file.readline()
             if not line:
@@ -53,6 +54,7 @@ class Qmp:
 
     def close(self):
         self.file.close()
+        self.out.close()
         self.socket.close()
 
 
@@ -110,6 +112,7 @@ class PeerVm:
         uri = f"tcp:{self.lab.network.peer_address(destination)}:{self.port}"
         dest.qmp("migrate-incoming", uri=uri)
         wire = self.lab.network.wire_bytes(PEER)
+        source.qmp.events.clear()
         begin = time.monotonic()
         source.qmp("migrate", uri=uri)
         status = wait_until("stock QEMU's migration to end", lambda: self._ended(source.qmp, begin), 180, 0.005)
@@ -119,7 +122,8 @@ class PeerVm:
             raise LabError(f"stock QEMU's migration {status['status']}: {status.get('error-desc', '')}")
         wait_until("stock QEMU's destination", lambda: dest.qmp("query-migrate").get("status") == "completed", 30, 0.002)
         dest.qmp("cont")
-        stop, resume = source.qmp.time_of("STOP"), wait_until("RESUME", lambda: dest.qmp.time_of("RESUME"))
+        stop = source.qmp.time_of("STOP")
+        resume = wait_until("RESUME", lambda: dest.qmp.time_of("RESUME"))
         result = {"total_ms": total_s * 1e3, "blackout_ms": (resume - stop) * 1e3, "qemu_downtime_ms": status.get("downtime"),
                   "wire_bytes": self.lab.network.wire_bytes(PEER) - wire, "pages_sent": status["ram"]["normal"],
                   "pages_zero": status["ram"]["duplicate"], "rounds": status["ram"]["dirty-sync-count"]}
@@ -130,7 +134,10 @@ class PeerVm:
     @staticmethod
     def _ended(qmp, begin):
         status = qmp("query-migrate")
-        if status.get("status") in ("completed", "failed", "cancelled"):
+        if status.get("status") in ("failed", "cancelled"):
+            return status
+        # A QEMU that was a destination before says "completed" of that; only a guest that was stopped since has left.
+        if status.get("status") == "completed" and qmp.time_of("STOP"):
             return status
         if time.monotonic() - begin > 60:  # it does not converge: stop the guest and let it finish, as an operator would
             qmp("stop")

@@ -110,6 +110,7 @@ VmRecord record() {
   record.epoch = UINT32_MAX - 1;
   record.qmp_path = "/run/vm/qmp.sock";
   record.process = {4242, 99};
+  record.ram_files = {{"ram0", "/dev/shm/theirs.ram"}};
   record.ours = true;
   record.userfaultfd_in_qemu = 17;
   record.migration = MigrationRecord{Id128::random(), MigrationRole::kSource, MigrationPhase::kSwitching, 7};

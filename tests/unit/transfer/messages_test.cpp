@@ -16,7 +16,7 @@ std::vector<Message> examples() {
           HelloReply{true},
           TablePiece{true, kBytes},
           RoundBegin{3, 77},
-          RoundAck{3, 78},
+          RoundAck{3},
           DeviceState{kBytes},
           DeviceStateEnd{},
           AllPlaced{4, 5, 6, {7, 8}},

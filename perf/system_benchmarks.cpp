@@ -1,0 +1,50 @@
+// The benchmarks of whole systems (real QEMU, daemons, network namespaces) are Python programs in perf/system; these
+// entries become them. The program gets our arguments, writes the JSON itself, and its exit status is ours.
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "perf/benchmark.h"
+
+namespace godwit::perf {
+namespace {
+
+std::expected<void, std::string> become(const std::string& module, const Options& options) {
+  if (::geteuid() != 0) return std::unexpected("needs root: it makes network namespaces and attaches to QEMU");
+  if (options.quick) return std::unexpected("has no --quick; its own options make it short (perf/README.md)");
+  std::error_code error;
+  if (!std::filesystem::exists(fmt::format("{}/perf/system/{}.py", GODWIT_SOURCE_ROOT, module), error)) {
+    return std::unexpected(fmt::format("no source tree at {}, from which it runs", GODWIT_SOURCE_ROOT));
+  }
+  std::vector<std::string> arguments{"python3", "-B", "-m", "perf.system." + module};
+  if (!options.json_path.empty()) {
+    arguments.insert(arguments.end(), {"--json", std::filesystem::absolute(options.json_path).string()});
+  }
+  arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
+  ::setenv("GODWIT_BUILD", GODWIT_BUILD_ROOT, 0);
+  if (::chdir(GODWIT_SOURCE_ROOT) != 0) {
+    return std::unexpected(fmt::format("chdir {}: {}", GODWIT_SOURCE_ROOT, std::strerror(errno)));
+  }
+  ::execvp(pointers[0], pointers.data());
+  return std::unexpected(fmt::format("python3: {}", std::strerror(errno)));
+}
+
+const Registration kReturnTrip{
+    "return-trip", "a guest goes away, writes, and comes home: bytes, time, blackout, beside stock QEMU (root)",
+    [](const Options& options, Result&) { return become("return_trip", options); }, TakesArguments::kYes};
+const Registration kFirstMove{"first-move", "a guest moves with nothing to reuse, beside stock QEMU's pre-copy (root)",
+                              [](const Options& options, Result&) { return become("first_move", options); },
+                              TakesArguments::kYes};
+const Registration kTracking{"tracking", "a guest's memory write speed with and without tracking (root)",
+                             [](const Options& options, Result&) { return become("tracking", options); },
+                             TakesArguments::kYes};
+
+}  // namespace
+}  // namespace godwit::perf

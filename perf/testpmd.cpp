@@ -1,0 +1,134 @@
+#include "perf/testpmd.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <vector>
+
+#include "base/time.h"
+#include "dataplane/port/poll_loop.h"
+
+namespace godwit::perf {
+namespace {
+
+constexpr std::size_t kPeriods = 5;
+constexpr Duration kPatience = milliseconds(20'000);
+constexpr const char* kProgram = "dpdk-testpmd";
+
+/// A child whose output goes to a file; killed at the end.
+class Program {
+ public:
+  Program(std::vector<std::string> arguments, const std::string& output) {
+    std::vector<char*> pointers;
+    for (std::string& argument : arguments) pointers.push_back(argument.data());
+    pointers.push_back(nullptr);
+    const pid_t parent = ::getpid();
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      const int in = ::open("/dev/null", O_RDONLY);
+      const int out = ::open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+      if (::getppid() == parent && in >= 0 && out >= 0 && ::dup2(in, 0) == 0 && ::dup2(out, 1) == 1 &&
+          ::dup2(out, 2) == 2) {
+        ::execvp(pointers[0], pointers.data());
+      }
+      ::_exit(127);
+    }
+  }
+  ~Program() {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      ::waitpid(pid_, nullptr, 0);
+    }
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  [[nodiscard]] bool ended() {
+    if (pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) != 0) pid_ = -1;
+    return pid_ <= 0;
+  }
+
+ private:
+  pid_t pid_ = -1;
+};
+
+std::vector<std::string> arguments(const std::string& role, const std::string& socket, const std::string& cpu,
+                                   std::uint32_t frame_bytes) {
+  const std::uint32_t buffer_bytes = (frame_bytes + 127) / 128 * 128;
+  constexpr std::uint32_t kHeadroomBytes = 128;
+  std::vector<std::string> all{
+      kProgram,
+      "--lcores",
+      fmt::format("0@{0},1@{0}", cpu),
+      "--no-huge",
+      "-m",
+      "192",
+      "--no-pci",
+      "--no-shconf",
+      "--no-telemetry",
+      "--log-level=*:error",
+      "--vdev",
+      fmt::format("net_memif0,role={},socket-abstract=no,socket={},bsize={},rsize=9", role, socket, buffer_bytes),
+      "--",
+      "--no-mlockall",
+      fmt::format("--mbuf-size={}", buffer_bytes + kHeadroomBytes),
+      "--total-num-mbufs=4095",
+      "--auto-start",
+      "--stats-period=1"};
+  if (role == "server") {
+    all.emplace_back("--forward-mode=rxonly");
+  } else {
+    all.insert(all.end(), {"--forward-mode=txonly", fmt::format("--txpkts={}", frame_bytes)});
+  }
+  return all;
+}
+
+/// The receiver's packets a second, of the periods in which any came.
+std::vector<double> received_pps(const std::string& output) {
+  constexpr std::string_view kKey = "Rx-pps:";
+  std::vector<double> rates;
+  std::ifstream file(output);
+  for (std::string line; std::getline(file, line);) {
+    const auto at = line.find(kKey);
+    const double rate = at == std::string::npos ? 0 : std::strtod(line.c_str() + at + kKey.size(), nullptr);
+    if (rate > 0) rates.push_back(rate);
+  }
+  return rates;
+}
+
+}  // namespace
+
+std::expected<double, std::string> testpmd_memif_gbps(const std::string& directory, std::uint32_t frame_bytes,
+                                                      const std::array<std::string, 2>& cpus) {
+  const std::string socket = directory + "/testpmd.sock";
+  const std::string output = directory + "/receiver";
+  const Instant end = port::now() + kPatience;
+  Program receiver(arguments("server", socket, cpus[1], frame_bytes), output);
+  while (::access(socket.c_str(), F_OK) != 0) {
+    if (receiver.ended()) return std::unexpected(fmt::format("{} does not start; install package dpdk", kProgram));
+    if (port::now() > end) return std::unexpected(fmt::format("{} made no memif socket", kProgram));
+    ::usleep(50'000);
+  }
+  Program sender(arguments("client", socket, cpus[0], frame_bytes), directory + "/sender");
+  std::vector<double> rates;
+  while (rates.size() <= kPeriods) {
+    if (receiver.ended() || sender.ended() || port::now() > end) {
+      return std::unexpected(fmt::format("{} ended early or received nothing", kProgram));
+    }
+    ::usleep(200'000);
+    rates = received_pps(output);
+  }
+  rates.erase(rates.begin());  // a part of a second
+  std::sort(rates.begin(), rates.end());
+  return rates[rates.size() / 2] * frame_bytes * 8e-9;
+}
+
+}  // namespace godwit::perf

@@ -1,0 +1,16 @@
+#pragma once
+// DPDK's own testpmd as the yardstick of memif: two processes, one forwarding core each, frames of one size that nobody
+// looks into. Whatever happens, the processes end here. Failure: why there is no figure.
+
+#include <array>
+#include <cstdint>
+#include <expected>
+#include <string>
+
+namespace godwit::perf {
+
+/// Payload rate in Gbit/s: median of one-second periods at the receiver. `directory` is for the memif socket.
+std::expected<double, std::string> testpmd_memif_gbps(const std::string& directory, std::uint32_t frame_bytes,
+                                                      const std::array<std::string, 2>& cpus);
+
+}  // namespace godwit::perf

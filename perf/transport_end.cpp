@@ -1,0 +1,340 @@
+#include "perf/transport_end.h"
+
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/check.h"
+#include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/doorbell.h"
+#include "dataplane/port/environment.h"
+#include "dataplane/port/neighbours.h"
+#include "dataplane/port/poll_loop.h"
+#include "dataplane/wire/datagram.h"
+#include "dataplane/wire/packet.h"
+
+namespace godwit::perf {
+namespace {
+
+constexpr std::uint32_t kFlowId = 0x1001;
+constexpr std::uint16_t kLane = 1;
+constexpr std::uint16_t kUdpPort = 7447;
+constexpr unsigned kLcore = 0;
+constexpr unsigned kPrefixBits = 24;
+constexpr std::uint32_t kMemoryMb = 128;
+
+wire::IpAddress address_of(Role role) {
+  wire::IpAddress address;
+  address.bytes = {10, 99, 0, static_cast<std::uint8_t>(role == Role::kSender ? 1 : 2)};
+  return address;
+}
+
+constexpr Role other(Role role) { return role == Role::kSender ? Role::kReceiver : Role::kSender; }
+
+std::int64_t thread_cpu_ns() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
+/// The loop's user and the lane's, for both roles: a data path of one flow.
+class End final : public port::PollLoopUser, public transport::LaneUser {
+ public:
+  End(const EndOptions& options, Shared& shared, port::Port& port, memory::GuestRam& ram)
+      : options_(options),
+        shared_(shared),
+        report_(shared.ends[static_cast<std::size_t>(options.role)]),
+        port_(port),
+        queue_(port.queue(0)),
+        ram_(ram),
+        mac_{port.mac()},
+        neighbours_({.mac = mac_, .addresses = {{address_of(options.role), kPrefixBits}}}),
+        peer_(address_of(other(options.role))) {
+    transport::LaneConfig config;
+    config.local_flow_id = kFlowId;
+    config.peer_flow_id = kFlowId;
+    config.lane = kLane;
+    config.initiator = options.role == Role::kSender;
+    config.datagram_bytes_max = wire::payload_bytes_max(peer_.family, options.mtu);
+    datagram_bytes_max_ = config.datagram_bytes_max;
+    lane_.emplace(config, *this, port::now());
+    writes_.reserve(port::kBurst * 2);
+  }
+
+  void run(port::PollLoop& loop) {
+    loop_ = &loop;
+    loop.run();
+    report_.queue = queue_.counters();
+  }
+  [[nodiscard]] const std::string& error() const { return error_; }
+
+  // ---- the loop ----
+  bool turn(Instant now) override {
+    const std::uint64_t begin = __rdtsc();
+    const bool found = work(now);
+    busy_cycles_ += found ? __rdtsc() - begin : 0;
+    return found;
+  }
+  [[nodiscard]] Instant deadline() const override { return std::min(lane_->deadline(), neighbours_.deadline()); }
+
+  // ---- the lane ----
+  bool next_work(std::uint16_t /*lane*/, transport::Work& out) override {
+    if (pages_given_ == pages_of_pass()) {
+      return false;
+    }
+    out = {.page = pages_given_++, .round = pass_};
+    return true;
+  }
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
+    const memory::Region& region = ram_.region_of(page);
+    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+  }
+  void on_acknowledged(const transport::Work& /*work*/) override {
+    if (++pages_acknowledged_ == pages_of_pass()) {
+      begin_pass_ = true;
+    }
+  }
+  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+               std::span<const std::byte> bytes) override {
+    if (page >= options_.pages || round > options_.passes) {
+      return fail("the sender named a page that there is not");
+    }
+    if (!marked_ || round > pass_) {
+      pass_ = round;
+      marked_ = true;
+      mark();
+    }
+    writes_.push_back({page, offset, bytes});
+  }
+  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override { fail("a zero run came; none was sent"); }
+  void on_message(std::span<const std::byte>) override { fail("a message came; none was sent"); }
+
+ private:
+  [[nodiscard]] std::uint64_t pages_of_pass() const {
+    return !started_ ? 0 : pass_ < options_.passes ? options_.pages : 1;
+  }
+
+  bool work(Instant now) {
+    if (shared_.stop.load(std::memory_order_relaxed)) {
+      loop_->stop();
+      return false;
+    }
+    bool found = receive(now);
+    if (lane_->deadline() <= now) {
+      lane_->tick(now);
+      found = true;
+    }
+    if (options_.role == Role::kSender) {
+      advance();
+      if (lane_->peer_dead(now)) {
+        fail("the receiver is silent");
+      }
+    }
+    return transmit(now) || found;
+  }
+
+  void advance() {
+    if (!started_) {
+      if (!port_.link_up() || !shared_.ends[static_cast<std::size_t>(Role::kReceiver)].ready) {
+        return;
+      }
+      started_ = true;
+      mark();
+    } else if (begin_pass_) {
+      begin_pass_ = false;
+      if (++pass_ > options_.passes) {
+        shared_.stop = true;
+        return;
+      }
+      pages_given_ = 0;
+      pages_acknowledged_ = 0;
+      mark();
+    }
+  }
+
+  bool receive(Instant now) {
+    const auto frames = queue_.receive();
+    for (const std::span<std::byte> frame : frames) {
+      if (wire::classify_frame(frame) == wire::FrameKind::kUdp) {
+        on_datagram(now, frame);
+      } else {
+        neighbours_.on_frame(now, frame);
+      }
+    }
+    if (!writes_.empty()) {
+      if (const auto written = ram_.write(writes_); !written) {
+        fail(written.error().text);
+      }
+      writes_.clear();
+    }
+    return !frames.empty();
+  }
+
+  void on_datagram(Instant now, std::span<std::byte> frame) {
+    const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
+    if (!datagram || datagram->destination_mac != mac_ || !neighbours_.is_local(datagram->destination.address) ||
+        datagram->destination.port != kUdpPort || datagram->source.address != peer_) {
+      return fail("a datagram that is not ours");
+    }
+    const auto packet = wire::parse_packet(datagram->payload);
+    if (!packet || packet->header.flow_id != kFlowId) {
+      return fail("a packet of no flow");
+    }
+    if (lane_->on_packet(now, datagram->payload) == transport::Received::kAccepted) {
+      neighbours_.confirm(now, peer_);
+    }
+  }
+
+  bool transmit(Instant now) {
+    if (!queue_.flush()) {
+      return true;
+    }
+    bool sent = false;
+    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+      const std::size_t bytes = neighbours_.poll_transmit(now, frame);
+      if (bytes == 0) {
+        break;
+      }
+      queue_.commit(bytes);
+      sent = true;
+    }
+    if (const auto to = neighbours_.resolve(now, peer_)) {
+      sent |= transmit_lane(now, *to);
+    }
+    queue_.flush();
+    return sent;
+  }
+
+  bool transmit_lane(Instant now, const wire::MacAddress& to) {
+    const wire::DatagramPath path{.source_mac = mac_,
+                                  .destination_mac = to,
+                                  .source = {address_of(options_.role), kUdpPort},
+                                  .destination = {peer_, kUdpPort}};
+    const std::size_t header = wire::datagram_header_bytes(peer_.family);
+    bool sent = false;
+    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+      const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
+      if (bytes == 0) {
+        break;
+      }
+      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
+      queue_.commit(header + bytes);
+      sent = true;
+    }
+    return sent;
+  }
+
+  void mark() {
+    report_.marks[pass_] = {
+        .at_ns = port::now().ns, .cpu_ns = thread_cpu_ns(), .busy_cycles = busy_cycles_, .lane = lane_->counters()};
+  }
+
+  void fail(const std::string& text) {
+    if (error_.empty()) {
+      error_ = text;
+    }
+    shared_.stop = true;
+  }
+
+  const EndOptions& options_;
+  Shared& shared_;
+  EndReport& report_;
+  port::Port& port_;
+  port::Queue& queue_;
+  memory::GuestRam& ram_;
+  port::PollLoop* loop_ = nullptr;
+  const wire::MacAddress mac_;
+  port::Neighbours neighbours_;
+  const wire::IpAddress peer_;
+  std::uint32_t datagram_bytes_max_ = 0;
+  std::optional<transport::Lane> lane_;
+  std::string error_;
+  std::uint64_t busy_cycles_ = 0;
+  std::uint32_t pass_ = 0;
+  // sender
+  bool started_ = false;
+  bool begin_pass_ = false;
+  std::uint64_t pages_given_ = 0;
+  std::uint64_t pages_acknowledged_ = 0;
+  // receiver
+  bool marked_ = false;
+  std::vector<memory::PageWrite> writes_;
+};
+
+/// memif's client does not start without its server.
+void wait_for_server(Role role, const Shared& shared) {
+  while (role == Role::kSender && !shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready && !shared.stop) {
+    ::usleep(1000);
+  }
+}
+
+std::expected<void, std::string> run_checked(const EndOptions& options, Shared& shared) {
+  std::vector<memory::RegionFile> files;
+  files.push_back({.name = "ram0",
+                   .bytes = options.pages * pages::kPageSize,
+                   .page_bytes = pages::kPageSize,
+                   .file = UniqueFd(::dup(options.ram))});
+  auto ram = memory::GuestRam::open(std::move(files));
+  if (!ram) {
+    return std::unexpected(ram.error().text);
+  }
+  port::PortOptions port_options;
+  port_options.driver = port::Driver::kMemif;
+  port_options.socket = options.socket;
+  port_options.memif_server = options.role == Role::kReceiver;
+  port_options.mtu = options.mtu;
+  const auto device = port::device_arguments(port_options);
+  if (!device) {
+    return std::unexpected(device.error().text);
+  }
+  port::EnvironmentOptions environment_options;
+  environment_options.hugepages = false;
+  environment_options.memory_mb = kMemoryMb;
+  environment_options.log_level = "error";  // memif warns of the multi-process channel that a trial has not
+  environment_options.lcores = {{kLcore, options.cpus}};
+  environment_options.vdevs = {*device};
+  wait_for_server(options.role, shared);
+  auto environment = port::Environment::start(environment_options);
+  if (!environment) {
+    return std::unexpected(environment.error().text);
+  }
+  auto port = port::Port::open(port_options);
+  if (!port) {
+    return std::unexpected(port.error().text);
+  }
+  auto doorbell = port::Doorbell::open();
+  if (!doorbell) {
+    return std::unexpected(doorbell.error().text);
+  }
+  End end(options, shared, **port, *ram);
+  port::PollLoop loop(end, *doorbell, {});
+  shared.ends[static_cast<std::size_t>(options.role)].ready = true;
+  environment->launch(kLcore, [&] { end.run(loop); });
+  environment->wait(kLcore);
+  if (!end.error().empty()) {
+    return std::unexpected(end.error());
+  }
+  return {};
+}
+
+}  // namespace
+
+int run_end(const EndOptions& options, Shared& shared) {
+  const auto done = run_checked(options, shared);
+  if (!done) {
+    auto& error = shared.ends[static_cast<std::size_t>(options.role)].error;
+    const std::size_t bytes = std::min(done.error().size(), error.size() - 1);
+    std::copy_n(done.error().data(), bytes, error.data());
+    shared.stop = true;
+  }
+  return done ? 0 : 1;
+}
+
+}  // namespace godwit::perf

@@ -1,0 +1,161 @@
+"""Guests that move in less usual company: several at once, short of memory, over unequal networks, with RAM that cannot be retained, under KVM."""
+
+import os
+import subprocess
+import threading
+import time
+
+from tests.lab.console import Console
+from tests.lab.lab import Lab
+from tests.lab.processes import LabError, wait_until
+
+from .movement import SMALL, balloon_taken_and_given_back, home_and_away, moved, require_memory_for_hugepages
+from .refusals import UUID, refused
+from .registry import Skip, check, check_equal, scenario
+
+
+def retained(lab, host):
+    return sorted(i["vm_name"] for i in lab.ctl("images") if i["host"] == host and not i["in_use"])
+
+
+def arrived(lab, vm, destination, **plan):
+    """As moved(), where hosts run other guests, too."""
+    summary = lab.migrate(vm, destination, **plan)
+    check_equal(summary["state"], "COMMITTED", f"state of {vm} ({summary.get('reason')})")
+    check_equal(lab.where(vm), destination, f"owner of {vm}")
+    ok, text = lab.verdict(vm, destination)
+    check(ok, f"{vm} on {destination}: {text}")
+    return summary
+
+
+@scenario
+def opposite_directions_at_once():
+    """Two guests change places, twice, each over the other's way."""
+    with Lab() as lab:
+        lab.start()
+        homes = {"one": "host-a", "two": "host-b"}
+        for vm, host in homes.items():
+            lab.start_vm(name=vm, host=host, **SMALL, rate=100)
+        errors, summaries = [], {}
+
+        def move(vm, destination):
+            try:
+                summaries[vm] = arrived(lab, vm, destination)
+            except (LabError, AssertionError) as error:
+                errors.append(error)
+
+        for places in ({"one": "host-b", "two": "host-a"}, homes):
+            threads = [threading.Thread(target=move, args=item) for item in places.items()]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            check(not errors, f"{errors}")
+        for vm, summary in summaries.items():
+            stats = summary["stats"]
+            check(stats["pages_reused"] > stats["pages_total"] * 0.8, f"{vm} reused only {stats['pages_reused']} pages on its way home")
+
+
+@scenario
+def least_recently_used_image_goes():
+    """A host keeps within its memory budget: for a guest that starts, the image that was used longest ago goes, and no other."""
+    with Lab(options={"memory_budget": {"host-a": "450MiB"}}) as lab:
+        lab.start()
+        for vm in ("one", "two"):
+            lab.start_vm(name=vm, **SMALL)
+            arrived(lab, vm, "host-b")
+        check_equal(retained(lab, "host-a"), ["one", "two"], "images while there is room")
+        home = arrived(lab, "one", "host-a")
+        check(home["stats"]["pages_reused"] > 0, "the image of one was not reused")
+        arrived(lab, "one", "host-b")
+        check_equal(retained(lab, "host-a"), ["one", "two"], "images after one was home")
+        lab.start_vm(name="three", **SMALL)
+        check_equal(retained(lab, "host-a"), ["one"], "images beside a third guest")
+        refused(lab, ["memory"], lambda: lab.migrate("two", "host-a"))
+        ok, text = lab.verdict("two", "host-b")
+        check(ok, text)
+
+
+@scenario
+def mtu_differs_between_hosts():
+    """The larger packets of one host would not reach the other."""
+    with Lab(options={"mtu": {"host-b": 1500}}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+def hugetlbfs_with(tracker):
+    require_memory_for_hugepages()
+    with Lab(backing="hugetlbfs", tracker=tracker, options={"hugepages": 300}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario
+def hugetlbfs_write_protect_events():
+    hugetlbfs_with("write-protect-events")
+
+
+@scenario
+def hugetlbfs_hashes():
+    hugetlbfs_with("hashes")
+
+
+@scenario
+def free_page_reporting():
+    """The guest gives free memory back by itself: what was in it is not to come back from an image."""
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100, arguments=["-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"])
+        time.sleep(3)  # the guest reports about every two seconds
+        for destination in ("host-b", "host-a", "host-b"):
+            moved(lab, "guest", destination, verify="full")
+            time.sleep(2)
+
+
+@scenario
+def balloon_with_write_protect_events():
+    balloon_taken_and_given_back(tracker="write-protect-events")
+
+
+@scenario
+def balloon_with_hashes():
+    balloon_taken_and_given_back(tracker="hashes")
+
+
+@scenario
+def memfd_moves_but_keeps_no_image():
+    """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
+    with Lab() as lab:
+        lab.start()
+        qmp = f"{lab.directory}/host-a/theirs.qmp"
+        definition = lab.write_vm_definition("guest", **SMALL, rate=100, vm_uuid=UUID)
+        console = Console(f"{lab.directory}/host-a/theirs-console.log")
+        theirs = subprocess.Popen(lab.network.command(
+            "host-a", "qemu-system-x86_64", "-machine", "pc,memory-backend=ram0", "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config",
+            "-object", "memory-backend-memfd,id=ram0,size=256M,share=on", "-display", "none", "-uuid", UUID, "-name", "guest",
+            "-kernel", f"{lab.guest}/vmlinuz", "-initrd", f"{lab.guest}/initramfs.gz", "-append", "console=ttyS0 quiet mb=96 rate=100",
+            "-chardev", f"file,id=con,path={console.path},append=on", "-serial", "chardev:con", "-monitor", "none",
+            "-qmp", f"unix:{qmp},server=on,wait=off"), stdin=subprocess.DEVNULL)
+        try:
+            wait_until("the guest to fill its memory", console.filled, 120)
+            lab.ctl("attach", "-f", definition, "--host", "host-a", "--qmp", qmp)
+            moved(lab, "guest", "host-b")
+            check_equal(retained(lab, "host-a"), [], "images of RAM without a name")
+            home = moved(lab, "guest", "host-a")
+            check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")
+        finally:
+            theirs.kill()
+            theirs.wait()
+
+
+@scenario
+def kvm():
+    """Under real hardware virtualisation; a paravirtual /dev/kvm emulates every instruction, and boots no kernel in useful time."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise Skip("no usable /dev/kvm")
+    if not any(os.path.exists(f"/sys/module/{module}") for module in ("kvm_intel", "kvm_amd")):
+        raise Skip("/dev/kvm is neither kvm_intel's nor kvm_amd's")
+    with Lab() as lab:
+        lab.start()
+        home_and_away(lab, accel="kvm")
