@@ -126,9 +126,9 @@ TEST(Samples, EveryFileIsOneOfThese) {
   for (const auto& entry : std::filesystem::directory_iterator(kSource / "config/samples")) {
     names.insert(entry.path().filename());
   }
-  EXPECT_THAT(names, testing::ElementsAre("bridge.toml", "controlplane.toml", "dataplane-memif.toml",
-                                          "dataplane-trial.toml", "dataplane.toml", "godwitctl.toml", "plan.toml",
-                                          "vm.toml"));
+  EXPECT_THAT(names,
+              testing::ElementsAre("bridge.toml", "controlplane.toml", "dataplane-memif.toml", "dataplane-trial.toml",
+                                   "dataplane.toml", "godwitctl.toml", "plan.toml", "vm.toml"));
 }
 
 TEST(Samples, OnlyTheBridgeMayPtrace) {
