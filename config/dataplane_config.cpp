@@ -104,7 +104,7 @@ void read_port(Reader& reader, PortConfig& port) {
   std::vector<IpAddress> gateways;
   reader.optional("gateways", gateways, list(ip_address(), 0, 8));
   reader.optional("mtu", port.mtu_bytes, integer<std::uint32_t>(kMtuBytesMin, kMtuBytesMax));
-  reader.optional("queues", port.queues, integer<std::uint16_t>(1, 16));
+  reader.optional("queues", port.queues, integer<std::uint16_t>(1, kLcoresMax));
   reader.optional("udp_port", port.udp_port, integer<std::uint16_t>(1, 65535));
   reader.optional("idle", port.idle, one_of<Idle>({{"adaptive", Idle::kAdaptive}, {"poll", Idle::kPoll}}));
   if (!port.device.empty()) {
@@ -127,7 +127,7 @@ void read_eal(Reader& reader, EalConfig& eal) {
   if (reader.optional("memory", eal.memory_bytes, bytes(64 * kMiB, 1ULL << 40)) && eal.memory_bytes % kMiB != 0) {
     reader.fail("memory", "is no whole number of MiB");
   }
-  reader.tables("lcores", 0, 32, [&](Reader& entry) { read_lcore(entry, eal.lcores.emplace_back()); });
+  reader.tables("lcores", 0, kLcoresMax, [&](Reader& entry) { read_lcore(entry, eal.lcores.emplace_back()); });
   std::set<std::uint32_t> numbers;
   for (const auto& lcore : eal.lcores) {
     if (!numbers.insert(lcore.lcore).second) {
@@ -139,9 +139,29 @@ void read_eal(Reader& reader, EalConfig& eal) {
 void read_transport(Reader& reader, TransportConfig& transport) {
   reader.optional("credit_packets", transport.credit_packets, integer<std::uint32_t>(32, 65536));
   reader.optional("peer_timeout", transport.peer_timeout, duration(milliseconds(100), milliseconds(600'000)));
-  reader.optional("bulk_lanes", transport.bulk_lanes, integer<std::uint16_t>(1, 16));
+  reader.optional("bulk_lanes", transport.bulk_lanes, integer<std::uint16_t>(1, kLcoresMax));
   reader.optional("base_rtt", transport.base_rtt, duration(microseconds(1), milliseconds(1000)));
   reader.optional("rtt_granularity", transport.rtt_granularity, duration(microseconds(1), milliseconds(1000)));
+}
+
+/// Every lcore has a queue and at least one bulk lane, or it would run for nothing.
+void match_lcores(Reader& reader, DataplaneConfig& config) {
+  const auto lcores = static_cast<std::uint16_t>(std::max<std::size_t>(config.eal.lcores.size(), 1));
+  if (config.port.queues == 0) {
+    config.port.queues = lcores;
+  }
+  if (config.transport.bulk_lanes == 0) {
+    config.transport.bulk_lanes = lcores;
+  }
+  if (config.port.queues != lcores) {
+    reader.fail("port", fmt::format("queues = {}, but there {} {} lcore{}: each lcore has one queue; leave queues out, "
+                                    "or give as many [[eal.lcores]]",
+                                    config.port.queues, lcores == 1 ? "is" : "are", lcores, lcores == 1 ? "" : "s"));
+  }
+  if (config.transport.bulk_lanes < lcores) {
+    reader.fail("transport", fmt::format("bulk_lanes = {} leaves some of the {} lcores without a lane",
+                                         config.transport.bulk_lanes, lcores));
+  }
 }
 
 /// A PCI port without hugepages cannot do DMA safely; vdevs can.
@@ -172,6 +192,7 @@ void read(Reader& reader, DataplaneConfig& config) {
   reader.tables("port", 1, 1, [&](Reader& port) { read_port(port, config.port); });
   reader.table("transport", [&](Reader& transport) { read_transport(transport, config.transport); });
   read_tracking(reader, config.tracking);
+  match_lcores(reader, config);
   check_together(reader, config);
 }
 

@@ -37,6 +37,7 @@ enum class DeviceKind : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 enum class MemifRole : std::uint8_t { kServer, kClient };
 enum class Idle : std::uint8_t { kAdaptive, kPoll };
 
+inline constexpr std::uint16_t kLcoresMax = 16;
 inline constexpr std::uint32_t kMtuBytesMin = 1500;
 inline constexpr std::uint32_t kMtuBytesMax = 9216;
 
@@ -50,7 +51,7 @@ struct PortConfig {
   std::optional<IpAddress> gateway_ipv4;
   std::optional<IpAddress> gateway_ipv6;
   std::uint32_t mtu_bytes = 1500;  // IP packet size
-  std::uint16_t queues = 1;
+  std::uint16_t queues = 0;        // loaded: one an lcore
   std::uint16_t udp_port = 4793;
   Idle idle = Idle::kAdaptive;
 };
@@ -58,7 +59,7 @@ struct PortConfig {
 struct TransportConfig {
   std::uint32_t credit_packets = 256;
   Duration peer_timeout = milliseconds(3000);
-  std::uint16_t bulk_lanes = 1;
+  std::uint16_t bulk_lanes = 0;  // loaded: at least one an lcore
   Duration base_rtt = microseconds(500);
   Duration rtt_granularity = milliseconds(2);
 };

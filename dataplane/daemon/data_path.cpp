@@ -28,30 +28,59 @@ std::string_view to_string(Drop drop) {
       return "other_peer";
     case Drop::kLane:
       return "refused_by_lane";
+    case Drop::kHandOver:
+      return "hand_over_full";
     case Drop::kCount:
       break;
   }
   return "unknown";
 }
 
-DataPath::DataPath(port::Queue& queue, port::NeighboursOptions neighbours, std::uint16_t udp_port,
-                   std::function<void()> wake)
+DataPath::DataPath(port::Queue& queue, DataPathOptions options)
     : queue_(queue),
-      mac_(neighbours.mac),
-      udp_port_(udp_port),
-      neighbours_(std::move(neighbours)),
-      inbox_(std::move(wake)) {}
+      mac_(options.neighbours.mac),
+      udp_port_(options.udp_port),
+      wake_(std::move(options.wake)),
+      on_sleeping_(std::move(options.on_sleeping)),
+      neighbours_(std::move(options.neighbours)),
+      inbox_(wake_) {}
+
+void DataPath::join(const std::vector<DataPath*>& lcores) {
+  lcores_ = lcores;
+  self_ = static_cast<std::size_t>(std::find(lcores.begin(), lcores.end(), this) - lcores.begin());
+  GW_ASSERT(self_ < lcores.size());
+  for (const DataPath* other : lcores) {
+    handed_by_.push_back(std::make_unique<SpscRing<port::ReceivedFrame>>(other == this ? 1 : port::kHandOverMax));
+  }
+}
 
 bool DataPath::turn(Instant now) {
   bool busy = inbox_.run();
   busy |= receive(now);
   for (const auto& flow : flows_) {
+    if (flow->pump()) {
+      busy = true;
+      for (const auto& share : flow->shares()) {
+        lcores_[share->lcore()]->nudge();
+      }
+    }
     if (flow->deadline() <= now) {
       flow->tick(now);
       busy = true;
     }
   }
+  for (FlowShare* share : shares_) {
+    if (share->deadline() <= now) {
+      share->tick(now);
+      busy = true;
+    }
+  }
   busy |= transmit(now);
+  for (FlowShare* share : shares_) {
+    if (share->take_told()) {
+      lcores_[0]->nudge();
+    }
+  }
   return busy;
 }
 
@@ -60,76 +89,134 @@ Instant DataPath::deadline() const {
   for (const auto& flow : flows_) {
     first = std::min(first, flow->deadline());
   }
+  for (const FlowShare* share : shares_) {
+    first = std::min(first, share->deadline());
+  }
   return first;
+}
+
+// The sleeper says so and then looks once more; who has something for it puts it there and then asks. Both fences
+// together: one of the two sees the other.
+void DataPath::sleeping(bool asleep) {
+  asleep_.store(asleep, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  on_sleeping_(asleep);
+}
+
+void DataPath::nudge() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (asleep_.load(std::memory_order_relaxed)) {
+    wake_();
+  }
 }
 
 bool DataPath::receive(Instant now) {
   const auto frames = queue_.receive();
-  for (const std::span<std::byte> frame : frames) {
-    switch (wire::classify_frame(frame)) {
-      case wire::FrameKind::kUdp:
-        on_datagram(now, frame);
-        break;
-      case wire::FrameKind::kArp:
-      case wire::FrameKind::kNeighbour:
-        neighbours_.on_frame(now, frame);
-        break;
-      case wire::FrameKind::kOther:
-        count(Drop::kNotUdp);
-        break;
+  for (std::size_t i = 0; i < frames.size(); ++i) {
+    if (const std::size_t lcore = on_frame(now, frames[i]); lcore != self_) {
+      hand_over(lcore, i);
     }
   }
-  if (!frames.empty()) {
+  const bool found = receive_handed_over(now) || !frames.empty();
+  if (found) {
     for (const auto& flow : flows_) {
       flow->flush(now);
     }
+    for (FlowShare* share : shares_) {
+      share->flush();
+    }
   }
-  return !frames.empty();
+  return found;
 }
 
-void DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
+bool DataPath::receive_handed_over(Instant now) {
+  std::size_t count = 0;
+  for (const auto& ring : handed_by_) {
+    while (count < handed_.size() && ring->pop(handed_[count])) {
+      const std::size_t lcore = on_frame(now, handed_[count].bytes);
+      GW_ASSERT(lcore == self_);
+      ++count;
+    }
+  }
+  return count != 0;
+}
+
+void DataPath::hand_over(std::size_t lcore, std::size_t index) {
+  if (!lcores_[lcore]->handed_by_[self_]->push(queue_.keep(index))) {
+    return count(Drop::kHandOver);
+  }
+  ++counters_.handed_over;
+  lcores_[lcore]->nudge();
+}
+
+std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame) {
+  switch (wire::classify_frame(frame)) {
+    case wire::FrameKind::kUdp:
+      return on_datagram(now, frame);
+    case wire::FrameKind::kArp:
+    case wire::FrameKind::kNeighbour:
+      if (self_ == 0) {
+        neighbours_.on_frame(now, frame);
+      }
+      return 0;
+    case wire::FrameKind::kOther:
+      count(Drop::kNotUdp);
+      break;
+  }
+  return self_;
+}
+
+std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   // Checksums are not looked at: every payload carries a seal that is stronger, and the addresses are compared below.
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
     count(Drop::kMalformedIp);
-    return;
-  }
-  if (datagram->destination_mac != mac_) {
+  } else if (datagram->destination_mac != mac_) {
     count(Drop::kNotForUs);
-    return;
-  }
-  if (!neighbours_.is_local(datagram->destination.address)) {
+  } else if (!neighbours_.is_local(datagram->destination.address)) {
     count(Drop::kOtherAddress);
-    return;
-  }
-  if (datagram->destination.port != udp_port_) {
+  } else if (datagram->destination.port != udp_port_) {
     count(Drop::kOtherPort);
-    return;
+  } else {
+    return on_sealed(now, datagram->source, datagram->payload);
   }
-  on_sealed(now, datagram->source, datagram->payload);
+  return self_;
 }
 
-void DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
+std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
     count(Drop::kMalformedPacket);
-    return;
+    return self_;
   }
-  MigrationFlow* const flow = table_.find(packet->header.flow_id);
+  const std::size_t lcore = lcore_of_lane(packet->header.lane, lcores_.size());
+  if (lcore != self_) {
+    return lcore;
+  }
+  if (lcore == 0) {
+    on_packet(now, table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+  } else {
+    on_packet(now, share_table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+  }
+  return self_;
+}
+
+template <class Owner>
+void DataPath::on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
+                         std::span<std::byte> payload) {
   if (flow == nullptr) {
-    count(Drop::kUnknownFlow);
-    return;
+    return count(Drop::kUnknownFlow);
   }
   if (source.address != flow->peer().address) {
-    count(Drop::kOtherPeer);
-    return;
+    return count(Drop::kOtherPeer);
   }
-  const transport::Received received = flow->on_packet(now, packet->header.lane, payload);
+  const transport::Received received = flow->on_packet(now, lane, payload);
   ++counters_.received[static_cast<std::size_t>(received)];
-  if (received == transport::Received::kAccepted) {
+  if (received != transport::Received::kAccepted) {
+    return count(Drop::kLane);
+  }
+  if (self_ == 0) {
     neighbours_.confirm(now, source.address);
-  } else {
-    count(Drop::kLane);
   }
 }
 
@@ -149,33 +236,78 @@ bool DataPath::transmit(Instant now) {
     --budget;
   }
   for (const auto& flow : flows_) {
-    budget -= flow->transmit(now, 0, queue_, neighbours_, mac_, budget);
+    flow->resolve(now, neighbours_);
+    budget -= flow->transmit(now, 0, queue_, mac_, budget);
   }
-  for (std::size_t i = 0; i < flows_.size() && budget > 0; ++i) {
-    MigrationFlow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
-    for (std::size_t lane = 1; lane < flow.lane_count(); ++lane) {
-      budget -= flow.transmit(now, lane, queue_, neighbours_, mac_, budget);
-    }
-  }
-  ++first_bulk_;
+  budget -= transmit_bulk(now, budget);
   const bool sent = budget < port::kBurst;
   queue_.flush();
   return sent;
 }
 
+std::size_t DataPath::transmit_bulk(Instant now, std::size_t budget) {
+  std::size_t sent = 0;
+  for (std::size_t i = 0; i < flows_.size() && sent < budget; ++i) {
+    MigrationFlow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
+    for (std::size_t lane = 1; lane < flow.lane_count(); ++lane) {
+      sent += flow.transmit(now, lane, queue_, mac_, budget - sent);
+    }
+  }
+  for (std::size_t i = 0; i < shares_.size() && sent < budget; ++i) {
+    sent += shares_[(first_bulk_ + i) % shares_.size()]->transmit(now, queue_, mac_, budget - sent);
+  }
+  ++first_bulk_;
+  return sent;
+}
+
 void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
+  GW_ASSERT(self_ == 0);
   table_.insert(flow->flow_id(), *flow);
   flow->start(now);
+  for (const auto& share : flow->shares()) {
+    DataPath* const lcore = lcores_[share->lcore()];
+    lcore->inbox_.post([lcore, share = share.get()] { lcore->attach(*share); });
+  }
   flows_.push_back(std::move(flow));
 }
 
-std::unique_ptr<MigrationFlow> DataPath::remove(std::uint32_t flow_id, Instant now) {
+void DataPath::attach(FlowShare& share) {
+  share_table_.insert(share.flow_id(), share);
+  shares_.push_back(&share);
+}
+
+void DataPath::detach(const FlowShare& share) {
+  share_table_.erase(share.flow_id());
+  std::erase(shares_, &share);
+}
+
+void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then) {
+  MigrationFlow* const flow = table_.find(flow_id);
+  if (flow == nullptr || flow->shares().empty()) {
+    return then(remove(flow_id));
+  }
+  // Nothing of the flow may be called any more on any lcore before it is given away.
+  const auto left = std::make_shared<std::size_t>(flow->shares().size());
+  for (const auto& share : flow->shares()) {
+    DataPath* const lcore = lcores_[share->lcore()];
+    lcore->inbox_.post([this, lcore, share = share.get(), flow_id, left, then] {
+      lcore->detach(*share);
+      inbox_.post([this, flow_id, left, then] {
+        if (--*left == 0) {
+          then(remove(flow_id));
+        }
+      });
+    });
+  }
+}
+
+std::unique_ptr<MigrationFlow> DataPath::remove(std::uint32_t flow_id) {
   const auto found =
       std::find_if(flows_.begin(), flows_.end(), [&](const auto& flow) { return flow->flow_id() == flow_id; });
   if (found == flows_.end()) {
     return nullptr;
   }
-  transmit(now);
+  transmit(port::now());
   std::unique_ptr<MigrationFlow> flow = std::move(*found);
   flows_.erase(found);
   table_.erase(flow_id);

@@ -1,15 +1,21 @@
 #pragma once
 // One lcore's data path: receives, finds the flow, lets it place and answer, ticks, transmits. Everything here is
-// called on the lcore, except inbox() and counters(). It owns the flows that were handed to it, its queue and the
-// neighbours. Failure: a datagram that is not exactly for a live flow of ours is counted by reason and dropped, never
-// answered.
+// called on the lcore, except join(), inbox(), counters() and nudge(). A daemon has one an lcore. The first is the home
+// lcore: it alone owns flows and neighbours; the others own their shares of those flows while they are attached. A
+// frame that arrives on another lcore's queue than that of its lane's owner is handed over, through a ring for each
+// pair of lcores. Failure: a datagram that is not exactly for a live flow of ours is counted by reason and dropped,
+// never answered.
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string_view>
 #include <vector>
 
+#include "base/single_writer.h"
+#include "base/spsc_ring.h"
+#include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/daemon/flows.h"
 #include "dataplane/daemon/inbox.h"
 #include "dataplane/daemon/migration_flow.h"
@@ -29,22 +35,39 @@ enum class Drop : std::uint8_t {
   kUnknownFlow,
   kOtherPeer,
   kLane,
+  kHandOver,
   kCount
 };
 std::string_view to_string(Drop drop);
 
 struct DataPathCounters {  // one writer, the lcore; telemetry reads them as they are
-  std::array<std::uint64_t, static_cast<std::size_t>(Drop::kCount)> drops{};
-  std::array<std::uint64_t, static_cast<std::size_t>(transport::Received::kCount)> received{};
+  using Counter = SingleWriter<std::uint64_t>;
+  std::array<Counter, static_cast<std::size_t>(Drop::kCount)> drops{};
+  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};
+  Counter handed_over;  // to the lcore that owns the lane
+};
+
+struct DataPathOptions {
+  port::NeighboursOptions neighbours;
+  std::uint16_t udp_port = 0;
+  std::function<void()> wake;             // this lcore, if it sleeps; any thread
+  std::function<void(bool)> on_sleeping;  // before (true) and after (false); on the lcore
 };
 
 class DataPath final : public port::PollLoopUser {
  public:
-  DataPath(port::Queue& queue, port::NeighboursOptions neighbours, std::uint16_t udp_port, std::function<void()> wake);
+  DataPath(port::Queue& queue, DataPathOptions options);
+  /// All lcores of the daemon in their order, this one among them. Once, before any of them runs.
+  void join(const std::vector<DataPath*>& lcores);
+  [[nodiscard]] std::size_t lcore_count() const { return lcores_.size(); }
 
   bool turn(Instant now) override;
   [[nodiscard]] Instant deadline() const override;
+  void sleeping(bool asleep) override;
 
+  // ---- any thread ----
+  /// There is something for this lcore to find.
+  void nudge();
   /// Commands to this lcore.
   [[nodiscard]] Inbox& inbox() { return inbox_; }
   [[nodiscard]] const DataPathCounters& counters() const { return counters_; }
@@ -53,24 +76,45 @@ class DataPath final : public port::PollLoopUser {
   // ---- on the lcore: from a command ----
   void add(std::unique_ptr<MigrationFlow> flow, Instant now);
   [[nodiscard]] MigrationFlow* find(std::uint32_t flow_id) const { return table_.find(flow_id); }
-  /// Takes the flow away, after a last transmission of what it has to say.
-  std::unique_ptr<MigrationFlow> remove(std::uint32_t flow_id, Instant now);
+  /// Takes the flow away from all lcores, after a last transmission of what it has to say. `then` runs on this lcore;
+  /// null: there is no such flow.
+  void release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then);
   [[nodiscard]] const std::vector<std::unique_ptr<MigrationFlow>>& flows() const { return flows_; }
   [[nodiscard]] const port::Neighbours& neighbours() const { return neighbours_; }
 
  private:
   bool receive(Instant now);
-  void on_datagram(Instant now, std::span<std::byte> frame);
-  void on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload);
+  bool receive_handed_over(Instant now);
+  /// Which lcore has to handle it; nothing was done if it is another one.
+  std::size_t on_frame(Instant now, std::span<std::byte> frame);
+  std::size_t on_datagram(Instant now, std::span<std::byte> frame);
+  std::size_t on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload);
+  template <class Owner>
+  void on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
+                 std::span<std::byte> payload);
+  void hand_over(std::size_t lcore, std::size_t index);
+  void attach(FlowShare& share);
+  void detach(const FlowShare& share);
+  std::unique_ptr<MigrationFlow> remove(std::uint32_t flow_id);
   bool transmit(Instant now);
+  std::size_t transmit_bulk(Instant now, std::size_t budget);
   void count(Drop drop) { ++counters_.drops[static_cast<std::size_t>(drop)]; }
 
   port::Queue& queue_;
   const wire::MacAddress mac_;
   const std::uint16_t udp_port_;
+  const std::function<void()> wake_;
+  const std::function<void(bool)> on_sleeping_;
+  std::vector<DataPath*> lcores_;
+  std::size_t self_ = 0;                                                   // our place among them
+  std::vector<std::unique_ptr<SpscRing<port::ReceivedFrame>>> handed_by_;  // one a lcore, ours stays empty
+  std::array<port::ReceivedFrame, port::kBurst> handed_;                   // until they are flushed
+  std::atomic<bool> asleep_{false};
   port::Neighbours neighbours_;
   FlowTable<MigrationFlow> table_;
   std::vector<std::unique_ptr<MigrationFlow>> flows_;
+  FlowTable<FlowShare> share_table_;
+  std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first
   DataPathCounters counters_;
   Inbox inbox_;

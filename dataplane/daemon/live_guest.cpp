@@ -11,6 +11,8 @@
 namespace godwit::daemon {
 namespace {
 
+constexpr std::size_t kWritesMax = 128;  // more than a receive burst has
+
 std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
   return std::unexpected(transfer::GuestError{std::move(error.text)});
 }
@@ -28,9 +30,7 @@ LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memo
       // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory
       // is full.
       read_by_mapping_(!memory_may_vanish && !ram_->any_huge()),
-      present_((ram_->page_count() + 63) / 64) {
-  writes_.reserve(256);
-}
+      present_((ram_->page_count() + 63) / 64) {}
 
 std::expected<void, transfer::GuestError> LiveGuest::arm() {
   if (auto armed = tracker_->arm(); !armed) {
@@ -152,12 +152,16 @@ void LiveGuest::read_plain(pages::PageNumber page, std::uint32_t offset, std::sp
 }
 
 std::expected<void, transfer::GuestError> LiveGuest::place_pages(std::span<const transfer::Arrival> arrivals) {
-  writes_.clear();
-  for (const transfer::Arrival& arrival : arrivals) {
-    writes_.push_back({arrival.page, arrival.offset, arrival.bytes});
-  }
-  if (auto written = ram_->write(writes_); !written) {
-    return guest_error(written.error());
+  std::array<memory::PageWrite, kWritesMax> writes;
+  for (auto rest = arrivals; !rest.empty();) {
+    const std::size_t count = std::min(rest.size(), writes.size());
+    for (std::size_t i = 0; i < count; ++i) {
+      writes[i] = {rest[i].page, rest[i].offset, rest[i].bytes};
+    }
+    if (auto written = ram_->write(std::span(writes).first(count)); !written) {
+      return guest_error(written.error());
+    }
+    rest = rest.subspan(count);
   }
   for (const transfer::Arrival& arrival : arrivals) {
     set_present(arrival.page, 1, true);

@@ -63,9 +63,8 @@ class LiveGuest final : public transfer::GuestMemory {
   std::optional<TrackingState> state_;
   const bool keeps_hashes_;
   const bool read_by_mapping_;
-  // A bit a page, read on the lcore and renewed by jobs. A page named by a scan was looked up after that scan.
+  // A bit a page, read on lcores and renewed by jobs. A page named by a scan was looked up after that scan.
   mutable std::vector<std::uint64_t> present_;
-  std::vector<memory::PageWrite> writes_;  // reused: no allocation a burst
 };
 
 }  // namespace godwit::daemon

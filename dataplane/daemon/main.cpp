@@ -53,7 +53,7 @@ std::expected<std::unique_ptr<Images>, std::string> open_images(const std::strin
 }
 
 std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions& options, port::Port& port,
-                                                         std::uint16_t udp_port) {
+                                                         std::uint16_t queue, std::uint16_t udp_port) {
   auto doorbell = port::Doorbell::open();
   if (!doorbell) {
     return std::unexpected(doorbell.error().text);
@@ -62,12 +62,50 @@ std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions
     if (auto watched = doorbell->watch_interface(options.interface, udp_port); !watched) {
       return std::unexpected(watched.error().text);
     }
-  } else if (const int interrupt = port.receive_interrupt(0); interrupt >= 0) {
+  } else if (const int interrupt = port.receive_interrupt(queue); interrupt >= 0) {
     if (auto watched = doorbell->watch_descriptor(interrupt); !watched) {
       return std::unexpected(watched.error().text);
     }
   }
   return std::move(*doorbell);
+}
+
+/// One lcore with its queue.
+struct Lcore {
+  Lcore(unsigned lcore_number, port::Doorbell bell, const config::DataplaneConfig& config,
+        const port::NeighboursOptions& neighbours, port::Port& port, std::uint16_t queue)
+      : number(lcore_number),
+        doorbell(std::move(bell)),
+        data_path(port.queue(queue),
+                  {.neighbours = neighbours,
+                   .udp_port = config.port.udp_port,
+                   .wake = [this] { doorbell.kick(); },
+                   .on_sleeping = [&port, queue](bool asleep) { port.enable_receive_interrupt(queue, asleep); }}),
+        loop(data_path, doorbell, idle_options(config, doorbell.watches_frames())) {}
+  const unsigned number;
+  port::Doorbell doorbell;
+  DataPath data_path;
+  port::PollLoop loop;
+};
+using Lcores = std::vector<std::unique_ptr<Lcore>>;  // the first is the home lcore
+
+std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& config, const Settings& settings,
+                                               const port::NeighboursOptions& neighbours, port::Port& port) {
+  Lcores lcores;
+  std::vector<DataPath*> paths;
+  for (const port::LcoreOptions& options : settings.environment.lcores) {
+    const auto queue = static_cast<std::uint16_t>(lcores.size());
+    auto doorbell = open_doorbell(settings.port, port, queue, config.port.udp_port);
+    if (!doorbell) {
+      return std::unexpected(doorbell.error());
+    }
+    lcores.push_back(std::make_unique<Lcore>(options.lcore, std::move(*doorbell), config, neighbours, port, queue));
+    paths.push_back(&lcores.back()->data_path);
+  }
+  for (DataPath* path : paths) {
+    path->join(paths);
+  }
+  return lcores;
 }
 
 int run(const config::DataplaneConfig& config) {
@@ -99,28 +137,35 @@ int run(const config::DataplaneConfig& config) {
   if (!port) {
     return fail(port.error().text);
   }
-  auto doorbell = open_doorbell(settings.port, **port, config.port.udp_port);
-  if (!doorbell) {
-    return fail(doorbell.error());
-  }
   port::NeighboursOptions neighbours = settings.neighbours;
   neighbours.mac = wire::MacAddress{(*port)->mac()};
-  DataPath data_path((*port)->queue(0), neighbours, config.port.udp_port, [&bell = *doorbell] { bell.kick(); });
-  port::PollLoop loop(data_path, *doorbell, idle_options(config, doorbell->watches_frames()));
-  if (settings.environment.telemetry) {
-    register_telemetry(data_path, loop, **port);
+  auto lcores = make_lcores(config, settings, neighbours, **port);
+  if (!lcores) {
+    return fail(lcores.error());
   }
   Inbox inbox(control->waker());
   Service service(
-      settings.service, **images, inbox, data_path, [&](const api::Event& event) { control->emit(event); },
-      [&](int pidfd) { control->watch_process(pidfd); });
-  const unsigned lcore = settings.environment.lcores.front().lcore;
-  environment->launch(lcore, [&loop] { loop.run(); });
+      settings.service, **images, inbox, (*lcores)[0]->data_path,
+      [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });
+  if (settings.environment.telemetry) {
+    std::vector<LcoreFigures> figures;
+    for (const auto& lcore : *lcores) {
+      figures.push_back({&lcore->data_path, &lcore->loop});
+    }
+    register_telemetry(figures, **port);
+  }
+  for (const auto& lcore : *lcores) {
+    environment->launch(lcore->number, [&loop = lcore->loop] { loop.run(); });
+  }
   spdlog::info("ready: {} port {}, MAC {}, control socket {}", settings.service.address, config.port.udp_port,
                wire::to_string(neighbours.mac), config.control_socket.string());
   control->run(service, inbox);
-  loop.stop();
-  environment->wait(lcore);
+  for (const auto& lcore : *lcores) {
+    lcore->loop.stop();
+  }
+  for (const auto& lcore : *lcores) {
+    environment->wait(lcore->number);
+  }
   return 0;
 }
 

@@ -4,64 +4,62 @@
 #include <utility>
 
 #include "base/check.h"
-#include "dataplane/wire/datagram.h"
 
 namespace godwit::daemon {
 namespace {
 
-constexpr std::uint8_t kDscpPriority = 40;  // CS5
-constexpr std::uint8_t kDscpBulk = 8;       // CS1
-
 /// How long packets wait for the peer's Ethernet address; after that they count as lost on the way.
 constexpr Duration kUnresolvedGrace = milliseconds(500);
-
-/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
-/// dynamic range.
-std::uint16_t source_port(std::uint32_t flow_id, std::size_t lane) {
-  return static_cast<std::uint16_t>(49152 + ((flow_id * 2654435761U >> 8) + lane) % 16384);
-}
 
 }  // namespace
 
 MigrationFlow::MigrationFlow(const FlowConfig& config, SourceRole role, Worker& worker, Inbox& lcore,
                              transfer::MigrationEvents& events, Instant now)
-    : config_(config), executor_(worker, lcore) {
+    : config_(config), executor_(worker, lcore), lanes_(config, true) {
   source_ = std::make_unique<transfer::Source>(role.config, role.policy, role.guest, executor_, events);
-  make_lanes(*source_, true, now);
+  make_lanes(now);
 }
 
 MigrationFlow::MigrationFlow(const FlowConfig& config, DestinationRole role, Worker& worker, Inbox& lcore,
                              transfer::MigrationEvents& events, Instant now)
-    : config_(config), executor_(worker, lcore) {
+    : config_(config), executor_(worker, lcore), lanes_(config, false) {
   destination_ = std::make_unique<transfer::Destination>(role.config, std::move(role.guest), executor_, events);
-  make_lanes(*destination_, false, now);
+  make_lanes(now);
 }
 
 MigrationFlow::~MigrationFlow() = default;
 
-void MigrationFlow::make_lanes(transport::LaneUser& user, bool initiator, Instant now) {
-  datagram_bytes_max_ = wire::payload_bytes_max(config_.local.family, config_.mtu_bytes);
+void MigrationFlow::make_lanes(Instant now) {
+  const bool initiator = source_ != nullptr;
+  std::vector<std::vector<std::uint16_t>> by_lcore(config_.lcores);
   for (std::uint16_t lane = 0; lane <= config_.bulk_lanes; ++lane) {
-    transport::LaneConfig settings;
-    settings.local_flow_id = config_.local_flow_id;
-    settings.peer_flow_id = config_.peer_flow_id;
-    settings.lane = lane;
-    settings.initiator = initiator;
-    settings.secret = config_.secret;
-    settings.datagram_bytes_max = datagram_bytes_max_;
-    settings.credit_packets = config_.credit_packets;
-    settings.rtt_granularity = config_.rtt_granularity;
-    settings.base_rtt = config_.base_rtt;
-    settings.peer_timeout = config_.peer_timeout;
-    lanes_.push_back(std::make_unique<transport::Lane>(settings, user, now));
-    source_ports_.push_back(source_port(config_.local_flow_id, lane));
+    by_lcore[lcore_of_lane(lane, config_.lcores)].push_back(lane);
+  }
+  for (const std::uint16_t lane : by_lcore[0]) {
+    lanes_.add(lane, initiator ? static_cast<transport::LaneUser&>(*source_) : *destination_, now);
+  }
+  for (std::size_t lcore = 1; lcore < by_lcore.size() && !by_lcore[lcore].empty(); ++lcore) {
+    std::unique_ptr<transfer::Share> share;
+    if (initiator) {
+      share = source_->make_share(by_lcore[lcore]);
+    } else {
+      share = destination_->make_share();
+    }
+    shares_.push_back(
+        std::make_unique<FlowShare>(config_, initiator, std::move(share), by_lcore[lcore], lcore, peer_mac_, now));
   }
 }
 
 void MigrationFlow::start(Instant now) {
-  std::vector<transport::Lane*> lanes;
-  for (const auto& lane : lanes_) {
-    lanes.push_back(lane.get());
+  std::vector<transport::Lane*> lanes(std::size_t{config_.bulk_lanes} + 1);
+  const auto put = [&lanes](const FlowLanes& some) {
+    for (std::size_t i = 0; i < some.count(); ++i) {
+      lanes[some.number(i)] = &some.lane(i);
+    }
+  };
+  put(lanes_);
+  for (const auto& share : shares_) {
+    put(share->lanes());
   }
   if (source_) {
     source_->start(now, lanes);
@@ -106,8 +104,10 @@ void MigrationFlow::cancel(Instant now, const std::string& reason) {
 }
 
 transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-  return lane < lanes_.size() ? lanes_[lane]->on_packet(now, datagram) : transport::Received::kWrongLane;
+  return lanes_.on_packet(now, lane, datagram);
 }
+
+bool MigrationFlow::pump() { return !shares_.empty() && (source_ ? source_->pump() : destination_->pump()); }
 
 void MigrationFlow::flush(Instant now) {
   if (source_) {
@@ -119,11 +119,7 @@ void MigrationFlow::flush(Instant now) {
 }
 
 void MigrationFlow::tick(Instant now) {
-  for (const auto& lane : lanes_) {
-    if (lane->deadline() <= now) {
-      lane->tick(now);
-    }
-  }
+  lanes_.tick(now);
   if (source_) {
     source_->tick(now);
     pump_device_state(now);
@@ -133,51 +129,21 @@ void MigrationFlow::tick(Instant now) {
 }
 
 Instant MigrationFlow::deadline() const {
-  Instant first = source_ ? source_->deadline() : destination_->deadline();
-  for (const auto& lane : lanes_) {
-    first = std::min(first, lane->deadline());
-  }
-  return first;
+  return std::min(source_ ? source_->deadline() : destination_->deadline(), lanes_.deadline());
 }
 
-std::size_t MigrationFlow::transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours,
-                                    const wire::MacAddress& mac, std::size_t budget) {
-  const auto to = neighbours.resolve(now, config_.peer.address);
-  if (to) {
-    unresolved_since_ = kNever;
-  } else {
-    unresolved_since_ = std::min(unresolved_since_, now);
-    if (now - unresolved_since_ < kUnresolvedGrace) {
-      return 0;
-    }
+void MigrationFlow::resolve(Instant now, port::Neighbours& neighbours) {
+  to_ = neighbours.resolve(now, config_.peer.address);
+  unresolved_since_ = to_ ? kNever : std::min(unresolved_since_, now);
+  peer_mac_.set(to_);
+}
+
+std::size_t MigrationFlow::transmit(Instant now, std::size_t index, port::Queue& queue, const wire::MacAddress& mac,
+                                    std::size_t budget) {
+  if (!to_ && now - unresolved_since_ < kUnresolvedGrace) {
+    return 0;
   }
-  const wire::DatagramPath path{.source_mac = mac,
-                                .destination_mac = to.value_or(wire::MacAddress{}),
-                                .source = {config_.local, source_ports_[lane]},
-                                .destination = config_.peer,
-                                .dscp = lane == 0 ? kDscpPriority : kDscpBulk};
-  const std::size_t header = wire::datagram_header_bytes(config_.local.family);
-  std::size_t sent = 0;
-  while (sent < budget) {
-    const std::span<std::byte> frame = queue.next_frame();
-    if (frame.empty()) {
-      break;
-    }
-    GW_ASSERT(frame.size() >= header + datagram_bytes_max_);
-    const std::size_t bytes = lanes_[lane]->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
-    if (bytes == 0) {
-      break;
-    }
-    if (!to) {
-      ++sent;  // built and lost: the lane's own timers find out that nobody is there
-      continue;
-    }
-    // The payload has its own seal; IPv6 insists on a checksum all the same.
-    wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-    queue.commit(header + bytes);
-    ++sent;
-  }
-  return sent;
+  return lanes_.transmit(now, index, queue, mac, to_, budget);
 }
 
 transfer::Stats MigrationFlow::stats(Instant now) const {

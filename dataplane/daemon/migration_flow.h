@@ -1,7 +1,8 @@
 #pragma once
-// The lcore's half of one migration: the lanes to the peer and the Source or Destination behind them. Owned and called
-// by one DataPath on its lcore; made by the control thread and handed over. Jobs run on the guest's worker and come
-// back through the DataPath's inbox. Failure: whatever goes wrong reaches the owner as MigrationEvents::on_failed; the
+// The home lcore's part of one migration: the priority lane, its part of the bulk lanes, and the Source or Destination
+// behind them. It owns the shares of the other lcores too, which call them from when they are attached until they are
+// detached. Owned and called by the home lcore's DataPath. Jobs run on the guest's worker and come back through that
+// DataPath's inbox. Failure: whatever goes wrong reaches the owner as MigrationEvents::on_failed; the
 // flow then only acknowledges, until it is taken away.
 
 #include <array>
@@ -9,11 +10,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/time.h"
+#include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/daemon/worker.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/port.h"
@@ -23,20 +26,6 @@
 #include "dataplane/wire/address.h"
 
 namespace godwit::daemon {
-
-struct FlowConfig {
-  std::uint32_t local_flow_id = 0;
-  std::uint32_t peer_flow_id = 0;
-  wire::IpAddress local;
-  wire::UdpEndpoint peer;
-  std::uint32_t mtu_bytes = 1500;  // the smaller of both ends'
-  std::uint16_t bulk_lanes = 1;    // the smaller of both ends'
-  transport::Secret secret{};
-  std::uint32_t credit_packets = 256;
-  Duration peer_timeout = milliseconds(3000);
-  Duration base_rtt = microseconds(500);
-  Duration rtt_granularity = milliseconds(2);
-};
 
 class MigrationFlow {
  public:
@@ -60,8 +49,9 @@ class MigrationFlow {
 
   [[nodiscard]] std::uint32_t flow_id() const { return config_.local_flow_id; }
   [[nodiscard]] const wire::UdpEndpoint& peer() const { return config_.peer; }
-  [[nodiscard]] std::size_t lane_count() const { return lanes_.size(); }
-  [[nodiscard]] const transport::Lane& lane(std::size_t index) const { return *lanes_[index]; }
+  /// Lanes of this lcore; the first is the priority lane.
+  [[nodiscard]] std::size_t lane_count() const { return lanes_.count(); }
+  [[nodiscard]] const std::vector<std::unique_ptr<FlowShare>>& shares() const { return shares_; }
   [[nodiscard]] transfer::Source* source() { return source_.get(); }
   [[nodiscard]] transfer::Destination* destination() { return destination_.get(); }
 
@@ -73,13 +63,17 @@ class MigrationFlow {
   /// Tells everyone who waits that nothing will be taken any more.
   void refuse_device_state();
   transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram);
+  /// Looks what the shares have to tell and gives them work; true: there was something.
+  bool pump();
   /// After each receive burst that had something for this flow.
   void flush(Instant now);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
-  /// Fills the queue with what this lane may send now, at most `budget` frames; how many.
-  std::size_t transmit(Instant now, std::size_t lane, port::Queue& queue, port::Neighbours& neighbours,
-                       const wire::MacAddress& mac, std::size_t budget);
+  /// Once before transmit(): where the peer is.
+  void resolve(Instant now, port::Neighbours& neighbours);
+  /// Fills the queue with what the index-th lane may send now, at most `budget` frames; how many.
+  std::size_t transmit(Instant now, std::size_t index, port::Queue& queue, const wire::MacAddress& mac,
+                       std::size_t budget);
   [[nodiscard]] transfer::Stats stats(Instant now) const;
   [[nodiscard]] std::uint32_t epoch_next() const;
 
@@ -89,16 +83,17 @@ class MigrationFlow {
     bool end = false;
     std::function<void(bool)> done;
   };
-  void make_lanes(transport::LaneUser& user, bool initiator, Instant now);
+  void make_lanes(Instant now);
   void pump_device_state(Instant now);
 
   const FlowConfig config_;
   WorkerExecutor executor_;
   std::unique_ptr<transfer::Source> source_;
   std::unique_ptr<transfer::Destination> destination_;
-  std::vector<std::unique_ptr<transport::Lane>> lanes_;
-  std::vector<std::uint16_t> source_ports_;  // one a lane
-  std::uint32_t datagram_bytes_max_ = 0;
+  PeerMac peer_mac_;
+  FlowLanes lanes_;
+  std::vector<std::unique_ptr<FlowShare>> shares_;
+  std::optional<wire::MacAddress> to_;
   Instant unresolved_since_ = kNever;
   std::deque<Offer> offers_;  // wait for room
 };

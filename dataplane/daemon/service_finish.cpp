@@ -1,8 +1,8 @@
 // FinishMigration: takes the flow off its lcore, lets its jobs end, settles what of the guest's memory is whose,
 // answers. Each step runs where its state lives; the next is started from the one before:
 //   control  finish       checks, session becomes kFinishing
-//   lcore    take_flow    last word to the peer, flow leaves the loop; then a job behind all others comes back to the
-//   lcore, so that
+//   lcore    take_flow    last word to the peer, flow leaves the loops of all lcores; then a job behind all others
+//   comes back to the lcore, so that
 //                         nothing of the flow is called any more
 //   job      run_finish_job   last scan, image or tracking file
 //   control  finished     guest kept or forgotten, reply; the flow is destroyed on its lcore
@@ -110,9 +110,11 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
     ending->stats = flow->stats(now);
     ending->epoch_next = flow->epoch_next();
   }
-  ending->flow = data_path_.remove(ending->flow_id, now);
-  ending->worker->submit([] {}, data_path_.inbox(),
-                         [this, ending] { control_.post([this, ending] { run_finish_job(ending); }); });
+  data_path_.release(ending->flow_id, [this, ending](std::unique_ptr<MigrationFlow> flow) {
+    ending->flow = std::move(flow);
+    ending->worker->submit([] {}, data_path_.inbox(),
+                           [this, ending] { control_.post([this, ending] { run_finish_job(ending); }); });
+  });
 }
 
 void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {

@@ -209,6 +209,7 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   config.peer = start.peer.endpoint;
   config.mtu_bytes = std::min(options_.mtu_bytes, start.peer.mtu_bytes);
   config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
+  config.lcores = static_cast<std::uint16_t>(data_path_.lcore_count());
   config.secret = start.secret;
   config.credit_packets = options_.credit_packets;
   config.peer_timeout = options_.peer_timeout;

@@ -1,7 +1,9 @@
 #pragma once
-// What dpdk-telemetry.py shows of this daemon: /godwit/drops and /godwit/loop. Register once, before the lcores start;
-// what it points to outlives EAL. Read on DPDK's telemetry thread, without locks: counters of one writer each, possibly
-// a moment old.
+// What dpdk-telemetry.py shows of this daemon: /godwit/drops and /godwit/loop of all lcores together,
+// /godwit/lcoreN/loop of each. Register once, before the lcores start; what it points to outlives EAL. Read on DPDK's
+// telemetry thread, without locks: counters of one writer each, possibly a moment old.
+
+#include <vector>
 
 #include "dataplane/daemon/data_path.h"
 #include "dataplane/port/poll_loop.h"
@@ -9,6 +11,10 @@
 
 namespace godwit::daemon {
 
-void register_telemetry(const DataPath& data_path, const port::PollLoop& loop, port::Port& port);
+struct LcoreFigures {
+  const DataPath* data_path = nullptr;
+  const port::PollLoop* loop = nullptr;
+};
+void register_telemetry(const std::vector<LcoreFigures>& lcores, port::Port& port);
 
 }  // namespace godwit::daemon

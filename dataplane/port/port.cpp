@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 
@@ -46,9 +47,16 @@ class QueueImpl final : public Queue {
         ++counters_.drops_segmented;
         continue;
       }
+      buffer_of_[frames] = i;
       frames_[frames++] = {rte_pktmbuf_mtod(mbuf, std::byte*), rte_pktmbuf_data_len(mbuf)};
     }
     return {frames_.data(), frames};
+  }
+
+  ReceivedFrame keep(std::size_t index) override {
+    rte_mbuf*& buffer = in_[buffer_of_[index]];
+    GW_ASSERT(buffer != nullptr);
+    return {std::unique_ptr<rte_mbuf, ReceivedFrame::Free>(std::exchange(buffer, nullptr)), frames_[index]};
   }
 
   std::span<std::byte> next_frame() override {
@@ -113,6 +121,7 @@ class QueueImpl final : public Queue {
   std::array<rte_mbuf*, kBurst> in_{};
   std::array<rte_mbuf*, kBurst> out_{};
   std::array<std::span<std::byte>, kBurst> frames_{};
+  std::array<std::uint16_t, kBurst> buffer_of_{};  // each frame's place in in_
   QueueCounters counters_;
 };
 
@@ -210,7 +219,9 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
                                 + transmit_entries                        // in its transmit ring, until sent
                                 + static_cast<std::uint32_t>(kBurst)      // received, being handled
                                 + static_cast<std::uint32_t>(kBurst) + 1  // committed, and the one being built
-                                + 2 * kCacheEntries;             // in the lcore's cache, out of sight of others
+                                + 2 * kCacheEntries         // in the lcore's cache, out of sight of others
+                                + (options_.queues - 1U) *  // handed over, and in the caches of those lcores
+                                      (static_cast<std::uint32_t>(kHandOverMax) + 2 * kCacheEntries);
   const std::uint32_t entries = std::bit_ceil(buffers + 1) - 1;  // 2^k - 1 wastes least
   // af_packet refuses a buffer smaller than its ring's frame, which is rounded up to 1 KiB.
   const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 96 + 1023) / 1024 * 1024;
@@ -255,6 +266,8 @@ std::expected<void, PortError> PortImpl::start() {
 }
 
 }  // namespace
+
+void ReceivedFrame::Free::operator()(rte_mbuf* buffer) const { rte_pktmbuf_free(buffer); }
 
 std::expected<std::unique_ptr<Port>, PortError> Port::open(const PortOptions& options) {
   if (auto arguments = device_arguments(options); !arguments) {

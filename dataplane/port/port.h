@@ -15,9 +15,13 @@
 
 #include "dataplane/port/environment.h"
 
+struct rte_mbuf;
+
 namespace godwit::port {
 
 inline constexpr std::size_t kBurst = 32;
+/// Frames that one lcore may have handed over to another and not been given back yet.
+inline constexpr std::size_t kHandOverMax = 256;
 inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
 inline constexpr std::uint32_t kMtuMin = 1280;
 inline constexpr std::uint32_t kMtuMax = 9216;
@@ -44,11 +48,22 @@ struct QueueCounters {  // written by the queue's lcore, read by any thread
   std::uint64_t drops_segmented = 0, drops_no_buffer = 0, transmit_stalls = 0;
 };
 
+/// A received frame that outlives the next receive(), on any lcore.
+struct ReceivedFrame {
+  struct Free {
+    void operator()(rte_mbuf* buffer) const;
+  };
+  std::unique_ptr<rte_mbuf, Free> buffer;
+  std::span<std::byte> bytes;
+};
+
 class Queue {
  public:
   virtual ~Queue() = default;
   /// Up to kBurst frames, valid until the next call.
   virtual std::span<const std::span<std::byte>> receive() = 0;
+  /// Takes the index-th frame of the last receive() away from it, once.
+  virtual ReceivedFrame keep(std::size_t index) = 0;
   /// Room for the next frame to send, frame_bytes_max long; empty: no more for now, flush first. Asking again gives the
   /// same room.
   virtual std::span<std::byte> next_frame() = 0;

@@ -39,7 +39,8 @@ Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, E
       has_retained_(guest.retained.has_value()),
       table_(guest.retained ? std::move(*guest.retained)
                             : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
-      placed_(page_count_) {
+      placer_(memory_, table_, gate_),
+      placed_first_(page_count_) {
   totals_.pages_total = page_count_;
 }
 
@@ -60,6 +61,7 @@ void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lan
 
 void Destination::Impl::cancel(Instant now, const std::string& reason) {
   now_ = std::max(now_, now);
+  pump();  // what is placed already may be kept
   fail(Failure::kCancelled, reason);
   if (!lanes_.empty()) {
     outbox_.pump(*lanes_[0]);
@@ -71,6 +73,7 @@ void Destination::Impl::fail(Failure failure, std::string text) {
   if (phase_ == Phase::kFailed) {
     return;
   }
+  gate_.close();
   if (doubtful_) {
     table_.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that the source's table has too
   }
@@ -294,13 +297,14 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
   }
   place();
+  pump();
   if (phase_ == Phase::kFailed) {
     return;
   }
-  if (placed_pages_ != message.pages_before || assembly_.size() != 0) {
+  if (placed_pages_ != message.pages_before || partial_pages() != 0) {
     return protocol_error("says that round " + std::to_string(round_) + " had " + std::to_string(message.pages_before) +
                           " pages; placed were " + std::to_string(placed_pages_) + ", and " +
-                          std::to_string(assembly_.size()) + " in part");
+                          std::to_string(partial_pages()) + " in part");
   }
   if (round_ == 1 && !first_round_complete_ && !completing_) {
     complete_first_round();
@@ -317,6 +321,7 @@ void Destination::Impl::acknowledge_if_due() {
     return;
   }
   acknowledged_ = true;
+  gate_.open(round_);
   outbox_.push(wire::RoundAck{.round = round_});
 }
 
@@ -373,7 +378,7 @@ void Destination::Impl::verify_if_due() {
   if (placed_pages_ > all_placed_->pages) {
     return protocol_error("counted fewer pages in its last round than it sent");
   }
-  if (placed_pages_ < all_placed_->pages || assembly_.size() != 0) {
+  if (placed_pages_ < all_placed_->pages || partial_pages() != 0) {
     return;
   }
   if (!first_round_complete_) {
@@ -423,6 +428,7 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
   doubtful_ = !equal;
   if (equal) {
     phase_ = Phase::kReady;
+    gate_.close();
     finished_at_ = now_;
     outbox_.push(wire::Verified{});
     return;
@@ -459,6 +465,8 @@ Destination::Destination(const MigrationConfig& config, DestinationGuest guest, 
                          MigrationEvents& events)
     : impl_(std::make_shared<Impl>(config, std::move(guest), executor, events)) {}
 Destination::~Destination() = default;
+std::unique_ptr<DestinationShare> Destination::make_share() { return impl_->make_share(); }
+bool Destination::pump() { return impl_->pump(); }
 void Destination::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
 void Destination::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }
 void Destination::tick(Instant now) { impl_->tick(now); }

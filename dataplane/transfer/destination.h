@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "dataplane/transfer/migration.h"
+#include "dataplane/transfer/share.h"
 
 namespace godwit::transfer {
 
@@ -25,6 +26,10 @@ class Destination final : public transport::LaneUser {
   Destination(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events);
   ~Destination() override;
 
+  /// For the lanes of one more lcore; before start().
+  [[nodiscard]] std::unique_ptr<DestinationShare> make_share();
+  /// Fetches what the shares have placed: often, and before flush() matters to nobody else. True: there was something.
+  bool pump();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void cancel(Instant now, const std::string& reason);
   void tick(Instant now);

@@ -1,7 +1,7 @@
 #pragma once
 // Inside of Destination: its state and steps. Private to destination*.cpp.
 //
-// Two threads, apart in time by the protocol: the lcore places pages and sets their generations; jobs decode the
+// Threads, apart in time by the protocol: the lcores place pages, the home lcore sets generations; jobs decode the
 // source's table before round 1 is acknowledged and complete the table between rounds 1 and 2. Hashes belong to jobs
 // alone, which run one after the other.
 
@@ -13,20 +13,18 @@
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/destination.h"
 #include "dataplane/transfer/outbox.h"
-#include "dataplane/transfer/page_assembly.h"
+#include "dataplane/transfer/page_placer.h"
+#include "dataplane/transfer/share.h"
 
 namespace godwit::transfer {
-
-struct PageRun {
-  pages::PageNumber first = 0;
-  std::uint64_t count = 0;
-};
 
 class Destination::Impl : public std::enable_shared_from_this<Destination::Impl> {
  public:
   Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events);
 
+  std::unique_ptr<DestinationShare> make_share();
   void start(Instant now, std::span<transport::Lane* const> lanes);
+  bool pump();
   void cancel(Instant now, const std::string& reason);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
@@ -66,9 +64,11 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   void hash_if_due();
 
   // ---- destination_pages.cpp ----
-  [[nodiscard]] bool takes(std::uint32_t round, pages::PageNumber first, std::uint64_t count);
-  void claim(pages::PageNumber first, std::uint64_t count);
   void place();
+  /// Takes note of what this lcore has placed.
+  void fetch_own();
+  void on_placed(const PlacedRun& run);
+  [[nodiscard]] std::uint64_t partial_pages() const;
   void set_generation(pages::PageNumber first, std::uint64_t count);
   void hash_later(pages::PageNumber first, std::uint64_t count);
   void start_round(std::uint32_t round);
@@ -108,12 +108,11 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   // the round
   std::uint32_t round_ = 0;
   bool acknowledged_ = false;
-  pages::Bitmap placed_;  // of this round, also those only claimed by a burst that is not flushed yet
-  std::vector<PageRun> placed_runs_;
-  std::uint64_t placed_pages_ = 0;  // wholly in RAM
-  PageAssembly assembly_;
-  std::vector<Arrival> arrivals_;
-  std::vector<pages::PageNumber> completed_;  // by arrivals_
+  RoundGate gate_;
+  PagePlacer placer_;  // of this lcore's lanes
+  std::vector<DestinationShare*> shares_;
+  pages::Bitmap placed_first_;      // in round 1
+  std::uint64_t placed_pages_ = 0;  // of this round, wholly in RAM
   bool first_round_complete_ = false, completing_ = false;
 
   // verification

@@ -1,4 +1,4 @@
-// How a destination places pages: once a round, wholly or by fragments, and with which generation.
+// What a destination does with placed pages: which generation they get, what is left to hash.
 
 #include <algorithm>
 
@@ -9,86 +9,77 @@ namespace {
 constexpr std::uint64_t kHashRestPagesMax = 16384;  // of one job: some 8 ms
 }
 
-bool Destination::Impl::takes(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  if (phase_ != Phase::kRounds || round < round_) {
-    return false;  // a late copy of what another packet has brought, or nothing is wanted any more
-  }
-  if (round > round_ || !acknowledged_) {
-    protocol_error("sent a page of round " + std::to_string(round) + ", which is not begun");
-    return false;
-  }
-  if (first >= page_count_ || count > page_count_ - first) {
-    protocol_error("sent page " + std::to_string(first) + " + " + std::to_string(count) + " of " +
-                   std::to_string(page_count_));
-    return false;
-  }
-  return true;
-}
-
-void Destination::Impl::claim(pages::PageNumber first, std::uint64_t count) {
-  placed_.set_range(first, count);
-  if (!placed_runs_.empty() && placed_runs_.back().first + placed_runs_.back().count == first) {
-    placed_runs_.back().count += count;
-  } else {
-    placed_runs_.push_back({first, count});
-  }
+std::unique_ptr<DestinationShare> Destination::Impl::make_share() {
+  GW_ASSERT(phase_ == Phase::kIdle);
+  auto share = std::make_unique<DestinationShare>(memory_, table_, gate_);
+  shares_.push_back(share.get());
+  return share;
 }
 
 void Destination::Impl::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                                 std::span<const std::byte> bytes) {
-  if (!takes(round, page, 1) || placed_.test(page)) {
-    return;
-  }
-  if (bytes.empty() || offset >= pages::kPageSize || bytes.size() > pages::kPageSize - offset) {
-    return protocol_error("sent bytes outside a page");
-  }
-  const bool whole = bytes.size() == pages::kPageSize;
-  PageAssembly::Result result = PageAssembly::Result::kComplete;
-  if (whole) {
-    assembly_.forget(page);
-  } else {
-    result = assembly_.add(page, offset, static_cast<std::uint32_t>(bytes.size()));
-  }
-  if (result == PageAssembly::Result::kNothingNew) {
-    return;
-  }
-  if (result == PageAssembly::Result::kRefused) {
-    return protocol_error("left too many pages in fragments");
-  }
-  table_.set(page, pages::kUnknownGeneration);
-  arrivals_.push_back({page, offset, bytes});
-  if (result == PageAssembly::Result::kComplete) {
-    claim(page, 1);
-    completed_.push_back(page);
-  }
-  wake_ = wake_ || all_placed_.has_value();
+  placer_.on_page(round, page, offset, bytes);
+  fetch_own();
 }
 
 void Destination::Impl::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  if (count == 0 || !takes(round, first, count)) {
-    return;
+  placer_.on_zero_run(round, first, count);
+  fetch_own();
+}
+
+void Destination::Impl::place() {
+  placer_.place();
+  fetch_own();
+}
+
+void Destination::Impl::fetch_own() {
+  for (const PlacedRun& run : placer_.placed()) {
+    on_placed(run);
   }
-  const pages::PageNumber end = first + count;
-  for (pages::PageNumber at = first; assembly_.size() != 0 && at < end; ++at) {
-    if (assembly_.partial(at)) {
-      return protocol_error("sent page " + std::to_string(at) + " in part and as zero in one round");
+  placer_.placed().clear();
+  if (placer_.error()) {
+    fail(placer_.error()->failure, placer_.error()->text);
+  }
+}
+
+bool Destination::Impl::pump() {
+  bool found = false;
+  PlacedRun run;
+  for (DestinationShare* share : shares_) {
+    while (share->fetch(run)) {
+      found = true;
+      on_placed(run);
+    }
+    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed) {
+      found = true;
+      fail(error->failure, error->text);
     }
   }
-  for (pages::PageNumber at = placed_.next_clear(first); at < end;) {
-    const pages::PageNumber stop = std::min(placed_.next_set(at), end);
-    for (pages::PageNumber page = at; page < stop; ++page) {
-      table_.set(page, pages::kUnknownGeneration);
-    }
-    if (const auto zeroed = memory_.zero_pages(at, stop - at); !zeroed) {
-      return fail(Failure::kGuestMemory, zeroed.error().text);
-    }
-    claim(at, stop - at);
-    placed_pages_ += stop - at;
-    totals_.pages_zero += stop - at;
-    set_generation(at, stop - at);
-    hash_later(at, stop - at);
-    at = placed_.next_clear(stop);
+  return found;
+}
+
+std::uint64_t Destination::Impl::partial_pages() const {
+  std::uint64_t sum = placer_.partial_pages();
+  for (const DestinationShare* share : shares_) {
+    sum += share->partial_pages();
   }
+  return sum;
+}
+
+void Destination::Impl::on_placed(const PlacedRun& run) {
+  if (phase_ != Phase::kRounds) {
+    return;  // the pages stay unknown
+  }
+  if (run.round != round_) {
+    return protocol_error("sent pages of round " + std::to_string(run.round) + " after its end");
+  }
+  if (round_ == 1) {
+    placed_first_.set_range(run.first, run.count);
+  }
+  placed_pages_ += run.count;
+  (run.zero ? totals_.pages_zero : totals_.pages_sent) += run.count;
+  set_generation(run.first, run.count);
+  hash_later(run.first, run.count);
   wake_ = wake_ || all_placed_.has_value();
 }
 
@@ -110,35 +101,11 @@ void Destination::Impl::hash_later(pages::PageNumber first, std::uint64_t count)
   }
 }
 
-void Destination::Impl::place() {
-  if (arrivals_.empty()) {
-    return;
-  }
-  if (phase_ == Phase::kRounds) {
-    if (const auto placed = memory_.place_pages(arrivals_); !placed) {
-      fail(Failure::kGuestMemory, placed.error().text);
-    } else {
-      for (const pages::PageNumber page : completed_) {
-        set_generation(page, 1);
-        hash_later(page, 1);
-      }
-      placed_pages_ += completed_.size();
-      totals_.pages_sent += completed_.size();
-    }
-  }
-  arrivals_.clear();
-  completed_.clear();
-}
-
 void Destination::Impl::start_round(std::uint32_t round) {
-  // Clearing what was set costs less than clearing a bitmap of the whole guest, and late rounds are small.
-  for (const PageRun& run : placed_runs_) {
-    placed_.clear_range(run.first, run.count);
-  }
-  placed_runs_.clear();
   placed_pages_ = 0;
   round_ = round;
   acknowledged_ = false;
+  gate_.begin(round);
 }
 
 // Round 1 is over: what it did not carry is as at the source. With a retained image these are the reusable pages, of
@@ -147,7 +114,7 @@ void Destination::Impl::complete_first_round() {
   if (verify_ == Verify::kFull) {
     rest_ = pages::Bitmap(page_count_);
     rest_.set_all();
-    rest_.and_not(placed_);
+    rest_.and_not(placed_first_);
     rest_left_ = rest_.count();
   }
   if (has_retained_) {
@@ -157,7 +124,7 @@ void Destination::Impl::complete_first_round() {
   }
   pages::Bitmap rest(page_count_);
   rest.set_all();
-  rest.and_not(placed_);
+  rest.and_not(placed_first_);
   completing_ = true;
   executor_.submit(
       [self = shared_from_this(), rest = std::move(rest)] {

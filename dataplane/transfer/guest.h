@@ -1,10 +1,11 @@
 #pragma once
 // What transfer knows of a guest's memory. The daemon implements it over memory/, the simulation over a model.
 //
-// Threads: read_page, place_pages and zero_pages are called on the lcore that owns the lane ("hot"); read_page from a
-// job too, possibly at the same moment as hot calls (hashing what was placed). The other calls may take milliseconds to
-// seconds and are made from a job (see executor.h), never on an lcore. At most one job of a guest runs at a time.
-// Errors are sticky: after one, the migration fails and the guest is told to nobody.
+// Threads: read_page, place_pages and zero_pages are called on the lcore that owns the lane ("hot"), on several lcores
+// at once if the migration has several, then never for the same page but to read it; read_page from a job too, possibly
+// at the same moment as hot calls (hashing what was placed). The other calls may take milliseconds to seconds and are
+// made from a job (see executor.h), never on an lcore. At most one job of a guest runs at a time. Errors are sticky:
+// after one, the migration fails and the guest is told to nobody.
 
 #include <cstddef>
 #include <cstdint>

@@ -358,6 +358,10 @@ Source::Source(const MigrationConfig& config, const Policy& policy, SourceGuest 
                MigrationEvents& events)
     : impl_(std::make_shared<Impl>(config, policy, guest, executor, events)) {}
 Source::~Source() = default;
+std::unique_ptr<SourceShare> Source::make_share(const std::vector<std::uint16_t>& lanes) {
+  return impl_->make_share(lanes);
+}
+bool Source::pump() { return impl_->pump(); }
 void Source::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
 void Source::guest_stopped(Instant now) { impl_->guest_stopped(now); }
 bool Source::device_state(std::span<const std::byte> data) { return impl_->device_state(data); }

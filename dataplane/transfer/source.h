@@ -16,6 +16,7 @@
 #include <memory>
 
 #include "dataplane/transfer/migration.h"
+#include "dataplane/transfer/share.h"
 
 namespace godwit::transfer {
 
@@ -32,6 +33,10 @@ class Source final : public transport::LaneUser {
          MigrationEvents& events);
   ~Source() override;
 
+  /// For these lanes of one more lcore; before start().
+  [[nodiscard]] std::unique_ptr<SourceShare> make_share(const std::vector<std::uint16_t>& lanes);
+  /// Fetches what the shares tell, and gives them work: often. True: there was something.
+  bool pump();
   /// lanes[0] is the priority lane, the others bulk. Owned by the caller, which outlives this object's use of them.
   void start(Instant now, std::span<transport::Lane* const> lanes);
   /// QEMU's STOP event is in: the guest writes no more; collect and send what is left.

@@ -25,6 +25,8 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
        MigrationEvents& events);
 
+  std::unique_ptr<SourceShare> make_share(const std::vector<std::uint16_t>& lanes);
+  bool pump();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void guest_stopped(Instant now);
   bool device_state(std::span<const std::byte> data);
@@ -85,6 +87,8 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   void hash_if_due();
   void hashed(HashJob& job);
   void announce_if_due();
+  void note_read(pages::PageNumber page, pages::PageHash hash);
+  bool feed(SourceShare& share);
   [[nodiscard]] bool handed_out() const;
   [[nodiscard]] bool rest_hashed() const;
   [[nodiscard]] bool reused_hashed() const;
@@ -101,6 +105,7 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   Executor& executor_;
   MigrationEvents& events_;
   std::vector<transport::Lane*> lanes_;
+  std::vector<SourceShare*> shares_;
   const std::uint64_t page_count_;
 
   Phase phase_ = Phase::kIdle;

@@ -12,6 +12,7 @@ constexpr Duration kScanIntervalMin =
     milliseconds(20);                               // once the rest fits: fresh enough, and an idle link stays idle
 constexpr std::int64_t kScanShareInverse = 4;       // scanning takes at most a quarter of the time then
 constexpr std::uint64_t kUnhashedPagesMax = 16384;  // full verification: what may be left for the downtime
+constexpr std::uint64_t kFeedWorksMin = 8;          // of a lane on another lcore
 static_assert(kEpochsMin > kEpochsForSwitchover);
 }  // namespace
 
@@ -344,12 +345,19 @@ void Source::Impl::read_page(pages::PageNumber page, std::uint32_t offset, std::
   std::array<std::byte, pages::kPageSize> whole;
   if (out.size() == pages::kPageSize) {
     memory_.read_page(page, 0, out);
-    hashes_.set(page, pages::hash_page(out.first<pages::kPageSize>()));
+    note_read(page, pages::hash_page(out.first<pages::kPageSize>()));
   } else {
     memory_.read_page(page, 0, whole);
-    hashes_.set(page, pages::hash_page(whole));
+    note_read(page, pages::hash_page(whole));
     std::copy_n(whole.begin(), out.size(), out.begin());
   }
+}
+
+void Source::Impl::note_read(pages::PageNumber page, pages::PageHash hash) {
+  if (!unread_.test(page)) {
+    return;
+  }
+  hashes_.set(page, hash);
   unread_.clear(page);
   if (--unread_count_ == 0 && pages_.left() == 0) {
     wake_ = true;
@@ -364,6 +372,52 @@ void Source::Impl::on_acknowledged(const transport::Work& work) {
   if (--outstanding_ == 0) {
     wake_ = true;
   }
+}
+
+// ---- shares ----
+
+std::unique_ptr<SourceShare> Source::Impl::make_share(const std::vector<std::uint16_t>& lanes) {
+  GW_ASSERT(phase_ == Phase::kIdle);
+  auto share = std::make_unique<SourceShare>(memory_, lanes, hashes());
+  shares_.push_back(share.get());
+  return share;
+}
+
+bool Source::Impl::pump() {
+  bool found = false;
+  SourceShare::Report report;
+  for (SourceShare* share : shares_) {
+    while (share->fetch(report)) {
+      found = true;
+      if (report.acknowledged) {
+        on_acknowledged(report.work);
+      } else if (phase_ == Phase::kMoving) {
+        note_read(report.work.page, report.hash);
+      }
+    }
+    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed) {
+      found = true;
+      fail(error->failure, error->text);
+    }
+    found |= feed(*share);
+  }
+  return found;
+}
+
+bool Source::Impl::feed(SourceShare& share) {
+  // Near the end of a round each lane gets its part, so that none waits for another.
+  const std::uint64_t part = pages_.left() / lanes_.size();
+  const std::uint64_t works_max = std::clamp<std::uint64_t>(part, kFeedWorksMin, SourceShare::kWorksMax);
+  bool given = false;
+  for (const auto& feed : share.feeds()) {
+    transport::Work work;
+    while (feed->works.size() < works_max && next_work(feed->lane, work)) {
+      const bool pushed = feed->works.push(std::move(work));
+      GW_ASSERT(pushed);
+      given = true;
+    }
+  }
+  return given;
 }
 
 // ---- the end ----

@@ -47,6 +47,12 @@ Instant Lane::Impl::deadline() const {
       {acks_.deadline(), recovery_.loss_deadline(), recovery_.early_probe_deadline(), recovery_.probe_deadline()});
 }
 
+void Lane::Impl::publish() {
+  smoothed_rtt_ns_.set(recovery_.rtt().smoothed().ns);
+  const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && !quiet();
+  silent_since_ns_.set(suspected ? std::max(last_heard_, waiting_since_).ns : kNever.ns);
+}
+
 void Lane::Impl::tick(Instant now) {
   if (recovery_.loss_deadline() <= now) {
     detect_lost(now);
@@ -68,6 +74,7 @@ void Lane::Impl::tick(Instant now) {
       on_content_lost(*content);
     }
   }
+  publish();
 }
 
 bool Lane::Impl::send_message(std::span<const std::byte> message) {
@@ -80,8 +87,8 @@ std::size_t Lane::Impl::message_room() const { return carries_messages() ? sende
 bool Lane::Impl::quiet() const { return carries_messages() ? sender_->all_acknowledged() : works_->empty(); }
 
 bool Lane::Impl::peer_dead(Instant now) const {
-  return !quiet() && recovery_.probe_count() >= kProbesBeforeDead &&
-         now - std::max(last_heard_, waiting_since_) >= config_.peer_timeout;
+  const Instant since{silent_since_ns_};
+  return since != kNever && now - since >= config_.peer_timeout;
 }
 
 Lane::Lane(const LaneConfig& config, LaneUser& user, Instant now) : impl_(std::make_unique<Impl>(config, user, now)) {}

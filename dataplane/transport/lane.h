@@ -8,7 +8,8 @@
 // lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is lost goes
 // out again in a new packet, read anew.
 //
-// Thread: every call on the lane's own lcore. No allocation after construction, no system call, no clock.
+// Thread: every call on the lane's own lcore, but for what any thread may ask: peer_dead(), counters() without its
+// array, smoothed_rtt(). No allocation after construction, no system call, no clock.
 // Acknowledged means placed: the owner of the receive loop calls LaneUser::flush() after a burst and before
 // poll_transmit().
 
@@ -18,6 +19,7 @@
 #include <memory>
 #include <span>
 
+#include "base/single_writer.h"
 #include "base/time.h"
 #include "dataplane/pages/page.h"
 
@@ -85,9 +87,9 @@ enum class Received : std::uint8_t {
 };
 
 struct LaneCounters {
-  std::uint64_t packets_sent = 0, bytes_sent = 0, packets_received = 0, bytes_received = 0;  // UDP payload bytes
-  std::uint64_t pages_sent = 0, pages_retransmitted = 0, payload_bytes_sent = 0, packets_lost = 0, probe_timeouts = 0,
-                spurious_losses = 0;
+  using Counter = SingleWriter<std::uint64_t>;
+  Counter packets_sent, bytes_sent, packets_received, bytes_received;  // UDP payload bytes
+  Counter pages_sent, pages_retransmitted, payload_bytes_sent, packets_lost, probe_timeouts, spurious_losses;
   std::array<std::uint64_t, static_cast<std::size_t>(Received::kCount)> received{};
 };
 

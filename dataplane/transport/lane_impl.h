@@ -38,11 +38,13 @@ class Lane::Impl {
   [[nodiscard]] bool quiet() const;
   [[nodiscard]] bool peer_dead(Instant now) const;
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
-  [[nodiscard]] Duration smoothed_rtt() const { return recovery_.rtt().smoothed(); }
+  [[nodiscard]] Duration smoothed_rtt() const { return {smoothed_rtt_ns_}; }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
 
  private:
   [[nodiscard]] bool carries_messages() const { return sender_.has_value(); }
+  /// What other threads may ask for.
+  void publish();
 
   // ---- receiving ----
   Received receive(Instant now, std::span<std::byte> datagram);
@@ -95,6 +97,8 @@ class Lane::Impl {
   Instant waiting_since_;  // content has been in flight without a break
   wire::Body body_;        // scratch of on_packet
   LaneCounters counters_;
+  SingleWriter<std::int64_t> smoothed_rtt_ns_{kRttInitial.ns};
+  SingleWriter<std::int64_t> silent_since_ns_{kNever.ns};  // kNever: the peer is not suspected
 };
 
 }  // namespace godwit::transport

@@ -5,6 +5,9 @@ namespace godwit::transport {
 Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
   const Received result = receive(now, datagram);
   ++counters_.received[static_cast<std::size_t>(result)];
+  if (result == Received::kAccepted) {
+    publish();
+  }
   return result;
 }
 

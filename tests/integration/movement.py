@@ -71,6 +71,22 @@ def memif_a_b_a():
 
 
 @scenario
+def several_lcores():
+    """Two lcores and queues on each host: frames land on either, whoever owns their lane."""
+    with Lab(options={"lcores": 2}) as lab:
+        lab.start()
+        home_and_away(lab)
+        moved(lab, "guest", "host-b", verify="full")
+
+
+@scenario
+def several_lcores_memif_mtu_1500():
+    with Lab(mtu=1500, options={"lcores": 2, "device": "net_memif"}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario
 def other_devices_start():
     """Any DPDK port by its own devargs: these carry nothing anywhere, but the daemon must open them and be ready."""
     for device in ("net_null0,size=64", "net_ring0"):

@@ -38,11 +38,31 @@ class Recorder final : public transfer::MigrationEvents {
 template <class End>
 struct Side {
   std::unique_ptr<End> end;
+  std::vector<std::unique_ptr<transfer::Share>> shares;
   std::vector<std::unique_ptr<transport::Lane>> lanes;
   std::size_t link_base = 0;
   std::unique_ptr<ModelExecutor> executor;
 
+  /// Of the lcore that owns bulk lane `lane`; null: the home lcore.
+  [[nodiscard]] transfer::Share* share_of(std::size_t lane) const {
+    const std::size_t lcore = lane == 0 ? 0 : (lane - 1) % (shares.size() + 1);
+    return lcore == 0 ? nullptr : shares[lcore - 1].get();
+  }
+  void make_shares(const Script& script) {
+    for (std::uint32_t lcore = 1; lcore < script.lcores; ++lcore) {
+      if constexpr (std::is_same_v<End, transfer::Source>) {
+        std::vector<std::uint16_t> mine;
+        for (std::uint32_t lane = 1 + lcore; lane <= script.bulk_lanes; lane += script.lcores) {
+          mine.push_back(static_cast<std::uint16_t>(lane));
+        }
+        shares.push_back(end->make_share(mine));
+      } else {
+        shares.push_back(end->make_share());
+      }
+    }
+  }
   void make_lanes(const Script& script, bool initiator, Instant now) {
+    make_shares(script);
     for (std::uint32_t i = 0; i <= script.bulk_lanes; ++i) {
       transport::LaneConfig config;
       config.local_flow_id = initiator ? 0x1001 : 0x2002;
@@ -51,7 +71,9 @@ struct Side {
       config.initiator = initiator;
       config.secret.fill(std::byte{7});
       config.datagram_bytes_max = script.datagram_bytes_max;
-      lanes.push_back(std::make_unique<transport::Lane>(config, *end, now));
+      transfer::Share* const share = share_of(i);
+      lanes.push_back(std::make_unique<transport::Lane>(
+          config, share != nullptr ? static_cast<transport::LaneUser&>(*share) : *end, now));
     }
   }
   [[nodiscard]] std::vector<transport::Lane*> pointers() const {
@@ -73,6 +95,7 @@ struct Side {
   }
   void kill() {
     lanes.clear();
+    shares.clear();
     end.reset();
   }
 };
@@ -170,6 +193,9 @@ void Attempt::receive() {
     if (to_destination) {
       // Bytes of a packet are valid until flush: bursts of one.
       destination_.end->flush(now_);
+      for (const auto& share : destination_.shares) {
+        share->flush();
+      }
     }
   }
 }
@@ -181,7 +207,8 @@ bool Attempt::turn(S& side, bool) {
   if (!side.end) {
     return false;
   }
-  bool busy = false;
+  // Lcores run at their own pace: sometimes the home lcore looks later.
+  bool busy = !side.shares.empty() && (random_.below(4) == 0 || side.end->pump());
   if (side.end->deadline() <= now_) {
     side.end->tick(now_);
     busy = true;
@@ -191,6 +218,10 @@ bool Attempt::turn(S& side, bool) {
     transport::Lane& lane = *side.lanes[i];
     if (lane.deadline() <= now_) {
       lane.tick(now_);
+    }
+    transfer::Share* const share = side.share_of(i);
+    if (share != nullptr && !share->flush()) {
+      continue;
     }
     for (int burst = 0; burst < 32; ++burst) {
       const std::size_t length = lane.poll_transmit(now_, std::span(buffer).first(script_.datagram_bytes_max));

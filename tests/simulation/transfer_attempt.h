@@ -33,6 +33,7 @@ struct Script {
   transfer::Policy policy;
   Duration write_interval{};
   std::uint32_t bulk_lanes = 1;
+  std::uint32_t lcores = 1;  // the lanes have these in turn, the first is the home lcore
   std::uint32_t datagram_bytes_max = 1472;
   LinkConfig link;
 };

@@ -69,6 +69,7 @@ Script World::draw_script() {
   script.write_interval = microseconds(
       static_cast<std::int64_t>(random_.below(2) == 0 ? random_.between(5, 100) : random_.between(100, 5000)));
   script.bulk_lanes = static_cast<std::uint32_t>(random_.between(1, 3));
+  script.lcores = static_cast<std::uint32_t>(random_.between(1, script.bulk_lanes));
   constexpr std::array<std::uint32_t, 3> kDatagramBytes = {1472, 4240, 8972};
   script.datagram_bytes_max = kDatagramBytes[random_.below(3)];
   script.link.delay = microseconds(static_cast<std::int64_t>(random_.between(5, 400)));
@@ -124,10 +125,12 @@ std::string World::attempt(std::size_t to) {
     return result.violation;
   }
   // Commit needs both ends; the control plane may still say no when both are ready.
-  if (result.memory_ready && result.source_done && !(result.destination_table == source.table)) {
+  // A destination that is killed when it has said its last word has no table any more, and is no destination.
+  const bool both_done = result.memory_ready && result.source_done && !result.destination_killed;
+  if (both_done && !(result.destination_table == source.table)) {
     return "memory ready, but the two tables differ";
   }
-  if (result.memory_ready && result.source_done && random_.below(10) != 0) {
+  if (both_done && random_.below(10) != 0) {
     committed(to, result, destination);
   } else {
     aborted(to, result, script);

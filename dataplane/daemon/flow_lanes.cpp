@@ -1,0 +1,148 @@
+#include "dataplane/daemon/flow_lanes.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "dataplane/wire/datagram.h"
+
+namespace godwit::daemon {
+namespace {
+
+constexpr std::uint8_t kDscpPriority = 40;  // CS5
+constexpr std::uint8_t kDscpBulk = 8;       // CS1
+constexpr std::uint64_t kMacKnown = std::uint64_t{1} << 48;
+
+/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
+/// dynamic range.
+std::uint16_t source_port(std::uint32_t flow_id, std::size_t lane) {
+  return static_cast<std::uint16_t>(49152 + ((flow_id * 2654435761U >> 8) + lane) % 16384);
+}
+
+}  // namespace
+
+void PeerMac::set(const std::optional<wire::MacAddress>& mac) {
+  std::uint64_t word = 0;
+  if (mac) {
+    word = kMacKnown;
+    for (std::size_t i = 0; i < mac->bytes.size(); ++i) {
+      word |= std::uint64_t{mac->bytes[i]} << (8 * i);
+    }
+  }
+  word_.store(word, std::memory_order_relaxed);
+}
+
+std::optional<wire::MacAddress> PeerMac::get() const {
+  const std::uint64_t word = word_.load(std::memory_order_relaxed);
+  if (word == 0) {
+    return std::nullopt;
+  }
+  wire::MacAddress mac;
+  for (std::size_t i = 0; i < mac.bytes.size(); ++i) {
+    mac.bytes[i] = static_cast<std::uint8_t>(word >> (8 * i));
+  }
+  return mac;
+}
+
+FlowLanes::FlowLanes(const FlowConfig& config, bool initiator)
+    : config_(config),
+      initiator_(initiator),
+      datagram_bytes_max_(wire::payload_bytes_max(config.local.family, config.mtu_bytes)) {}
+
+void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now) {
+  transport::LaneConfig settings;
+  settings.local_flow_id = config_.local_flow_id;
+  settings.peer_flow_id = config_.peer_flow_id;
+  settings.lane = number;
+  settings.initiator = initiator_;
+  settings.secret = config_.secret;
+  settings.datagram_bytes_max = datagram_bytes_max_;
+  settings.credit_packets = config_.credit_packets;
+  settings.rtt_granularity = config_.rtt_granularity;
+  settings.base_rtt = config_.base_rtt;
+  settings.peer_timeout = config_.peer_timeout;
+  lanes_.push_back(
+      {number, source_port(config_.local_flow_id, number), std::make_unique<transport::Lane>(settings, user, now)});
+}
+
+transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram) {
+  const auto found =
+      std::find_if(lanes_.begin(), lanes_.end(), [number](const Entry& e) { return e.number == number; });
+  return found != lanes_.end() ? found->lane->on_packet(now, datagram) : transport::Received::kWrongLane;
+}
+
+void FlowLanes::tick(Instant now) {
+  for (const Entry& entry : lanes_) {
+    if (entry.lane->deadline() <= now) {
+      entry.lane->tick(now);
+    }
+  }
+}
+
+Instant FlowLanes::deadline() const {
+  Instant first = kNever;
+  for (const Entry& entry : lanes_) {
+    first = std::min(first, entry.lane->deadline());
+  }
+  return first;
+}
+
+std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& queue, const wire::MacAddress& from,
+                                const std::optional<wire::MacAddress>& to, std::size_t budget) {
+  const Entry& entry = lanes_[index];
+  const wire::DatagramPath path{.source_mac = from,
+                                .destination_mac = to.value_or(wire::MacAddress{}),
+                                .source = {config_.local, entry.source_port},
+                                .destination = config_.peer,
+                                .dscp = entry.number == 0 ? kDscpPriority : kDscpBulk};
+  const std::size_t header = wire::datagram_header_bytes(config_.local.family);
+  std::size_t sent = 0;
+  while (sent < budget) {
+    const std::span<std::byte> frame = queue.next_frame();
+    if (frame.empty()) {
+      break;
+    }
+    GW_ASSERT(frame.size() >= header + datagram_bytes_max_);
+    const std::size_t bytes = entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
+    if (bytes == 0) {
+      break;
+    }
+    ++sent;
+    if (to) {
+      // The payload has its own seal; IPv6 insists on a checksum all the same.
+      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
+      queue.commit(header + bytes);
+    }
+  }
+  return sent;
+}
+
+FlowShare::FlowShare(const FlowConfig& config, bool initiator, std::unique_ptr<transfer::Share> share,
+                     const std::vector<std::uint16_t>& lanes, std::size_t lcore, const PeerMac& peer_mac, Instant now)
+    : flow_id_(config.local_flow_id),
+      peer_(config.peer),
+      lcore_(lcore),
+      peer_mac_(peer_mac),
+      share_(std::move(share)),
+      lanes_(config, initiator) {
+  for (const std::uint16_t lane : lanes) {
+    lanes_.add(lane, *share_, now);
+  }
+}
+
+std::size_t FlowShare::transmit(Instant now, port::Queue& queue, const wire::MacAddress& from, std::size_t budget) {
+  if (behind_) {
+    flush();
+  }
+  const auto to = peer_mac_.get();
+  if (behind_ || !to) {
+    return 0;
+  }
+  std::size_t sent = 0;
+  for (std::size_t i = 0; i < lanes_.count() && sent < budget; ++i) {
+    sent += lanes_.transmit(now, i, queue, from, to, budget - sent);
+  }
+  return sent;
+}
+
+}  // namespace godwit::daemon
