@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "base/check.h"
@@ -18,6 +20,8 @@ namespace {
 
 constexpr std::uint16_t kRingEntries = 512;  // receive and transmit descriptors of a queue; vdevs ignore it
 constexpr std::uint16_t kCacheEntries = 256;
+constexpr std::chrono::milliseconds kMemifRetry{100};
+constexpr int kMemifTries = 300;  // half a minute, then the service manager's turn
 
 PortError failed(const std::string& operation, int error) {
   return {"port: " + operation + ": " + rte_strerror(error < 0 ? -error : error)};
@@ -253,12 +257,19 @@ std::expected<void, PortError> PortImpl::start() {
       return done;
     }
   }
-  if (const int rc = rte_eth_dev_start(id_); rc != 0) {
+  int rc = rte_eth_dev_start(id_);
+  // A memif client cannot start before its server listens; hosts may start in any order.
+  for (int tries = 0; rc != 0 && options_.driver == Driver::kMemif && !options_.memif_server && tries < kMemifTries;
+       ++tries) {
+    std::this_thread::sleep_for(kMemifRetry);
+    rc = rte_eth_dev_start(id_);
+  }
+  if (rc != 0) {
     return std::unexpected(failed("starting the device", rc));
   }
   started_ = true;
   rte_ether_addr address{};
-  if (const int rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
+  if (rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
     return std::unexpected(failed("reading the MAC address", rc));
   }
   std::memcpy(mac_.data(), address.addr_bytes, mac_.size());

@@ -138,8 +138,10 @@ class Lab:
         """Control plane first, then every host; returns when all hosts are registered."""
         self.start_controlplane()
         for host in self.hosts:
-            self.start_dataplane(host)
+            daemon = self.start_dataplane(host)
             self.start_bridge(host)
+            if self.options.get("device") == "net_memif" and host == self.hosts[0]:  # the server: its client's rings are its own
+                wait_until("the memif server", lambda: "ready:" in daemon.log(), 30)
         wait_until("all hosts to register", self._all_registered, 30)
         return self
 
