@@ -113,6 +113,25 @@ std::expected<ArrivalReuse, ApiError> start_from_zero(Guest& guest, std::string 
   return ArrivalReuse{std::nullopt, std::move(reason)};
 }
 
+std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& context) {
+  auto armed = guest.memory->arm();
+  if (armed) {
+    armed = guest.memory->refresh_present();
+  }
+  if (!armed) {
+    return std::unexpected(ApiError{api::Error::KERNEL, armed.error().text});
+  }
+  if (guest.kind == api::AttachGuest::ARRIVING) {
+    return {};  // its history comes with it
+  }
+  if (guest.kind == api::AttachGuest::CONTINUING) {
+    continue_history(guest, context);
+  } else if (auto begun = begin_history(guest, context); !begun) {
+    return begun;
+  }
+  return persist_history(guest, context.run_dir);
+}
+
 }  // namespace
 
 memory::Id to_memory_id(const Id128& id) {
@@ -174,23 +193,13 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
                                               std::nullopt, attachment.has_balloon);
   guest->table = pages::GenerationTable(page_count);
-  auto armed = guest->memory->arm();
-  if (armed) {
-    armed = guest->memory->refresh_present();
-  }
-  if (!armed) {
-    return std::unexpected(ApiError{api::Error::KERNEL, armed.error().text});
-  }
-  if (guest->kind == api::AttachGuest::ARRIVING) {
-    return guest;  // its history comes with it
-  }
-  if (guest->kind == api::AttachGuest::CONTINUING) {
-    continue_history(*guest, context);
-  } else if (auto begun = begin_history(*guest, context); !begun) {
+  if (auto begun = arm_and_begin(*guest, context); !begun) {
+    // QEMU keeps the userfaultfd open: armed and without a reader, its next balloon removal would wait for ever. Of one
+    // that continues another descriptor may hold the history.
+    if (guest->kind != api::AttachGuest::CONTINUING) {
+      static_cast<void>(guest->memory->disarm());
+    }
     return std::unexpected(begun.error());
-  }
-  if (auto persisted = persist_history(*guest, context.run_dir); !persisted) {
-    return std::unexpected(persisted.error());
   }
   return guest;
 }

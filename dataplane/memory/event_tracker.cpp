@@ -166,14 +166,16 @@ std::expected<void, Error> EventTracker::protect_again(const pages::Bitmap& writ
 }
 
 std::expected<void, Error> EventTracker::disarm() {
+  // One region that cannot be given up is no reason to leave the others armed without a reader.
+  std::expected<void, Error> result;
   for (const Region& region : ram_.regions()) {
     auto done = userfault_.unregister(range_of(region));
-    if (!done && done.error().code != ErrorCode::kProcessGone) {
-      return done;
+    if (!done && done.error().code != ErrorCode::kProcessGone && result) {
+      result = std::move(done);
     }
   }
   reader_.reset();  // only now: a removal under way waits for its event to be read
-  return {};
+  return result;
 }
 
 void EventTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {

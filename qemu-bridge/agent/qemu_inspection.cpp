@@ -60,6 +60,25 @@ std::expected<std::vector<QomDevice>, Refusal> checked_devices(QmpClient& qmp) {
   return std::move(*devices);
 }
 
+bool is_balloon(const QomDevice& device) { return device.type.find("virtio-balloon") != std::string::npos; }
+
+std::expected<std::string, Refusal> find_direct_io_node(QmpClient& qmp) {
+  auto nodes = qmp.execute("query-named-block-nodes", Json{{"flat", true}});
+  if (!nodes) {
+    return refuse(nodes.error());
+  }
+  if (!nodes->is_array()) {
+    return refuse(RefusalCode::kQmp, "query-named-block-nodes: QEMU's reply is no list");
+  }
+  for (const auto& node : *nodes) {
+    const auto cache = node.is_object() ? node.find("cache") : node.end();
+    if (node.is_object() && cache != node.end() && cache->is_object() && json_bool(*cache, "direct").value_or(false)) {
+      return json_string(node, "node-name").value_or("unnamed");
+    }
+  }
+  return std::string();
+}
+
 std::expected<void, Refusal> check_blockers(QmpClient& qmp) {
   auto info = query_migrate(qmp);
   if (!info) {
@@ -77,6 +96,12 @@ std::expected<void, Refusal> check_blockers(QmpClient& qmp) {
 }
 
 }  // namespace
+
+std::string direct_io_advice(const std::string& node) {
+  return "block node '" + node +
+         "' reads into guest RAM past its page tables (cache.direct=on): set cache.direct=off, or attach the VM with "
+         "tracker hashes";
+}
 
 std::expected<void, Refusal> check_backends(const std::vector<MemdevInfo>& backends, std::uint64_t guest_bytes) {
   if (backends.empty()) {
@@ -161,8 +186,12 @@ std::expected<QemuFacts, Refusal> inspect_qemu(QmpClient& qmp) {
   if (!devices) {
     return std::unexpected(devices.error());
   }
-  facts.has_balloon = std::ranges::any_of(
-      *devices, [](const QomDevice& device) { return device.type.find("virtio-balloon") != std::string::npos; });
+  facts.has_balloon = std::ranges::any_of(*devices, is_balloon);
+  auto direct = find_direct_io_node(qmp);
+  if (!direct) {
+    return std::unexpected(direct.error());
+  }
+  facts.direct_io_node = std::move(*direct);
   if (auto checked = check_blockers(qmp); !checked) {
     return std::unexpected(checked.error());
   }
@@ -186,7 +215,7 @@ std::expected<QemuFacts, Refusal> inspect_qemu(QmpClient& qmp) {
   return facts;
 }
 
-std::expected<void, Refusal> check_still_movable(QmpClient& qmp) {
+std::expected<void, Refusal> check_still_movable(QmpClient& qmp, const AttachedAs& attached) {
   auto state = query_status(qmp);
   if (!state) {
     return refuse(state.error());
@@ -203,8 +232,21 @@ std::expected<void, Refusal> check_still_movable(QmpClient& qmp) {
   if (auto checked = check_backends(*memdevs, *guest_bytes); !checked) {
     return checked;
   }
-  if (auto devices = checked_devices(qmp); !devices) {
+  auto devices = checked_devices(qmp);
+  if (!devices) {
     return std::unexpected(devices.error());
+  }
+  if (!attached.has_balloon && std::ranges::any_of(*devices, is_balloon)) {
+    return refuse(RefusalCode::kDevice,
+                  "a balloon was plugged in after this guest was attached, so memory that it gave back is not known: "
+                  "unplug it, or start the VM with it");
+  }
+  auto direct = find_direct_io_node(qmp);
+  if (!direct) {
+    return std::unexpected(direct.error());
+  }
+  if (!direct->empty() && !attached.by_hashes) {
+    return refuse(RefusalCode::kDevice, direct_io_advice(*direct));
   }
   return check_blockers(qmp);
 }

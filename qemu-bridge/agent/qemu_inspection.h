@@ -37,13 +37,22 @@ struct QemuFacts {
   bool has_balloon = false;
   std::uint32_t vcpus = 0;
   std::vector<MemoryBackend> backends;
+  /// A block node with cache.direct=on, "" if none. Its reads reach guest RAM by DMA into pages that were pinned before
+  /// and may have been armed again since: write protection does not see them, only hashes do.
+  std::string direct_io_node;
+};
+
+/// How the data plane was told to track the guest, which devices plugged in later may not contradict.
+struct AttachedAs {
+  bool has_balloon = false;
+  bool by_hashes = false;
 };
 
 /// Facts of a QEMU that can be moved, or why it cannot.
 std::expected<QemuFacts, Refusal> inspect_qemu(QmpClient& qmp);
 
 /// What may have changed since inspect_qemu(): devices, blockers, run state. Before each migration.
-std::expected<void, Refusal> check_still_movable(QmpClient& qmp);
+std::expected<void, Refusal> check_still_movable(QmpClient& qmp, const AttachedAs& attached);
 
 /// The running QEMU is the VM that the definition describes. `machines`: to resolve aliases ("pc").
 std::expected<void, Refusal> compare_with_definition(const QemuFacts& facts, const config::VmDefinition& definition,
@@ -51,6 +60,9 @@ std::expected<void, Refusal> compare_with_definition(const QemuFacts& facts, con
 
 /// The capabilities that a godwit migration needs on, and those off that would change the stream.
 std::expected<void, QmpError> set_migration_capabilities(QmpClient& qmp);
+
+/// What to do about such a node, one line.
+std::string direct_io_advice(const std::string& node);
 
 // The rules by themselves, for tables of tests.
 std::expected<void, Refusal> check_backends(const std::vector<MemdevInfo>& backends, std::uint64_t guest_bytes);

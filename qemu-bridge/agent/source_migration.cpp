@@ -141,7 +141,9 @@ void SourceMigration::repeat_last_event() {
 
 std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::prepare(
     const controlplane::v1::PrepareSource& command) {
-  if (auto movable = check_still_movable(services_.qmp); !movable) {
+  const AttachedAs attached{.has_balloon = services_.record.has_balloon,
+                            .by_hashes = services_.record.tracker == dataplane::v1::TRACKER_HASHES};
+  if (auto movable = check_still_movable(services_.qmp, attached); !movable) {
     return std::unexpected(make_error(Error::BAD_REQUEST, movable.error().text));
   }
   if (auto set = set_migration_capabilities(services_.qmp); !set) {
@@ -370,11 +372,9 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
                                                  ? "the data plane of this host was restarted meanwhile"
                                                  : reply.error().text()));
   }
-  // The monitor is gone when QEMU obeys at once: whether it did, its process tells.
-  static_cast<void>(quit(services_.qmp));
-  if (!wait_for_exit(services_.record.process, kExitTime)) {
-    end_process(services_.record.process, std::chrono::milliseconds(0));
-  }
+  // Killed, not asked to quit: QEMU's own clean-up may write to the RAM file that we keep (discard-data=on gives all of
+  // it back). Its devices were flushed and handed over when its migration was completed.
+  end_process(services_.record.process, std::chrono::milliseconds(0));
   return event;
 }
 
@@ -451,7 +451,8 @@ std::expected<void, std::string> SourceMigration::continue_guest(bool switch_beg
       }
       refused = continued.error().text;
     } else if (*status != "finish-migrate") {
-      return std::unexpected(refused);  // the guest shut down or crashed by itself
+      spdlog::warn("VM {}: not continued, {}", services_.record.definition.name, refused);
+      return {};  // the guest shut down or crashed by itself: there is nothing to continue
     }
     std::unique_lock lock(mutex_);
     if (std::chrono::steady_clock::now() > until) {

@@ -208,6 +208,28 @@ std::expected<void, dataplane::v1::Error> Vm::connect_monitor(std::chrono::milli
   return {};
 }
 
+std::expected<void, dataplane::v1::Error> Vm::require_visible_writes(const QemuFacts& facts) {
+  std::string why;
+  if (!facts.direct_io_node.empty()) {
+    why = direct_io_advice(facts.direct_io_node);
+  } else if (facts.has_balloon && std::ranges::any_of(record_.definition.regions, [](const auto& region) {
+               return region.backing == config::Backing::kHugetlbfs;
+             })) {
+    why =
+        "what a balloon gives back of hugetlbfs RAM is not announced: leave the balloon out, use tmpfs RAM, or attach "
+        "the VM with tracker hashes";
+  }
+  if (why.empty() || record_.tracker == dataplane::v1::TRACKER_HASHES) {
+    return {};
+  }
+  if (record_.tracker != dataplane::v1::TRACKER_AUTO) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, why));
+  }
+  spdlog::warn("VM {}: {}; tracker hashes is taken", record_.definition.name, why);
+  record_.tracker = dataplane::v1::TRACKER_HASHES;
+  return {};
+}
+
 std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
   auto facts = inspect_qemu(*qmp_);
   if (!facts) {
@@ -219,6 +241,9 @@ std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
   }
   if (auto same = compare_with_definition(*facts, record_.definition, *machines); !same) {
     return std::unexpected(make_error(Error::BAD_REQUEST, same.error().text));
+  }
+  if (auto seen = require_visible_writes(*facts); !seen) {
+    return std::unexpected(seen.error());
   }
   backends_ = in_order_of(record_.definition, *facts);
   record_.machine_type = facts->machine_type;

@@ -77,6 +77,8 @@ class Vm {
   AgentResult do_stop(std::uint64_t ownership);
   std::expected<void, Error> launch_qemu(StartKind kind, const std::string& machine);
   std::expected<void, Error> connect_monitor(std::chrono::milliseconds time);
+  /// Where write protection would miss writes only hashes track: takes them, or refuses if another tracker is forced.
+  std::expected<void, Error> require_visible_writes(const QemuFacts& facts);
   std::expected<QemuFacts, Error> inspect();
   std::expected<Attachment, Error> attach_memory(AttachKind kind);
   void on_qmp_event(const QmpEvent& event);

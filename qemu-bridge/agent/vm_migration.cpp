@@ -229,6 +229,9 @@ AgentResult Vm::do_switch_over() {
   if (!source_) {
     return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Switch: this host is not the source of a migration"));
   }
+  if (record_.migration && record_.migration->phase == MigrationPhase::kSwitching) {
+    return AgentReply();  // the word is repeated after a new registration; it was obeyed
+  }
   auto switched = source_->switch_over();
   if (!switched) {
     source_->fail(switched.error());
@@ -247,6 +250,10 @@ AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
   if (outcome.state() != controlplane::v1::COMMITTED && outcome.state() != controlplane::v1::ABORTED) {
     return AgentReply();  // not decided: stay as we are, and ask again
   }
+  if (!qmp_) {
+    in_doubt_ = true;  // asked for again as soon as the monitor is there
+    return std::unexpected(make_error(Error::INTERNAL, "Outcome: QEMU's monitor is not connected yet"));
+  }
   const bool committed = outcome.state() == controlplane::v1::COMMITTED;
   const std::uint64_t ownership = std::max(outcome.ownership(), record_.ownership);
   in_doubt_ = false;
@@ -259,6 +266,9 @@ AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
     settle_source(committed, ownership);
   } else {
     settle_destination(committed, ownership);
+  }
+  if (in_doubt_) {
+    return std::unexpected(make_error(Error::INTERNAL, "Outcome: not in effect yet, tried again each second"));
   }
   return AgentReply();
 }
@@ -278,6 +288,13 @@ void Vm::settle_source(bool committed, std::uint64_t ownership) {
   } else {
     event = source_->abort(ownership);
     record_.ownership = ownership;
+    if (event.kind() != MigrationEvent::BACK && is_alive(record_.process)) {
+      // The guest stands still and is nowhere else: never given up, neither by us nor by the journal (kAborted).
+      spdlog::error("VM {}: {}; tried again", record_.definition.name, text_of(event.error()));
+      in_doubt_ = true;
+      emit(std::move(event));
+      return;
+    }
   }
   drop_migration();
   record_.migration.reset();
@@ -291,6 +308,9 @@ void Vm::settle_source(bool committed, std::uint64_t ownership) {
 }
 
 void Vm::settle_destination(bool committed, std::uint64_t ownership) {
+  if (!destination_) {
+    make_migration();
+  }
   MigrationEvent event;
   if (committed) {
     event = destination_->commit(ownership);
@@ -304,6 +324,12 @@ void Vm::settle_destination(bool committed, std::uint64_t ownership) {
       return;
     }
     spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
+    if (is_alive(record_.process)) {
+      // The only copy of the guest, and it may even run: a monitor that does not answer is no reason to end it.
+      in_doubt_ = true;
+      emit(std::move(event));
+      return;
+    }
   } else {
     event = destination_->abort(ownership);
   }
@@ -408,6 +434,14 @@ void Vm::tick() {
       if (over_) {
         gone();
       }
+      return;
+    }
+    if (qmp_ && qmp_->closed() && !over_ && is_alive(record_.process)) {
+      spdlog::warn("VM {}: the monitor of QEMU {} closed; connecting again", record_.definition.name,
+                   record_.process.pid);
+      drop_migration();
+      qmp_.reset();
+      do_recover();
       return;
     }
     ask_outcome();

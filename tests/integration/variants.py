@@ -159,3 +159,17 @@ def kvm():
     with Lab() as lab:
         lab.start()
         home_and_away(lab, accel="kvm")
+
+
+@scenario
+def direct_io_is_tracked_by_hashes():
+    """A disk without host cache reads into pages that write protection does not see: only hashes may track such a guest."""
+    with Lab() as lab:
+        lab.start()
+        disk = f"{lab.directory}/disk.img"
+        with open(disk, "wb") as file:
+            file.truncate(16 << 20)
+        lab.start_vm(**SMALL, rate=100, arguments=["-drive", f"file={disk},format=raw,if=virtio,cache=none"])
+        for destination in ("host-b", "host-a"):
+            summary = moved(lab, "guest", destination, verify="full")
+            check_equal(summary["tracker"], "hashes", "tracker of a guest with cache=none")
