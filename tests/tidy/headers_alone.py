@@ -18,7 +18,7 @@ def commands_by_folder(build):
         entries = json.load(file)
     for entry in entries:
         source = os.path.realpath(os.path.join(entry['directory'], entry['file']))
-        if not source.startswith(ROOT + os.sep) or source.endswith('.c') or '.pb.' in source:
+        if not source.startswith(ROOT + os.sep) or not source.endswith('.cpp') or '.pb.' in source:
             continue
         arguments = shlex.split(entry['command'])
         kept, skip = [], False
