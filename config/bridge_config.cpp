@@ -17,6 +17,7 @@ void read(Reader& reader, BridgeConfig& config) {
   read_insecure(reader, config.insecure, remote, "the connection to the control plane is");
   read_log(reader, config.log);
   read_tracking(reader, config.tracking);
+  read_metrics(reader, config.metrics);
   if (config.memory_dir_hugetlbfs == config.memory_dir_tmpfs) {
     reader.fail("memory_dir_hugetlbfs",
                 "is the same directory as memory_dir_tmpfs; each is on a file system of its own kind");

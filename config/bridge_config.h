@@ -24,6 +24,7 @@ struct BridgeConfig {
   bool insecure = false;  // needed to be true unless controlplane is a unix socket
   LogConfig log;
   TrackingConfig tracking;
+  MetricsConfig metrics;
 };
 
 [[nodiscard]] Loaded<BridgeConfig> load_bridge_config(const std::filesystem::path& file);

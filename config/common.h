@@ -2,6 +2,7 @@
 // Words that several configuration files share. Values; any thread; no failure.
 
 #include <cstdint>
+#include <string>
 
 #include "base/log.h"
 
@@ -12,6 +13,10 @@ enum class Tracker : std::uint8_t { kAuto, kPagemapScan, kWriteProtectEvents, kH
 
 struct LogConfig {
   LogLevel level = LogLevel::kInfo;
+};
+
+struct MetricsConfig {
+  std::string listen;  // "127.0.0.1:9464", "[::1]:9464": where Prometheus asks; empty: nowhere
 };
 
 struct TrackingConfig {

@@ -29,6 +29,7 @@ void read(Reader& reader, ControlplaneConfig& config) {
   read_insecure(reader, config.insecure, remote, "what hosts and operators say is");
   read_log(reader, config.log);
   reader.table("timeouts", [&](Reader& timeouts) { read_timeouts(timeouts, config.timeouts); });
+  read_metrics(reader, config.metrics);
 }
 
 Loaded<ControlplaneConfig> load_controlplane_config(const std::filesystem::path& file) {

@@ -30,6 +30,7 @@ struct ControlplaneConfig {
   bool insecure = false;  // needed to be true unless all of listen are unix sockets
   LogConfig log;
   TimeoutConfig timeouts;
+  MetricsConfig metrics;
 };
 
 [[nodiscard]] Loaded<ControlplaneConfig> load_controlplane_config(const std::filesystem::path& file);

@@ -192,6 +192,8 @@ void read(Reader& reader, DataplaneConfig& config) {
   reader.tables("port", 1, 1, [&](Reader& port) { read_port(port, config.port); });
   reader.table("transport", [&](Reader& transport) { read_transport(transport, config.transport); });
   read_tracking(reader, config.tracking);
+  reader.table("telemetry", [&](Reader& telemetry) { telemetry.optional("dpdk", config.telemetry.dpdk, boolean()); });
+  read_metrics(reader, config.metrics);
   match_lcores(reader, config);
   check_together(reader, config);
 }

@@ -64,6 +64,10 @@ struct TransportConfig {
   Duration rtt_granularity = milliseconds(2);
 };
 
+struct TelemetryConfig {
+  bool dpdk = false;  // figures on DPDK's telemetry socket
+};
+
 struct DataplaneConfig {
   std::filesystem::path control_socket = "/run/godwit/dataplane.sock";
   std::filesystem::path run_dir = "/run/godwit";
@@ -75,6 +79,8 @@ struct DataplaneConfig {
   PortConfig port;
   TransportConfig transport;
   TrackingConfig tracking;
+  TelemetryConfig telemetry;
+  MetricsConfig metrics;
 };
 
 [[nodiscard]] Loaded<DataplaneConfig> load_dataplane_config(const std::filesystem::path& file);

@@ -299,12 +299,29 @@ std::string grpc_target_rule(std::string_view text) {
   return {};
 }
 
+std::string socket_address_rule(std::string_view text) {
+  const auto colon = text.rfind(':');
+  const auto port = colon == std::string_view::npos ? std::nullopt : parse_number(text.substr(colon + 1), 65535);
+  std::string_view host = text.substr(0, colon);
+  const bool brackets = host.starts_with('[') && host.ends_with(']') && host.size() > 2;
+  const auto address = IpAddress::parse(brackets ? host.substr(1, host.size() - 2) : host);
+  if (!port || *port == 0 || !address || address->is_ipv6() != brackets || address->is_multicast()) {
+    return fmt::format("is \"{}\", must be an address and a port such as \"127.0.0.1:9464\" or \"[::1]:9464\"", text);
+  }
+  return {};
+}
+
 void read_log(Reader& reader, LogConfig& config) {
   reader.table("log", [&](Reader& log) { log.optional("level", config.level, log_level()); });
 }
 
 void read_tracking(Reader& reader, TrackingConfig& config) {
   reader.table("tracking", [&](Reader& tracking) { tracking.optional("tracker", config.tracker, tracker()); });
+}
+
+void read_metrics(Reader& reader, MetricsConfig& config) {
+  reader.table("metrics",
+               [&](Reader& metrics) { metrics.optional("listen", config.listen, text(socket_address_rule)); });
 }
 
 void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view what) {

@@ -56,6 +56,8 @@ Parser<Tracker> tracker();
 std::string name_rule(std::string_view text);
 /// "host:port", "[fd00::1]:port" or "unix:/path".
 std::string grpc_target_rule(std::string_view text);
+/// "127.0.0.1:9464" or "[::1]:9464": an IP address of this host, or of all of its, and a port.
+std::string socket_address_rule(std::string_view text);
 bool is_unix_target(std::string_view target);
 
 template <std::integral T>
@@ -124,6 +126,7 @@ Parser<std::vector<T>> list(Parser<T> element, std::size_t count_min, std::size_
 /// The tables that several files share.
 void read_log(Reader& reader, LogConfig& config);
 void read_tracking(Reader& reader, TrackingConfig& config);
+void read_metrics(Reader& reader, MetricsConfig& config);
 /// `insecure`, which must be true while what it names crosses a network unprotected.
 void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view what);
 

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "dataplane/wire/datagram.h"
-#include "dataplane/wire/packet.h"
-
 namespace godwit::daemon {
 
 std::string_view to_string(Drop drop) {
@@ -56,7 +53,11 @@ void DataPath::join(const std::vector<DataPath*>& lcores) {
 
 bool DataPath::turn(Instant now) {
   bool busy = inbox_.run();
-  busy |= receive(now);
+  const std::uint64_t receive_from = port::cycles();
+  if (receive(now)) {
+    busy = true;
+    counters_.receive_cycles += port::cycles() - receive_from;
+  }
   for (const auto& flow : flows_) {
     if (flow->pump()) {
       busy = true;
@@ -75,7 +76,11 @@ bool DataPath::turn(Instant now) {
       busy = true;
     }
   }
-  busy |= transmit(now);
+  const std::uint64_t transmit_from = port::cycles();
+  if (transmit(now)) {
+    busy = true;
+    counters_.transmit_cycles += port::cycles() - transmit_from;
+  }
   for (FlowShare* share : shares_) {
     if (share->take_told()) {
       lcores_[0]->nudge();
@@ -171,6 +176,7 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
     count(Drop::kMalformedIp);
+    ++counters_.bad_datagrams[static_cast<std::size_t>(datagram.error())];
   } else if (datagram->destination_mac != mac_) {
     count(Drop::kNotForUs);
   } else if (!neighbours_.is_local(datagram->destination.address)) {
@@ -187,6 +193,7 @@ std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, st
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
     count(Drop::kMalformedPacket);
+    ++counters_.bad_packets[static_cast<std::size_t>(packet.error())];
     return self_;
   }
   const std::size_t lcore = lcore_of_lane(packet->header.lane, lcores_.size());

@@ -22,6 +22,8 @@
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
+#include "dataplane/wire/datagram.h"
+#include "dataplane/wire/packet.h"
 
 namespace godwit::daemon {
 
@@ -43,8 +45,11 @@ std::string_view to_string(Drop drop);
 struct DataPathCounters {  // one writer, the lcore; telemetry reads them as they are
   using Counter = SingleWriter<std::uint64_t>;
   std::array<Counter, static_cast<std::size_t>(Drop::kCount)> drops{};
-  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};
-  Counter handed_over;  // to the lcore that owns the lane
+  std::array<Counter, static_cast<std::size_t>(wire::DatagramReject::kCount)> bad_datagrams{};  // of kMalformedIp
+  std::array<Counter, static_cast<std::size_t>(wire::Reject::kCount)> bad_packets{};            // of kMalformedPacket
+  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};        // kLane: the others
+  Counter handed_over;                      // to the lcore that owns the lane
+  Counter receive_cycles, transmit_cycles;  // where something was received or sent
 };
 
 struct DataPathOptions {
@@ -72,6 +77,7 @@ class DataPath final : public port::PollLoopUser {
   [[nodiscard]] Inbox& inbox() { return inbox_; }
   [[nodiscard]] const DataPathCounters& counters() const { return counters_; }
   [[nodiscard]] const port::Queue& queue() const { return queue_; }
+  [[nodiscard]] const port::NeighboursCounters& neighbours_counters() const { return neighbours_.counters(); }
 
   // ---- on the lcore: from a command ----
   void add(std::unique_ptr<MigrationFlow> flow, Instant now);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/time.h"
+#include "dataplane/daemon/figures.h"
 #include "dataplane/port/port.h"
 #include "dataplane/transfer/share.h"
 #include "dataplane/transport/lane.h"
@@ -37,6 +38,7 @@ struct FlowConfig {
   Duration peer_timeout = milliseconds(3000);
   Duration base_rtt = microseconds(500);
   Duration rtt_granularity = milliseconds(2);
+  std::shared_ptr<FlowFigures> figures;  // with counters for each lane
 };
 
 /// The peer's Ethernet address: the home lcore resolves it, the others wait until it is there.

@@ -19,6 +19,7 @@
 #include "dataplane/daemon/control_loop.h"
 #include "dataplane/daemon/control_socket.h"
 #include "dataplane/daemon/data_path.h"
+#include "dataplane/daemon/metrics.h"
 #include "dataplane/daemon/service.h"
 #include "dataplane/daemon/settings.h"
 #include "dataplane/daemon/telemetry.h"
@@ -27,6 +28,7 @@
 #include "dataplane/port/environment.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
+#include "metrics/endpoint.h"
 
 namespace godwit::daemon {
 namespace {
@@ -147,12 +149,22 @@ int run(const config::DataplaneConfig& config) {
   Service service(
       settings.service, **images, inbox, (*lcores)[0]->data_path,
       [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });
+  std::vector<LcoreFigures> figures;
+  for (const auto& lcore : *lcores) {
+    figures.push_back({&lcore->data_path, &lcore->loop});
+  }
+  std::vector<port::Publication> published;
   if (settings.environment.telemetry) {
-    std::vector<LcoreFigures> figures;
-    for (const auto& lcore : *lcores) {
-      figures.push_back({&lcore->data_path, &lcore->loop});
+    published = publish_telemetry(figures, **port, service.figures());
+  }
+  const MetricSources sources{figures, **port, service.figures(), config.memory_budget_bytes};
+  std::unique_ptr<metrics::Endpoint> endpoint;
+  if (!config.metrics.listen.empty()) {
+    auto opened = metrics::Endpoint::open(config.metrics.listen, [&sources] { return read_metrics(sources); });
+    if (!opened) {
+      return fail(opened.error());
     }
-    register_telemetry(figures, **port);
+    endpoint = std::move(*opened);
   }
   for (const auto& lcore : *lcores) {
     environment->launch(lcore->number, [&loop = lcore->loop] { loop.run(); });

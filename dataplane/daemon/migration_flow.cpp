@@ -116,6 +116,7 @@ void MigrationFlow::flush(Instant now) {
   } else {
     destination_->flush(now);
   }
+  publish(now);
 }
 
 void MigrationFlow::tick(Instant now) {
@@ -125,6 +126,14 @@ void MigrationFlow::tick(Instant now) {
     pump_device_state(now);
   } else {
     destination_->tick(now);
+  }
+  publish(now);
+}
+
+void MigrationFlow::publish(Instant now) {
+  if (now >= publish_at_) {
+    config_.figures->stats.set(stats(now));
+    publish_at_ = now + FlowFigures::kPublishEvery;
   }
 }
 

@@ -85,6 +85,7 @@ class MigrationFlow {
   };
   void make_lanes(Instant now);
   void pump_device_state(Instant now);
+  void publish(Instant now);
 
   const FlowConfig config_;
   WorkerExecutor executor_;
@@ -96,6 +97,7 @@ class MigrationFlow {
   std::optional<wire::MacAddress> to_;
   Instant unresolved_since_ = kNever;
   std::deque<Offer> offers_;  // wait for room
+  Instant publish_at_{};
 };
 
 }  // namespace godwit::daemon

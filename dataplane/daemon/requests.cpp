@@ -254,6 +254,12 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
   out.set_last_round_us(stats.last_round_us);
   out.set_pages_last_round(stats.pages_last_round);
   out.set_payload_bytes(stats.payload_bytes);
+  out.set_packets_sent(stats.packets_sent);
+  out.set_packets_lost(stats.packets_lost);
+  out.set_probe_timeouts(stats.probe_timeouts);
+  out.set_spurious_losses(stats.spurious_losses);
+  out.set_rtt_us(stats.rtt_us);
+  out.set_window_packets(stats.window_packets);
 }
 
 api::Error::Code to_api(transfer::Failure failure) {

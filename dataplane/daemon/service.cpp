@@ -193,6 +193,7 @@ void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, Ap
   if (!guest) {
     guests_.erase(found);
   }
+  publish_guests();
   for (const Respond& respond : waiting) {
     respond(reply);
   }
@@ -250,6 +251,7 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
       control_,
       [this, vm, then = std::move(then)] {
         guests_.erase(vm);
+        publish_guests();
         TrackingState::remove(options_.run_dir, vm);
         spdlog::info("VM {}: forgotten", vm.text());
         then();
@@ -282,6 +284,20 @@ std::uint64_t Service::guest_bytes() const {
     bytes += entry.guest ? entry.guest->bytes_total : 0;
   }
   return bytes;
+}
+
+void Service::publish_guests() {
+  std::vector<GuestFigures> figures;
+  for (const auto& [vm, entry] : guests_) {
+    if (entry.state == Entry::State::kReady) {
+      figures.push_back({.vm_uuid = vm,
+                         .tracker = std::string(memory::name_of(entry.guest->memory->tracker())),
+                         .bytes_total = entry.guest->bytes_total,
+                         .ownership = entry.guest->ownership,
+                         .migration = entry.migration});
+    }
+  }
+  figures_.set_guests(std::move(figures));
 }
 
 void Service::get_status(const Respond& respond) {

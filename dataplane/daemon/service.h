@@ -14,6 +14,7 @@
 
 #include "base/uuid.h"
 #include "dataplane/daemon/data_path.h"
+#include "dataplane/daemon/figures.h"
 #include "dataplane/daemon/flows.h"
 #include "dataplane/daemon/guest.h"
 #include "dataplane/daemon/migration_session.h"
@@ -52,6 +53,8 @@ class Service {
   void handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond);
   /// A watched pidfd has become readable: its QEMU is gone.
   void on_process_exit(int pidfd);
+  /// Any thread, as long as the service lives.
+  [[nodiscard]] const FigureBook& figures() const { return figures_; }
 
  private:
   struct Entry {
@@ -97,6 +100,8 @@ class Service {
   [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
                                        const wire::IpAddress& local) const;
   [[nodiscard]] std::uint64_t guest_bytes() const;
+  /// After a guest has come, gone, or begun or ended a migration.
+  void publish_guests();
   void emit_failure(const Id128& migration, api::Error::Code code, const std::string& text);
   EventRelay::Deliver deliver_to(const Id128& migration);
 
@@ -107,6 +112,7 @@ class Service {
   const std::function<void(const api::Event&)> emit_;
   const std::function<void(int)> watch_;
   FlowIds flow_ids_;
+  FigureBook figures_;
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
   std::deque<std::pair<Id128, api::Reply>> finished_;  // the latest, to answer again

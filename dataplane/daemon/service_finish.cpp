@@ -180,12 +180,14 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   sessions_.erase(session);
   data_path_.inbox().post([flow = std::move(flow), owner = std::move(owner)] {});
   flow_ids_.release(ending->flow_id);
+  figures_.end(ending->flow_id, ending->stats, ending->committed);
   finished_.emplace_back(ending->id, reply);
   if (finished_.size() > kFinishedMax) {
     finished_.pop_front();
   }
   Entry& entry = guests_.at(ending->vm_uuid);
   entry.migration = {};
+  publish_guests();
   const auto answer = [waiting, reply] {
     for (const Respond& respond : waiting) {
       respond(reply);
@@ -193,6 +195,7 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   };
   if (ending->keep_guest) {
     entry.guest->ownership = ending->ownership;
+    publish_guests();
     answer();
     return;
   }

@@ -44,10 +44,16 @@ void Service::list_images(const Respond& respond) {
         }
         api::Reply reply;
         std::uint64_t used = guests;
+        ImageFigures kept;
         for (const memory::ImageSummary& image : *images) {
           add_image(image, *reply.mutable_list_images());
-          used += image.in_use ? 0 : image.bytes_resident;  // in use: counted as its guest
+          if (!image.in_use) {  // in use: counted as its guest
+            used += image.bytes_resident;
+            kept.bytes_resident += image.bytes_resident;
+            ++kept.count;
+          }
         }
+        figures_.set_images(kept);
         reply.mutable_list_images()->set_budget_bytes(images_.store.budget_bytes());
         reply.mutable_list_images()->set_used_bytes(used);
         return reply;

@@ -177,6 +177,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
 
 void Service::prepared(MigrationSession& session) {
   session.state = MigrationSession::State::kPrepared;
+  publish_guests();
   add_endpoint(session);
   spdlog::info("migration {}: prepared as {}{}", session.id.text(),
                session.role == api::ROLE_SOURCE ? "source" : "destination",
@@ -215,6 +216,12 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   config.peer_timeout = options_.peer_timeout;
   config.base_rtt = options_.base_rtt;
   config.rtt_granularity = options_.rtt_granularity;
+  config.figures = make_flow_figures(config.bulk_lanes);
+  config.figures->flow_id = session.flow_id;
+  config.figures->migration = session.id;
+  config.figures->vm_uuid = session.vm_uuid;
+  config.figures->role = session.role == api::ROLE_SOURCE ? FlowRole::kSource : FlowRole::kDestination;
+  config.figures->peer = wire::to_string(start.peer.endpoint.address);
   return config;
 }
 
@@ -276,6 +283,7 @@ void Service::start(const api::StartMigration& request, const Respond& respond) 
   migration.state = MigrationSession::State::kStarted;
   migration.start_request = std::move(serialised);
   const FlowConfig flow = flow_config(migration, *start, *local);
+  figures_.begin(flow.figures);
   // std::function copies: the table travels behind a pointer.
   auto arriving = std::make_shared<std::optional<pages::GenerationTable>>(std::move(migration.arriving));
   data_path_.inbox().post([this, flow, config, source, policy = start->policy, guest = &guest,

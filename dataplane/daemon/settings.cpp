@@ -67,6 +67,7 @@ port::PortOptions port_options(const config::DataplaneConfig& config) {
 port::EnvironmentOptions environment_options(const config::DataplaneConfig& config, const port::PortOptions& port) {
   port::EnvironmentOptions options;
   options.hugepages = config.eal.hugepages;
+  options.telemetry = config.telemetry.dpdk;
   options.memory_mb = static_cast<std::uint32_t>(config.eal.memory_mib());
   for (const config::LcoreConfig& lcore : config.eal.lcores) {
     options.lcores.push_back({lcore.lcore, cpu_list(lcore.cpus)});

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "base/single_writer.h"
 #include "base/time.h"
 #include "dataplane/wire/address.h"
 #include "dataplane/wire/neighbour.h"
@@ -30,8 +31,8 @@ struct NeighboursOptions {
   std::optional<wire::IpAddress> gateway_v6;
 };
 
-struct NeighboursCounters {
-  std::uint64_t answered = 0, asked = 0, learned = 0, ignored = 0, rejected = 0;
+struct NeighboursCounters {  // any thread may read
+  SingleWriter<std::uint64_t> answered, asked, learned, ignored, rejected;
 };
 
 class Neighbours {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "base/single_writer.h"
 #include "base/time.h"
 #include "dataplane/port/doorbell.h"
 #include "dataplane/port/idle.h"
@@ -13,6 +14,9 @@ namespace godwit::port {
 
 /// The only clock of the data path: CLOCK_MONOTONIC.
 Instant now();
+/// A counter of the CPU's that runs at this many a second, whatever its clock does. x86-64.
+inline std::uint64_t cycles() { return __builtin_ia32_rdtsc(); }
+std::uint64_t cycles_per_s();
 
 class PollLoopUser {
  public:
@@ -25,6 +29,11 @@ class PollLoopUser {
   virtual void sleeping(bool) {}
 };
 
+/// Where an lcore's time has gone: turns that found work, turns that did not, sleep. One writer, the lcore.
+struct LoopCounters {
+  SingleWriter<std::uint64_t> turns, sleeps, busy_ns, polling_ns, asleep_ns;
+};
+
 class PollLoop {
  public:
   PollLoop(PollLoopUser& user, Doorbell& doorbell, const IdleOptions& options)
@@ -34,18 +43,19 @@ class PollLoop {
   void stop();
   /// Something for the loop to find: wakes it if it sleeps.
   void kick() const { doorbell_.kick(); }
-  [[nodiscard]] std::uint64_t turns() const { return turns_.load(std::memory_order_relaxed); }
-  [[nodiscard]] std::uint64_t sleeps() const { return sleeps_.load(std::memory_order_relaxed); }
+  [[nodiscard]] const LoopCounters& counters() const { return counters_; }
 
  private:
   void sleep(Duration longest);
+  /// Up to now the lcore did this.
+  void spent(SingleWriter<std::uint64_t>& on, Instant now);
 
   PollLoopUser& user_;
   Doorbell& doorbell_;
   Idle idle_;
   std::atomic<bool> stop_{false};
-  std::atomic<std::uint64_t> turns_{0};
-  std::atomic<std::uint64_t> sleeps_{0};
+  Instant counted_to_{};
+  LoopCounters counters_;
 };
 
 }  // namespace godwit::port

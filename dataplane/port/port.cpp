@@ -99,6 +99,7 @@ class QueueImpl final : public Queue {
     }
     counters_.frames_sent += sent;
     out_count_ = static_cast<std::uint16_t>(out_count_ - sent);
+    counters_.transmit_waiting_frames.set(out_count_);
     if (out_count_ == 0) {
       return true;
     }
@@ -153,9 +154,13 @@ class PortImpl final : public Port {
     return *queues_[index];
   }
   [[nodiscard]] std::uint32_t frame_bytes_max() const override { return options_.mtu + kEthernetHeaderBytes; }
-  [[nodiscard]] std::uint64_t missed() const override {
+  [[nodiscard]] PortDrops drops() const override {
     rte_eth_stats stats{};
-    return rte_eth_stats_get(id_, &stats) == 0 ? stats.imissed + stats.rx_nombuf : 0;
+    if (rte_eth_stats_get(id_, &stats) != 0) {
+      return {};
+    }
+    return {
+        .missed = stats.imissed + stats.rx_nombuf, .receive_errors = stats.ierrors, .transmit_errors = stats.oerrors};
   }
   [[nodiscard]] bool link_up() const override {
     rte_eth_link link{};

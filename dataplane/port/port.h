@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/single_writer.h"
 #include "dataplane/port/environment.h"
 
 struct rte_mbuf;
@@ -44,8 +45,15 @@ struct PortOptions {
 std::expected<std::string, PortError> device_arguments(const PortOptions& options);
 
 struct QueueCounters {  // written by the queue's lcore, read by any thread
-  std::uint64_t frames_received = 0, bytes_received = 0, frames_sent = 0, bytes_sent = 0;
-  std::uint64_t drops_segmented = 0, drops_no_buffer = 0, transmit_stalls = 0;
+  using Counter = SingleWriter<std::uint64_t>;
+  Counter frames_received, bytes_received, frames_sent, bytes_sent;
+  Counter drops_segmented, drops_no_buffer, transmit_stalls;
+  Counter transmit_waiting_frames;  // now: the driver's ring had no room for them
+};
+
+struct PortDrops {
+  std::uint64_t missed = 0;  // the driver had no room, or no buffer, for received frames
+  std::uint64_t receive_errors = 0, transmit_errors = 0;
 };
 
 /// A received frame that outlives the next receive(), on any lcore.
@@ -84,7 +92,7 @@ class Port {
   [[nodiscard]] virtual Queue& queue(std::uint16_t index) = 0;
   [[nodiscard]] virtual std::uint32_t frame_bytes_max() const = 0;
   /// The driver's own count of frames that arrived when no buffer was free.
-  [[nodiscard]] virtual std::uint64_t missed() const = 0;
+  [[nodiscard]] virtual PortDrops drops() const = 0;
   /// True while the link is up; memif: while the peer is connected.
   [[nodiscard]] virtual bool link_up() const = 0;
   /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed

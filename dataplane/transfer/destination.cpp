@@ -6,6 +6,7 @@
 
 #include "dataplane/pages/table_codec.h"
 #include "dataplane/transfer/destination_impl.h"
+#include "dataplane/transfer/transport_stats.h"
 
 namespace godwit::transfer {
 namespace {
@@ -447,11 +448,7 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
 Stats Destination::Impl::stats(Instant now) const {
   Stats s = totals_;
   s.round = round_;
-  for (const transport::Lane* lane : lanes_) {
-    const transport::LaneCounters& c = lane->counters();
-    s.wire_bytes +=
-        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
-  }
+  put_transport(lanes_, config_.header_bytes_per_packet, s);
   s.payload_bytes = s.pages_sent * pages::kPageSize;
   s.elapsed_us = phase_ == Phase::kIdle
                      ? 0

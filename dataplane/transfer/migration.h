@@ -77,6 +77,9 @@ struct Stats {
   std::uint64_t retransmitted_pages = 0, wire_bytes = 0, rate_bps = 0, written_pages_per_s = 0, elapsed_us = 0,
                 estimated_left_us = 0;
   std::uint64_t device_state_bytes = 0, last_round_us = 0, pages_last_round = 0;
+  // the transport, all lanes together; rtt_us: of the slowest bulk lane
+  std::uint64_t packets_sent = 0, packets_lost = 0, probe_timeouts = 0, spurious_losses = 0, rtt_us = 0,
+                window_packets = 0;
 };
 
 /// What either end tells its owner; called on the lcore.

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "dataplane/transfer/source_impl.h"
+#include "dataplane/transfer/transport_stats.h"
 
 namespace godwit::transfer {
 namespace {
@@ -336,13 +337,8 @@ Stats Source::Impl::stats(Instant now) const {
   if (loaded_ && !sorted_) {
     s.pages_left += totals_.pages_left;
   }
-  for (const transport::Lane* lane : lanes_) {
-    const transport::LaneCounters& c = lane->counters();
-    s.payload_bytes += c.payload_bytes_sent;
-    s.retransmitted_pages += c.pages_retransmitted;
-    s.wire_bytes +=
-        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
-  }
+  s.payload_bytes = payload_sent();
+  put_transport(lanes_, config_.header_bytes_per_packet, s);
   s.written_pages_per_s = convergence_.written_pages_per_s();
   s.elapsed_us =
       phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((finished ? finished_at_ : now) - started_).us());

@@ -13,6 +13,9 @@ LaneConfig checked(LaneConfig config) {
   GW_ASSERT(config.datagram_bytes_max >= wire::kDatagramBytesMinimum);
   config.datagram_bytes_max =
       std::min(config.datagram_bytes_max, static_cast<std::uint32_t>(wire::kDatagramBytesMaximum));
+  if (!config.counters) {
+    config.counters = std::make_shared<LaneCounters>();
+  }
   return config;
 }
 
@@ -33,13 +36,15 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
       layout_(page_layout(config_.datagram_bytes_max)),
       last_heard_(now),
-      waiting_since_(now) {
+      waiting_since_(now),
+      counters_(*config_.counters) {
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
   } else {
     works_.emplace();
   }
+  publish();
 }
 
 Instant Lane::Impl::deadline() const {
@@ -48,7 +53,16 @@ Instant Lane::Impl::deadline() const {
 }
 
 void Lane::Impl::publish() {
-  smoothed_rtt_ns_.set(recovery_.rtt().smoothed().ns);
+  counters_.smoothed_rtt_ns.set(static_cast<std::uint64_t>(recovery_.rtt().smoothed().ns));
+  counters_.window_packets.set(swift_.window());
+  counters_.in_flight_packets.set(recovery_.outstanding());
+  const std::uint64_t next = recovery_.next_number();
+  counters_.credit_left_packets.set(credit_use_.allows(next) ? credit_use_.edge() - next + 1 : 0);
+  if (carries_messages()) {
+    counters_.stream_backlog_bytes.set(sender_->backlog_bytes());
+  } else {
+    counters_.works_in_hand.set(works_->used());
+  }
   const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && !quiet();
   silent_since_ns_.set(suspected ? std::max(last_heard_, waiting_since_).ns : kNever.ns);
 }
@@ -89,6 +103,34 @@ bool Lane::Impl::quiet() const { return carries_messages() ? sender_->all_acknow
 bool Lane::Impl::peer_dead(Instant now) const {
   const Instant since{silent_since_ns_};
   return since != kNever && now - since >= config_.peer_timeout;
+}
+
+std::string_view to_string(Received received) {
+  switch (received) {
+    case Received::kAccepted:
+      return "accepted";
+    case Received::kDuplicate:
+      return "duplicate";
+    case Received::kTooOld:
+      return "too_old";
+    case Received::kBeyondCredit:
+      return "beyond_credit";
+    case Received::kMalformed:
+      return "malformed";
+    case Received::kWrongVersion:
+      return "wrong_version";
+    case Received::kWrongLane:
+      return "wrong_lane";
+    case Received::kWrongFlow:
+      return "wrong_flow";
+    case Received::kBadTag:
+      return "bad_tag";
+    case Received::kBadBody:
+      return "bad_body";
+    case Received::kCount:
+      break;
+  }
+  return "unknown";
 }
 
 Lane::Lane(const LaneConfig& config, LaneUser& user, Instant now) : impl_(std::make_unique<Impl>(config, user, now)) {}

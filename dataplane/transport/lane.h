@@ -8,8 +8,8 @@
 // lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is lost goes
 // out again in a new packet, read anew.
 //
-// Thread: every call on the lane's own lcore, but for what any thread may ask: peer_dead(), counters() without its
-// array, smoothed_rtt(). No allocation after construction, no system call, no clock.
+// Thread: every call on the lane's own lcore, but for what any thread may ask: peer_dead(), counters(), smoothed_rtt().
+// No allocation after construction, no system call, no clock.
 // Acknowledged means placed: the owner of the receive loop calls LaneUser::flush() after a burst and before
 // poll_transmit().
 
@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "base/single_writer.h"
 #include "base/time.h"
@@ -57,6 +58,8 @@ inline constexpr std::size_t kMessageBytesMax = 65536;
 
 using Secret = std::array<std::byte, 32>;
 
+struct LaneCounters;
+
 struct LaneConfig {
   std::uint32_t local_flow_id = 0;  // what the peer puts into packets to us
   std::uint32_t peer_flow_id = 0;   // what we put into packets to the peer
@@ -69,6 +72,7 @@ struct LaneConfig {
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
   Duration base_rtt = microseconds(500);       // Swift base delay: 50 us NIC, 500 us vdev
   Duration peer_timeout = milliseconds(3000);  // no authenticated packet for so long while we wait for one: dead
+  std::shared_ptr<LaneCounters> counters;      // where the lane counts, fresh and its own; null: it makes its own
 };
 
 /// Why a received datagram changed nothing, or that it did. Each value is a counter.
@@ -85,12 +89,21 @@ enum class Received : std::uint8_t {
   kBadBody,
   kCount,
 };
+[[nodiscard]] std::string_view to_string(Received received);
 
+/// Written by the lane's lcore, read by any thread.
 struct LaneCounters {
   using Counter = SingleWriter<std::uint64_t>;
   Counter packets_sent, bytes_sent, packets_received, bytes_received;  // UDP payload bytes
   Counter pages_sent, pages_retransmitted, payload_bytes_sent, packets_lost, probe_timeouts, spurious_losses;
-  std::array<std::uint64_t, static_cast<std::size_t>(Received::kCount)> received{};
+  Counter pages_received;  // by their first fragments
+  std::array<Counter, static_cast<std::size_t>(Received::kCount)> received{};
+  // How it stands, as of the last packet accepted or probe timeout.
+  Counter smoothed_rtt_ns;
+  Counter window_packets, in_flight_packets;
+  Counter credit_left_packets;   // what the peer still lets us send
+  Counter works_in_hand;         // bulk lanes: pages and zero runs not acknowledged yet
+  Counter stream_backlog_bytes;  // priority lane: of messages not acknowledged yet
 };
 
 class Lane {

@@ -38,7 +38,7 @@ class Lane::Impl {
   [[nodiscard]] bool quiet() const;
   [[nodiscard]] bool peer_dead(Instant now) const;
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
-  [[nodiscard]] Duration smoothed_rtt() const { return {smoothed_rtt_ns_}; }
+  [[nodiscard]] Duration smoothed_rtt() const { return {static_cast<std::int64_t>(counters_.smoothed_rtt_ns.get())}; }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
 
  private:
@@ -93,11 +93,10 @@ class Lane::Impl {
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
-  Instant last_heard_;     // an authentic packet
-  Instant waiting_since_;  // content has been in flight without a break
-  wire::Body body_;        // scratch of on_packet
-  LaneCounters counters_;
-  SingleWriter<std::int64_t> smoothed_rtt_ns_{kRttInitial.ns};
+  Instant last_heard_;                                     // an authentic packet
+  Instant waiting_since_;                                  // content has been in flight without a break
+  wire::Body body_;                                        // scratch of on_packet
+  LaneCounters& counters_;                                 // config_.counters
   SingleWriter<std::int64_t> silent_since_ns_{kNever.ns};  // kNever: the peer is not suspected
 };
 

@@ -174,6 +174,7 @@ bool Lane::Impl::deliver(const wire::PacketHeader& header, const wire::Body& bod
     case wire::PacketType::kPages:
       for (std::size_t i = 0; i < body.count; ++i) {
         const wire::PageDesc& desc = body.pages[i];
+        counters_.pages_received += desc.offset == 0 ? 1 : 0;
         user_.on_page(desc.round, desc.page, desc.offset, body.page_bytes[i]);
       }
       return true;

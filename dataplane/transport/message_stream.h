@@ -44,6 +44,7 @@ class MessageSender {
   void on_acknowledged(std::uint64_t offset, std::uint16_t length);
   void on_lost(std::uint64_t offset, std::uint16_t length);
   [[nodiscard]] bool all_acknowledged() const { return acknowledged_.floor() == end_; }
+  [[nodiscard]] std::uint64_t backlog_bytes() const { return end_ - acknowledged_.floor(); }
 
  private:
   void write(std::span<const std::byte> bytes);

@@ -30,6 +30,7 @@ class WorkTable {
 
   [[nodiscard]] bool full() const { return free_ == kNoSlot; }
   [[nodiscard]] bool empty() const { return used_ == 0; }
+  [[nodiscard]] std::uint32_t used() const { return used_; }
   /// The slot whose parts go out next, kNoSlot if none.
   [[nodiscard]] std::uint32_t front() const { return queue_head_; }
   [[nodiscard]] WorkSlot& at(std::uint32_t slot) { return slots_[slot]; }

@@ -7,6 +7,7 @@ API = ('dataplane/api', 'controlplane/api')
 ALLOWED = {
     'base': (),
     'config': ('base',),
+    'metrics': ('base',),
     'dataplane/pages': ('base', 'config'),
     'dataplane/wire': ('base', 'config', 'dataplane/pages'),
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
@@ -14,17 +15,17 @@ ALLOWED = {
     'dataplane/transfer': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'dataplane/port': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/api': ('base',),
-    'dataplane/daemon': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport', 'dataplane/memory',
+    'dataplane/daemon': ('base', 'config', 'metrics', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport', 'dataplane/memory',
                          'dataplane/transfer', 'dataplane/port', 'dataplane/api'),
     'controlplane/api': ('base', 'dataplane/api'),
     'controlplane/store': ('base', 'config') + API,
     'controlplane/planner': ('base', 'config', 'controlplane/store') + API,
-    'controlplane/service': ('base', 'config', 'controlplane/store', 'controlplane/planner') + API,
+    'controlplane/service': ('base', 'config', 'metrics', 'controlplane/store', 'controlplane/planner') + API,
     'controlplane/ctl': ('base', 'config') + API,
     'qemu-bridge/qmp': ('base', 'config') + API,
     'qemu-bridge/attach': ('base', 'config', 'qemu-bridge/qmp') + API,
     'qemu-bridge/device-state': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach') + API,
-    'qemu-bridge/agent': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
+    'qemu-bridge/agent': ('base', 'config', 'metrics', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
 }
 
 GENERATED = {
