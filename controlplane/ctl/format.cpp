@@ -35,6 +35,15 @@ std::string count_text(std::uint64_t count) {
   return count < 1'000'000'000 ? fmt::format("{:.1f} M", value / 1e6) : fmt::format("{:.1f} G", value / 1e9);
 }
 
+/// What of the transport is worth a look while it goes on; "" before anything was heard of it.
+std::string transport_text(const dpapi::MigrationStats& stats) {
+  if (stats.rtt_us() == 0) {
+    return "";
+  }
+  return fmt::format("  round trip {}  {} pages resent", span_text(static_cast<std::int64_t>(stats.rtt_us())),
+                     count_text(stats.retransmitted_pages()));
+}
+
 Json to_json(const dpapi::MigrationStats& stats) {
   return {{"round", stats.round()},
           {"pages_total", stats.pages_total()},
@@ -52,7 +61,13 @@ Json to_json(const dpapi::MigrationStats& stats) {
           {"elapsed_us", stats.elapsed_us()},
           {"estimated_left_us", stats.estimated_left_us()},
           {"last_round_us", stats.last_round_us()},
-          {"pages_last_round", stats.pages_last_round()}};
+          {"pages_last_round", stats.pages_last_round()},
+          {"packets_sent", stats.packets_sent()},
+          {"packets_lost", stats.packets_lost()},
+          {"probe_timeouts", stats.probe_timeouts()},
+          {"spurious_losses", stats.spurious_losses()},
+          {"rtt_us", stats.rtt_us()},
+          {"window_packets", stats.window_packets()}};
 }
 
 Json to_json(const api::Plan& plan) {
@@ -303,12 +318,13 @@ std::string progress_line(const api::Migration& migration, std::size_t columns) 
     const double left = static_cast<double>(std::min(stats.pages_left(), stats.pages_total()));
     const double share = 1.0 - left / static_cast<double>(stats.pages_total());
     const auto cells = static_cast<std::size_t>(share * static_cast<double>(kBarCells));
-    line = fmt::format("[{}{}] {:3.0f} %  {}  round {}  {} pages left  {}", std::string(cells, '#'),
+    line = fmt::format("[{}{}] {:3.0f} %  {}  round {}  {} pages left  {}{}", std::string(cells, '#'),
                        std::string(kBarCells - cells, '.'), share * 100.0, config::format_rate_bps(stats.rate_bps()),
                        stats.round(), count_text(stats.pages_left()),
                        migration.state() == api::TRANSFERRING
                            ? "about " + span_text(static_cast<std::int64_t>(stats.estimated_left_us())) + " left"
-                           : state_text(migration.state()));
+                           : state_text(migration.state()),
+                       transport_text(stats));
   }
   if (line.size() > columns) {
     line.resize(columns);
@@ -331,6 +347,11 @@ std::string summary(const api::Migration& migration) {
   add("pages", fmt::format("{} sent, {} zero, {} reused of {} ({}) in {} rounds", stats.pages_sent(),
                            stats.pages_zero(), stats.pages_reused(), stats.pages_total(),
                            config::format_bytes(stats.pages_total() * kPageBytes), stats.round()));
+  if (stats.packets_sent() > 0) {
+    add("transport", fmt::format("{} pages resent, {} of {} packets lost, {} timeouts, round trip {}",
+                                 stats.retransmitted_pages(), stats.packets_lost(), stats.packets_sent(),
+                                 stats.probe_timeouts(), span_text(static_cast<std::int64_t>(stats.rtt_us()))));
+  }
   add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
   add("tracked by", fmt::format("{}{}{}", tracker_text(migration.tracker()),
                                 migration.tracker_reason().empty() ? "" : ": ", printable(migration.tracker_reason())));

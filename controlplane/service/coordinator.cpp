@@ -262,6 +262,15 @@ std::expected<api::ListMigrationsResponse, ServiceError> Coordinator::list_migra
   return response;
 }
 
+ClusterFigures Coordinator::figures() {
+  const std::lock_guard lock(mutex_);
+  ClusterFigures figures{.hosts = {}, .active = migrations_.active_by_state(), .ended = migrations_.ended()};
+  for (const auto& [name, host] : hosts_.all()) {
+    figures.hosts.emplace(name, host.view);
+  }
+  return figures;
+}
+
 void Coordinator::drop_image(const std::string& host, const std::string& vm, Vms::Done done) {
   const std::lock_guard lock(mutex_);
   vms_.drop_image(host, vm, std::move(done));

@@ -20,6 +20,13 @@
 
 namespace godwit::controlplane {
 
+/// How the cluster stands, for metrics.
+struct ClusterFigures {
+  std::map<std::string, HostView> hosts;
+  std::map<api::MigrationState, std::uint64_t> active;
+  MigrationFigures ended;
+};
+
 class Coordinator {
  public:
   /// Fails when the store cannot be read; what the last run left undecided is ABORTED here.
@@ -42,6 +49,7 @@ class Coordinator {
   [[nodiscard]] std::expected<api::ListVmsResponse, ServiceError> list_vms();
   [[nodiscard]] std::expected<api::ListImagesResponse, ServiceError> list_images();
   [[nodiscard]] std::expected<api::ListMigrationsResponse, ServiceError> list_migrations(bool active_only);
+  [[nodiscard]] ClusterFigures figures();
   void drop_image(const std::string& host, const std::string& vm, Vms::Done done);
   void start_vm(const api::StartVmRequest& request, Vms::VmDone done);
   void attach_vm(const api::AttachVmRequest& request, Vms::VmDone done);

@@ -96,6 +96,14 @@ std::optional<Id128> Migrations::of_vm(const Id128& vm_uuid) const {
   return std::nullopt;
 }
 
+std::map<api::MigrationState, std::uint64_t> Migrations::active_by_state() const {
+  std::map<api::MigrationState, std::uint64_t> count;
+  for (const auto& [id, m] : active_) {
+    ++count[m->record.state];
+  }
+  return count;
+}
+
 bool Migrations::uses_image(const std::string& host, const Id128& vm_uuid) const {
   return std::any_of(active_.begin(), active_.end(), [&](const auto& each) {
     const MigrationRecord& record = each.second->record;

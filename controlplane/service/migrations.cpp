@@ -421,6 +421,7 @@ void Migrations::end(Active& m) {
   if (auto saved = store_.save_details(m.record); !saved) {
     spdlog::error("migration {}: {}", m.record.id.text(), saved.error().text);
   }
+  ended_.add(m.record);
   timers_.cancel(m.timer);
   timers_.cancel(m.absence_timer);
   api::Migration last = to_api(m.record);

@@ -20,6 +20,7 @@
 
 #include "config/controlplane_config.h"
 #include "controlplane/service/hosts.h"
+#include "controlplane/service/migration_figures.h"
 #include "controlplane/store/store.h"
 
 namespace godwit::controlplane {
@@ -53,6 +54,9 @@ class Migrations {
   /// The migration that this VM is in, decided but not ended ones too.
   [[nodiscard]] std::optional<Id128> of_vm(const Id128& vm_uuid) const;
   [[nodiscard]] bool uses_image(const std::string& host, const Id128& vm_uuid) const;
+  /// How many are in each state that have not ended.
+  [[nodiscard]] std::map<api::MigrationState, std::uint64_t> active_by_state() const;
+  [[nodiscard]] const MigrationFigures& ended() const { return ended_; }
 
  private:
   enum class Step : std::uint8_t {
@@ -120,6 +124,7 @@ class Migrations {
   Timers& timers_;
   const config::TimeoutConfig timeouts_;
   std::map<Id128, std::unique_ptr<Active>> active_;
+  MigrationFigures ended_;
   bool frozen_ = false;
 };
 

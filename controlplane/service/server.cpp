@@ -12,8 +12,10 @@
 
 #include "base/unique_fd.h"
 #include "controlplane/service/agents_service.h"
+#include "controlplane/service/metrics.h"
 #include "controlplane/service/operators_service.h"
 #include "controlplane/store/sqlite_store.h"
+#include "metrics/endpoint.h"
 
 namespace godwit::controlplane {
 namespace {
@@ -62,6 +64,15 @@ class GrpcServer final : public Server {
     return {};
   }
 
+  std::expected<void, std::string> show_metrics(const std::string& address) {
+    auto opened = metrics::Endpoint::open(address, [this] { return make_samples(coordinator_->figures()); });
+    if (!opened) {
+      return std::unexpected(opened.error());
+    }
+    metrics_ = std::move(*opened);
+    return {};
+  }
+
  private:
   UniqueFd lock_;
   std::unique_ptr<Store> store_;
@@ -69,6 +80,7 @@ class GrpcServer final : public Server {
   AgentsService agents_{*coordinator_};
   OperatorsService operators_{*coordinator_};
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<metrics::Endpoint> metrics_;
 };
 
 }  // namespace
@@ -97,6 +109,11 @@ std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::
   auto server = std::make_unique<GrpcServer>(std::move(*lock), std::move(*store), std::move(*coordinator));
   if (auto listening = server->listen(config.listen); !listening) {
     return std::unexpected(listening.error());
+  }
+  if (!config.metrics.listen.empty()) {
+    if (auto shown = server->show_metrics(config.metrics.listen); !shown) {
+      return std::unexpected(shown.error());
+    }
   }
   return server;
 }

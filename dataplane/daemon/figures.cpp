@@ -28,7 +28,7 @@ transfer::Stats PublishedStats::get() const {
 std::shared_ptr<FlowFigures> make_flow_figures(std::uint16_t bulk_lanes) {
   auto figures = std::make_shared<FlowFigures>();
   for (std::uint32_t lane = 0; lane <= bulk_lanes; ++lane) {
-    figures->lanes.push_back(std::make_shared<transport::LaneCounters>());
+    figures->lanes.push_back(std::make_unique<transport::LaneCounters>());
   }
   return figures;
 }

@@ -43,7 +43,7 @@ struct FlowFigures {
   Id128 vm_uuid;
   FlowRole role = FlowRole::kSource;
   std::string peer;
-  std::vector<std::shared_ptr<transport::LaneCounters>> lanes;  // by number, each written by its lcore
+  std::vector<std::unique_ptr<transport::LaneCounters>> lanes;  // by number, each written by its lcore
   PublishedStats stats;                                         // by the home lcore, each kPublishEvery
 };
 /// With counters for lanes 0 to `bulk_lanes`.

@@ -61,7 +61,7 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   settings.rtt_granularity = config_.rtt_granularity;
   settings.base_rtt = config_.base_rtt;
   settings.peer_timeout = config_.peer_timeout;
-  settings.counters = config_.figures->lanes[number];
+  settings.counters = config_.figures->lanes[number].get();
   lanes_.push_back(
       {number, source_port(config_.local_flow_id, number), std::make_unique<transport::Lane>(settings, user, now)});
 }

@@ -110,6 +110,27 @@ std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& co
   return lcores;
 }
 
+/// How this daemon shows what it counts; goes before what it shows.
+struct Shown {
+  std::vector<port::Publication> telemetry;
+  std::unique_ptr<metrics::Endpoint> endpoint;
+};
+
+std::expected<Shown, std::string> show(const config::DataplaneConfig& config, const MetricSources& sources) {
+  Shown shown;
+  if (config.telemetry.dpdk) {
+    shown.telemetry = publish_telemetry(sources.lcores, sources.port, sources.figures);
+  }
+  if (!config.metrics.listen.empty()) {
+    auto opened = metrics::Endpoint::open(config.metrics.listen, [&sources] { return read_metrics(sources); });
+    if (!opened) {
+      return std::unexpected(opened.error());
+    }
+    shown.endpoint = std::move(*opened);
+  }
+  return shown;
+}
+
 int run(const config::DataplaneConfig& config) {
   const Settings settings = make_settings(config);
   for (const std::filesystem::path& directory : {config.run_dir, std::filesystem::path(settings.image_dir)}) {
@@ -153,18 +174,10 @@ int run(const config::DataplaneConfig& config) {
   for (const auto& lcore : *lcores) {
     figures.push_back({&lcore->data_path, &lcore->loop});
   }
-  std::vector<port::Publication> published;
-  if (settings.environment.telemetry) {
-    published = publish_telemetry(figures, **port, service.figures());
-  }
   const MetricSources sources{figures, **port, service.figures(), config.memory_budget_bytes};
-  std::unique_ptr<metrics::Endpoint> endpoint;
-  if (!config.metrics.listen.empty()) {
-    auto opened = metrics::Endpoint::open(config.metrics.listen, [&sources] { return read_metrics(sources); });
-    if (!opened) {
-      return fail(opened.error());
-    }
-    endpoint = std::move(*opened);
+  const auto shown = show(config, sources);
+  if (!shown) {
+    return fail(shown.error());
   }
   for (const auto& lcore : *lcores) {
     environment->launch(lcore->number, [&loop = lcore->loop] { loop.run(); });

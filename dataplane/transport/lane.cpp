@@ -13,9 +13,6 @@ LaneConfig checked(LaneConfig config) {
   GW_ASSERT(config.datagram_bytes_max >= wire::kDatagramBytesMinimum);
   config.datagram_bytes_max =
       std::min(config.datagram_bytes_max, static_cast<std::uint32_t>(wire::kDatagramBytesMaximum));
-  if (!config.counters) {
-    config.counters = std::make_shared<LaneCounters>();
-  }
   return config;
 }
 
@@ -37,7 +34,8 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       layout_(page_layout(config_.datagram_bytes_max)),
       last_heard_(now),
       waiting_since_(now),
-      counters_(*config_.counters) {
+      own_counters_(config_.counters == nullptr ? std::make_unique<LaneCounters>() : nullptr),
+      counters_(own_counters_ ? *own_counters_ : *config_.counters) {
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);

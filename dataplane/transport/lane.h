@@ -72,7 +72,7 @@ struct LaneConfig {
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
   Duration base_rtt = microseconds(500);       // Swift base delay: 50 us NIC, 500 us vdev
   Duration peer_timeout = milliseconds(3000);  // no authenticated packet for so long while we wait for one: dead
-  std::shared_ptr<LaneCounters> counters;      // where the lane counts, fresh and its own; null: it makes its own
+  LaneCounters* counters = nullptr;            // where the lane counts, outlives it; null: in its own
 };
 
 /// Why a received datagram changed nothing, or that it did. Each value is a counter.

@@ -93,10 +93,11 @@ class Lane::Impl {
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
-  Instant last_heard_;                                     // an authentic packet
-  Instant waiting_since_;                                  // content has been in flight without a break
-  wire::Body body_;                                        // scratch of on_packet
-  LaneCounters& counters_;                                 // config_.counters
+  Instant last_heard_;                          // an authentic packet
+  Instant waiting_since_;                       // content has been in flight without a break
+  wire::Body body_;                             // scratch of on_packet
+  std::unique_ptr<LaneCounters> own_counters_;  // null: the owner has them
+  LaneCounters& counters_;
   SingleWriter<std::int64_t> silent_since_ns_{kNever.ns};  // kNever: the peer is not suspected
 };
 

@@ -189,6 +189,16 @@ std::vector<Agent::VmPtr> Agent::all_vms() const {
   return all;
 }
 
+AgentFigures Agent::figures() const {
+  AgentFigures figures{.dataplane_connected = dataplane_->hello().has_value(),
+                       .controlplane_connected = session_->registered(),
+                       .vms = {}};
+  for (const VmPtr& vm : all_vms()) {
+    figures.vms.push_back(vm->running());
+  }
+  return figures;
+}
+
 Agent::VmPtr Agent::vm_of(const std::string& uuid_bytes) const {
   const auto uuid = Id128::from_bytes(uuid_bytes);
   const std::lock_guard lock(mutex_);

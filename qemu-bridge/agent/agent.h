@@ -15,6 +15,13 @@
 
 namespace godwit::bridge {
 
+/// How this host's bridge stands, for metrics.
+struct AgentFigures {
+  bool dataplane_connected = false;
+  bool controlplane_connected = false;
+  std::vector<controlplane::v1::RunningVm> vms;
+};
+
 class Agent {
  public:
   /// Fails when the journal's directory cannot be used: a bridge that forgets must not start.
@@ -22,6 +29,8 @@ class Agent {
   ~Agent();
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
+  /// Any thread.
+  [[nodiscard]] AgentFigures figures() const;
 
  private:
   using VmPtr = std::shared_ptr<Vm>;

@@ -6,7 +6,9 @@
 #include <filesystem>
 
 #include "config/bridge_config.h"
+#include "metrics/endpoint.h"
 #include "qemu-bridge/agent/agent.h"
+#include "qemu-bridge/agent/metrics.h"
 
 int main(int argc, char** argv) {
   CLI::App app{"godwit-bridge: drives this host's QEMUs for live migration"};
@@ -33,10 +35,21 @@ int main(int argc, char** argv) {
   sigprocmask(SIG_BLOCK, &ends, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
+  const std::string metrics_address = config->metrics.listen;
   auto agent = godwit::bridge::Agent::start(std::move(*config));
   if (!agent) {
     spdlog::critical("{}", agent.error());
     return 1;
+  }
+  std::unique_ptr<godwit::metrics::Endpoint> endpoint;
+  if (!metrics_address.empty()) {
+    auto opened = godwit::metrics::Endpoint::open(
+        metrics_address, [&agent] { return godwit::bridge::make_samples((*agent)->figures()); });
+    if (!opened) {
+      spdlog::critical("{}", opened.error());
+      return 1;
+    }
+    endpoint = std::move(*opened);
   }
   int number = 0;
   sigwait(&ends, &number);

@@ -9,6 +9,14 @@ def text(value):
     return json.dumps(value)
 
 
+METRICS_PORTS = {"dataplane": 9464, "bridge": 9465, "controlplane": 9466}
+
+
+def metrics(lab, program):
+    """Each daemon's endpoint, if the lab was asked for metrics."""
+    return f'\n[metrics]\nlisten = "127.0.0.1:{METRICS_PORTS[program]}"\n' if lab.options.get("metrics") else ""
+
+
 def controlplane(lab):
     listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
     return f"""\
@@ -21,7 +29,7 @@ host_heartbeat = "4s"
 
 [log]
 level = "debug"
-"""
+{metrics(lab, "controlplane")}"""
 
 
 def port(lab, host):
@@ -48,6 +56,7 @@ def dataplane(lab, host):
     if lab.backing == "hugetlbfs":
         memory.append(lab.memory_dir(host) + "/huge")
     budget = lab.options.get("memory_budget", {}).get(host, "8GiB")
+    telemetry = "\n[telemetry]\ndpdk = true\n" if lab.options.get("metrics") else ""
     return f"""\
 control_socket = {text(directory + "/dataplane.sock")}
 run_dir = {text(directory)}
@@ -67,7 +76,7 @@ tracker = {text(lab.tracker)}
 
 [log]
 level = "debug"
-"""
+{metrics(lab, "dataplane")}{telemetry}"""
 
 
 def bridge(lab, host):
@@ -87,7 +96,7 @@ tracker = {text(lab.tracker)}
 
 [log]
 level = "debug"
-"""
+{metrics(lab, "bridge")}"""
 
 
 def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc", accel="tcg"):

@@ -157,7 +157,8 @@ class Lab:
         with open(path, "w") as file:
             file.write(config)
         command = self.network.command(where, program(name), "--config", path)
-        self.daemons[key] = Daemon(key, command, f"{directory}/{name}.log")
+        # Where DPDK puts its telemetry socket: two data planes of one machine must not meet.
+        self.daemons[key] = Daemon(key, command, f"{directory}/{name}.log", {"RUNTIME_DIRECTORY": directory})
         return self.daemons[key]
 
     def start_controlplane(self):

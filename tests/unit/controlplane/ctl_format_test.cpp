@@ -66,6 +66,10 @@ TEST(CtlFormat, Progress) {
   EXPECT_EQ(progress_line(transferring(), 200),
             "[##################......]  75 %  10 Gbit/s  round 2  250 pages left  about 1.5 s left");
   EXPECT_EQ(progress_line(transferring(), 10).size(), 10U);
+  api::Migration measured = transferring();
+  measured.mutable_stats()->set_rtt_us(310);
+  measured.mutable_stats()->set_retransmitted_pages(12);
+  EXPECT_TRUE(progress_line(measured, 200).ends_with("about 1.5 s left  round trip 310 us  12 pages resent"));
   api::Migration odd = transferring();
   odd.mutable_stats()->set_pages_left(5000);  // more than there are: never a bar beyond its ends
   EXPECT_NE(progress_line(odd, 200).find("[........................]   0 %"), std::string::npos);
@@ -102,6 +106,13 @@ TEST(CtlFormat, MigrationJson) {
   EXPECT_EQ(json["stats"]["wire_bytes"], 130'000);
   EXPECT_EQ(json["stats"]["pages_reused"], 950);
   EXPECT_EQ(json["plan"]["mode"], "PRECOPY");
+  api::Migration measured = committed();
+  measured.mutable_stats()->set_rtt_us(310);
+  measured.mutable_stats()->set_packets_sent(2000);
+  measured.mutable_stats()->set_packets_lost(7);
+  EXPECT_EQ(to_json(measured)["stats"]["rtt_us"], 310);
+  EXPECT_EQ(to_json(measured)["stats"]["packets_lost"], 7);
+  EXPECT_NE(summary(measured).find("7 of 2000 packets lost, 0 timeouts, round trip 310 us"), std::string::npos);
   EXPECT_TRUE(to_json(transferring())["downtime_us"].is_null());
 }
 
