@@ -35,6 +35,8 @@ constexpr Metric kTurns{"godwit_dataplane_lcore_turns_total", Kind::kCounter, "l
 constexpr Metric kSleeps{"godwit_dataplane_lcore_sleeps_total", Kind::kCounter, "lcore", "Times the lcore slept"};
 constexpr Metric kCycles{"godwit_dataplane_lcore_cycles_total", Kind::kCounter, "lcore,work",
                          "TSC cycles spent receiving (placing included) and transmitting (reading pages included)"};
+constexpr Metric kCyclesPerSecond{"godwit_dataplane_cycles_per_second", Kind::kGauge, "",
+                                  "Frequency of the TSC, in which cycles are counted"};
 // ---- all flows since the start ----
 constexpr Metric kPackets{"godwit_dataplane_packets_total", Kind::kCounter, "lane,direction",
                           "Transport packets; lane 0 is the priority lane"};
@@ -69,7 +71,8 @@ constexpr Metric kRate{"godwit_dataplane_migration_rate_bytes_per_second", Kind:
                        "Recent payload rate, source only"};
 constexpr Metric kWritten{"godwit_dataplane_migration_written_pages_per_second", Kind::kGauge, "vm,role",
                           "Dirty rate: pages that the guest writes, by the last scan; source only"};
-constexpr Metric kRtt{"godwit_dataplane_lane_rtt_seconds", Kind::kGauge, "vm,role,lane", "Smoothed round-trip time"};
+constexpr Metric kRtt{"godwit_dataplane_lane_rtt_seconds", Kind::kGauge, "vm,role,lane",
+                      "Smoothed round-trip time; 0: not measured yet"};
 constexpr Metric kWindow{"godwit_dataplane_lane_window_packets", Kind::kGauge, "vm,role,lane", "Congestion window"};
 constexpr Metric kInFlight{"godwit_dataplane_lane_in_flight_packets", Kind::kGauge, "vm,role,lane",
                            "Packets not acknowledged yet"};
@@ -88,13 +91,13 @@ constexpr Metric kImageBytes{"godwit_dataplane_retained_image_bytes", Kind::kGau
 constexpr Metric kBudget{"godwit_dataplane_memory_budget_bytes", Kind::kGauge, "",
                          "memory_budget: for guests and images together; 0: none is set"};
 
-constexpr std::array kAll{&kFrames,     &kFrameBytes,    &kStalls,   &kWaiting,    &kHandedOver, &kDrops,
-                          &kNeighbours, &kLinkUp,        &kTurns,    &kSleeps,     &kCycles,     &kLcoreSeconds,
-                          &kPackets,    &kPacketBytes,   &kPayload,  &kLanePages,  &kLost,       &kSpurious,
-                          &kProbes,     &kRetransmitted, &kGoodput,  &kPages,      &kBytes,      &kRounds,
-                          &kEnded,      &kUnderWay,      &kRound,    &kPagesLeft,  &kRate,       &kWritten,
-                          &kRtt,        &kWindow,        &kInFlight, &kCredit,     &kWorks,      &kBacklog,
-                          &kGuests,     &kGuestBytes,    &kImages,   &kImageBytes, &kBudget};
+constexpr std::array kAll{&kFrames,          &kFrameBytes, &kStalls,        &kWaiting,  &kHandedOver, &kDrops,
+                          &kNeighbours,      &kLinkUp,     &kTurns,         &kSleeps,   &kCycles,     &kLcoreSeconds,
+                          &kCyclesPerSecond, &kPackets,    &kPacketBytes,   &kPayload,  &kLanePages,  &kLost,
+                          &kSpurious,        &kProbes,     &kRetransmitted, &kGoodput,  &kPages,      &kBytes,
+                          &kRounds,          &kEnded,      &kUnderWay,      &kRound,    &kPagesLeft,  &kRate,
+                          &kWritten,         &kRtt,        &kWindow,        &kInFlight, &kCredit,     &kWorks,
+                          &kBacklog,         &kGuests,     &kGuestBytes,    &kImages,   &kImageBytes, &kBudget};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -133,6 +136,7 @@ void put_lcores(Samples& samples, const MetricSources& sources) {
     samples.add(kCycles, {lcore, "receive"}, path.receive_cycles.get());
     samples.add(kCycles, {lcore, "transmit"}, path.transmit_cycles.get());
   }
+  samples.add(kCyclesPerSecond, {}, port::cycles_per_s());
   for (const DropCount& drop : drop_counts(sources.lcores, sources.port)) {
     samples.add(kDrops, {std::string(drop.layer), drop.reason}, drop.count);
   }

@@ -51,7 +51,9 @@ Instant Lane::Impl::deadline() const {
 }
 
 void Lane::Impl::publish() {
-  counters_.smoothed_rtt_ns.set(static_cast<std::uint64_t>(recovery_.rtt().smoothed().ns));
+  if (recovery_.rtt().sampled()) {
+    counters_.smoothed_rtt_ns.set(static_cast<std::uint64_t>(recovery_.rtt().smoothed().ns));
+  }
   counters_.window_packets.set(swift_.window());
   counters_.in_flight_packets.set(recovery_.outstanding());
   const std::uint64_t next = recovery_.next_number();

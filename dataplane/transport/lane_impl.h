@@ -38,7 +38,10 @@ class Lane::Impl {
   [[nodiscard]] bool quiet() const;
   [[nodiscard]] bool peer_dead(Instant now) const;
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
-  [[nodiscard]] Duration smoothed_rtt() const { return {static_cast<std::int64_t>(counters_.smoothed_rtt_ns.get())}; }
+  [[nodiscard]] Duration smoothed_rtt() const {
+    const auto ns = static_cast<std::int64_t>(counters_.smoothed_rtt_ns.get());
+    return ns != 0 ? Duration{ns} : kRttInitial;
+  }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
 
  private:

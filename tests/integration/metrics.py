@@ -60,7 +60,9 @@ def check_telemetry(lab, host, role):
     check(flow["round"] >= 1 and flow["pages_sent"] > 0, f"round {flow['round']}, {flow['pages_sent']} pages")
     bulk = ask(f"/godwit/lane,{flow_id},1")
     check(bulk["pages_sent" if role == "source" else "pages_received"] > 0, f"no pages on the bulk lane: {bulk}")
-    check(bulk["rtt_us"] > 0 and bulk["window_packets"] > 0, f"round trip and window: {bulk}")
+    check(bulk["window_packets"] > 0, f"no window: {bulk}")
+    if role == "source":
+        check(bulk["rtt_us"] > 0, f"pages have arrived, but no round trip was measured: {bulk}")
     guest = ask(f"/godwit/vm,{vm}")
     check_equal((guest["migration"], ask("/godwit/vm")), (flow["migration"], [vm]), "the guest")
     check("lane_bad_tag" in ask("/godwit/drops"), "no drops by reason")

@@ -118,6 +118,28 @@ TEST(DataplaneConfigFile, Paths) {
               ElementsAre(HasSubstr("has /m twice")));
 }
 
+TEST(DataplaneConfigFile, MetricsAndTelemetry) {
+  const std::string valid = kHead + kVeth + kAddresses;
+  const auto silent = parse_text<DataplaneConfig>(valid, "f");
+  ASSERT_TRUE(silent);
+  EXPECT_EQ(silent->metrics.listen, "");
+  EXPECT_FALSE(silent->telemetry.dpdk);
+  for (const char* address : {"127.0.0.1:9464", "[::1]:1", "0.0.0.0:65535"}) {
+    const auto loaded = parse_text<DataplaneConfig>(valid + "[metrics]\nlisten = '" + address + "'\n", "f");
+    ASSERT_TRUE(loaded) << address;
+    EXPECT_EQ(loaded->metrics.listen, address);
+  }
+  // Nothing that civetweb would take for several ports, or for options of them.
+  for (const char* address : {"", "9464", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "localhost:9464", "::1:9464",
+                              "[127.0.0.1]:9464", "127.0.0.1:9464,0.0.0.0:80", "127.0.0.1:9464s", "224.0.0.1:9464"}) {
+    EXPECT_THAT(mistakes<DataplaneConfig>(valid + "[metrics]\nlisten = '" + address + "'\n"),
+                ElementsAre(HasSubstr("metrics.listen: is ")))
+        << address;
+  }
+  EXPECT_THAT(mistakes<DataplaneConfig>(valid + "[telemetry]\ndpdk = 1\n"),
+              ElementsAre(HasSubstr("telemetry.dpdk: expected true or false")));
+}
+
 TEST(BridgeConfigFile, InsecureOnlyForTheNetwork) {
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'unix:/run/c.sock'"), IsEmpty());
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'c:7300'"),

@@ -170,7 +170,8 @@ TEST(Lane, CountsWhereItIsToldAndShowsHowItStands) {
     EXPECT_EQ(&lane.counters(), &counters);
     EXPECT_EQ(counters.credit_left_packets, 64U);
     EXPECT_EQ(counters.stream_backlog_bytes, 0U);
-    EXPECT_EQ(static_cast<std::int64_t>(counters.smoothed_rtt_ns), lane.smoothed_rtt().ns);
+    EXPECT_EQ(counters.smoothed_rtt_ns, 0U);  // nothing was measured
+    EXPECT_EQ(lane.smoothed_rtt(), milliseconds(25));
     ASSERT_TRUE(lane.send_message(Bytes(10)));
     ASSERT_GT(lane.poll_transmit(now, out), 0U);
     while (counters.probe_timeouts == 0) {
@@ -197,6 +198,7 @@ TEST(Lane, ReceivedPagesAreCountedOnce) {
     EXPECT_EQ(pair.a.counters().works_in_hand, 0U);
     EXPECT_EQ(pair.a.counters().in_flight_packets, 0U);
     EXPECT_GT(pair.a.counters().window_packets, 0U);
+    EXPECT_EQ(static_cast<std::int64_t>(pair.a.counters().smoothed_rtt_ns), pair.a.smoothed_rtt().ns);
   }
 }
 
