@@ -2,8 +2,8 @@
 // The HTTP endpoint that Prometheus asks: GET /metrics at one address, in threads of its own, which sleep until
 // somebody asks. Owns its socket and threads. `read` is called in them, one call at a time, never after the destructor
 // has returned. Who may connect may ask: there is neither TLS nor a password, requests are hostile, and the server
-// (civetweb, inside prometheus-cpp) is given little room and time for each. Failure: open() says what was refused;
-// later, a bad request is answered with an HTTP error.
+// (civetweb, inside prometheus-cpp) is given little room and time for each. Its end takes up to 2 s. Failure: open()
+// says what was refused; later, a bad request is answered with an HTTP error.
 
 #include <expected>
 #include <functional>

@@ -175,7 +175,7 @@ int run(const config::DataplaneConfig& config) {
     figures.push_back({&lcore->data_path, &lcore->loop});
   }
   const MetricSources sources{figures, **port, service.figures(), config.memory_budget_bytes};
-  const auto shown = show(config, sources);
+  auto shown = show(config, sources);
   if (!shown) {
     return fail(shown.error());
   }
@@ -185,6 +185,7 @@ int run(const config::DataplaneConfig& config) {
   spdlog::info("ready: {} port {}, MAC {}, control socket {}", settings.service.address, config.port.udp_port,
                wire::to_string(neighbours.mac), config.control_socket.string());
   control->run(service, inbox);
+  shown->endpoint.reset();  // takes a while, in which guests' writes are still heard of
   for (const auto& lcore : *lcores) {
     lcore->loop.stop();
   }
