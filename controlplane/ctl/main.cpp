@@ -3,14 +3,17 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <map>
 #include <optional>
 
 #include "base/uuid.h"
+#include "config/common.h"
 #include "config/ctl_config.h"
 #include "config/units.h"
+#include "config/version.h"
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
 #include "controlplane/ctl/plan_input.h"
@@ -98,19 +101,16 @@ int drop_image(Client& client, const Options& options) {
 }
 
 dpapi::Tracker tracker_of(const std::string& name) {
-  static const std::map<std::string, dpapi::Tracker> kTrackers{
-      {"auto", dpapi::TRACKER_AUTO},
-      {"pagemap-scan", dpapi::TRACKER_PAGEMAP_SCAN},
-      {"write-protect-events", dpapi::TRACKER_WRITE_PROTECT_EVENTS},
-      {"hashes", dpapi::TRACKER_HASHES}};
-  return kTrackers.at(name);  // checked by the option
+  const auto found =
+      std::find(config::kTrackerNames.begin(), config::kTrackerNames.end(), name);  // checked by the option
+  return static_cast<dpapi::Tracker>(found - config::kTrackerNames.begin());
 }
 
 int print_vm(const api::Vm& vm, const Options& options, const char* what) {
   if (options.json) {
     fmt::print("{}\n", to_json(vm).dump(2));
   } else {
-    fmt::print("VM {} {} on {}, tracked by {}\n", vm.name(), what, vm.host(), tracker_text(vm.tracker()));
+    fmt::print("VM {} {} on {}, tracked by {}\n", vm.name(), what, vm.host(), config::tracker_name(vm.tracker()));
   }
   return 0;
 }
@@ -269,7 +269,7 @@ using Command = int (*)(Client&, const Options&);
 using AddCommand = std::function<CLI::App*(CLI::App&, const char*, const char*, Command)>;
 
 void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
-  const CLI::IsMember trackers({"auto", "pagemap-scan", "write-protect-events", "hashes"});
+  const CLI::IsMember trackers(std::vector<std::string>(config::kTrackerNames.begin(), config::kTrackerNames.end()));
   auto* starting = add(app, "start", "start a VM from its definition", start);
   auto* attaching = add(app, "attach", "adopt a VM whose QEMU runs already", attach);
   for (auto* command : {starting, attaching}) {
@@ -307,6 +307,7 @@ int run(int argc, char** argv) {
   CLI::App app{"godwitctl: hosts, VMs and migrations of a godwit cluster"};
   app.require_subcommand(1);
   app.fallthrough();
+  app.set_version_flag("--version", config::version());
   Options options;
   app.add_option("--server", options.server, "control plane: host:port or unix:/path (also GODWIT_SERVER)");
   app.add_flag("--json", options.json, "for programs: JSON with stable keys");

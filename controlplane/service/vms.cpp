@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/log.h"
+#include "config/common.h"
 
 namespace godwit::controlplane {
 namespace {
@@ -179,7 +180,7 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
     host->view.vms.push_back(std::move(running));
   }
   spdlog::info("VM {} ({}) runs on {}, tracked by {}: {}", vm.name, vm.uuid.text(), vm.host,
-               tracker_name(started.tracker()), printable(started.tracker_reason()));
+               config::tracker_name(started.tracker()), printable(started.tracker_reason()));
   done(to_api(vm));
 }
 

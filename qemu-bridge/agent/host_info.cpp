@@ -10,14 +10,11 @@
 #include "base/atomic_file.h"
 #include "base/log.h"
 #include "base/uuid.h"
+#include "config/version.h"
 #include "qemu-bridge/agent/ram_files.h"
 
 namespace godwit::bridge {
-namespace {
-
-constexpr const char* kVersion = "0.1.0";
-
-}  // namespace
+namespace {}  // namespace
 
 std::string qemu_version_of(const std::filesystem::path& binary) {
   std::string quoted = "'";
@@ -63,7 +60,7 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
   if (const auto id = Id128::parse(boot)) {
     info.set_boot_id(id->to_bytes());
   }
-  info.set_version(kVersion);
+  info.set_version(config::version());
   info.set_dataplane_up(hello.has_value());
   if (hello) {
     info.set_dataplane_address(hello->address());

@@ -68,6 +68,16 @@ TEST(DataplaneConfigFile, EachDeviceHasItsKeys) {
   EXPECT_THAT(port_mistakes("device = 'net_tap0,iface=t0'\n" + kAddresses), IsEmpty());
 }
 
+TEST(DataplaneConfigFile, CreditIsWhatOneAcknowledgementReports) {
+  const auto with_credit = [](const char* packets) {
+    return mistakes<DataplaneConfig>(kHead + "[transport]\ncredit_packets = " + packets + "\n" + kVeth + kAddresses);
+  };
+  EXPECT_THAT(with_credit("63"), ElementsAre("transport.credit_packets: is 63, must be 64 to 1024"));
+  EXPECT_THAT(with_credit("1025"), ElementsAre("transport.credit_packets: is 1025, must be 64 to 1024"));
+  EXPECT_THAT(with_credit("64"), IsEmpty());
+  EXPECT_THAT(with_credit("1024"), IsEmpty());
+}
+
 TEST(DataplaneConfigFile, PciNeedsHugepages) {
   EXPECT_THAT(
       mistakes<DataplaneConfig>(kHead + "[eal]\nhugepages = false\n[[port]]\ndevice = '0000:01:00.0'\n" + kAddresses),
