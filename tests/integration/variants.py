@@ -123,10 +123,8 @@ def balloon_with_hashes():
     balloon_taken_and_given_back(tracker="hashes")
 
 
-@scenario
-def memfd_moves_but_keeps_no_image():
-    """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
-    with Lab() as lab:
+def ram_without_a_name(**lab_options):
+    with Lab(**lab_options) as lab:
         lab.start()
         qmp = f"{lab.directory}/host-a/theirs.qmp"
         definition = lab.write_vm_definition("guest", **SMALL, rate=100, vm_uuid=UUID)
@@ -147,6 +145,18 @@ def memfd_moves_but_keeps_no_image():
         finally:
             theirs.kill()
             theirs.wait()
+
+
+@scenario
+def memfd_moves_but_keeps_no_image():
+    """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
+    ram_without_a_name()
+
+
+@scenario
+def memfd_under_the_units_capabilities():
+    """The way to such RAM is through /proc: what the bridge's unit may do is enough."""
+    ram_without_a_name(options={"as_units": True})
 
 
 @scenario
