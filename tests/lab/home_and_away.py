@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--without-peer", action="store_true", help="godwit alone")
     options = parser.parse_args()
-    with Lab(mtu=options.mtu, shape_bps=options.shape) as lab:
+    with Lab(mtu=options.mtu, shape_bps=options.shape, options={"as_units": True}) as lab:
         results = {"godwit": godwit_moves(lab, options)}
         lab.stop_daemons()
         if not options.without_peer:
