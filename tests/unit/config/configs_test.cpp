@@ -163,6 +163,27 @@ TEST(MigrationPlanFile, ValuesAndRanges) {
               ElementsAre(HasSubstr("downtime_limit: is 0 "), HasSubstr("reuse: is \"yes\", must be one of \"auto\"")));
 }
 
+TEST(MigrationPlanFile, FlagsGoBeforeTheFileAndAreHeldToItsRules) {
+  const test::TemporaryDirectory directory;
+  std::ofstream(directory / "plan.toml") << "destination = 'b'\ndowntime_limit = '1s'\nrounds_max = 5";
+  const auto plan = load_migration_plan(directory / "plan.toml", {{"vm", "v"}, {"rounds_max", "7"}});
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->vm, "v");
+  EXPECT_EQ(plan->destination, "b");
+  EXPECT_EQ(plan->downtime_limit, milliseconds(1000));
+  EXPECT_EQ(plan->rounds_max, 7U);
+
+  const auto wrong = load_migration_plan("", {{"vm", "v"}, {"downtime_limit", "0"}, {"rounds_max", "many"}});
+  ASSERT_FALSE(wrong);
+  std::vector<std::string> texts;
+  for (const Diagnostic& diagnostic : wrong.error()) {
+    texts.push_back(diagnostic.text());
+  }
+  EXPECT_THAT(texts, testing::UnorderedElementsAre("command line: destination: is missing, and has no default",
+                                                   HasSubstr("command line: downtime_limit: is 0 "),
+                                                   "command line: rounds_max: expected an integer, found a string"));
+}
+
 TEST(CtlConfigFile, FlagThenEnvironmentThenFileThenDefault) {
   const test::TemporaryDirectory directory;
   std::ofstream(directory / "ctl.toml") << "server = 'file:1'";
