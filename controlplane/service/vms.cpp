@@ -181,7 +181,9 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
   }
   spdlog::info("VM {} ({}) runs on {}, tracked by {}: {}", vm.name, vm.uuid.text(), vm.host,
                config::tracker_name(started.tracker()), printable(started.tracker_reason()));
-  done(to_api(vm));
+  api::Vm shown = to_api(vm);
+  shown.set_tracker(started.tracker());  // the host's last report may be of before
+  done(std::move(shown));
 }
 
 void Vms::stop(const std::string& name_or_uuid, Done done) {
