@@ -229,15 +229,8 @@ AgentResult Vm::do_switch_over() {
   if (!source_) {
     return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Switch: this host is not the source of a migration"));
   }
-  if (record_.migration && record_.migration->phase == MigrationPhase::kSwitching) {
-    return AgentReply();  // the word is repeated after a new registration; it was obeyed
-  }
-  auto switched = source_->switch_over();
-  if (!switched) {
-    source_->fail(switched.error());
-    return std::unexpected(switched.error());
-  }
-  return AgentReply();
+  const auto switched = source_->switch_over();
+  return switched ? AgentResult(AgentReply()) : std::unexpected(switched.error());
 }
 
 // ---- outcome
