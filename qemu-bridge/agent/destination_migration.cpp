@@ -108,6 +108,9 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
   }
   if (event.has_device_state()) {
     const std::string& data = event.device_state().data();
+    if (event.device_state().end()) {
+      spdlog::debug("migration {}: device state whole", id_.text());
+    }
     stream_->arrive(std::as_bytes(std::span(data.data(), data.size())), event.device_state().end());
     return;
   }
@@ -115,6 +118,7 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
     const std::lock_guard lock(mutex_);
     memory_ready_ = true;
   }
+  spdlog::debug("migration {}: memory in place", id_.text());
   stream_->release();
 }
 
@@ -161,6 +165,7 @@ std::expected<void, std::string> DestinationMigration::check_loaded() {
 }
 
 MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
+  spdlog::debug("migration {}: committed", id_.text());
   reports_.settle();
   const bool loaded_here = reports_.last_is(MigrationEvent::LOADED);
   // Having seen it load ourselves saves two round trips of the downtime.

@@ -177,6 +177,7 @@ std::expected<void, Error> SourceMigration::begin_switch() {
                                                               std::string(name_of(services_.record.migration->phase)) +
                                                               ")"));
   }
+  spdlog::debug("migration {}: switching over", id_.text());
   services_.record.migration->phase = MigrationPhase::kSwitching;
   if (auto saved = services_.save(); !saved) {
     return saved;
@@ -283,6 +284,7 @@ void SourceMigration::end_stream_if_complete() {
     }
     end_sent_ = true;
   }
+  spdlog::debug("migration {}: device state whole", id_.text());
   sender_->end();
 }
 

@@ -348,6 +348,7 @@ AgentResult Vm::do_stop(std::uint64_t ownership) {
 // -----------------------------------------------------------------------------------------------------
 
 void Vm::on_qmp_event(const QmpEvent& event) {
+  spdlog::debug("VM {}: QEMU says {} {}", uuid_.text(), event.name, printable(dump_json(event.data)));
   if (const std::string state = run_state_after(event.name); !state.empty()) {
     {
       const std::lock_guard lock(summary_mutex_);
