@@ -21,6 +21,7 @@
 //   QEMU, before COMMITTED      | none                    | FAILED; the source continues
 //   QEMU, after COMMITTED       | none                    | the guest crashed here; the source has retired or will
 //   control plane               | paused                  | stays so and asks once a second
+//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
 
 #include <condition_variable>
 #include <memory>

@@ -27,6 +27,7 @@
 //   stream.
 //                               |                         | If LOADED was reached the store may still say COMMITTED
 //   control plane               | paused or running       | a paused guest stays so and asks once a second
+//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
 
 #include <condition_variable>
 #include <memory>
