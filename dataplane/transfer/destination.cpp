@@ -310,6 +310,7 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
     complete_first_round();
   }
   start_round(message.round);
+  round_over_ = true;
   all_placed_.reset();
   phase_ = Phase::kRounds;
   wake_ = true;
@@ -356,11 +357,12 @@ void Destination::Impl::on(const wire::Abort& message) {
 void Destination::Impl::on(const wire::Keepalive&) {}
 
 void Destination::Impl::hash_if_due() {
-  if (phase_ != Phase::kRounds || hashing_ || (unhashed_pages_ < kHashPagesMin && rest_left_ == 0) ||
-      (all_placed_ && acknowledged_)) {
+  const bool waiting = unhashed_pages_ >= kHashPagesMin || (round_over_ && unhashed_pages_ != 0) || rest_left_ != 0;
+  if (phase_ != Phase::kRounds || hashing_ || !waiting || (all_placed_ && acknowledged_)) {
     return;
   }
   hashing_ = true;
+  round_over_ = false;
   executor_.submit(
       [self = shared_from_this(), runs = take_unhashed()] { hash_runs(self->memory_, runs, *self->hashes_); },
       [weak = weak_from_this()] {

@@ -119,7 +119,8 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   std::shared_ptr<pages::PageHashes> hashes_;  // shared with jobs, which alone use it
   std::vector<PageRun> unhashed_;
   std::uint64_t unhashed_pages_ = 0;
-  pages::Bitmap rest_;  // full: pages that round 1 did not carry
+  bool round_over_ = false;  // what it brought is hashed while the source looks for the next, not in the downtime
+  pages::Bitmap rest_;       // full: pages that round 1 did not carry
   pages::PageNumber rest_from_ = 0;
   std::uint64_t rest_left_ = 0;
   bool hashing_ = false, verifying_ = false;

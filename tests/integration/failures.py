@@ -1,5 +1,6 @@
 """What failure does: at every state, whoever dies, the guest runs on in exactly one place with its memory right, and the next migration works."""
 
+import contextlib
 import os
 import re
 import signal
@@ -106,19 +107,25 @@ def stray_memory(lab, vm):
     return stray
 
 
-
 def restart(lab, key):
     kind, _, host = key.partition(" ")
     return lab.start_controlplane() if kind == "controlplane" else getattr(lab, f"start_{kind}")(host)
 
 
-def kill_at(key, state, delay_s=0.0):
+@contextlib.contextmanager
+def on_its_way(state="TRANSFERRING", into_s=0.5, rate=200, plan=None):
+    """A lab whose guest moves to host-b, `into_s` into `state`; gives (lab, migration)."""
     with Lab() as lab:
         lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
+        lab.start_vm(**SMALL, rate=rate)
+        migration = Background(lab, "guest", "host-b", **(SLOW if plan is None else plan))
         wait_state(lab, state)
-        time.sleep(delay_s)
+        time.sleep(into_s)
+        yield lab, migration
+
+
+def kill_at(key, state, into_s):
+    with on_its_way(state, into_s) as (lab, migration):
         lab.kill(key)
         time.sleep(0.5)
         restart(lab, key)
@@ -143,12 +150,7 @@ _register_kills()
 
 @scenario
 def network_cut_during_transfer():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
         migration.join()
         check(migration.error is not None, "a migration over a cut network was reported as done")
@@ -159,12 +161,7 @@ def network_cut_during_transfer():
 
 @scenario
 def short_network_cut_is_survived():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
         time.sleep(1)
         lab.network.heal("host-a", DATA)
@@ -175,11 +172,7 @@ def short_network_cut_is_survived():
 
 @scenario
 def destination_qemu_dies():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
+    with on_its_way(into_s=0) as (lab, migration):
         for pid in wait_until("the destination's QEMU", lambda: lab.qemu_pids("host-b"), 10):
             os.kill(pid, signal.SIGKILL)
         migration.join()
@@ -190,12 +183,7 @@ def destination_qemu_dies():
 
 @scenario
 def cancelled():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
@@ -221,12 +209,7 @@ def does_not_converge():
 @scenario
 def aborted_image_is_reused():
     """What an aborted attempt carried need not be carried again, and nothing stale of it is ever used."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
-        migration = Background(lab, "guest", "host-b", bandwidth_limit="400Mbit/s")
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(1.5)
+    with on_its_way(into_s=1.5, rate=100, plan={"bandwidth_limit": "400Mbit/s"}) as (lab, migration):
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")

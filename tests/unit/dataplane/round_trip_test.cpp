@@ -9,10 +9,12 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <thread>
 
+#include "base/uuid.h"
 #include "tests/unit/dataplane/bridge_client.h"
 #include "tests/unit/dataplane/fake_qemu.h"
 #include "tests/unit/dataplane/two_hosts.h"
@@ -338,6 +340,31 @@ TEST_F(RoundTrip, APeerThatDiesFailsTheMigrationAndLeavesTheGuest) {
   api::ToDataplane request;
   request.mutable_get_status();
   EXPECT_EQ(ask(0, request).status().guests_size(), 1);
+}
+
+TEST_F(RoundTrip, AFailedAttachLeavesNothingArmed) {
+  make_guest(0);
+  std::memset(guests_[0]->data().data(), 1, kBytes);
+  // Where what is tracked would be noted there is a directory: the last step of attaching fails.
+  const Id128 vm = Id128::from_bytes(id_of('v')).value();
+  std::filesystem::create_directories(hosts_.directory(0) + "/" + vm.text() + ".tracking/full");
+  for (const auto tracker : {api::TRACKER_PAGEMAP_SCAN, api::TRACKER_WRITE_PROTECT_EVENTS}) {
+    api::ToDataplane request;
+    guests_[0]->describe(*request.mutable_attach_guest());
+    request.mutable_attach_guest()->set_vm_uuid(id_of('v'));
+    request.mutable_attach_guest()->set_image_id(id_of('i'));
+    request.mutable_attach_guest()->set_ownership(1);
+    request.mutable_attach_guest()->set_epoch(1);
+    request.mutable_attach_guest()->set_has_balloon(true);
+    request.mutable_attach_guest()->set_tracker(tracker);
+    const auto reply = bridges_[0].ask(request, guests_[0]->descriptors());
+    ASSERT_TRUE(reply);
+    ASSERT_NE(reply->error().code(), api::Error::NONE) << "attached without a place for its history";
+    EXPECT_EQ(guests_[0]->armed(), "") << api::Tracker_Name(tracker) << ": " << reply->error().text();
+  }
+  api::ToDataplane status;
+  status.mutable_get_status();
+  EXPECT_EQ(ask(0, status).status().guests_size(), 0);
 }
 
 TEST_F(RoundTrip, AHostileBridgeGetsErrorsAndHarmsNobody) {

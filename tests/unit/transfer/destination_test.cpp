@@ -261,6 +261,19 @@ TEST_F(DestinationTest, FullVerificationReadsReusedPagesToo) {
   EXPECT_TRUE(s.find<wire::ChunkDigests>(s.sent()));
 }
 
+TEST_F(DestinationTest, WhatARoundBroughtIsHashedWhenItIsOverNotAtTheEnd) {
+  open();
+  begin(2, 0);
+  arrive(2, 4, page_of(1));
+  const std::size_t before = s.executor.submitted();
+  begin(3, 1);
+  EXPECT_EQ(s.executor.submitted(), before + 1);
+  begin(4, 0);
+  EXPECT_EQ(s.executor.submitted(), before + 1) << "nothing came, but something was hashed";
+  all_placed(4, 0, 1, digest_of({{4, 1}}));
+  EXPECT_EQ(s.events.memory_ready, 1);
+}
+
 TEST_F(DestinationTest, WithoutVerificationTheCountDecides) {
   open(std::nullopt, wire::VerifyLevel::kOff);
   arrive(1, 4, page_of(1));
