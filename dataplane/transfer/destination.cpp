@@ -100,6 +100,9 @@ void Destination::Impl::tick(Instant now) {
   }
   if (phase_ < Phase::kReady) {
     check_peer();
+    if (memory_.damaged()) {
+      check_memory();
+    }
     acknowledge_if_due();
     hash_if_due();
     verify_if_due();
@@ -126,6 +129,14 @@ void Destination::Impl::check_peer() {
   if (dead || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
     fail(Failure::kPeerLost, "the source's data plane is silent; check the network between the hosts");
   }
+}
+
+bool Destination::Impl::check_memory() {
+  const auto whole = memory_.check_whole();
+  if (!whole) {
+    fail(Failure::kGuestMemory, whole.error().text);
+  }
+  return whole.has_value();
 }
 
 void Destination::Impl::deliver() {
@@ -425,6 +436,9 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
     return;
   }
   wake_ = true;
+  if (equal && !check_memory()) {
+    return;  // what was placed and hashed before may be there no more
+  }
   doubtful_ = !equal;
   if (equal) {
     phase_ = Phase::kReady;

@@ -55,6 +55,8 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   void protocol_error(const std::string& text);
   void deliver();
   void check_peer();
+  /// False: it cannot be believed any more, and the migration has failed.
+  bool check_memory();
   [[nodiscard]] std::string hello_mismatch(const wire::Hello& hello) const;
   void send_retained();
   void decode_source_table();

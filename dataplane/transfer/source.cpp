@@ -145,6 +145,9 @@ void Source::Impl::tick(Instant now) {
     bucket_.refill(now_, sent - bytes_charged_);
     bytes_charged_ = sent;
     check_peer();
+    if (memory_.damaged()) {
+      check_memory();
+    }
     advance();
     progress();
   }
@@ -165,6 +168,14 @@ void Source::Impl::check_peer() {
     }
     keepalive_at_ = now_ + kKeepaliveInterval;
   }
+}
+
+bool Source::Impl::check_memory() {
+  const auto whole = memory_.check_whole();
+  if (!whole) {
+    fail(Failure::kGuestMemory, whole.error().text);
+  }
+  return whole.has_value();
 }
 
 void Source::Impl::deliver() {
@@ -264,6 +275,9 @@ void Source::Impl::on(const wire::RoundAck& message) {
 void Source::Impl::on(const wire::Verified&) {
   if (phase_ != Phase::kMoving || !announced_) {
     return protocol_error("verified what was not announced");
+  }
+  if (!check_memory()) {
+    return;  // the destination may have verified zeros that are not the guest's
   }
   phase_ = Phase::kDone;
   finished_at_ = now_;

@@ -64,6 +64,8 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   void on(const Unexpected& message);
   void protocol_error(const std::string& text);
   void check_peer();
+  /// False: it cannot be believed any more, and the migration has failed.
+  bool check_memory();
   void deliver();
   void progress();
 
