@@ -52,6 +52,9 @@ class RoundTrip : public testing::Test {
   }
 
   void TearDown() override {
+    for (std::size_t host = 0; host < 2; ++host) {
+      EXPECT_EQ(hosts_.log(host).find("Sanitizer"), std::string::npos) << "a daemon built with a sanitizer complains";
+    }
     if (HasFailure()) {
       for (std::size_t host = 0; host < 2; ++host) {
         std::fprintf(stderr, "---- log of host %zu\n%s", host, hosts_.log(host).c_str());
@@ -275,6 +278,16 @@ class SmallFrames : public RoundTrip {
   void SetUp() override { set_up(1500); }
 };
 TEST_F(SmallFrames, PagesInFragmentsArriveWhole) { there_and_back(); }
+
+/// Frames arrive at either lcore, whoever owns their lane.
+class SeveralLcores : public RoundTrip {
+ protected:
+  void SetUp() override {
+    hosts_.use_lcores(2);
+    set_up(9000);
+  }
+};
+TEST_F(SeveralLcores, ShareAMigration) { there_and_back(); }
 
 TEST_F(RoundTrip, AnAbortedAttemptLeavesAnImageThatIsTrue) {
   if (!attach_both()) {
