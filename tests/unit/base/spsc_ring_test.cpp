@@ -27,15 +27,15 @@ TEST(SpscRing, FullRefusesAndLeavesTheValue) {
   EXPECT_EQ(ring.size(), 1U);
 }
 
-/// The ring is small, so that it is full and empty all the time; what a pointer points to is written by the one thread
-/// and read by the other.
+/// The ring is small, so that it is full and empty again and again; what a pointer points to is written by the one
+/// thread and read by the other.
 TEST(SpscRing, EverythingComesOnceInOrderWithWhatWasWrittenBefore) {
   struct Item {
     std::uint64_t number = 0;
     std::uint64_t twice = 0;
   };
-  constexpr std::uint64_t kItems = 200'000;
-  SpscRing<std::unique_ptr<Item>> ring(8);
+  constexpr std::uint64_t kItems = 20'000;
+  SpscRing<std::unique_ptr<Item>> ring(16);
   std::thread producer([&ring] {
     for (std::uint64_t i = 0; i < kItems; ++i) {
       auto item = std::make_unique<Item>();
@@ -48,7 +48,7 @@ TEST(SpscRing, EverythingComesOnceInOrderWithWhatWasWrittenBefore) {
   });
   std::uint64_t wrong = 0;
   for (std::uint64_t expected = 0; expected < kItems;) {
-    wrong += ring.size() > 8 ? 1U : 0U;
+    wrong += ring.size() > 16 ? 1U : 0U;
     std::unique_ptr<Item> item;
     if (!ring.pop(item)) {
       std::this_thread::yield();
