@@ -280,3 +280,20 @@ def ram_file_cut_short_at_the_destination():
 def ram_file_cut_short_at_the_source():
     # Whether the data plane reads beyond the end first or QEMU touches it and dies is chance.
     ram_file_cut_short("host-a", "cut short|QEMU of this VM has exited|QEMU has exited")
+
+
+@scenario
+def images_outlive_their_data_plane():
+    """A data plane that dies at rest costs nothing: the images that it kept are taken again, and so is the running guest's history."""
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100)
+        moved(lab, "guest", "host-b")
+        for host in ("host-a", "host-b"):
+            lab.kill(f"dataplane {host}")
+            lab.start_dataplane(host)
+        wait_until("all hosts to be connected", lab._all_registered, 30, 0.1)
+        check_equal([i["host"] for i in lab.ctl("images") if not i["in_use"]], ["host-a"], "hosts with a retained image")
+        home = moved(lab, "guest", "host-a", verify="full")
+        total = home["stats"]["pages_total"]
+        check(home["stats"]["pages_reused"] > total * 0.8, f"only {home['stats']['pages_reused']} of {total} pages reused ({home['reuse_reason']})")
