@@ -95,7 +95,7 @@ TEST(GuardedMapping, ManyThreadsMayMeetIt) {
   std::atomic<int> wrong{0};
   for (int thread = 0; thread < 4; ++thread) {
     threads.emplace_back([&wrong] {
-      for (int i = 0; i < 200; ++i) {
+      for (int i = 0; i < 40; ++i) {
         const UniqueFd file = make_file();
         const GuardedMapping cut = map(file);
         const GuardedMapping whole = map(make_file());
