@@ -28,6 +28,10 @@ std::string label(const Region& region) {
 
 Error bad(const std::string& text) { return {ErrorCode::kBadArgument, text}; }
 
+Error cut_short(const Region& region) {
+  return {ErrorCode::kLost, label(region) + " was cut short while the guest was attached"};
+}
+
 /// What the file must be before any of its bytes is believed.
 std::expected<void, Error> check_file(const RegionFile& region) {
   const std::string what = "region '" + region.name + "'";
@@ -69,9 +73,7 @@ std::expected<void, Error> read_fully(const Region& region, std::uint64_t offset
       continue;
     }
     if (got <= 0) {
-      // 0: the file was cut short under us.
-      return std::unexpected(got < 0 ? kernel_error("pread", label(region), errno)
-                                     : bad(label(region) + " was truncated"));
+      return std::unexpected(got < 0 ? kernel_error("pread", label(region), errno) : cut_short(region));
     }
     out = out.subspan(static_cast<std::size_t>(got));
     offset += static_cast<std::uint64_t>(got);
@@ -84,32 +86,6 @@ std::uint64_t offset_in(const Region& region, const PageWrite& write) {
 }
 
 }  // namespace
-
-GuestRam::GuestRam(GuestRam&& other) noexcept
-    : regions_(std::exchange(other.regions_, {})),
-      owned_(std::exchange(other.owned_, {})),
-      page_count_(std::exchange(other.page_count_, 0)) {}
-
-GuestRam& GuestRam::operator=(GuestRam&& other) noexcept {
-  if (this != &other) {
-    unmap();
-    regions_ = std::exchange(other.regions_, {});
-    owned_ = std::exchange(other.owned_, {});
-    page_count_ = std::exchange(other.page_count_, 0);
-  }
-  return *this;
-}
-
-GuestRam::~GuestRam() { unmap(); }
-
-void GuestRam::unmap() noexcept {
-  for (const Owned& owned : owned_) {
-    if (owned.mapping != nullptr) {
-      munmap(owned.mapping, owned.bytes);
-    }
-  }
-  owned_.clear();
-}
 
 std::expected<GuestRam, Error> GuestRam::open(std::vector<RegionFile> files) {
   GuestRam ram;
@@ -128,13 +104,12 @@ std::expected<GuestRam, Error> GuestRam::open(std::vector<RegionFile> files) {
                   .first_page = ram.page_count_,
                   .page_count = file.bytes / kPage,
                   .file = file.file.get()};
-    // MAP_NORESERVE: QEMU's mapping holds the reservation of huge pages; ours must not take a second one.
-    void* mapping = mmap(nullptr, file.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region.file, 0);
-    if (mapping == MAP_FAILED) {
-      return std::unexpected(kernel_error("mmap", label(region), errno));
+    auto mapping = GuardedMapping::map(region.file, file.bytes);
+    if (!mapping) {
+      return std::unexpected(kernel_error("mmap", label(region), mapping.error()));
     }
-    region.mapping = static_cast<std::byte*>(mapping);
-    ram.owned_.push_back({std::move(file.file), mapping, file.bytes});
+    region.mapping = mapping->data();
+    ram.owned_.push_back({std::move(file.file), std::move(*mapping)});
     ram.page_count_ += region.page_count;
     ram.regions_.push_back(std::move(region));
   }
@@ -192,21 +167,24 @@ std::expected<void, Error> GuestRam::read_pages(pages::PageNumber first, std::sp
 std::expected<void, Error> GuestRam::write(std::span<const PageWrite> writes) {
   while (!writes.empty()) {
     const Region& region = region_of(writes[0].page);
-    // A run: pieces that continue each other in the file.
+    // A run: pieces that continue each other in the file. The region's last page goes through the mapping, which never
+    // grows a file: so one that was cut short stays short, and check_whole() finds it.
+    const pages::PageNumber last_page = region.first_page + region.page_count - 1;
+    const bool last = writes[0].page == last_page;
     std::size_t count = 0;
     std::uint64_t next = offset_in(region, writes[0]);
     while (count < writes.size() && count < IOV_MAX) {
       const PageWrite& write = writes[count];
       GW_ASSERT(write.offset <= kPage && write.bytes.size() <= kPage - write.offset);
       if (write.page >= region.first_page + region.page_count || write.page < region.first_page ||
-          offset_in(region, write) != next) {
+          (write.page == last_page) != last || offset_in(region, write) != next) {
         break;
       }
       next += write.bytes.size();
       ++count;
     }
     const auto run = writes.first(count);
-    auto done = region.page_bytes == kHugePageSize ? write_huge(region, run) : write_run(region, run);
+    auto done = region.page_bytes == kHugePageSize || last ? write_mapped(region, run) : write_run(region, run);
     if (!done) {
       return done;
     }
@@ -243,18 +221,20 @@ std::expected<void, Error> GuestRam::write_run(const Region& region, std::span<c
   return {};
 }
 
-std::expected<void, Error> GuestRam::write_huge(const Region& region, std::span<const PageWrite> run) {
+std::expected<void, Error> GuestRam::write_mapped(const Region& region, std::span<const PageWrite> run) {
   const std::uint64_t begin = offset_in(region, run[0]);
   const std::uint64_t end = offset_in(region, run.back()) + run.back().bytes.size();
-  const std::uint64_t first = begin / kHugePageSize * kHugePageSize;
-  const std::uint64_t last = (end + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
-  // hugetlbfs takes no write(); a store to a page that the pool cannot give would be a SIGBUS, so have it allocated
-  // first.
+  const std::uint64_t first = begin / region.page_bytes * region.page_bytes;
+  const std::uint64_t last = (end + region.page_bytes - 1) / region.page_bytes * region.page_bytes;
+  // hugetlbfs takes no write(). What cannot be allocated is to be an error here, not a mapping that is lost.
   if (fallocate(region.file, FALLOC_FL_KEEP_SIZE, file_offset(first), file_offset(last - first)) != 0) {
     return std::unexpected(kernel_error("fallocate", label(region), errno));
   }
   for (const PageWrite& write : run) {
     std::ranges::copy(write.bytes, region.mapping + offset_in(region, write));
+  }
+  if (damaged()) {
+    return check_whole();
   }
   return {};
 }
@@ -298,6 +278,32 @@ std::expected<void, Error> GuestRam::punch_huge(const Region& region, std::uint6
       if (page != kZeros) {
         std::ranges::copy(kZeros, region.mapping + at);
       }
+    }
+  }
+  if (damaged()) {
+    return check_whole();
+  }
+  return {};
+}
+
+bool GuestRam::damaged() const {
+  return std::ranges::any_of(owned_, [](const Owned& owned) { return owned.mapping.lost(); });
+}
+
+std::expected<void, Error> GuestRam::check_whole() const {
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = regions_[i];
+    struct stat status {};
+    if (fstat(region.file, &status) != 0) {
+      return std::unexpected(kernel_error("fstat", label(region), errno));
+    }
+    if (static_cast<std::uint64_t>(status.st_size) < region.bytes) {
+      return std::unexpected(cut_short(region));
+    }
+    if (owned_[i].mapping.lost()) {
+      return std::unexpected(Error{ErrorCode::kLost, label(region) +
+                                                         " has lost memory while the guest was attached: it was cut "
+                                                         "short for a while, or the host's memory failed"});
     }
   }
   return {};

@@ -44,6 +44,7 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
     memory.total_bytes = std::min<std::uint64_t>(memory.total_bytes, images->budget_bytes());
     const std::uint64_t left = images->budget_bytes() - std::min(images->budget_bytes(), images->used_bytes());
     memory.free_bytes = std::min<std::uint64_t>(memory.free_bytes, left);
+    memory.hugepages_free_bytes = std::min<std::uint64_t>(memory.hugepages_free_bytes, left);
   }
   info.set_memory_total_bytes(memory.total_bytes);
   info.set_memory_free_bytes(memory.free_bytes);

@@ -147,6 +147,41 @@ TEST_P(GuestRamTest, PunchedPagesReadAsZeroAndGiveTheirMemoryBack) {
   EXPECT_EQ(ram_->resident_bytes().value(), ram_->page_count() * kPage - freed);
 }
 
+TEST_P(GuestRamTest, AFileCutShortIsAnErrorEverywhere) {
+  const std::vector<std::byte> ones(kPage, std::byte{1});
+  for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
+    const PageWrite write{page, 0, ones};
+    ASSERT_TRUE(ram_->write({&write, 1}));
+  }
+  ASSERT_TRUE(ram_->check_whole());
+  ASSERT_EQ(ftruncate(ram_->region_of(2000).file, 2 << 20), 0);  // region 1 begins at page 1024
+  pages::Bitmap among(ram_->page_count());
+  pages::Bitmap found(ram_->page_count());
+  among.set(1024);
+  const auto lost = [](const auto& result) { return !result && result.error().code == ErrorCode::kLost; };
+  EXPECT_TRUE(lost(ram_->check_whole()));
+  EXPECT_TRUE(lost(ram_->find_present(found))) << "what lies beyond the end looks like holes";
+  EXPECT_TRUE(lost(ram_->find_zero(among, found)));
+  std::array<std::byte, kPage> bytes;
+  EXPECT_TRUE(lost(ram_->read(2000, 0, bytes)));
+  EXPECT_TRUE(ram_->read(1000, 0, bytes)) << "the other region";
+  EXPECT_FALSE(ram_->damaged()) << "no mapping was touched";
+}
+
+TEST_P(GuestRamTest, NoWriteMakesAFileWholeThatWasCutShort) {
+  const std::vector<std::byte> ones(kPage, std::byte{1});
+  ASSERT_EQ(ftruncate(ram_->region_of(2000).file, 2 << 20), 0);
+  for (const pages::PageNumber page : {pages::PageNumber{2000}, ram_->page_count() - 1}) {
+    const PageWrite write{page, 0, ones};
+    static_cast<void>(ram_->write({&write, 1}));
+  }
+  const auto whole = ram_->check_whole();
+  ASSERT_FALSE(whole);
+  EXPECT_NE(whole.error().text.find("cut short"), std::string::npos) << whole.error().text;
+  // hugetlbfs lets what was allocated beyond the end be touched.
+  EXPECT_EQ(ram_->damaged(), !GetParam());
+}
+
 TEST(GuestRamOpen, RefusesWhatCannotBe) {
   const auto open_one = [](std::uint64_t bytes, std::uint32_t page_bytes, std::uint64_t address, const char* where) {
     std::vector<RegionFile> files;

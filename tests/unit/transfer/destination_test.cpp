@@ -221,6 +221,25 @@ TEST_F(DestinationTest, NotReadyBeforeTheDeviceStateIsComplete) {
   EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
 }
 
+TEST_F(DestinationTest, NotReadyWhenWhatWasPlacedIsLost) {
+  for (const bool noticed : {false, true}) {
+    s.events = {};
+    s.memory = simulation::ModelMemory(kPages);
+    open(std::nullopt, wire::VerifyLevel::kOff);  // so that no digest finds it
+    arrive(1, 4, page_of(1));
+    s.memory.lose(noticed);
+    if (noticed) {
+      s.now = s.now + milliseconds(1);
+      destination->tick(s.now);
+    } else {
+      all_placed(1, 1, 0, {});
+    }
+    EXPECT_EQ(s.events.memory_ready, 0);
+    EXPECT_EQ(s.events.failed, 1);
+    EXPECT_EQ(s.events.failure, Failure::kGuestMemory);
+  }
+}
+
 TEST_F(DestinationTest, WhatDiffersIsAskedForAgain) {
   open();
   s.memory.damage_placement(1);
