@@ -172,7 +172,7 @@ std::expected<void, transfer::GuestError> LiveGuest::place_pages(std::span<const
   for (auto rest = arrivals; !rest.empty();) {
     const std::size_t count = std::min(rest.size(), writes.size());
     for (std::size_t i = 0; i < count; ++i) {
-      writes[i] = {rest[i].page, rest[i].offset, rest[i].bytes};
+      writes[i] = {rest[i].page, rest[i].offset, rest[i].bytes, present(rest[i].page)};
     }
     if (auto written = ram_->write(std::span(writes).first(count)); !written) {
       return guest_error(written.error());

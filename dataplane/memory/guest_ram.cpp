@@ -14,11 +14,17 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dataplane/memory/stream_copy.h"
 
 namespace godwit::memory {
 namespace {
 
 constexpr std::uint64_t kPage = pages::kPageSize;
+/// Linux' default of fault_around_bytes: what one read fault maps, in this alignment, of pages that there are.
+constexpr std::uint64_t kFaultAroundBytes = 64U << 10;
+/// Of a page without a mapping, measured on 6.18: in dense runs 0.39 us a page by mapping and 0.96 by pwritev,
+/// alone 2.9 and 1.2. Half a fault-around is where they meet.
+constexpr std::uint64_t kMappedRunBytesMin = kFaultAroundBytes / 2;
 
 off_t file_offset(std::uint64_t offset) { return static_cast<off_t>(offset); }
 
@@ -171,20 +177,28 @@ std::expected<void, Error> GuestRam::write(std::span<const PageWrite> writes) {
     // grows a file: so one that was cut short stays short, and check_whole() finds it.
     const pages::PageNumber last_page = region.first_page + region.page_count - 1;
     const bool last = writes[0].page == last_page;
+    const bool present = writes[0].present;
     std::size_t count = 0;
     std::uint64_t next = offset_in(region, writes[0]);
     while (count < writes.size() && count < IOV_MAX) {
       const PageWrite& write = writes[count];
       GW_ASSERT(write.offset <= kPage && write.bytes.size() <= kPage - write.offset);
       if (write.page >= region.first_page + region.page_count || write.page < region.first_page ||
-          (write.page == last_page) != last || offset_in(region, write) != next) {
+          (write.page == last_page) != last || write.present != present || offset_in(region, write) != next) {
         break;
       }
       next += write.bytes.size();
       ++count;
     }
     const auto run = writes.first(count);
-    auto done = region.page_bytes == kHugePageSize || last ? write_mapped(region, run) : write_run(region, run);
+    std::expected<void, Error> done;
+    if (region.page_bytes == kHugePageSize || last) {
+      done = write_allocating(region, run);
+    } else if (present && next - offset_in(region, writes[0]) >= kMappedRunBytesMin) {
+      done = write_mapped(region, run);
+    } else {
+      done = write_run(region, run);
+    }
     if (!done) {
       return done;
     }
@@ -221,7 +235,7 @@ std::expected<void, Error> GuestRam::write_run(const Region& region, std::span<c
   return {};
 }
 
-std::expected<void, Error> GuestRam::write_mapped(const Region& region, std::span<const PageWrite> run) {
+std::expected<void, Error> GuestRam::write_allocating(const Region& region, std::span<const PageWrite> run) {
   const std::uint64_t begin = offset_in(region, run[0]);
   const std::uint64_t end = offset_in(region, run.back()) + run.back().bytes.size();
   const std::uint64_t first = begin / region.page_bytes * region.page_bytes;
@@ -230,9 +244,21 @@ std::expected<void, Error> GuestRam::write_mapped(const Region& region, std::spa
   if (fallocate(region.file, FALLOC_FL_KEEP_SIZE, file_offset(first), file_offset(last - first)) != 0) {
     return std::unexpected(kernel_error("fallocate", label(region), errno));
   }
+  return write_mapped(region, run);
+}
+
+/// No system call, and the old content is not read into the caches: about a fifth of pwritev's time for a page whose
+/// mapping exists. Where it does not, a read brings in kFaultAroundBytes of mappings at once; a write only its own.
+std::expected<void, Error> GuestRam::write_mapped(const Region& region, std::span<const PageWrite> run) {
+  const std::byte* const begin = region.mapping + offset_in(region, run[0]);
   for (const PageWrite& write : run) {
-    std::ranges::copy(write.bytes, region.mapping + offset_in(region, write));
+    std::byte* const to = region.mapping + offset_in(region, write);
+    if (to == begin || reinterpret_cast<std::uintptr_t>(to) % kFaultAroundBytes == 0) {
+      static_cast<void>(*static_cast<volatile const std::byte*>(to));
+    }
+    stream_copy(to, write.bytes);
   }
+  stream_fence();
   if (damaged()) {
     return check_whole();
   }

@@ -57,6 +57,7 @@ struct PageWrite {
   pages::PageNumber page = 0;
   std::uint32_t offset = 0;
   std::span<const std::byte> bytes;
+  bool present = false;  // the page is known to hold memory: a speed hint, never wrong to leave out
 };
 
 struct PageRange {
@@ -82,7 +83,8 @@ class GuestRam {
   std::expected<void, Error> read(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) const;
   /// Copies out.size() / 4096 consecutive pages, which may span regions.
   std::expected<void, Error> read_pages(pages::PageNumber first, std::span<std::byte> out) const;
-  /// Puts bytes in place: contiguous ones in one pwritev on tmpfs, through the mapping on hugetlbfs.
+  /// Puts bytes in place: contiguous ones in one pwritev on tmpfs; through the mapping on hugetlbfs, and on tmpfs for
+  /// long runs of pages that are present.
   std::expected<void, Error> write(std::span<const PageWrite> writes);
   /// Makes pages read as zero and gives their memory back as far as the page size allows.
   std::expected<void, Error> punch(pages::PageNumber first, std::uint64_t count);
@@ -106,6 +108,7 @@ class GuestRam {
   };
   GuestRam() = default;
   std::expected<void, Error> write_run(const Region& region, std::span<const PageWrite> run);
+  std::expected<void, Error> write_allocating(const Region& region, std::span<const PageWrite> run);
   std::expected<void, Error> write_mapped(const Region& region, std::span<const PageWrite> run);
   std::expected<void, Error> punch_huge(const Region& region, std::uint64_t offset, std::uint64_t bytes);
 
