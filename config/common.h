@@ -2,8 +2,10 @@
 // Words that several configuration files share. Values; any thread; no failure.
 
 #include <cstdint>
+#include <optional>
 
 #include "base/log.h"
+#include "pki/tls_files.h"
 
 namespace godwit::config {
 
@@ -12,6 +14,13 @@ enum class Tracker : std::uint8_t { kAuto, kPagemapScan, kWriteProtectEvents, kH
 
 struct LogConfig {
   LogLevel level = LogLevel::kInfo;
+};
+
+/// How a gRPC connection that leaves the machine is protected; unix sockets are by their file modes. Loaded for such a
+/// connection it has either `tls` or insecure = true.
+struct SecurityConfig {
+  std::optional<pki::TlsFiles> tls;
+  bool insecure = false;
 };
 
 struct TrackingConfig {

@@ -8,31 +8,51 @@ namespace godwit::config {
 
 namespace {
 
-Loaded<CtlConfig> from_text(const std::string& server, const std::string& source) {
-  if (auto problem = grpc_target_rule(server); !problem.empty()) {
-    return std::unexpected(Diagnostics{Diagnostic{.file = source, .key = "server", .message = printable(problem)}});
+const pki::Identity kOperator{pki::Role::kOperator, {}};
+
+Loaded<CtlConfig> file_config(const std::optional<std::filesystem::path>& given) {
+  std::error_code error;
+  if (!given && !std::filesystem::exists(kCtlConfigFile, error) && !error) {
+    return CtlConfig{};
   }
-  return CtlConfig{server};
+  return load_ctl_config(given.value_or(kCtlConfigFile));
+}
+
+Diagnostics mistake(const std::string& source, std::string_view problem) {
+  return {Diagnostic{.file = source, .key = "server", .message = printable(problem)}};
 }
 
 }  // namespace
 
-void read(Reader& reader, CtlConfig& config) { reader.optional("server", config.server, text(grpc_target_rule)); }
+void read(Reader& reader, CtlConfig& config) {
+  reader.optional("server", config.server, text(grpc_target_rule));
+  // Not asked for here: --server or --insecure may still change what is needed.
+  read_security(reader, config.security, false, kOperator);
+}
 
 Loaded<CtlConfig> load_ctl_config(const std::filesystem::path& file) { return load_file<CtlConfig>(file); }
 
-Loaded<CtlConfig> find_server(const std::optional<std::string>& flag, const std::filesystem::path& file) {
-  if (flag) {
-    return from_text(*flag, "--server");
+Loaded<CtlConfig> find_server(const CtlFlags& flags) {
+  auto config = file_config(flags.config);
+  if (!config) {
+    return config;
   }
-  if (const char* server = std::getenv("GODWIT_SERVER"); server != nullptr && *server != '\0') {
-    return from_text(server, "GODWIT_SERVER");
+  const char* variable = std::getenv("GODWIT_SERVER");
+  const bool from_variable = !flags.server && variable != nullptr && *variable != '\0';
+  const std::string source = flags.server ? "--server" : from_variable ? "GODWIT_SERVER" : kCtlConfigFile;
+  if (flags.server || from_variable) {
+    config->server = flags.server ? *flags.server : variable;
+    if (const auto problem = grpc_target_rule(config->server); !problem.empty()) {
+      return std::unexpected(mistake(source, problem));
+    }
   }
-  std::error_code error;
-  if (!std::filesystem::exists(file, error) && !error) {
-    return CtlConfig{};
+  if (flags.insecure) {
+    config->security = {.tls = std::nullopt, .insecure = true};
   }
-  return load_ctl_config(file);
+  if (!is_unix_target(config->server) && !config->security.tls && !config->security.insecure) {
+    return std::unexpected(mistake(source, unprotected_text(kOperator)));
+  }
+  return config;
 }
 
 }  // namespace godwit::config

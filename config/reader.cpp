@@ -181,11 +181,9 @@ void Reader::finish() {
 
 namespace internal {
 
-Diagnostics parse_document(std::string_view text, const std::string& file, std::set<std::string>* asked,
-                           const std::function<void(Reader&)>& read_root) {
-  Document document{.file = file, .diagnostics = {}, .asked = {}};
+Diagnostics parse_document(std::string_view text, Document& document, const std::function<void(Reader&)>& read_root) {
   try {
-    const toml::table root = toml::parse(text, file);
+    const toml::table root = toml::parse(text, document.file);
     Reader reader(document, root, "");
     read_root(reader);
     reader.finish();
@@ -193,9 +191,6 @@ Diagnostics parse_document(std::string_view text, const std::string& file, std::
     document.report(error.source(), "", std::string(error.description()));
   }
   std::ranges::stable_sort(document.diagnostics, {}, [](const Diagnostic& d) { return std::tuple(d.line, d.column); });
-  if (asked != nullptr) {
-    *asked = std::move(document.asked);
-  }
   return std::move(document.diagnostics);
 }
 
