@@ -10,16 +10,16 @@ namespace {
 
 const pki::Identity kOperator{pki::Role::kOperator, {}};
 
-Loaded<CtlConfig> file_config(const std::optional<std::filesystem::path>& given) {
+Loaded<CtlConfig> file_config(const CtlFlags& flags, const std::filesystem::path& file) {
   std::error_code error;
-  if (!given && !std::filesystem::exists(kCtlConfigFile, error) && !error) {
+  if (!flags.config && !std::filesystem::exists(file, error) && !error) {
     return CtlConfig{};
   }
-  return load_ctl_config(given.value_or(kCtlConfigFile));
+  return load_ctl_config(flags.config.value_or(file));
 }
 
-Diagnostics mistake(const std::string& source, std::string_view problem) {
-  return {Diagnostic{.file = source, .key = "server", .message = printable(problem)}};
+Diagnostics mistake(const std::string& source, const char* key, std::string_view problem) {
+  return {Diagnostic{.file = source, .key = key, .message = printable(problem)}};
 }
 
 }  // namespace
@@ -32,25 +32,27 @@ void read(Reader& reader, CtlConfig& config) {
 
 Loaded<CtlConfig> load_ctl_config(const std::filesystem::path& file) { return load_file<CtlConfig>(file); }
 
-Loaded<CtlConfig> find_server(const CtlFlags& flags) {
-  auto config = file_config(flags.config);
+Loaded<CtlConfig> find_server(const CtlFlags& flags, const std::filesystem::path& file) {
+  auto config = file_config(flags, file);
   if (!config) {
     return config;
   }
   const char* variable = std::getenv("GODWIT_SERVER");
   const bool from_variable = !flags.server && variable != nullptr && *variable != '\0';
-  const std::string source = flags.server ? "--server" : from_variable ? "GODWIT_SERVER" : kCtlConfigFile;
+  const std::string source = flags.server    ? "--server"
+                             : from_variable ? "GODWIT_SERVER"
+                                             : flags.config.value_or(file).string();
   if (flags.server || from_variable) {
     config->server = flags.server ? *flags.server : variable;
     if (const auto problem = grpc_target_rule(config->server); !problem.empty()) {
-      return std::unexpected(mistake(source, problem));
+      return std::unexpected(mistake(source, "server", problem));
     }
   }
   if (flags.insecure) {
     config->security = {.tls = std::nullopt, .insecure = true};
   }
   if (!is_unix_target(config->server) && !config->security.tls && !config->security.insecure) {
-    return std::unexpected(mistake(source, unprotected_text(kOperator)));
+    return std::unexpected(mistake(source, "tls", unprotected_text(kOperator)));
   }
   return config;
 }

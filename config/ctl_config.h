@@ -28,11 +28,12 @@ void read(Reader& reader, CtlConfig& config);
 /// What the command line says of the control plane.
 struct CtlFlags {
   std::optional<std::string> server;
-  std::optional<std::filesystem::path> config;  // must be there, unlike kCtlConfigFile
+  std::optional<std::filesystem::path> config;
   bool insecure = false;
 };
 
-/// What is to be used.
-[[nodiscard]] Loaded<CtlConfig> find_server(const CtlFlags& flags);
+/// What is to be used. `file` may be absent, one of the flags not.
+[[nodiscard]] Loaded<CtlConfig> find_server(const CtlFlags& flags,
+                                            const std::filesystem::path& file = kCtlConfigFile);
 
 }  // namespace godwit::config

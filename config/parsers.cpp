@@ -317,10 +317,12 @@ void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view
 }
 
 std::string unprotected_text(const pki::Identity& own) {
-  const std::string command = own.role == pki::Role::kHost ? "pki init " + own.host : std::string("pki init HOST...");
-  return fmt::format("has no [tls], and gRPC must not cross a network in clear: `godwitctl {}` makes certificates; or "
-                     "say insecure = true where every machine on the network is trusted",
-                     command);
+  const std::string command =
+      own.role == pki::Role::kHost && !own.host.empty() ? "pki init " + own.host : "pki init HOST...";
+  return fmt::format(
+      "has no [tls], and gRPC must not cross a network in clear: `godwitctl {}` makes certificates; or "
+      "say insecure = true where every machine on the network is trusted",
+      command);
 }
 
 void read_security(Reader& reader, SecurityConfig& config, bool needed, const pki::Identity& own) {
@@ -342,12 +344,14 @@ void read_security(Reader& reader, SecurityConfig& config, bool needed, const pk
     read_path("ca", files.ca);
     read_path("certificate", files.certificate);
     read_path("key", files.key);
-    if (!complete || !tls.files_too()) {
+    if (!complete || !tls.files_too() || (own.role == pki::Role::kHost && own.host.empty())) {
       return;
     }
     for (auto& mistake : pki::tls_mistakes(files, own)) {
       using File = pki::TlsMistake::File;
-      tls.fail(mistake.file == File::kCa ? "ca" : mistake.file == File::kKey ? "key" : "certificate",
+      tls.fail(mistake.file == File::kCa    ? "ca"
+               : mistake.file == File::kKey ? "key"
+                                            : "certificate",
                std::move(mistake.text));
     }
   });

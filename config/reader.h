@@ -138,7 +138,8 @@ template <class T>
 
 }  // namespace internal
 
-/// `asked`, if given, receives every key that a file of this kind may hold. Files that the text names are not looked at.
+/// `asked`, if given, receives every key that a file of this kind may hold. Files that the text names are not looked
+/// at.
 template <class T>
 [[nodiscard]] Loaded<T> parse_text(std::string_view text, const std::string& file,
                                    std::set<std::string>* asked = nullptr) {

@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "controlplane/tls/credentials.h"
+#include "controlplane/tls/failure_text.h"
 
 namespace godwit::bridge {
 namespace {
@@ -18,7 +20,7 @@ constexpr std::chrono::milliseconds kBackoffMax{1000};  // a guest may stand sti
 constexpr int kKeepaliveMs = 2000;
 constexpr int kKeepaliveTimeoutMs = 3000;
 
-std::shared_ptr<grpc::Channel> make_channel(const std::string& target) {
+std::shared_ptr<grpc::Channel> make_channel(const std::string& target, const config::SecurityConfig& security) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
@@ -27,13 +29,13 @@ std::shared_ptr<grpc::Channel> make_channel(const std::string& target) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMax.count()));
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(target, controlplane::channel_credentials(target, security), arguments);
 }
 
 }  // namespace
 
-ControlSession::ControlSession(std::string target, Handlers handlers)
-    : target_(std::move(target)), handlers_(std::move(handlers)) {}
+ControlSession::ControlSession(std::string target, config::SecurityConfig security, Handlers handlers)
+    : target_(std::move(target)), security_(std::move(security)), handlers_(std::move(handlers)) {}
 
 void ControlSession::start() {
   thread_ = std::thread([this] { run(); });
@@ -72,7 +74,7 @@ void ControlSession::send(FromAgent message, Delivery delivery) {
 }
 
 void ControlSession::run() {
-  const auto stub = controlplane::v1::Agents::NewStub(make_channel(target_));
+  const auto stub = controlplane::v1::Agents::NewStub(make_channel(target_, security_));
   auto backoff = kBackoffMin;
   std::string last_reason;
   while (true) {
@@ -149,7 +151,13 @@ std::string ControlSession::run_stream(controlplane::v1::Agents::Stub& stub) {
     writer.join();
   }
   const grpc::Status status = stream->Finish();
-  return !refusal.empty() ? refusal : "stream ended: " + status.error_message();
+  if (!refusal.empty()) {
+    return refusal;
+  }
+  const std::string reason = status.error_code() == grpc::StatusCode::UNAVAILABLE
+                                 ? controlplane::tls_failure_text(status.error_message(), target_, security_)
+                                 : "";
+  return reason.empty() ? "stream ended: " + status.error_message() : reason;
 }
 
 void ControlSession::write_loop(Stream& stream, std::uint64_t number) {

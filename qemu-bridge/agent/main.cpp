@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "config/bridge_config.h"
+#include "controlplane/tls/grpc_log.h"
 #include "qemu-bridge/agent/agent.h"
 
 int main(int argc, char** argv) {
@@ -24,6 +25,7 @@ int main(int argc, char** argv) {
     return godwit::config::exit_status(config.error());
   }
   godwit::start_logging("godwit-bridge", config->log.level);
+  godwit::controlplane::route_grpc_log();
 
   // Blocked before any thread starts: all inherit it, and sigwait below is the only one to take them.
   sigset_t ends;

@@ -478,7 +478,7 @@ TEST_F(ServiceTest, PlaintextBeyondTheMachineNeedsInsecure) {
   const auto refused = Server::start(config);
   ASSERT_FALSE(refused.has_value());
   EXPECT_NE(refused.error().find("insecure = true"), std::string::npos);
-  config.insecure = true;
+  config.security.insecure = true;
   EXPECT_TRUE(Server::start(config).has_value());
 }
 
