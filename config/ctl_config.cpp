@@ -39,20 +39,17 @@ Loaded<CtlConfig> find_server(const CtlFlags& flags, const std::filesystem::path
   }
   const char* variable = std::getenv("GODWIT_SERVER");
   const bool from_variable = !flags.server && variable != nullptr && *variable != '\0';
-  const std::string source = flags.server    ? "--server"
-                             : from_variable ? "GODWIT_SERVER"
-                                             : flags.config.value_or(file).string();
   if (flags.server || from_variable) {
     config->server = flags.server ? *flags.server : variable;
     if (const auto problem = grpc_target_rule(config->server); !problem.empty()) {
-      return std::unexpected(mistake(source, "server", problem));
+      return std::unexpected(mistake(flags.server ? "--server" : "GODWIT_SERVER", "server", problem));
     }
   }
   if (flags.insecure) {
     config->security = {.tls = std::nullopt, .insecure = true};
   }
   if (!is_unix_target(config->server) && !config->security.tls && !config->security.insecure) {
-    return std::unexpected(mistake(source, "tls", unprotected_text(kOperator)));
+    return std::unexpected(mistake(flags.config.value_or(file).string(), "tls", unprotected_text(kOperator)));
   }
   return config;
 }

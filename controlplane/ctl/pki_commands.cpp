@@ -79,7 +79,10 @@ int show(const Options& options, bool json) {
   Json array = Json::array();
   for (const auto& entry : *entries) {
     const bool readable = !entry.serial.empty();
-    const std::string state = !entry.problem.empty() ? entry.problem : pki::expiry_text(entry.validity, now_unix_s);
+    const bool fine = entry.problem.empty() && pki::expiry_at(entry.validity, now_unix_s) == pki::Expiry::kValid;
+    const std::string state = fine                     ? "good"
+                              : !entry.problem.empty() ? entry.problem
+                                                       : pki::expiry_text(entry.validity, now_unix_s);
     rows.push_back({entry.name, entry.holder.empty() ? "-" : entry.holder,
                     readable ? pki::date_text(entry.validity.not_after_unix_s) : "-",
                     entry.addresses.empty() ? "-" : fmt::format("{}", fmt::join(entry.addresses, ",")),

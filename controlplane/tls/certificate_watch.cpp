@@ -59,7 +59,7 @@ void CertificateWatch::run() {
 
 void CertificateWatch::reload(bool first) {
   for (const auto& mistake : pki::tls_mistakes(files_, own_)) {
-    spdlog::warn("renewed certificate: {}; the last good one stays in use", mistake.text);
+    spdlog::warn("new connections may fail: {}", mistake.text);
   }
   const auto certificate = pki::load_certificate(files_.certificate);
   if (!certificate) {
@@ -69,8 +69,11 @@ void CertificateWatch::reload(bool first) {
   validity_ = certificate->validity();
   end_unix_us_ = validity_.not_after_unix_s * 1'000'000;
   said_.clear();
-  spdlog::info("{}certificate {} {}", first ? "" : "renewed: ", files_.certificate.string(),
-               pki::expiry_text(validity_, pki::unix_s_now()));
+  const std::int64_t now_unix_s = pki::unix_s_now();
+  if (!first || pki::expiry_at(validity_, now_unix_s) == pki::Expiry::kValid) {
+    spdlog::info("{}certificate {} {}", first ? "" : "renewed: ", files_.certificate.string(),
+                 pki::expiry_text(validity_, now_unix_s));
+  }
 }
 
 void CertificateWatch::look() {

@@ -9,13 +9,28 @@ def text(value):
     return json.dumps(value)
 
 
+def tls(directory, name):
+    return f"[tls]\nca = {text(directory + '/ca.crt')}\ncertificate = {text(f'{directory}/{name}.crt')}\nkey = {text(f'{directory}/{name}.key')}\n"
+
+
+def security(lab, name):
+    """Who `name` is to the others. Option insecure: nobody has certificates; option security: the text for some names."""
+    usual = "insecure = true\n" if lab.options.get("insecure") else tls(lab.directory + "/pki", name)
+    return lab.options.get("security", {}).get(name, usual)
+
+
+def ctl(lab):
+    return f"""\
+server = "127.0.0.1:7300"
+{security(lab, "operator")}"""
+
+
 def controlplane(lab):
     listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
     return f"""\
 listen = {text(listen)}
 database = {text(lab.directory + "/controlplane/controlplane.db")}
-insecure = true
-
+{security(lab, "controlplane")}
 [timeouts]
 host_heartbeat = "4s"
 
@@ -80,8 +95,7 @@ controlplane = {text(lab.network.control_address(host) + ":7300")}
 run_dir = {text(directory)}
 state_dir = {text(directory + "/state")}
 memory_dir_tmpfs = {text(lab.memory_dir(host))}
-{huge}insecure = true
-
+{huge}{security(lab, host)}
 [tracking]
 tracker = {text(lab.tracker)}
 

@@ -178,9 +178,9 @@ TEST_F(TlsTest, WithoutACertificateOfOurCaNobodyGetsIn) {
   EXPECT_TRUE(agent.connected()) << "whoever was in stays in";
 }
 
-TEST_F(TlsTest, ACertificateWithoutARoleMayDoNothing) {
+TEST_F(TlsTest, TheControlPlanesCertificateIsNoClients) {
   start();
-  // Signed by our CA, but for the control plane itself: clients' usage is missing, so not even the handshake works.
+  // Its usage is to serve, so not even the handshake works.
   EXPECT_EQ(list_hosts(as("controlplane")).error_code(), StatusCode::UNAVAILABLE);
 }
 
