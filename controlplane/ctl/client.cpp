@@ -20,11 +20,13 @@ using std::chrono::seconds, std::chrono::system_clock;
 constexpr seconds kListLimit{10};
 constexpr seconds kCommandLimit{120};  // the control plane's own limits are shorter, and say more
 constexpr int kWatchTries = 30;
+constexpr std::chrono::milliseconds kWatchPause{500};
 
 }  // namespace
 
 struct Client::Connection {
   config::CtlConfig config;
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<api::Operators::Stub> stub;
   std::mutex mutex;
   std::condition_variable stopped;
@@ -70,8 +72,9 @@ Client::Client(config::CtlConfig config) : connection_(std::make_unique<Connecti
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a cluster's control plane is never behind the web's proxy
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   const auto& [server, security] = connection_->config;
-  connection_->stub = api::Operators::NewStub(
-      grpc::CreateCustomChannel(server, controlplane::channel_credentials(server, security), arguments));
+  connection_->channel =
+      grpc::CreateCustomChannel(server, controlplane::channel_credentials(server, security), arguments);
+  connection_->stub = api::Operators::NewStub(connection_->channel);
 }
 
 Client::~Client() = default;
@@ -144,7 +147,10 @@ Client::Result<api::Migration> Client::watch(const std::string& migration_id,
     if (!lost || --tries_left <= 0) {
       return std::unexpected(connection.error_text(status));
     }
-    connection.stopped.wait_for(lock, seconds(1), [&] { return connection.stopping; });
+    connection.stopped.wait_for(lock, kWatchPause, [&] { return connection.stopping; });
+    lock.unlock();
+    // gRPC moves a handshake on only while somebody waits for it; a call on a channel that has failed does not.
+    (void)connection.channel->WaitForConnected(system_clock::now() + kWatchPause);
   }
 }
 

@@ -121,7 +121,7 @@ def expired_then_renewed_without_restart():
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host of the guest")
         lab.pki("issue", "host-a", "--force")
         wait_until("host-a to be connected by its new certificate", lambda: connected(lab, "host-a"), 20)
-        check("renewed: certificate" in log(), "the bridge does not say that it uses a new certificate")
+        wait_until("the bridge to say so", lambda: "renewed: certificate" in log(), 20)
         moved(lab, "guest", "host-b")
 
 
