@@ -33,7 +33,6 @@ struct CtlFlags {
 };
 
 /// What is to be used. `file` may be absent, one of the flags not.
-[[nodiscard]] Loaded<CtlConfig> find_server(const CtlFlags& flags,
-                                            const std::filesystem::path& file = kCtlConfigFile);
+[[nodiscard]] Loaded<CtlConfig> find_server(const CtlFlags& flags, const std::filesystem::path& file = kCtlConfigFile);
 
 }  // namespace godwit::config
