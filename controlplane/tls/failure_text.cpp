@@ -9,6 +9,11 @@ namespace {
 
 bool has(std::string_view message, std::string_view part) { return message.find(part) != std::string_view::npos; }
 
+/// Not one that was there and broke.
+bool never_came_to_be(std::string_view message) {
+  return message.starts_with("failed to connect") || message.starts_with("connections to");
+}
+
 /// The connection was made, and ended without a word: what a server does after a handshake that it does not like.
 bool was_closed(std::string_view message) {
   return has(message, "Socket closed") || has(message, "Connection reset") || has(message, "Broken pipe") ||
@@ -19,7 +24,7 @@ bool was_closed(std::string_view message) {
 
 std::string tls_failure_text(std::string_view message, const std::string& target,
                              const config::SecurityConfig& security) {
-  if (is_unix(target)) {
+  if (is_unix(target) || !never_came_to_be(message)) {
     return {};
   }
   if (!security.tls) {
@@ -36,7 +41,8 @@ std::string tls_failure_text(std::string_view message, const std::string& target
   }
   const std::int64_t now_unix_s = pki::unix_s_now();
   const auto expiry = pki::expiry_at(certificate->validity(), now_unix_s);
-  const bool handshake = was_closed(message) || has(message, "andshake");
+  // "handshaker shutdown" is a connection that took too long.
+  const bool handshake = was_closed(message) || (has(message, "andshake") && !has(message, "handshaker shutdown"));
   if (handshake && (expiry == pki::Expiry::kExpired || expiry == pki::Expiry::kNotYet)) {
     return fmt::format("our own certificate {} {}", file, pki::expiry_text(certificate->validity(), now_unix_s));
   }

@@ -201,6 +201,17 @@ TEST_F(TlsTest, ClearTextServerIsSaidToBeOne) {
   EXPECT_THAT(why(as("operator")), HasSubstr("does not speak TLS"));
 }
 
+TEST_F(TlsTest, AConnectionThatBrokeIsNotPutDownToCertificates) {
+  EXPECT_EQ(tls_failure_text("Socket closed", target_, as("operator")), "");
+  EXPECT_EQ(tls_failure_text("Socket closed", target_, {.insecure = true}), "");
+  EXPECT_EQ(tls_failure_text("failed to connect to all addresses; last error: tcp handshaker shutdown", target_,
+                             as("operator")),
+            "");
+  EXPECT_EQ(
+      tls_failure_text("failed to connect to all addresses; last error: Connection refused", target_, as("operator")),
+      "");
+}
+
 TEST_F(TlsTest, RenewedCertificatesAreUsedWithoutARestart) {
   const pki::Validity day{pki::unix_s_now() - 10, pki::unix_s_now() + 86400};
   config_.security.tls = make({pki::Role::kControlplane, {}}, expired(), {"127.0.0.1"}, "renewed-cp");
