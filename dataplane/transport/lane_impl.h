@@ -10,6 +10,7 @@
 #include "dataplane/transport/lane.h"
 #include "dataplane/transport/loss_recovery.h"
 #include "dataplane/transport/message_stream.h"
+#include "dataplane/transport/mtu_watch.h"
 #include "dataplane/transport/page_layout.h"
 #include "dataplane/transport/seal.h"
 #include "dataplane/transport/swift.h"
@@ -54,6 +55,8 @@ class Lane::Impl {
   void on_content_acknowledged(const SentContent& content);
   void on_content_lost(const SentContent& content);
   void detect_lost(Instant now);
+  /// After detect_lost() or a probe timeout.
+  void watch_mtu();
   [[nodiscard]] bool deliver(const wire::PacketHeader& header, const wire::Body& body);
 
   // ---- sending ----
@@ -66,9 +69,12 @@ class Lane::Impl {
   [[nodiscard]] bool has_content();
   bool pull_work();
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
-  std::size_t finish_packet(Instant now, Draft& draft, const SentContent& content);
+  std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
   void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
+  [[nodiscard]] bool is_large(const SentContent& content) const {
+    return content.packet_bytes > config_.datagram_bytes_fallback;
+  }
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_content(Instant now, std::span<std::byte> out, bool with_ack);
@@ -86,14 +92,16 @@ class Lane::Impl {
   CreditUse credit_use_;
   CreditGrant credit_grant_;
   AckRanges acks_;
+  std::uint32_t datagram_bytes_;  // what we send at most, now
   PageLayout layout_;
+  MtuWatch mtu_watch_;
   std::optional<WorkTable> works_;       // bulk lanes
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
-  Instant last_heard_;     // an authentic packet
+  Instant last_progress_;  // something of ours was acknowledged
   Instant waiting_since_;  // content has been in flight without a break
   wire::Body body_;        // scratch of on_packet
   LaneCounters counters_;
