@@ -48,7 +48,7 @@ Scenario draw_scenario(Random& random) {
     link->jitter = microseconds(static_cast<std::int64_t>(rate(500'000, 3000)));
     link->loss_ppm = rate(600'000, 300'000);
     link->duplicate_ppm = rate(500'000, 300'000);
-    link->corrupt_ppm = rate(400'000, 100'000);
+    link->flip_ppm = rate(400'000, 100'000);
     link->truncate_ppm = rate(300'000, 50'000);
     link->reorder_ppm = rate(500'000, 300'000);
     link->reorder_delay = microseconds(static_cast<std::int64_t>(random.between(10, 20'000)));
@@ -166,7 +166,7 @@ void Node::receive(Instant now, std::vector<std::byte>& datagram) {
   ASSERT_NE(received, transport::Received::kBadBody)
       << "an honest peer's packet was refused after its tag was found good";
   // The number is read before the tag: damage may put it anywhere.
-  const bool damage = model_.scenario_.there.corrupt_ppm + model_.scenario_.back.corrupt_ppm > 0;
+  const bool damage = model_.scenario_.there.flip_ppm + model_.scenario_.back.flip_ppm > 0;
   ASSERT_TRUE(damage || received != transport::Received::kBeyondCredit);
   if (received == transport::Received::kAccepted) {
     ASSERT_TRUE(accepted_[lane].insert(number).second) << "packet " << number << " accepted twice";

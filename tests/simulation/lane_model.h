@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "dataplane/transport/lane.h"
-#include "tests/simulation/network.h"
+#include "simulation/network.h"
 
 namespace godwit::simulation {
 

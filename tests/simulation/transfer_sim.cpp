@@ -77,7 +77,7 @@ Script World::draw_script() {
   if (random_.below(3) != 0) {
     script.link.loss_ppm = static_cast<std::uint32_t>(random_.below(30'000));
     script.link.duplicate_ppm = static_cast<std::uint32_t>(random_.below(30'000));
-    script.link.corrupt_ppm = static_cast<std::uint32_t>(random_.below(10'000));
+    script.link.flip_ppm = static_cast<std::uint32_t>(random_.below(10'000));
     script.link.truncate_ppm = static_cast<std::uint32_t>(random_.below(5000));
     script.link.reorder_ppm = static_cast<std::uint32_t>(random_.below(50'000));
     script.link.reorder_delay = microseconds(static_cast<std::int64_t>(random_.between(10, 3000)));
