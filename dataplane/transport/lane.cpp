@@ -35,7 +35,8 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       datagram_bytes_(config_.datagram_bytes_max),
       layout_(page_layout(datagram_bytes_)),
       last_progress_(now),
-      waiting_since_(now) {
+      waiting_since_(now),
+      probing_since_(now) {
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
@@ -52,7 +53,8 @@ Instant Lane::Impl::deadline() const {
 void Lane::Impl::publish() {
   smoothed_rtt_ns_.set(recovery_.rtt().smoothed().ns);
   const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && !quiet();
-  silent_since_ns_.set(suspected ? std::max(last_progress_, waiting_since_).ns : kNever.ns);
+  const Instant asked_since = probing_since_ + Duration{-config_.peer_timeout.ns / 2};
+  silent_since_ns_.set(suspected ? std::max({last_progress_, waiting_since_, asked_since}).ns : kNever.ns);
 }
 
 void Lane::Impl::tick(Instant now) {
@@ -70,6 +72,7 @@ void Lane::Impl::tick(Instant now) {
   // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding. Where large packets
   // may be what is lost, one of them is small.
   ++counters_.probe_timeouts;
+  probing_since_ = recovery_.probe_count() == 0 ? now : probing_since_;
   recovery_.on_probe_timeout();
   early_probe_wanted_ = datagram_bytes_ > config_.datagram_bytes_fallback;
   probes_allowed_ = early_probe_wanted_ ? kProbePackets - 1 : kProbePackets;
@@ -125,5 +128,6 @@ bool Lane::peer_dead(Instant now) const { return impl_->peer_dead(now); }
 const LaneCounters& Lane::counters() const { return impl_->counters(); }
 Duration Lane::smoothed_rtt() const { return impl_->smoothed_rtt(); }
 std::uint32_t Lane::congestion_window_packets() const { return impl_->window(); }
+std::uint32_t Lane::in_flight_packets() const { return impl_->in_flight(); }
 
 }  // namespace godwit::transport

@@ -126,6 +126,8 @@ class Lane {
   [[nodiscard]] const LaneCounters& counters() const;
   [[nodiscard]] Duration smoothed_rtt() const;
   [[nodiscard]] std::uint32_t congestion_window_packets() const;
+  /// Sent, and neither acknowledged nor given up.
+  [[nodiscard]] std::uint32_t in_flight_packets() const;
 
  private:
   class Impl;

@@ -21,8 +21,8 @@ namespace godwit::transport {
 inline constexpr std::uint16_t kPriorityLane = 0;
 /// Packets that one probe timeout allows beyond window and credit (RFC 9002 §6.2.4).
 inline constexpr std::uint32_t kProbePackets = 2;
-/// Probe timeouts in a row before silence counts as death: our own pause is not the peer's.
-inline constexpr std::uint32_t kProbesBeforeDead = 6;
+/// Our own pause is not the peer's death: it has been asked so often, and for half of its timeout.
+inline constexpr std::uint32_t kProbesBeforeDead = 2;
 /// A side that only acknowledges asks for an acknowledgement once in so many packets: to learn of credit and floor.
 inline constexpr std::uint64_t kUnreportedPacketsMax = 32;
 
@@ -41,6 +41,7 @@ class Lane::Impl {
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
   [[nodiscard]] Duration smoothed_rtt() const { return {smoothed_rtt_ns_}; }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
+  [[nodiscard]] std::uint32_t in_flight() const { return recovery_.outstanding(); }
 
  private:
   [[nodiscard]] bool carries_messages() const { return sender_.has_value(); }
@@ -103,6 +104,7 @@ class Lane::Impl {
   bool bare_probe_outstanding_ = false;
   Instant last_progress_;  // something of ours was acknowledged
   Instant waiting_since_;  // content has been in flight without a break
+  Instant probing_since_;  // the first probe timeout of those in a row
   wire::Body body_;        // scratch of on_packet
   LaneCounters counters_;
   SingleWriter<std::int64_t> smoothed_rtt_ns_{kRttInitial.ns};

@@ -107,7 +107,8 @@ Instant LossRecovery::probe_deadline() const {
     return kNever;
   }
   // RFC 9002 §6.2.1, with exponential backoff.
-  const Duration base = rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax;
+  const Duration base =
+      std::min(rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax, kProbeTimeoutSlowMax);
   const Duration backed_off = base * (std::int64_t{1} << std::min(probe_count_, kProbeBackoffShiftMax));
   return last_sent_ + std::min(backed_off, std::max(kProbeTimeoutMax, base));
 }

@@ -21,7 +21,9 @@ namespace godwit::transport {
 inline constexpr std::uint32_t kPacketThresholdInitial = 3;  // RFC 9002 §6.1.1
 inline constexpr std::uint32_t kPacketThresholdMax = 64;     // grows with every spurious loss: paths that reorder
 inline constexpr std::int64_t kTimeThresholdEighths = 9;     // RFC 9002 §6.1.2: 9/8
+/// Ends the doubling; a slower path has its own timeout, but one delayed packet cannot make that long.
 inline constexpr Duration kProbeTimeoutMax = milliseconds(200);
+inline constexpr Duration kProbeTimeoutSlowMax = milliseconds(1000);
 inline constexpr std::uint32_t kProbeBackoffShiftMax = 10;
 /// RFC 9002 §7.6: all that was sent in three probe timeouts is lost. With the timeout doubling, the first packet and
 /// the second probe are that far apart; an acknowledgement after the third shows that both are lost.
