@@ -11,8 +11,10 @@ void ModelMemory::write(Random& random) {
   const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
   const std::size_t offset = random.below(pages::kPageSize - length + 1);
   const bool zero = random.below(6) == 0;
-  for (std::size_t i = 0; i < length; ++i) {
-    pages_[page][offset + i] = zero ? std::byte{0} : static_cast<std::byte>(random.next());
+  std::uint64_t word = 0;
+  for (std::size_t i = 0; i < length; ++i, word >>= 8) {
+    word = i % sizeof(word) == 0 && !zero ? random.next() : word;
+    pages_[page][offset + i] = static_cast<std::byte>(word);
   }
   written_.set(page);
 }
