@@ -342,10 +342,11 @@ void Attempt::guest_writes() {
       (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
     random_.below(60) == 0 ? input_.source.memory->balloon(random_) : input_.source.memory->write(random_);
   }
+  // Once an end is gone nothing but silence follows: seconds in which few writes say as much as many.
+  const auto interval_us = static_cast<std::uint64_t>(script_.write_interval.us()) * (disturbed_ ? 1000 : 1);
   write_at_ = bridge_ == Bridge::kEnded
                   ? kNever
-                  : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(
-                                                2 * static_cast<std::uint64_t>(script_.write_interval.us()))));
+                  : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(2 * interval_us)));
 }
 
 void Attempt::bridge() {
