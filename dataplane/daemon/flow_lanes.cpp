@@ -97,10 +97,11 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
                                 .source = {config_.local, entry.source_port},
                                 .destination = config_.peer,
                                 .dscp = entry.number == 0 ? kDscpPriority : kDscpBulk};
+  const port::Priority priority = entry.number == 0 ? port::Priority::kUrgent : port::Priority::kBulk;
   const std::size_t header = wire::datagram_header_bytes(config_.local.family);
   std::size_t sent = 0;
   while (sent < budget) {
-    const std::span<std::byte> frame = queue.next_frame();
+    const std::span<std::byte> frame = queue.next_frame(priority);
     if (frame.empty()) {
       break;
     }
@@ -113,7 +114,7 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     if (to) {
       // The payload has its own seal; IPv6 insists on a checksum all the same.
       wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-      queue.commit(header + bytes);
+      queue.commit(priority, header + bytes);
     }
   }
   return sent;
