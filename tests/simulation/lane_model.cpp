@@ -14,6 +14,7 @@ namespace {
 /// After the last fault: what is left may need some probe timeouts, each at most 200 ms, and the time of its bytes.
 constexpr Duration kHealedLimit = milliseconds(5'000);
 constexpr Duration kHealedLimitPacket = microseconds(100);  // on the slowest link, or in its share of a window
+constexpr std::int64_t kHealedLimitRoundTrips = 50;
 constexpr Duration kDeathLimit = kPeerTimeout + milliseconds(1'000);
 constexpr std::uint64_t kStepsMax = 3'000'000;
 constexpr std::size_t kRecordedMax = 64;
@@ -251,7 +252,8 @@ bool LaneModel::step() {
 
 std::string LaneModel::run() {
   const std::uint64_t packets = scenario_.pages * scenario_.rounds * transport::kPartsMax + scenario_.messages * 64;
-  const Duration limit = scenario_.faults_end + kHealedLimit + kHealedLimitPacket * static_cast<std::int64_t>(packets);
+  const Duration limit = scenario_.faults_end + kHealedLimit + kHealedLimitPacket * static_cast<std::int64_t>(packets) +
+                         scenario_.base_rtt * kHealedLimitRoundTrips;
   for (std::uint64_t steps = 0; step(); ++steps) {
     verdict_.require(steps < kStepsMax, "progress", "steps without end");
     verdict_.require(!healed_ || now_ - life_began_ <= limit, "progress", "not finished long after the last fault");

@@ -20,6 +20,10 @@ Scenario draw_scenario(Random& random, Size size) {
   s.lives = random.chance_ppm(750'000) ? 1 : static_cast<std::uint32_t>(random.between(2, 3));
   s.same_flow_ids = random.chance_ppm(500'000);
   s.links = {draw_link(random), draw_link(random)};
+  if (random.chance_ppm(10'000)) {  // slower than the longest probe timeout
+    s.links[0].delay = s.links[1].delay = milliseconds(static_cast<std::int64_t>(random.between(120, 300)));
+    s.lives = 1;
+  }
   s.base_rtt = std::max(microseconds(500), s.links[0].delay + s.links[1].delay);
   s.faults_end = large ? milliseconds(500) : up_to_us(100'000);
   s.pause_ppm = draw_rate(random, 300'000, 20'000);

@@ -18,10 +18,7 @@ TRANSFER = 'dataplane/transfer/'
 MUTATIONS = (
     Mutation('old-rounds', 'packets that their sender gave up are applied (old rounds)', TRANSPORT + 'lane_receive.cpp',
              'const bool given_up = header.packet_number < acks_.floor();', 'const bool given_up = false;'),
-    Mutation('old-rounds-placed', 'the destination takes pages of any round', TRANSFER + 'page_placer.h',
-             'return round == state / 2 && state % 2 != 0 ? Verdict::kTake : Verdict::kEarly;',
-             'return state % 2 != 0 ? Verdict::kTake : Verdict::kEarly;'),
-    Mutation('number-reused', 'a bare acknowledgement uses no packet number of its own', TRANSPORT + 'loss_recovery.cpp',
+    Mutation('number-reused', 'a packet number is used again after a bare acknowledgement', TRANSPORT + 'loss_recovery.cpp',
              'const std::uint64_t number = next_++;',
              'const std::uint64_t number = content.kind == ContentKind::kNone ? next_ : next_++;'),
     Mutation('loss-forgotten', 'the second page of a lost packet is forgotten', TRANSPORT + 'lane_receive.cpp',
@@ -36,7 +33,7 @@ MUTATIONS = (
         note_placed(page, 1, false);''',
              '''      for (const pages::PageNumber page : completed_) {
         if (page % 16 != 0) note_placed(page, 1, false);'''),
-    Mutation('delivered-late', 'a packet is acknowledged, but its second page is not delivered', TRANSPORT + 'lane_receive.cpp',
+    Mutation('half-delivered', 'a packet is acknowledged, but its second page is not delivered', TRANSPORT + 'lane_receive.cpp',
              'for (std::size_t i = 0; i < body.count; ++i) {\n        const wire::PageDesc& desc',
              'for (std::size_t i = 0; i < 1; ++i) {\n        const wire::PageDesc& desc'),
     Mutation('credit-twice', 'the sender counts its credit twice', TRANSPORT + 'credit.h',
@@ -62,13 +59,8 @@ MUTATIONS = (
   if (outstanding_count_ == 0 || probe_count_ >= 3) {'''),
     Mutation('probe-without-data', 'a probe timeout sends nothing', TRANSPORT + 'lane.cpp',
              'probes_allowed_ = early_probe_wanted_ ? kProbePackets - 1 : kProbePackets;', 'probes_allowed_ = 0;'),
-    Mutation('no-credit-probe', 'a sender without credit waits for a new edge in silence', TRANSPORT + 'lane_transmit.cpp',
-             'return send_bare_probe(now, out, ack_due);  // nothing else would bring us a new edge',
-             'return 0;'),
     Mutation('stale-life', 'the seal does not look at the secret: packets of another life are taken', TRANSPORT + 'seal.cpp',
              'return (low | high) == 0;', 'return (low | high) == 0 || packet[4] != std::byte{0};'),
-    Mutation('wrong-lane', 'a packet of another lane is taken', TRANSPORT + 'lane_receive.cpp',
-             'if (header.lane != config_.lane) {', 'if (header.lane > 4096) {'),
     Mutation('black-hole', 'an MTU black hole is never seen', TRANSPORT + 'mtu_watch.h',
              'return evidence_ >= kEvidence;', 'return false;'),
     Mutation('black-hole-parts', 'in an MTU black hole pages in hand keep their old parts', TRANSPORT + 'work_table.cpp',
@@ -80,7 +72,7 @@ MUTATIONS = (
     Mutation('own-pause', 'one probe timeout after a pause of our own is the death of the peer', TRANSPORT + 'lane.cpp',
              'return since != kNever && now - since >= config_.peer_timeout;',
              'return since != kNever && now - since >= Duration{config_.peer_timeout.ns / 64};'),
-    Mutation('retransmit-old', 'a round ends while a zero run of it is in flight', TRANSPORT + 'lane_receive.cpp',
+    Mutation('acknowledged-when-lost', 'a lost zero run counts as acknowledged', TRANSPORT + 'lane_receive.cpp',
              '''        works_->on_lost(slot, content.parts);
         slot = next;''',
              '''        Work done;
