@@ -26,6 +26,7 @@ ALLOWED = {
     'qemu-bridge/qmp': ('base', 'config') + API,
     'qemu-bridge/attach': ('base', 'config', 'qemu-bridge/qmp') + API,
     'qemu-bridge/device-state': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach') + API,
+    'simulation': ('base', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'qemu-bridge/agent': ('base', 'pki', 'config', 'controlplane/tls', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
 }
 
