@@ -3,10 +3,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "base/log.h"
+#include "pki/tls_files.h"
 
 namespace godwit::config {
 
@@ -30,6 +32,13 @@ struct LogConfig {
 
 struct MetricsConfig {
   std::string listen;  // "127.0.0.1:9464", "[::1]:9464": where Prometheus asks; empty: nowhere
+};
+
+/// How a gRPC connection that leaves the machine is protected; unix sockets are by their file modes. Loaded for such a
+/// connection it has either `tls` or insecure = true.
+struct SecurityConfig {
+  std::optional<pki::TlsFiles> tls;
+  bool insecure = false;
 };
 
 struct TrackingConfig {

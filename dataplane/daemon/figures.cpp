@@ -45,6 +45,7 @@ void LaneTotals::add(const transport::LaneCounters& counters) {
   packets_lost += counters.packets_lost;
   probe_timeouts += counters.probe_timeouts;
   spurious_losses += counters.spurious_losses;
+  mtu_black_holes += counters.mtu_black_holes;
 }
 
 void RoleTotals::add(const transfer::Stats& stats) {

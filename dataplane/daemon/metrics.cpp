@@ -53,6 +53,8 @@ constexpr Metric kSpurious{"godwit_dataplane_spurious_losses_total", Kind::kCoun
                            "Packets taken for lost that had arrived after all"};
 constexpr Metric kProbes{"godwit_dataplane_probe_timeouts_total", Kind::kCounter, "lane",
                          "Times that nothing was heard and a probe was sent"};
+constexpr Metric kBlackHoles{"godwit_dataplane_mtu_black_holes_total", Kind::kCounter, "lane",
+                             "Lanes that gave up larger packets, because the path swallows them"};
 constexpr Metric kGoodput{"godwit_dataplane_goodput_bytes_total", Kind::kCounter, "role",
                           "Bytes of pages without retransmissions: source, given to lanes; destination, placed in RAM"};
 constexpr Metric kPages{"godwit_dataplane_pages_total", Kind::kCounter, "role,kind",
@@ -91,13 +93,14 @@ constexpr Metric kImageBytes{"godwit_dataplane_retained_image_bytes", Kind::kGau
 constexpr Metric kBudget{"godwit_dataplane_memory_budget_bytes", Kind::kGauge, "",
                          "memory_budget: for guests and images together; 0: none is set"};
 
-constexpr std::array kAll{&kFrames,          &kFrameBytes, &kStalls,        &kWaiting,  &kHandedOver, &kDrops,
-                          &kNeighbours,      &kLinkUp,     &kTurns,         &kSleeps,   &kCycles,     &kLcoreSeconds,
-                          &kCyclesPerSecond, &kPackets,    &kPacketBytes,   &kPayload,  &kLanePages,  &kLost,
-                          &kSpurious,        &kProbes,     &kRetransmitted, &kGoodput,  &kPages,      &kBytes,
-                          &kRounds,          &kEnded,      &kUnderWay,      &kRound,    &kPagesLeft,  &kRate,
-                          &kWritten,         &kRtt,        &kWindow,        &kInFlight, &kCredit,     &kWorks,
-                          &kBacklog,         &kGuests,     &kGuestBytes,    &kImages,   &kImageBytes, &kBudget};
+constexpr std::array kAll{
+    &kFrames,        &kFrameBytes, &kStalls,    &kWaiting, &kHandedOver,   &kDrops,           &kNeighbours,
+    &kLinkUp,        &kTurns,      &kSleeps,    &kCycles,  &kLcoreSeconds, &kCyclesPerSecond, &kPackets,
+    &kPacketBytes,   &kPayload,    &kLanePages, &kLost,    &kSpurious,     &kProbes,          &kBlackHoles,
+    &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
+    &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
+    &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
+    &kBudget};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -163,6 +166,7 @@ void put_totals(Samples& samples, const MetricSources& sources) {
     samples.add(kLost, {lane}, sum.packets_lost);
     samples.add(kSpurious, {lane}, sum.spurious_losses);
     samples.add(kProbes, {lane}, sum.probe_timeouts);
+    samples.add(kBlackHoles, {lane}, sum.mtu_black_holes);
   }
   for (std::size_t i = 0; i < totals.roles.size(); ++i) {
     const std::string role(to_string(static_cast<FlowRole>(i)));

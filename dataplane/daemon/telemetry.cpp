@@ -108,6 +108,7 @@ port::Figures lane_figures(const transport::LaneCounters& lane) {
           {"packets_lost", lane.packets_lost},
           {"probe_timeouts", lane.probe_timeouts},
           {"spurious_losses", lane.spurious_losses},
+          {"mtu_black_holes", lane.mtu_black_holes},
           {"rtt_us", lane.smoothed_rtt_ns / 1000},
           {"window_packets", lane.window_packets},
           {"in_flight_packets", lane.in_flight_packets},
