@@ -30,7 +30,7 @@ struct Options {
   bool detach = false;
   // of migrate; what is given overrides the plan's file
   std::optional<std::string> destination, plan_vm, downtime_limit, bandwidth_limit, time_limit, mode, reuse, verify,
-      on_no_convergence;
+      on_no_convergence, encryption;
   std::optional<std::uint32_t> rounds_max;
 };
 
@@ -187,6 +187,10 @@ const std::map<std::string, config::OnNoConvergence> kOnNoConvergences{
     {"postcopy", config::OnNoConvergence::kPostcopy},
     {"stop-anyway", config::OnNoConvergence::kStopAnyway}};
 
+const std::map<std::string, config::Encryption> kEncryptions{{"aes-128-gcm", config::Encryption::kAes128Gcm},
+                                                             {"aes-256-gcm", config::Encryption::kAes256Gcm},
+                                                             {"none", config::Encryption::kNone}};
+
 std::optional<config::MigrationPlan> plan_of(const Options& options) {
   config::MigrationPlan plan;
   if (!options.file.empty()) {
@@ -207,6 +211,7 @@ std::optional<config::MigrationPlan> plan_of(const Options& options) {
   apply(options.reuse, kReuses, plan.reuse);
   apply(options.verify, kVerifies, plan.verify);
   apply(options.on_no_convergence, kOnNoConvergences, plan.on_no_convergence);
+  apply(options.encryption, kEncryptions, plan.encryption);
   plan.rounds_max = options.rounds_max.value_or(plan.rounds_max);
   const bool parsed = apply(options.downtime_limit, "--downtime-limit", config::parse_duration,
                             [&](Duration limit) { plan.downtime_limit = limit; }) &&
@@ -296,6 +301,8 @@ void add_migration_commands(CLI::App& app, Options& options, const AddCommand& a
   migrating->add_option("--rounds-max", options.rounds_max, "rounds until it counts as not converging")
       ->check(CLI::Range(1, 1000));
   migrating->add_option("--time-limit", options.time_limit, "e.g. 10min");
+  migrating->add_option("--encryption", options.encryption, "aes-128-gcm, aes-256-gcm or none")
+      ->check(one_of(kEncryptions));
   migrating->add_flag("--detach", options.detach, "do not wait: print the migration's id");
   add(app, "migrations", "all migrations, newest first", migrations)
       ->add_flag("--active", options.active_only, "only those under way");

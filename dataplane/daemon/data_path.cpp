@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "dataplane/wire/datagram.h"
-#include "dataplane/wire/packet.h"
-
 namespace godwit::daemon {
 
 std::string_view to_string(Drop drop) {
@@ -170,6 +167,7 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   // Checksums are not looked at: every payload carries a seal that is stronger, and the addresses are compared below.
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
+    ++counters_.datagram_rejects[static_cast<std::size_t>(datagram.error())];
     count(Drop::kMalformedIp);
   } else if (datagram->destination_mac != mac_) {
     count(Drop::kNotForUs);
@@ -186,6 +184,7 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
 std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
+    ++counters_.packet_rejects[static_cast<std::size_t>(packet.error())];
     count(Drop::kMalformedPacket);
     return self_;
   }

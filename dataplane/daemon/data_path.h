@@ -22,6 +22,8 @@
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
+#include "dataplane/wire/datagram.h"
+#include "dataplane/wire/packet.h"
 
 namespace godwit::daemon {
 
@@ -43,7 +45,9 @@ std::string_view to_string(Drop drop);
 struct DataPathCounters {  // one writer, the lcore; telemetry reads them as they are
   using Counter = SingleWriter<std::uint64_t>;
   std::array<Counter, static_cast<std::size_t>(Drop::kCount)> drops{};
-  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};
+  std::array<Counter, static_cast<std::size_t>(wire::DatagramReject::kCount)> datagram_rejects{};  // kMalformedIp
+  std::array<Counter, static_cast<std::size_t>(wire::Reject::kCount)> packet_rejects{};            // kMalformedPacket
+  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};           // kLane, or accepted
   Counter handed_over;  // to the lcore that owns the lane
 };
 

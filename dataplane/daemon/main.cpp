@@ -108,8 +108,9 @@ std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& co
   return lcores;
 }
 
-int run(const config::DataplaneConfig& config) {
-  const Settings settings = make_settings(config);
+int run(const config::DataplaneConfig& config, const std::string& file) {
+  Settings settings = make_settings(config);
+  settings.service.config_file = file;
   for (const std::filesystem::path& directory : {config.run_dir, std::filesystem::path(settings.image_dir)}) {
     std::error_code error;
     std::filesystem::create_directories(directory, error);
@@ -188,5 +189,5 @@ int main(int argc, char** argv) {
     return godwit::config::exit_status(config.error());
   }
   godwit::start_logging("godwit-dataplane", config->log.level);
-  return godwit::daemon::run(*config);
+  return godwit::daemon::run(*config, file);
 }

@@ -44,11 +44,12 @@ struct PeerEndpoint {
   std::uint32_t flow_id = 0;
   std::uint32_t mtu_bytes = 0;
   std::uint16_t lanes = 0;
+  Id128 boot_id;
 };
 
 struct Start {
   PeerEndpoint peer;
-  transport::Secret secret{};
+  transport::Secret secret;  // of the migration
   transfer::Policy policy;
 };
 
@@ -57,6 +58,7 @@ inline constexpr std::size_t kRegionsMax = 32;
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field);
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
+std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
 
 api::Tracker to_api(memory::TrackerKind kind);

@@ -57,7 +57,7 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kPrepareMigration:
       return prepare(request.prepare_migration(), respond);
     case Request::kStartMigration:
-      return start(request.start_migration(), respond);
+      return start(*request.mutable_start_migration(), respond);
     case Request::kGuestStopped:
       return guest_stopped(request.guest_stopped(), respond);
     case Request::kDeviceState:

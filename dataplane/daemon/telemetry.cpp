@@ -31,21 +31,39 @@ port::Figures loop_figures(std::span<const LcoreFigures> lcores) {
           {"handed_over", handed_over}};
 }
 
+/// Sums the counters that `of` picks, over all lcores; each named by its enumerator.
+template <class Kind, class Of>
+void add(port::Figures& figures, const std::string& prefix, const std::vector<LcoreFigures>& lcores, Of of) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(Kind::kCount); ++i) {
+    std::uint64_t sum = 0;
+    for (const LcoreFigures& lcore : lcores) {
+      sum += of(lcore.data_path->counters())[i];
+    }
+    figures.emplace_back(prefix + std::string(to_string(static_cast<Kind>(i))), sum);
+  }
+}
+
 }  // namespace
 
 void register_telemetry(const std::vector<LcoreFigures>& lcores, port::Port& port) {
   port::publish("/godwit/drops", "Datagrams that changed nothing, by reason", [lcores, &port] {
     port::Figures figures;
-    for (std::size_t i = 0; i < static_cast<std::size_t>(Drop::kCount); ++i) {
-      std::uint64_t sum = 0;
-      for (const LcoreFigures& lcore : lcores) {
-        sum += lcore.data_path->counters().drops[i];
-      }
-      figures.emplace_back(std::string(to_string(static_cast<Drop>(i))), sum);
-    }
+    add<Drop>(
+        figures, "", lcores, [](const DataPathCounters& c) -> const auto& { return c.drops; });
     figures.emplace_back("missed_by_driver", port.missed());
     return figures;
   });
+  port::publish(
+      "/godwit/received", "What became of datagrams: by the lane, by the packet's header, by IP and UDP", [lcores] {
+        port::Figures figures;
+        add<transport::Received>(
+            figures, "", lcores, [](const DataPathCounters& c) -> const auto& { return c.received; });
+        add<wire::Reject>(
+            figures, "packet_", lcores, [](const DataPathCounters& c) -> const auto& { return c.packet_rejects; });
+        add<wire::DatagramReject>(
+            figures, "datagram_", lcores, [](const DataPathCounters& c) -> const auto& { return c.datagram_rejects; });
+        return figures;
+      });
   port::publish("/godwit/loop", "Turns, sleeps, frames and bytes of all lcores",
                 [lcores] { return loop_figures(lcores); });
   for (std::size_t i = 0; i < lcores.size(); ++i) {

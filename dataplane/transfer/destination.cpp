@@ -114,6 +114,11 @@ void Destination::Impl::flush(Instant now) {
 }
 
 void Destination::Impl::check_peer() {
+  for (const transport::Lane* lane : lanes_) {
+    if (lane->fault() != transport::LaneFault::kNone) {
+      return fail(Failure::kLaneClosed, "the transfer is closed: " + std::string(to_string(lane->fault())));
+    }
+  }
   const std::uint64_t packets =
       std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
                       [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().packets_received; });

@@ -154,6 +154,9 @@ void Source::Impl::tick(Instant now) {
 
 void Source::Impl::check_peer() {
   for (const transport::Lane* lane : lanes_) {
+    if (lane->fault() != transport::LaneFault::kNone) {
+      return fail(Failure::kLaneClosed, "the transfer is closed: " + std::string(to_string(lane->fault())));
+    }
     if (lane->peer_dead(now_)) {
       return fail(Failure::kPeerLost,
                   "the destination's data plane does not answer any more; check the network between the hosts");

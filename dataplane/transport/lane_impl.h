@@ -37,6 +37,7 @@ class Lane::Impl {
   [[nodiscard]] std::size_t message_room() const;
   [[nodiscard]] bool quiet() const;
   [[nodiscard]] bool peer_dead(Instant now) const;
+  [[nodiscard]] LaneFault fault() const { return fault_; }
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
   [[nodiscard]] Duration smoothed_rtt() const { return {smoothed_rtt_ns_}; }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
@@ -45,6 +46,8 @@ class Lane::Impl {
   [[nodiscard]] bool carries_messages() const { return sender_.has_value(); }
   /// What other threads may ask for.
   void publish();
+  /// RFC 9002 §6.2.1, without backoff.
+  [[nodiscard]] Duration probe_timeout() const;
 
   // ---- receiving ----
   Received receive(Instant now, std::span<std::byte> datagram);
@@ -79,8 +82,8 @@ class Lane::Impl {
 
   LaneConfig config_;
   LaneUser& user_;
-  std::unique_ptr<Seal> seal_out_;
-  std::unique_ptr<Seal> seal_in_;
+  std::unique_ptr<Sealer> sealer_;
+  std::unique_ptr<Opener> opener_;
   LossRecovery recovery_;
   Swift swift_;
   CreditUse credit_use_;
@@ -99,6 +102,7 @@ class Lane::Impl {
   LaneCounters counters_;
   SingleWriter<std::int64_t> smoothed_rtt_ns_{kRttInitial.ns};
   SingleWriter<std::int64_t> silent_since_ns_{kNever.ns};  // kNever: the peer is not suspected
+  SingleWriter<LaneFault> fault_{LaneFault::kNone};
 };
 
 }  // namespace godwit::transport

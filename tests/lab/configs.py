@@ -53,7 +53,7 @@ control_socket = {text(directory + "/dataplane.sock")}
 run_dir = {text(directory)}
 memory_dirs = {text(memory)}
 memory_budget = {text(budget)}
-insecure = true
+allow_clear_text = {"true" if lab.options.get("allow_clear_text", {}).get(host) else "false"}
 
 [eal]
 hugepages = {"true" if lab.options.get("dpdk_hugepages") else "false"}

@@ -57,10 +57,21 @@ Scenario draw_scenario(Random& random) {
       link->queue_bytes = random.between(100'000, 4'000'000);
     }
   }
+  constexpr std::array<transport::Cipher, 3> kCiphers = {transport::Cipher::kNone, transport::Cipher::kAes128Gcm,
+                                                         transport::Cipher::kAes256Gcm};
+  s.cipher = kCiphers[random.below(kCiphers.size())];
+  s.key_limits.rekey_packets = random.between(1, 500);
+  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
   return s;
 }
 
 // ---- Node ----
+
+transport::Secret Node::secret() const {
+  transport::Secret secret;
+  secret.fill(std::byte{0x5a});
+  return secret;
+}
 
 void Node::start(Instant now) {
   for (std::uint16_t i = 0; i < lanes_.size(); ++i) {
@@ -69,7 +80,9 @@ void Node::start(Instant now) {
     config.peer_flow_id = kFlowIds[1 - index_];
     config.lane = i;
     config.initiator = index_ == 0;
-    config.secret.fill(std::byte{0x5a});
+    config.secret = secret();
+    config.cipher = model_.scenario_.cipher;
+    config.key_limits = model_.scenario_.key_limits;
     config.datagram_bytes_max = model_.scenario_.datagram_bytes;
     config.credit_packets = model_.scenario_.credit_packets;
     lanes_[i] = std::make_unique<transport::Lane>(config, *this, now);
@@ -191,6 +204,12 @@ void Node::check_sent(std::uint16_t lane, std::span<const std::byte> datagram) c
   const auto packet = wire::parse_packet(copy);
   ASSERT_TRUE(packet.has_value());
   ASSERT_LE(datagram.size(), model_.scenario_.datagram_bytes);
+  const KeyOwner owner{
+      .secret = secret(),
+      .cipher = model_.scenario_.cipher,
+      .lane = lane,
+      .direction = index_ == 0 ? transport::Direction::kFromInitiator : transport::Direction::kFromResponder};
+  ASSERT_EQ(model_.keys_.on_sent(owner, datagram), "");
   // Acknowledgements and probes are exempt from credit.
   const bool exempt = packet->header.type == wire::PacketType::kAck ||
                       packet->header.type == wire::PacketType::kProbe ||

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dataplane/transport/lane.h"
+#include "tests/simulation/key_checker.h"
 #include "tests/simulation/network.h"
 
 namespace godwit::simulation {
@@ -26,6 +27,8 @@ struct Scenario {
   std::uint32_t pause_ppm = 0;   // chance that a node stops for a while at one of its turns
   std::uint32_t replay_ppm = 0;  // chance that a recorded datagram comes again
   std::uint32_t write_ppm = 0;   // chance that the guest writes a page, at each turn
+  transport::Cipher cipher = transport::Cipher::kNone;
+  transport::KeyLimits key_limits;
   Duration faults_end = milliseconds(500);
   bool blackhole = false;  // once, for a while
   LinkConfig there;
@@ -80,6 +83,7 @@ class Node final : public transport::LaneUser {
   void flush();
   void place(const Placement& placement);
   void offer_messages();
+  [[nodiscard]] transport::Secret secret() const;
   void check_sent(std::uint16_t lane, std::span<const std::byte> datagram) const;
 
   LaneModel& model_;
@@ -102,6 +106,7 @@ class LaneModel {
 
   [[nodiscard]] Instant now() const { return now_; }
   [[nodiscard]] std::uint64_t trace_hash() const { return trace_hash_; }
+  [[nodiscard]] std::uint64_t key_changes() const { return keys_.changes(); }
   void trace(std::uint64_t value) { trace_hash_ = (trace_hash_ ^ value) * 0x100000001b3; }
 
  private:
@@ -118,6 +123,7 @@ class LaneModel {
   std::array<std::size_t, 2> links_{};  // [i]: from node i
   std::array<std::unique_ptr<Node>, 2> nodes_;
   std::vector<PageHistory> history_;
+  KeyChecker keys_;
   std::deque<transport::Work> to_send_;  // of the round under way
   std::uint32_t round_ = 0;
   std::vector<std::pair<std::size_t, std::vector<std::byte>>> recorded_;
