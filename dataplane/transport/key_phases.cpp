@@ -1,6 +1,7 @@
 #include "dataplane/transport/key_phases.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "base/check.h"
 #include "dataplane/wire/bytes.h"
@@ -120,9 +121,7 @@ Opened AesOpener::open(Instant now, const wire::PacketHeader& header, std::span<
     ++forgeries_;
     return Opened::kBadTag;
   }
-  if (same_bit) {
-    first_number_ = std::min(first_number_, header.packet_number);
-  } else if (!before) {
+  if (phase > phase_) {
     advance(now, header.packet_number, probe_timeout);
   }
   return Opened::kYes;

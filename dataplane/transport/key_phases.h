@@ -71,7 +71,7 @@ class AesOpener final : public Opener {
   std::array<std::optional<PhaseKey>, 3> keys_;
   Secret next_secret_;  // of the next key, from which the one after comes
   std::uint64_t phase_ = 0;
-  std::uint64_t first_number_ = 0;  // the lowest seen of this phase
+  std::uint64_t first_number_ = 0;  // of the packet that began this phase here
   Instant drop_last_at_ = kNever;   // kNever: there is no last key
   std::uint64_t forgeries_ = 0;
 };

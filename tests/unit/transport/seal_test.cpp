@@ -6,7 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <new>
 #include <vector>
+
+#include "dataplane/transport/key_phases.h"
 
 namespace godwit::transport {
 namespace {
@@ -215,6 +219,24 @@ TEST(KeyPhase, LastKeyIsDroppedAfterThreeProbeTimeouts) {
   EXPECT_EQ(link.opener().deadline(), kNever);
   EXPECT_EQ(link.open(change.packets[4]), Opened::kYes) << "of this phase, overtaken by what began it";
   EXPECT_EQ(link.open(other_phase(change.packets[3])), Opened::kBadTag);
+}
+
+TEST(KeyPhase, TheLastKeyLeavesMemory) {
+  const SealConfig config = small();
+  std::array<std::byte, 16> last_key;
+  hkdf_expand_label(lane_secret(config.secret, config.lane, config.direction), "godwit key", {}, last_key);
+  alignas(AesOpener) std::array<std::byte, sizeof(AesOpener)> memory{};
+  auto* const opener = new (memory.data()) AesOpener(config);
+  const auto holds_it = [&] {
+    return std::search(memory.begin(), memory.end(), last_key.begin(), last_key.end()) != memory.end();
+  };
+  Change change;
+  Sealed next = change.packets[4];
+  EXPECT_EQ(opener->open(kStart, next.header, next.packet, kProbeTimeout), Opened::kYes);
+  EXPECT_TRUE(holds_it());  // an expanded key begins with the key
+  opener->tick(opener->deadline());
+  EXPECT_FALSE(holds_it());
+  opener->~AesOpener();
 }
 
 TEST(KeyPhase, ForgedPacketsDoNotMoveIt) {
