@@ -20,8 +20,10 @@ def aes_256():
 
 def clear_text_refused(lab):
     """The guest runs on; the reason names the key of the plan, the key of the host and its file."""
-    summary = lab.migrate("guest", "host-b", check=False, encryption="none")
+    lab.migrate("guest", "host-b", check=False, encryption="none")
+    summary = lab.ctl("migrations")[0]
     check_equal(summary["state"], "ABORTED", "state")
+    check_equal(summary["plan"]["encryption"], "ENCRYPTION_NONE", "encryption of the plan")
     for word in ("encryption", "allow_clear_text", "dataplane.toml"):
         check(word in summary["reason"], f"the reason does not name {word}: {summary['reason']}")
     check_equal(lab.where("guest"), "host-a", "owner")
