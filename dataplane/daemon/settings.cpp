@@ -6,9 +6,13 @@
 #include <algorithm>
 
 #include "base/atomic_file.h"
+#include "dataplane/transport/credit.h"
 
 namespace godwit::daemon {
 namespace {
+
+static_assert(config::kCreditPacketsMin == transport::kCreditPacketsInitial);
+static_assert(config::kCreditPacketsMax == transport::kCreditPacketsMax);
 
 wire::IpAddress to_wire(const IpAddress& address) {
   return {address.is_ipv6() ? wire::IpFamily::kV6 : wire::IpFamily::kV4, address.bytes()};
@@ -117,6 +121,7 @@ Settings make_settings(const config::DataplaneConfig& config) {
   service.rtt_granularity = config.transport.rtt_granularity;
   service.tracker = tracker_of(config.tracking.tracker);
   service.allow_clear_text = config.allow_clear_text;
+  service.config_file = config.file.string();
   service.addresses = settings.neighbours.addresses;
   // A host without a boot id (never seen) gets one for this run: its tracking files are then good for nothing later,
   // which is safe.
