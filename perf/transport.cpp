@@ -26,6 +26,7 @@
 #include "perf/benchmark.h"
 #include "perf/testpmd.h"
 #include "perf/transport_end.h"
+#include "perf/transport_simulated.h"
 
 namespace godwit::perf {
 namespace {
@@ -356,6 +357,7 @@ std::expected<void, std::string> run(const Options& options, Result& result) {
     result.ratio("aead_vs_clear", result.metrics().at("aead_goodput_gbps") / result.metrics().at("goodput_gbps"));
   }
   if (settings->testpmd) report_testpmd(*settings, *cpus, result);
+  report_simulated(options, result);
   return {};
 }
 

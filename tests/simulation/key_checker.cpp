@@ -42,7 +42,6 @@ std::string KeyChecker::on_sent(const KeyOwner& owner, std::span<const std::byte
     line.phase = phase;
     line.secret = transport::next_secret(line.secret);
     line.derive(owner.cipher);
-    ++changes_;
   }
   transport::AesGcm::Nonce nonce{};
   nonce[2] = static_cast<std::byte>(owner.lane >> 8);

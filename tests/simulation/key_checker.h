@@ -28,8 +28,6 @@ class KeyChecker {
  public:
   /// A datagram that `owner` sends, in the order of sending. Empty: all is well.
   [[nodiscard]] std::string on_sent(const KeyOwner& owner, std::span<const std::byte> datagram);
-  /// Changes of keys so far, over all owners.
-  [[nodiscard]] std::uint64_t changes() const { return changes_; }
 
  private:
   struct Line {
@@ -45,7 +43,6 @@ class KeyChecker {
 
   std::map<Name, Line> lines_;
   std::set<std::pair<std::vector<std::byte>, transport::AesGcm::Nonce>> used_;
-  std::uint64_t changes_ = 0;
 };
 
 }  // namespace godwit::simulation

@@ -276,13 +276,13 @@ TEST(LaneLimits, AKeyThatNobodyConfirmsClosesIt) {
 TEST(LaneLimits, ManyKeysOnALossyPath) {
   for (const Cipher cipher : {Cipher::kAes128Gcm, Cipher::kAes256Gcm}) {
     Pair pair(1, 1472, often(cipher));
-    for (pages::PageNumber page = 0; page < 4000; ++page) {
+    for (pages::PageNumber page = 0; page < 20'000; ++page) {
       pair.user_a.work.push_back({.page = page, .round = 1});
     }
     std::mt19937_64 random(1);
     std::array<std::uint64_t, 2> toggles{};
     std::array<std::byte, 2> last{};
-    for (int turn = 0; turn < 200'000 && !(pair.a.quiet() && pair.user_a.acknowledged == 4000); ++turn) {
+    for (int turn = 0; turn < 200'000 && !(pair.a.quiet() && pair.user_a.acknowledged == 20'000); ++turn) {
       pair.now = pair.now + microseconds(300);
       for (std::size_t from = 0; from < 2; ++from) {
         Lane& lane = from == 0 ? pair.a : pair.b;
@@ -303,7 +303,7 @@ TEST(LaneLimits, ManyKeysOnALossyPath) {
         }
       }
     }
-    EXPECT_EQ(pair.user_a.acknowledged, 4000U);
+    EXPECT_EQ(pair.user_a.acknowledged, 20'000U);
     EXPECT_GT(toggles[0], 5U);
     EXPECT_GT(toggles[1], 2U) << "acknowledgements have keys too";
   }
