@@ -42,6 +42,8 @@ std::string_view to_string(Reject reject) {
       return "unknown flag";
     case Reject::kFlowId:
       return "flow id 0";
+    case Reject::kPacketNumber:
+      return "packet number out of range";
     case Reject::kCount:
       break;
   }
@@ -85,6 +87,9 @@ std::expected<PacketView, Reject> parse_packet(std::span<std::byte> datagram) {
   }
   if (view.header.flow_id == 0) {
     return std::unexpected(Reject::kFlowId);
+  }
+  if (view.header.packet_number > kPacketNumberMax) {
+    return std::unexpected(Reject::kPacketNumber);
   }
   view.body = datagram.subspan(kHeaderBytes, datagram.size() - kHeaderBytes - kTagBytes);
   return view;

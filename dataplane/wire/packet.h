@@ -18,6 +18,8 @@ inline constexpr std::size_t kTagBytes = 16;
 inline constexpr std::size_t kDatagramBytesMinimum = 1280 - 48;
 inline constexpr std::size_t kDatagramBytesMaximum = 9216 - 28;
 
+inline constexpr std::uint64_t kPacketNumberMax = (std::uint64_t{1} << 62) - 1;  // as in RFC 9000 §12.3
+
 enum class PacketType : std::uint8_t { kPages = 1, kAck = 2, kZeroRuns = 4, kProbe = 5, kMessage = 6 };
 
 enum PacketFlag : std::uint8_t {
@@ -35,7 +37,7 @@ struct PacketHeader {
   std::uint64_t packet_number = 0;  // of this lane and direction; never repeats
 };
 
-enum class Reject : std::uint8_t { kTooShort, kTooLong, kVersion, kType, kFlags, kFlowId, kCount };
+enum class Reject : std::uint8_t { kTooShort, kTooLong, kVersion, kType, kFlags, kFlowId, kPacketNumber, kCount };
 [[nodiscard]] std::string_view to_string(Reject reject);
 
 struct PacketView {

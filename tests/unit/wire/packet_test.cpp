@@ -57,6 +57,7 @@ TEST(Packet, Refusals) {
       {"highest flag", 64, 1, 0x80, Reject::kFlags},
       {"ack packet without ack block", 64, 0, 0x12, Reject::kFlags},
       {"flow id 0", 64, 4, 0x00, Reject::kFlowId},
+      {"packet number beyond what can be acknowledged", 64, 15, 0x40, Reject::kPacketNumber},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.description);
