@@ -25,7 +25,7 @@ def renew(program, target):
         os.makedirs(merged)
         subprocess.run([program, '--write-seeds', seeds], check=True)
         folders = [seeds, *(folder for folder in (corpus, found) if os.path.isdir(folder))]
-        subprocess.run([program, '-set_cover_merge=1', f'-max_len={INPUT_BYTES_MAX}', merged, *folders], check=True,
+        subprocess.run([program, '-set_cover_merge=1', '-use_counters=0', f'-max_len={INPUT_BYTES_MAX}', merged, *folders], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Seeds stay under their names: they show what valid input looks like.
         for name in os.listdir(seeds):
