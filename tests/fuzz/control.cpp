@@ -284,6 +284,15 @@ std::vector<std::byte> migration_seed(api::Role role) {
   return out.take();
 }
 
+/// Refused, with a text that is cut within its last character.
+std::vector<std::byte> foreign_name_seed() {
+  api::ToDataplane request = attach_request(api::AttachGuest::FRESH);
+  request.mutable_attach_guest()->mutable_regions(0)->set_name(std::string(63, 'a') + "\xc3\xa9");
+  Output out;
+  put(out, request, 1);
+  return out.take();
+}
+
 std::vector<std::byte> questions_seed() {
   Output out;
   api::ToDataplane request;
@@ -334,6 +343,7 @@ void run(Bytes bytes) {
 
 std::vector<Seed> seeds() {
   return {{"questions", questions_seed()},
+          {"foreign-name", foreign_name_seed()},
           {"source", migration_seed(api::ROLE_SOURCE)},
           {"destination", migration_seed(api::ROLE_DESTINATION)}};
 }
