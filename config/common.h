@@ -1,7 +1,9 @@
 #pragma once
 // Words that several configuration files share. Values; any thread; no failure.
 
+#include <array>
 #include <cstdint>
+#include <string_view>
 
 #include "base/log.h"
 
@@ -9,6 +11,17 @@ namespace godwit::config {
 
 /// How written pages are found; kAuto takes the first that kernel and QEMU allow, in this order.
 enum class Tracker : std::uint8_t { kAuto, kPagemapScan, kWriteProtectEvents, kHashes };
+
+/// As files, command lines and tables have them, in the enum's order.
+inline constexpr std::array<std::string_view, 4> kTrackerNames{"auto", "pagemap-scan", "write-protect-events",
+                                                               "hashes"};
+
+/// Of the enum's number, which the APIs carry; "unknown" for any other.
+[[nodiscard]] constexpr std::string_view tracker_name(int number) {
+  return number >= 0 && static_cast<std::size_t>(number) < kTrackerNames.size()
+             ? kTrackerNames[static_cast<std::size_t>(number)]
+             : "unknown";
+}
 
 struct LogConfig {
   LogLevel level = LogLevel::kInfo;

@@ -137,7 +137,7 @@ void read_eal(Reader& reader, EalConfig& eal) {
 }
 
 void read_transport(Reader& reader, TransportConfig& transport) {
-  reader.optional("credit_packets", transport.credit_packets, integer<std::uint32_t>(32, 65536));
+  reader.optional("credit_packets", transport.credit_packets, integer(kCreditPacketsMin, kCreditPacketsMax));
   reader.optional("peer_timeout", transport.peer_timeout, duration(milliseconds(100), milliseconds(600'000)));
   reader.optional("bulk_lanes", transport.bulk_lanes, integer<std::uint16_t>(1, kLcoresMax));
   reader.optional("base_rtt", transport.base_rtt, duration(microseconds(1), milliseconds(1000)));

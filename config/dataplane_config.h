@@ -56,6 +56,10 @@ struct PortConfig {
   Idle idle = Idle::kAdaptive;
 };
 
+/// Of one lane: what a sender may use before it has heard anything, and what one acknowledgement can report.
+inline constexpr std::uint32_t kCreditPacketsMin = 64;
+inline constexpr std::uint32_t kCreditPacketsMax = 1024;
+
 struct TransportConfig {
   std::uint32_t credit_packets = 256;
   Duration peer_timeout = milliseconds(3000);

@@ -1,5 +1,8 @@
 #include "config/migration_plan.h"
 
+#include <algorithm>
+#include <charconv>
+
 #include "config/parsers.h"
 
 namespace godwit::config {
@@ -7,6 +10,22 @@ namespace godwit::config {
 namespace {
 
 constexpr std::uint64_t kMegabitPerSecond = 1'000'000;
+constexpr const char* kCommandLine = "command line";
+
+/// Whole numbers are TOML's integers, all else its strings.
+toml::table table_of(const PlanFlags& flags) {
+  toml::table table;
+  for (const auto& [key, value] : flags) {
+    std::int64_t number = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+    if (key == "rounds_max" && error == std::errc{} && end == value.data() + value.size()) {
+      table.insert(key, number);
+    } else {
+      table.insert(key, value);
+    }
+  }
+  return table;
+}
 
 }  // namespace
 
@@ -32,6 +51,25 @@ void read(Reader& reader, MigrationPlan& plan) {
                   duration_or_none(milliseconds(1000), milliseconds(7LL * 24 * 3'600'000)));
 }
 
-Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file) { return load_file<MigrationPlan>(file); }
+Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file, const PlanFlags& flags) {
+  const auto content = file.empty() ? std::expected<std::string, Diagnostics>("") : internal::file_text(file);
+  if (!content) {
+    return std::unexpected(content.error());
+  }
+  MigrationPlan plan;
+  auto diagnostics = internal::parse_document(
+      *content, file.empty() ? kCommandLine : file.string(), nullptr, [&](Reader& reader) { read(reader, plan); },
+      table_of(flags));
+  for (Diagnostic& diagnostic : diagnostics) {
+    if (file.empty() || flags.contains(diagnostic.key)) {
+      diagnostic.file = kCommandLine;
+      diagnostic.line = 0;
+    }
+  }
+  if (!diagnostics.empty()) {
+    return std::unexpected(std::move(diagnostics));
+  }
+  return plan;
+}
 
 }  // namespace godwit::config

@@ -1,10 +1,11 @@
 #pragma once
 // A migration plan, as in config/samples/plan.toml: what `godwitctl migrate -f` takes. Mirrors Plan of
-// controlplane.proto. Rates in bit/s. Loading blocks on the file; any thread. On failure every mistake of the file
-// comes back.
+// controlplane.proto. Rates in bit/s. Loading blocks on the file; any thread. On failure every mistake of file and
+// flags comes back.
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 
 #include "base/time.h"
@@ -32,7 +33,11 @@ struct MigrationPlan {
   Duration time_limit{};  // 0 = none
 };
 
-[[nodiscard]] Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file);
+/// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes.
+using PlanFlags = std::map<std::string, std::string>;
+
+/// An empty `file`: the flags alone. Mistakes in a flag are those of a file that is called "command line".
+[[nodiscard]] Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file, const PlanFlags& flags);
 void read(Reader& reader, MigrationPlan& plan);
 
 }  // namespace godwit::config

@@ -269,10 +269,11 @@ Parser<LogLevel> log_level() {
 }
 
 Parser<Tracker> tracker() {
-  return one_of<Tracker>({{"auto", Tracker::kAuto},
-                          {"pagemap-scan", Tracker::kPagemapScan},
-                          {"write-protect-events", Tracker::kWriteProtectEvents},
-                          {"hashes", Tracker::kHashes}});
+  Choices<Tracker> choices;
+  for (std::size_t i = 0; i < kTrackerNames.size(); ++i) {
+    choices.emplace_back(kTrackerNames[i], static_cast<Tracker>(i));
+  }
+  return one_of(std::move(choices));
 }
 
 std::string name_rule(std::string_view text) {

@@ -182,10 +182,13 @@ void Reader::finish() {
 namespace internal {
 
 Diagnostics parse_document(std::string_view text, const std::string& file, std::set<std::string>* asked,
-                           const std::function<void(Reader&)>& read_root) {
+                           const std::function<void(Reader&)>& read_root, const toml::table& overriding) {
   Document document{.file = file, .diagnostics = {}, .asked = {}};
   try {
-    const toml::table root = toml::parse(text, file);
+    toml::table root = toml::parse(text, file);
+    for (const auto& [key, value] : overriding) {
+      root.insert_or_assign(key, value);
+    }
     Reader reader(document, root, "");
     read_root(reader);
     reader.finish();

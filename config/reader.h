@@ -117,9 +117,11 @@ class Reader {
 
 namespace internal {
 
-/// Parses and calls `read_root`; returns all mistakes, in order of their place.
+/// Parses and calls `read_root`; returns all mistakes, in order of their place. `overriding` goes before the text's
+/// keys.
 [[nodiscard]] Diagnostics parse_document(std::string_view text, const std::string& file, std::set<std::string>* asked,
-                                         const std::function<void(Reader&)>& read_root);
+                                         const std::function<void(Reader&)>& read_root,
+                                         const toml::table& overriding = {});
 [[nodiscard]] std::expected<std::string, Diagnostics> file_text(const std::filesystem::path& file);
 
 }  // namespace internal

@@ -111,7 +111,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
       marked_ = true;
       mark();
     }
-    writes_.push_back({page, offset, bytes});
+    writes_.push_back({page, offset, bytes, true});
   }
   void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override { fail("a zero run came; none was sent"); }
   void on_message(std::span<const std::byte>) override { fail("a message came; none was sent"); }

@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/uuid.h"
+#include "config/common.h"
 #include "config/units.h"
 
 namespace godwit::ctl {
@@ -134,21 +135,6 @@ std::string state_text(api::MigrationState state) {
   return state == api::STATE_UNSPECIFIED ? "UNKNOWN" : api::MigrationState_Name(state);
 }
 
-std::string tracker_text(dpapi::Tracker tracker) {
-  switch (tracker) {
-    case dpapi::TRACKER_AUTO:
-      return "auto";
-    case dpapi::TRACKER_PAGEMAP_SCAN:
-      return "pagemap-scan";
-    case dpapi::TRACKER_WRITE_PROTECT_EVENTS:
-      return "write-protect-events";
-    case dpapi::TRACKER_HASHES:
-      return "hashes";
-    default:
-      return "unknown";
-  }
-}
-
 std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us) {
   std::vector<std::vector<std::string>> rows{
       {"HOST", "STATE", "DATA PLANE", "FREE", "OF", "VMS", "IMAGES", "TRACKERS", "KERNEL", "SEEN"}};
@@ -156,7 +142,7 @@ std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now
     const api::HostInfo& info = host.info();
     std::string trackers;
     for (const int tracker : info.trackers()) {
-      trackers += (trackers.empty() ? "" : ",") + tracker_text(static_cast<dpapi::Tracker>(tracker));
+      trackers += (trackers.empty() ? "" : ",") + std::string(config::tracker_name(tracker));
     }
     rows.push_back({or_dash(info.name()), host.connected() ? "connected" : "lost",
                     !host.connected()     ? "-"
@@ -174,7 +160,7 @@ std::string vms_table(const api::ListVmsResponse& response) {
   for (const api::Vm& vm : response.vms()) {
     const bool migrating = !vm.migration_id().empty();
     rows.push_back({or_dash(vm.name()), or_dash(vm.host()), or_dash(vm.run_state()) + (migrating ? ", migrating" : ""),
-                    config::format_bytes(vm.bytes_total()), tracker_text(vm.tracker()),
+                    config::format_bytes(vm.bytes_total()), std::string(config::tracker_name(vm.tracker())),
                     fmt::format("{}", vm.ownership()), id_text(vm.uuid())});
   }
   return rows.size() == 1 ? "no VMs\n" : table(rows);
@@ -213,7 +199,7 @@ Json to_json(const api::Host& host) {
   const api::HostInfo& info = host.info();
   Json trackers = Json::array();
   for (const int tracker : info.trackers()) {
-    trackers.push_back(tracker_text(static_cast<dpapi::Tracker>(tracker)));
+    trackers.push_back(config::tracker_name(tracker));
   }
   return {{"name", info.name()},
           {"connected", host.connected()},
@@ -239,7 +225,7 @@ Json to_json(const api::Vm& vm) {
           {"host", vm.host()},
           {"run_state", vm.run_state()},
           {"bytes_total", vm.bytes_total()},
-          {"tracker", tracker_text(vm.tracker())},
+          {"tracker", config::tracker_name(vm.tracker())},
           {"ownership", vm.ownership()},
           {"image_id", id_text(vm.image_id())},
           {"epoch_next", vm.epoch_next()},
@@ -275,7 +261,7 @@ Json to_json(const api::Migration& migration) {
           {"note", migration.note()},
           {"reused", migration.reused()},
           {"reuse_reason", migration.reuse_reason()},
-          {"tracker", tracker_text(migration.tracker())},
+          {"tracker", config::tracker_name(migration.tracker())},
           {"tracker_reason", migration.tracker_reason()},
           {"created_unix_us", migration.created_unix_us()},
           {"ended_unix_us", migration.ended_unix_us()},
@@ -332,7 +318,7 @@ std::string summary(const api::Migration& migration) {
                            stats.pages_zero(), stats.pages_reused(), stats.pages_total(),
                            config::format_bytes(stats.pages_total() * kPageBytes), stats.round()));
   add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
-  add("tracked by", fmt::format("{}{}{}", tracker_text(migration.tracker()),
+  add("tracked by", fmt::format("{}{}{}", config::tracker_name(migration.tracker()),
                                 migration.tracker_reason().empty() ? "" : ": ", printable(migration.tracker_reason())));
   if (!migration.note().empty() && migration.note() != "committed" && migration.note() != "aborted") {
     add("note", printable(migration.note()));

@@ -24,7 +24,6 @@ using Json = nlohmann::ordered_json;
 [[nodiscard]] std::string time_text(std::int64_t unix_us);                                // "2026-01-31 23:59:59 UTC"
 [[nodiscard]] std::string span_text(std::int64_t us);  // "12.3 ms", "4.5 s", "3 min 2 s"
 [[nodiscard]] std::string state_text(api::MigrationState state);
-[[nodiscard]] std::string tracker_text(dpapi::Tracker tracker);
 
 [[nodiscard]] std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us);
 [[nodiscard]] std::string vms_table(const api::ListVmsResponse& response);

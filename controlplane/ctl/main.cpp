@@ -3,14 +3,16 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <map>
 #include <optional>
 
 #include "base/uuid.h"
+#include "config/common.h"
 #include "config/ctl_config.h"
-#include "config/units.h"
+#include "config/migration_plan.h"
+#include "config/version.h"
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
 #include "controlplane/ctl/plan_input.h"
@@ -28,10 +30,7 @@ struct Options {
   std::string file, host, vm, qmp, id, tracker = "auto";
   bool active_only = false;
   bool detach = false;
-  // of migrate; what is given overrides the plan's file
-  std::optional<std::string> destination, plan_vm, downtime_limit, bandwidth_limit, time_limit, mode, reuse, verify,
-      on_no_convergence;
-  std::optional<std::uint32_t> rounds_max;
+  config::PlanFlags plan;  // of migrate; goes before the plan's file
 };
 
 int complain(const std::string& text, int status = kNotDone) {
@@ -98,19 +97,16 @@ int drop_image(Client& client, const Options& options) {
 }
 
 dpapi::Tracker tracker_of(const std::string& name) {
-  static const std::map<std::string, dpapi::Tracker> kTrackers{
-      {"auto", dpapi::TRACKER_AUTO},
-      {"pagemap-scan", dpapi::TRACKER_PAGEMAP_SCAN},
-      {"write-protect-events", dpapi::TRACKER_WRITE_PROTECT_EVENTS},
-      {"hashes", dpapi::TRACKER_HASHES}};
-  return kTrackers.at(name);  // checked by the option
+  const auto found =
+      std::find(config::kTrackerNames.begin(), config::kTrackerNames.end(), name);  // checked by the option
+  return static_cast<dpapi::Tracker>(found - config::kTrackerNames.begin());
 }
 
 int print_vm(const api::Vm& vm, const Options& options, const char* what) {
   if (options.json) {
     fmt::print("{}\n", to_json(vm).dump(2));
   } else {
-    fmt::print("VM {} {} on {}, tracked by {}\n", vm.name(), what, vm.host(), tracker_text(vm.tracker()));
+    fmt::print("VM {} {} on {}, tracked by {}\n", vm.name(), what, vm.host(), config::tracker_name(vm.tracker()));
   }
   return 0;
 }
@@ -154,72 +150,13 @@ int stop(Client& client, const Options& options) {
   return 0;
 }
 
-/// Parses one flag into the plan; says which is wrong.
-template <typename Parsed, typename Set>
-bool apply(const std::optional<std::string>& value, const char* flag, Parsed (*parse)(std::string_view), Set set) {
-  if (!value) {
-    return true;
-  }
-  const auto parsed = parse(*value);
-  if (!parsed) {
-    complain(fmt::format("{} {}: {}", flag, *value, parsed.error()));
-    return false;
-  }
-  set(*parsed);
-  return true;
-}
-
-template <typename Enum>
-void apply(const std::optional<std::string>& value, const std::map<std::string, Enum>& names, Enum& target) {
-  if (value) {
-    target = names.at(*value);  // checked by the option
-  }
-}
-
-const std::map<std::string, config::Mode> kModes{
-    {"precopy", config::Mode::kPrecopy}, {"postcopy", config::Mode::kPostcopy}, {"hybrid", config::Mode::kHybrid}};
-const std::map<std::string, config::Reuse> kReuses{
-    {"auto", config::Reuse::kAuto}, {"never", config::Reuse::kNever}, {"require", config::Reuse::kRequire}};
-const std::map<std::string, config::Verify> kVerifies{
-    {"sent", config::Verify::kSent}, {"off", config::Verify::kOff}, {"full", config::Verify::kFull}};
-const std::map<std::string, config::OnNoConvergence> kOnNoConvergences{
-    {"abort", config::OnNoConvergence::kAbort},
-    {"postcopy", config::OnNoConvergence::kPostcopy},
-    {"stop-anyway", config::OnNoConvergence::kStopAnyway}};
-
-std::optional<config::MigrationPlan> plan_of(const Options& options) {
-  config::MigrationPlan plan;
-  if (!options.file.empty()) {
-    auto loaded = config::load_migration_plan(options.file);
-    if (!loaded) {
-      config::print_diagnostics(loaded.error());
-      return std::nullopt;
-    }
-    plan = std::move(*loaded);
-  }
-  plan.vm = options.plan_vm.value_or(plan.vm);
-  plan.destination = options.destination.value_or(plan.destination);
-  if (plan.vm.empty() || plan.destination.empty()) {
-    complain("migrate needs a VM and a destination: --vm and --to, or a plan (-f)");
-    return std::nullopt;
-  }
-  apply(options.mode, kModes, plan.mode);
-  apply(options.reuse, kReuses, plan.reuse);
-  apply(options.verify, kVerifies, plan.verify);
-  apply(options.on_no_convergence, kOnNoConvergences, plan.on_no_convergence);
-  plan.rounds_max = options.rounds_max.value_or(plan.rounds_max);
-  const bool parsed = apply(options.downtime_limit, "--downtime-limit", config::parse_duration,
-                            [&](Duration limit) { plan.downtime_limit = limit; }) &&
-                      apply(options.time_limit, "--time-limit", config::parse_duration,
-                            [&](Duration limit) { plan.time_limit = limit; }) &&
-                      apply(options.bandwidth_limit, "--bandwidth-limit", config::parse_rate_bps,
-                            [&](std::uint64_t rate_bps) { plan.bandwidth_limit_bps = rate_bps; });
-  return parsed ? std::optional(plan) : std::nullopt;
-}
-
 int migrate(Client& client, const Options& options) {
-  const auto plan = plan_of(options);
+  if (options.file.empty() && !(options.plan.contains("vm") && options.plan.contains("destination"))) {
+    return complain("migrate needs a VM and a destination: --vm and --to, or a plan (-f)", kBadUsage);
+  }
+  const auto plan = config::load_migration_plan(options.file, options.plan);
   if (!plan) {
+    config::print_diagnostics(plan.error());
     return kBadUsage;
   }
   api::MigrateRequest request;
@@ -256,20 +193,11 @@ int cancel(Client& client, const Options& options) {
   return 0;
 }
 
-template <typename Enum>
-CLI::Validator one_of(const std::map<std::string, Enum>& names) {
-  std::vector<std::string> keys;
-  for (const auto& [name, value] : names) {
-    keys.push_back(name);
-  }
-  return CLI::IsMember(keys);
-}
-
 using Command = int (*)(Client&, const Options&);
 using AddCommand = std::function<CLI::App*(CLI::App&, const char*, const char*, Command)>;
 
 void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
-  const CLI::IsMember trackers({"auto", "pagemap-scan", "write-protect-events", "hashes"});
+  const CLI::IsMember trackers(std::vector<std::string>(config::kTrackerNames.begin(), config::kTrackerNames.end()));
   auto* starting = add(app, "start", "start a VM from its definition", start);
   auto* attaching = add(app, "attach", "adopt a VM whose QEMU runs already", attach);
   for (auto* command : {starting, attaching}) {
@@ -284,18 +212,20 @@ void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
 void add_migration_commands(CLI::App& app, Options& options, const AddCommand& add) {
   auto* migrating = add(app, "migrate", "move a VM to another host", migrate);
   migrating->add_option("-f,--file", options.file, "the plan (TOML); flags override it");
-  migrating->add_option("--vm", options.plan_vm, "name or uuid");
-  migrating->add_option("--to", options.destination, "destination host");
-  migrating->add_option("--mode", options.mode, "precopy, postcopy or hybrid")->check(one_of(kModes));
-  migrating->add_option("--downtime-limit", options.downtime_limit, "e.g. 300ms");
-  migrating->add_option("--bandwidth-limit", options.bandwidth_limit, "e.g. 1Gbit/s");
-  migrating->add_option("--reuse", options.reuse, "auto, never or require")->check(one_of(kReuses));
-  migrating->add_option("--verify", options.verify, "off, sent or full")->check(one_of(kVerifies));
-  migrating->add_option("--on-no-convergence", options.on_no_convergence, "abort, postcopy or stop-anyway")
-      ->check(one_of(kOnNoConvergences));
-  migrating->add_option("--rounds-max", options.rounds_max, "rounds until it counts as not converging")
-      ->check(CLI::Range(1, 1000));
-  migrating->add_option("--time-limit", options.time_limit, "e.g. 10min");
+  const auto flag = [&](const char* name, const char* key, const char* help) {
+    migrating->add_option_function<std::string>(
+        name, [&plan = options.plan, key](const std::string& value) { plan[key] = value; }, help);
+  };
+  flag("--vm", "vm", "name or uuid");
+  flag("--to", "destination", "destination host");
+  flag("--mode", "mode", "precopy, postcopy or hybrid");
+  flag("--downtime-limit", "downtime_limit", "e.g. 300ms");
+  flag("--bandwidth-limit", "bandwidth_limit", "e.g. 1Gbit/s");
+  flag("--reuse", "reuse", "auto, never or require");
+  flag("--verify", "verify", "off, sent or full");
+  flag("--on-no-convergence", "on_no_convergence", "abort, postcopy or stop-anyway");
+  flag("--rounds-max", "rounds_max", "rounds until it counts as not converging");
+  flag("--time-limit", "time_limit", "e.g. 10min");
   migrating->add_flag("--detach", options.detach, "do not wait: print the migration's id");
   add(app, "migrations", "all migrations, newest first", migrations)
       ->add_flag("--active", options.active_only, "only those under way");
@@ -307,6 +237,7 @@ int run(int argc, char** argv) {
   CLI::App app{"godwitctl: hosts, VMs and migrations of a godwit cluster"};
   app.require_subcommand(1);
   app.fallthrough();
+  app.set_version_flag("--version", config::version());
   Options options;
   app.add_option("--server", options.server, "control plane: host:port or unix:/path (also GODWIT_SERVER)");
   app.add_flag("--json", options.json, "for programs: JSON with stable keys");

@@ -1,5 +1,7 @@
 #include "controlplane/ctl/plan_input.h"
 
+#include "config/common.h"
+
 namespace godwit::ctl {
 
 namespace api = controlplane::v1;
@@ -9,6 +11,9 @@ static_assert(static_cast<int>(config::Mode::kPostcopy) == api::POSTCOPY);
 static_assert(static_cast<int>(config::Mode::kHybrid) == api::HYBRID);
 static_assert(static_cast<int>(config::Reuse::kNever) == api::REUSE_NEVER);
 static_assert(static_cast<int>(config::Reuse::kRequire) == api::REUSE_REQUIRE);
+static_assert(static_cast<int>(config::Tracker::kPagemapScan) == dpapi::TRACKER_PAGEMAP_SCAN);
+static_assert(static_cast<int>(config::Tracker::kWriteProtectEvents) == dpapi::TRACKER_WRITE_PROTECT_EVENTS);
+static_assert(static_cast<int>(config::Tracker::kHashes) == dpapi::TRACKER_HASHES);
 static_assert(static_cast<int>(config::Verify::kOff) == dpapi::VERIFY_OFF);
 static_assert(static_cast<int>(config::Verify::kFull) == dpapi::VERIFY_FULL);
 static_assert(static_cast<int>(config::OnNoConvergence::kPostcopy) == dpapi::NO_CONVERGENCE_POSTCOPY);

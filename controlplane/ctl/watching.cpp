@@ -93,18 +93,17 @@ Answer ask() {
   if (isatty(STDIN_FILENO) == 0 || isatty(STDERR_FILENO) == 0) {
     return Answer::kLeave;
   }
-  fmt::print(stderr, "\r\033[K[c]ancel the migration, [l]eave it running, or go on watching? ");
-  // A second Ctrl-C is an answer too.
+  fmt::print(stderr, "\r\033[Kcancel the migration? [y]es, [n]o; Ctrl-C again leaves it running: ");
   const sigset_t interrupt = own_signals();
   for (;;) {
     pollfd input{STDIN_FILENO, POLLIN, 0};
     if (poll(&input, 1, 200) > 0) {
       char line[64];
       const ssize_t length = read(STDIN_FILENO, line, sizeof line);
-      if (length <= 0 || line[0] == 'l' || line[0] == 'L') {
+      if (length <= 0) {
         return Answer::kLeave;
       }
-      return line[0] == 'c' || line[0] == 'C' ? Answer::kCancel : Answer::kGoOn;
+      return line[0] == 'y' || line[0] == 'Y' ? Answer::kCancel : Answer::kGoOn;
     }
     const timespec at_once{};
     const int signal = sigtimedwait(&interrupt, nullptr, &at_once);

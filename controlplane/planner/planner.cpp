@@ -6,6 +6,7 @@
 #include <limits>
 #include <set>
 
+#include "config/common.h"
 #include "config/units.h"
 
 namespace godwit::controlplane {
@@ -131,7 +132,7 @@ std::optional<Refused> host_refusal(const Question& question) {
     return Refused{
         Refusal::kTrackerNotOffered,
         fmt::format("VM \"{}\" is to be tracked by {}, which {} (kernel {}) does not offer", question.vm->name,
-                    tracker_name(question.vm->tracker), destination, question.destination->info.kernel())};
+                    config::tracker_name(question.vm->tracker), destination, question.destination->info.kernel())};
   }
   return std::nullopt;
 }
@@ -263,21 +264,6 @@ dpapi::MigrationPolicy policy_of(const api::Plan& plan) {
   policy.set_rounds_max(plan.rounds_max() == 0 ? kRoundsDefault : plan.rounds_max());
   policy.set_time_limit_ms(plan.time_limit_ms());
   return policy;
-}
-
-const char* tracker_name(dpapi::Tracker tracker) {
-  switch (tracker) {
-    case dpapi::TRACKER_AUTO:
-      return "auto";
-    case dpapi::TRACKER_PAGEMAP_SCAN:
-      return "pagemap-scan";
-    case dpapi::TRACKER_WRITE_PROTECT_EVENTS:
-      return "write-protect-events";
-    case dpapi::TRACKER_HASHES:
-      return "hashes";
-    default:
-      return "unknown";
-  }
 }
 
 }  // namespace godwit::controlplane

@@ -73,6 +73,4 @@ struct Question {
 /// Fills in the plan's defaults: 0 means default in downtime limit and rounds.
 [[nodiscard]] dpapi::MigrationPolicy policy_of(const api::Plan& plan);
 
-[[nodiscard]] const char* tracker_name(dpapi::Tracker tracker);
-
 }  // namespace godwit::controlplane

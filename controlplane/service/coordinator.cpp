@@ -146,9 +146,9 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
   Hosts::Host& host = hosts_.connect(message, id, link);
   *answer.mutable_registered() = registered_answer(name, host.view);
   link->send(std::move(answer));
-  spdlog::info("{} is connected: kernel {}, QEMU {}, data plane {} at {}", name, printable(host.view.info.kernel()),
-               printable(host.view.info.qemu_version()), host.view.info.dataplane_up() ? "up" : "down",
-               printable(host.view.info.dataplane_address()));
+  spdlog::info("{} is connected: kernel {}, {}, data plane {}", name, printable(host.view.info.kernel()),
+               printable(host.view.info.qemu_version()),
+               host.view.info.dataplane_up() ? "up at " + printable(host.view.info.dataplane_address()) : "down");
   save_host(name);
   migrations_.host_registered(name);
 }

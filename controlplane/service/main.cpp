@@ -3,10 +3,9 @@
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
-#include <CLI/CLI.hpp>
-
 #include "base/log.h"
 #include "config/controlplane_config.h"
+#include "config/daemon_command.h"
 #include "controlplane/service/server.h"
 
 namespace {
@@ -38,19 +37,12 @@ int run(const godwit::config::ControlplaneConfig& config) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"The control plane of a godwit cluster: who runs which VM, and how it moves"};
-  std::string file = "/etc/godwit/controlplane.toml";
-  bool check = false;
-  app.add_option("-c,--config", file, "configuration file")->capture_default_str();
-  app.add_flag("--check-config", check, "only check the configuration");
-  CLI11_PARSE(app, argc, argv);
-  if (check) {
-    return godwit::config::check_config(file, godwit::config::load_controlplane_config);
-  }
-  const auto config = godwit::config::load_controlplane_config(file);
+  const auto config = godwit::config::daemon_config(
+      argc, argv,
+      {"godwit-controlplane: who runs which VM of a cluster, and how it moves", "/etc/godwit/controlplane.toml"},
+      &godwit::config::load_controlplane_config);
   if (!config) {
-    godwit::config::print_diagnostics(config.error());
-    return godwit::config::exit_status(config.error());
+    return config.error();
   }
   return run(*config);
 }

@@ -28,6 +28,10 @@ void Migrations::handle_event(const std::string& host, const api::MigrationEvent
 }
 
 void Migrations::handle_active_event(Active& m, bool source, const api::MigrationEvent& event) {
+  if (event.kind() != api::MigrationEvent::PROGRESS) {
+    spdlog::debug("migration {}: {} says {}", m.record.id.text(), source ? m.record.source : m.record.destination,
+                  api::MigrationEvent::Kind_Name(event.kind()));
+  }
   take_facts(m.record, source, event);
   const bool decided = is_terminal(m.record.state);
   switch (event.kind()) {

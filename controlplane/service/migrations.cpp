@@ -260,6 +260,7 @@ bool Migrations::advance(Active& m, api::MigrationState next) {
   const auto won = store_.transition(m.record, m.record.state, next);
   if (won && *won) {
     m.record.state = next;
+    spdlog::debug("migration {}: {}", m.record.id.text(), api::MigrationState_Name(next));
     return true;
   }
   decide(m, api::ABORTED, won ? "its state in the store was changed by someone else" : won.error().text);

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/log.h"
+#include "config/common.h"
 
 namespace godwit::controlplane {
 namespace {
@@ -179,8 +180,10 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
     host->view.vms.push_back(std::move(running));
   }
   spdlog::info("VM {} ({}) runs on {}, tracked by {}: {}", vm.name, vm.uuid.text(), vm.host,
-               tracker_name(started.tracker()), printable(started.tracker_reason()));
-  done(to_api(vm));
+               config::tracker_name(started.tracker()), printable(started.tracker_reason()));
+  api::Vm shown = to_api(vm);
+  shown.set_tracker(started.tracker());  // the host's last report may be of before
+  done(std::move(shown));
 }
 
 void Vms::stop(const std::string& name_or_uuid, Done done) {

@@ -1,5 +1,6 @@
 #include "dataplane/daemon/guest.h"
 
+#include <spdlog/spdlog.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <utility>
 
 #include "base/atomic_file.h"
+#include "base/log.h"
 
 namespace godwit::daemon {
 namespace {
@@ -70,6 +72,22 @@ std::expected<void, ApiError> begin_history(Guest& guest, const AttachContext& c
   return {};
 }
 
+void make_room(const Guest& guest, const AttachContext& context) {
+  const std::lock_guard lock(context.images->mutex);
+  memory::ImageStore& store = context.images->store;
+  const std::uint64_t bytes = context.guests_bytes + guest.bytes_total;
+  if (store.budget_bytes() == 0) {
+    return;
+  }
+  if (const auto made = store.make_room(bytes, to_memory_id(guest.vm_uuid)); !made) {
+    spdlog::warn("VM {}: retained images could not be dropped to make room: {}", guest.vm_uuid.text(),
+                 printable(made.error().text));
+  } else if (made->used_bytes + bytes > store.budget_bytes()) {
+    spdlog::warn("VM {}: with it guests and images have {} bytes, more than memory_budget, {}", guest.vm_uuid.text(),
+                 made->used_bytes + bytes, store.budget_bytes());
+  }
+}
+
 void lose_history(Guest& guest, const AttachContext& context, std::string reason) {
   guest.history_lost = std::move(reason);
   guest.table.fill(pages::kUnknownGeneration);
@@ -113,6 +131,24 @@ std::expected<ArrivalReuse, ApiError> start_from_zero(Guest& guest, std::string 
   return ArrivalReuse{std::nullopt, std::move(reason)};
 }
 
+/// What was used least recently goes first, what has just been kept last.
+Retained keep_within_budget(const memory::Id& kept, std::uint64_t guests_bytes, memory::ImageStore& store) {
+  if (store.budget_bytes() == 0) {
+    return {true, {}};
+  }
+  const auto made = store.make_room(guests_bytes, kept);
+  if (!made) {
+    return {true, "kept, but older images could not be dropped: " + made.error().text};
+  }
+  if (made->used_bytes + guests_bytes <= store.budget_bytes()) {
+    return {true, {}};
+  }
+  const auto dropped = store.drop(kept);
+  return {!dropped, "guests have " + std::to_string(guests_bytes) + " bytes of memory_budget, " +
+                        std::to_string(store.budget_bytes()) + ", and the image does not fit beside them" +
+                        (dropped ? "" : "; dropping it failed: " + dropped.error().text)};
+}
+
 std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& context) {
   auto armed = guest.memory->arm();
   if (armed) {
@@ -129,6 +165,7 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
   } else if (auto begun = begin_history(guest, context); !begun) {
     return begun;
   }
+  make_room(guest, context);  // only now no record names the RAM of this guest
   return persist_history(guest, context.run_dir);
 }
 
@@ -298,13 +335,7 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
   if (auto saved = images.store.save(image); !saved) {
     return {false, saved.error().text};
   }
-  if (images.store.budget_bytes() != 0) {
-    // Within the budget again: what was used least recently goes, never what has just been kept.
-    if (auto made = images.store.make_room(guests_bytes, image.vm_uuid); !made) {
-      return {true, "kept, but older images could not be dropped: " + made.error().text};
-    }
-  }
-  return {true, {}};
+  return keep_within_budget(image.vm_uuid, guests_bytes, images.store);
 }
 
 }  // namespace godwit::daemon

@@ -56,9 +56,11 @@ struct AttachContext {
   std::string run_dir;
   Id128 boot_id;  // of the host
   Images* images = nullptr;
+  std::uint64_t guests_bytes = 0;  // what the other guests have of the host's memory budget
 };
 
-/// A job: opens, arms, and finds out what is known of the guest's history.
+/// A job: opens, arms, and finds out what is known of the guest's history. A guest that runs already has its memory
+/// whatever the budget says: retained images go until it fits, and if it never does it is attached all the same.
 std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, const AttachContext& context);
 
 /// A job, at a destination: takes the retained image, if it is the one wanted and its RAM is what is attached;
@@ -71,7 +73,8 @@ std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::o
                                                       Images& images);
 
 /// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes
-/// unknown. `guests_bytes`: what the other guests have of the host's memory budget.
+/// unknown. `guests_bytes`: what the other guests have of the host's memory budget. What they leave is the limit: older
+/// images go first, and this one too if it does not fit without them.
 struct Retained {
   bool retained = false;
   std::string reason;  // why not

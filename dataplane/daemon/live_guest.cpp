@@ -76,6 +76,9 @@ std::expected<void, transfer::GuestError> LiveGuest::collect_written(pages::Bitm
   if (auto collected = tracker_->collect(out); !collected) {
     return guest_error(collected.error());
   }
+  if (auto whole = check_whole(); !whole) {
+    return whole;
+  }
   if (state_) {
     state_->end_scan(out);
   }
@@ -146,9 +149,22 @@ void LiveGuest::read_plain(pages::PageNumber page, std::uint32_t offset, std::sp
     std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
     return;
   }
-  // The file is open and the range inside it: only a bug can fail here, and then no byte may pass for the guest's.
-  const auto read = ram_->read(page, offset, out);
-  GW_ASSERT(read.has_value());
+  if (!ram_->read(page, offset, out)) {
+    std::memset(out.data(), 0, out.size());
+    read_failed_.store(true, std::memory_order_release);
+  }
+}
+
+bool LiveGuest::damaged() const { return read_failed_.load(std::memory_order_acquire) || ram_->damaged(); }
+
+std::expected<void, transfer::GuestError> LiveGuest::check_whole() const {
+  if (auto whole = ram_->check_whole(); !whole) {
+    return guest_error(whole.error());
+  }
+  if (damaged()) {
+    return std::unexpected(transfer::GuestError{"a page of guest RAM could not be read"});
+  }
+  return {};
 }
 
 std::expected<void, transfer::GuestError> LiveGuest::place_pages(std::span<const transfer::Arrival> arrivals) {
@@ -156,7 +172,7 @@ std::expected<void, transfer::GuestError> LiveGuest::place_pages(std::span<const
   for (auto rest = arrivals; !rest.empty();) {
     const std::size_t count = std::min(rest.size(), writes.size());
     for (std::size_t i = 0; i < count; ++i) {
-      writes[i] = {rest[i].page, rest[i].offset, rest[i].bytes};
+      writes[i] = {rest[i].page, rest[i].offset, rest[i].bytes, present(rest[i].page)};
     }
     if (auto written = ram_->write(std::span(writes).first(count)); !written) {
       return guest_error(written.error());

@@ -2,7 +2,7 @@
 // A guest's memory behind transfer's interface: RAM files, written tracker, and the tracking file that a restarted
 // daemon reads. Owns all three. Threads as transfer/guest.h says: read, place and zero on the lcore, the rest in jobs,
 // one job at a time. Failure: GuestError; after a failed scan the tracking file stays in doubt, so that nobody believes
-// the history again.
+// the history again. Memory that was lost (see GuestRam) makes every later scan fail.
 
 #include <atomic>
 #include <cstdint>
@@ -50,6 +50,10 @@ class LiveGuest final : public transfer::GuestMemory {
   std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
 
+  // ---- any thread ----
+  [[nodiscard]] bool damaged() const override;
+  [[nodiscard]] std::expected<void, transfer::GuestError> check_whole() const override;
+
  private:
   void read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
   void read_plain(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
@@ -65,6 +69,7 @@ class LiveGuest final : public transfer::GuestMemory {
   const bool read_by_mapping_;
   // A bit a page, read on lcores and renewed by jobs. A page named by a scan was looked up after that scan.
   mutable std::vector<std::uint64_t> present_;
+  std::atomic<bool> read_failed_{false};
 };
 
 }  // namespace godwit::daemon

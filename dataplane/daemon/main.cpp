@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -14,8 +13,8 @@
 
 #include "base/log.h"
 #include "base/uuid.h"
+#include "config/daemon_command.h"
 #include "config/dataplane_config.h"
-#include "config/diagnostic.h"
 #include "dataplane/daemon/control_loop.h"
 #include "dataplane/daemon/control_socket.h"
 #include "dataplane/daemon/data_path.h"
@@ -173,20 +172,13 @@ int run(const config::DataplaneConfig& config) {
 }  // namespace godwit::daemon
 
 int main(int argc, char** argv) {
-  CLI::App app("godwit-dataplane: moves guest memory between hosts over DPDK");
-  std::string file = "/etc/godwit/dataplane.toml";
-  bool check = false;
-  app.add_option("--config", file, "configuration file")->capture_default_str();
-  app.add_flag("--check-config", check, "report every mistake of the configuration file and exit");
-  CLI11_PARSE(app, argc, argv);
-  if (check) {
-    return godwit::config::check_config(file, &godwit::config::load_dataplane_config);
-  }
-  const auto config = godwit::config::load_dataplane_config(file);
+  const auto config = godwit::config::daemon_config(
+      argc, argv, {"godwit-dataplane: moves guest memory between hosts over DPDK", "/etc/godwit/dataplane.toml"},
+      &godwit::config::load_dataplane_config);
   if (!config) {
-    godwit::config::print_diagnostics(config.error());
-    return godwit::config::exit_status(config.error());
+    return config.error();
   }
   godwit::start_logging("godwit-dataplane", config->log.level);
+  umask(0066);  // as the bridge has it: of RAM directories, whoever comes first is the one that makes them
   return godwit::daemon::run(*config);
 }

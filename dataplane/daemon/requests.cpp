@@ -283,6 +283,7 @@ api::Error::Code to_api(memory::ErrorCode code) {
       return api::Error::NO_MEMORY;
     case memory::ErrorCode::kProcessGone:
     case memory::ErrorCode::kUnsupported:
+    case memory::ErrorCode::kLost:
     case memory::ErrorCode::kKernel:
       return api::Error::KERNEL;
   }

@@ -161,7 +161,7 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   };
   auto job = std::make_shared<Job>();
   job->attachment = std::move(*attachment);
-  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_};
+  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_, guest_bytes()};
   worker.submit([job, context] { job->result = attach(std::move(job->attachment), context); }, control_,
                 [this, job, vm] { attached(vm, std::move(job->result)); });
 }

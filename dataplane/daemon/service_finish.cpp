@@ -129,6 +129,10 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
         if (ending->role == api::ROLE_SOURCE) {
           ending->keep_guest = true;
           guest.epoch_now = std::max(guest.epoch_now, ending->epoch_next);
+          if (!guest.memory->check_whole()) {
+            // The other end may have been sent zeros under generations of this table.
+            guest.table.fill(pages::kUnknownGeneration);
+          }
         } else if (ending->committed) {
           ending->keep_guest = true;
           guest.table = ending->flow->destination()->table();

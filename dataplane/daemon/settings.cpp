@@ -6,9 +6,13 @@
 #include <algorithm>
 
 #include "base/atomic_file.h"
+#include "dataplane/transport/credit.h"
 
 namespace godwit::daemon {
 namespace {
+
+static_assert(config::kCreditPacketsMin == transport::kCreditPacketsInitial);
+static_assert(config::kCreditPacketsMax == transport::kCreditPacketsMax);
 
 wire::IpAddress to_wire(const IpAddress& address) {
   return {address.is_ipv6() ? wire::IpFamily::kV6 : wire::IpFamily::kV4, address.bytes()};

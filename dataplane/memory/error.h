@@ -12,6 +12,7 @@ enum class ErrorCode : std::uint8_t {
   kProcessGone,  // QEMU has exited
   kUnsupported,  // this kernel, or this descriptor, does not offer it
   kNoMemory,     // the file system of the RAM files is full, or the huge page pool is empty
+  kLost,         // guest RAM that was there is there no more
   kKernel,       // any other refused system call; the text names call, object, errno
 };
 

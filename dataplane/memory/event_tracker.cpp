@@ -1,27 +1,11 @@
 #include "dataplane/memory/event_tracker.h"
 
-#include "dataplane/memory/hash_compare.h"
-#include "dataplane/memory/huge_pages.h"
-#include "dataplane/pages/page_digest.h"
+#include <thread>
 
 namespace godwit::memory {
-namespace {
-
-QemuRange range_of(const Region& region) { return {region.qemu_address, region.bytes}; }
-
-}  // namespace
 
 EventTracker::EventTracker(const TrackerRequest& request, Userfault userfault, std::optional<Pagemap> pagemap)
-    : ram_(*request.ram),
-      hashes_(request.hashes),
-      userfault_(std::move(userfault)),
-      pagemap_(std::move(pagemap)),
-      removed_(ram_),
-      has_balloon_(request.has_balloon),
-      continuing_(request.continuing),
-      learn_hashes_(request.learn_hashes),
-      any_huge_(ram_.any_huge()),
-      written_(ram_.page_count()) {}
+    : UserfaultTracker(request, std::move(userfault)), pagemap_(std::move(pagemap)), written_(ram_.page_count()) {}
 
 EventTracker::~EventTracker() {
   if (!reader_) {
@@ -37,40 +21,14 @@ EventTracker::~EventTracker() {
   reader_.reset();
 }
 
-std::expected<void, Error> EventTracker::start_reader() {
-  if (reader_) {
-    return {};
-  }
-  auto reader = UserfaultReader::start(userfault_.fd(), *this);
-  if (!reader) {
-    return std::unexpected(reader.error());
-  }
-  reader_ = std::move(*reader);
-  return {};
-}
-
 std::expected<void, Error> EventTracker::arm() {
   if (continuing_) {
     return take_over();
   }
-  if (any_huge_ && learn_hashes_) {
-    // Before protecting: a write in between makes a hash stale, which only reports a page too often.
-    if (auto learned = learn_unknown(ram_, huge_region_pages(ram_), *hashes_); !learned) {
-      return learned;
-    }
-  }
   if (auto started = start_reader(); !started) {
     return started;
   }
-  for (const Region& region : ram_.regions()) {
-    if (auto done = userfault_.register_write_protect(range_of(region)); !done) {
-      return done;
-    }
-    if (auto done = userfault_.protect(range_of(region)); !done) {
-      return done;
-    }
-  }
-  return {};
+  return protect_all();
 }
 
 std::expected<void, Error> EventTracker::take_over() {
@@ -83,8 +41,7 @@ std::expected<void, Error> EventTracker::take_over() {
       return done;
     }
     for (const QemuRange& range : unprotected) {
-      const PageRange touched = ram_.pages_at(range.address, range.bytes);
-      lost.set_range(touched.first, touched.count);
+      mark(range, lost);
     }
   }
   {
@@ -139,15 +96,7 @@ std::expected<void, Error> EventTracker::collect(pages::Bitmap& out) {
   if (auto done = protect_again(written); !done) {
     return done;
   }
-  if (has_balloon_) {
-    if (reader_) {
-      reader_->settle();
-    }
-    if (auto done = removed_.collect(written); !done) {
-      return done;
-    }
-  }
-  return add_refined(ram_, std::move(written), *hashes_, out);
+  return finish_collect(std::move(written), out);
 }
 
 std::expected<void, Error> EventTracker::protect_again(const pages::Bitmap& written) {
@@ -163,38 +112,6 @@ std::expected<void, Error> EventTracker::protect_again(const pages::Bitmap& writ
     }
   }
   return {};
-}
-
-std::expected<void, Error> EventTracker::disarm() {
-  // One region that cannot be given up is no reason to leave the others armed without a reader.
-  std::expected<void, Error> result;
-  for (const Region& region : ram_.regions()) {
-    auto done = userfault_.unregister(range_of(region));
-    if (!done && done.error().code != ErrorCode::kProcessGone && result) {
-      result = std::move(done);
-    }
-  }
-  reader_.reset();  // only now: a removal under way waits for its event to be read
-  return result;
-}
-
-void EventTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {
-  if (any_huge_) {
-    hashes_->note_copied(page, pages::hash_page(bytes));
-  }
-}
-
-void EventTracker::note_zero(pages::PageNumber page) {
-  if (any_huge_) {
-    hashes_->note_copied(page, pages::zero_page_hash());
-  }
-}
-
-void EventTracker::on_removed(QemuRange range) { removed_.on_removed(range); }
-
-void EventTracker::on_failed(Error error) {
-  const std::lock_guard lock(mutex_);
-  failure_ = std::move(error);
 }
 
 }  // namespace godwit::memory

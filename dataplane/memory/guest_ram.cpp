@@ -14,11 +14,17 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dataplane/memory/stream_copy.h"
 
 namespace godwit::memory {
 namespace {
 
 constexpr std::uint64_t kPage = pages::kPageSize;
+/// Linux' default of fault_around_bytes: what one read fault maps, in this alignment, of pages that there are.
+constexpr std::uint64_t kFaultAroundBytes = 64U << 10;
+/// Of a page without a mapping, measured on 6.18: in dense runs 0.39 us a page by mapping and 0.96 by pwritev,
+/// alone 2.9 and 1.2. Half a fault-around is where they meet.
+constexpr std::uint64_t kMappedRunBytesMin = kFaultAroundBytes / 2;
 
 off_t file_offset(std::uint64_t offset) { return static_cast<off_t>(offset); }
 
@@ -27,6 +33,10 @@ std::string label(const Region& region) {
 }
 
 Error bad(const std::string& text) { return {ErrorCode::kBadArgument, text}; }
+
+Error cut_short(const Region& region) {
+  return {ErrorCode::kLost, label(region) + " was cut short while the guest was attached"};
+}
 
 /// What the file must be before any of its bytes is believed.
 std::expected<void, Error> check_file(const RegionFile& region) {
@@ -69,9 +79,7 @@ std::expected<void, Error> read_fully(const Region& region, std::uint64_t offset
       continue;
     }
     if (got <= 0) {
-      // 0: the file was cut short under us.
-      return std::unexpected(got < 0 ? kernel_error("pread", label(region), errno)
-                                     : bad(label(region) + " was truncated"));
+      return std::unexpected(got < 0 ? kernel_error("pread", label(region), errno) : cut_short(region));
     }
     out = out.subspan(static_cast<std::size_t>(got));
     offset += static_cast<std::uint64_t>(got);
@@ -84,32 +92,6 @@ std::uint64_t offset_in(const Region& region, const PageWrite& write) {
 }
 
 }  // namespace
-
-GuestRam::GuestRam(GuestRam&& other) noexcept
-    : regions_(std::exchange(other.regions_, {})),
-      owned_(std::exchange(other.owned_, {})),
-      page_count_(std::exchange(other.page_count_, 0)) {}
-
-GuestRam& GuestRam::operator=(GuestRam&& other) noexcept {
-  if (this != &other) {
-    unmap();
-    regions_ = std::exchange(other.regions_, {});
-    owned_ = std::exchange(other.owned_, {});
-    page_count_ = std::exchange(other.page_count_, 0);
-  }
-  return *this;
-}
-
-GuestRam::~GuestRam() { unmap(); }
-
-void GuestRam::unmap() noexcept {
-  for (const Owned& owned : owned_) {
-    if (owned.mapping != nullptr) {
-      munmap(owned.mapping, owned.bytes);
-    }
-  }
-  owned_.clear();
-}
 
 std::expected<GuestRam, Error> GuestRam::open(std::vector<RegionFile> files) {
   GuestRam ram;
@@ -128,13 +110,12 @@ std::expected<GuestRam, Error> GuestRam::open(std::vector<RegionFile> files) {
                   .first_page = ram.page_count_,
                   .page_count = file.bytes / kPage,
                   .file = file.file.get()};
-    // MAP_NORESERVE: QEMU's mapping holds the reservation of huge pages; ours must not take a second one.
-    void* mapping = mmap(nullptr, file.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region.file, 0);
-    if (mapping == MAP_FAILED) {
-      return std::unexpected(kernel_error("mmap", label(region), errno));
+    auto mapping = GuardedMapping::map(region.file, file.bytes);
+    if (!mapping) {
+      return std::unexpected(kernel_error("mmap", label(region), mapping.error()));
     }
-    region.mapping = static_cast<std::byte*>(mapping);
-    ram.owned_.push_back({std::move(file.file), mapping, file.bytes});
+    region.mapping = mapping->data();
+    ram.owned_.push_back({std::move(file.file), std::move(*mapping)});
     ram.page_count_ += region.page_count;
     ram.regions_.push_back(std::move(region));
   }
@@ -192,21 +173,32 @@ std::expected<void, Error> GuestRam::read_pages(pages::PageNumber first, std::sp
 std::expected<void, Error> GuestRam::write(std::span<const PageWrite> writes) {
   while (!writes.empty()) {
     const Region& region = region_of(writes[0].page);
-    // A run: pieces that continue each other in the file.
+    // A run: pieces that continue each other in the file. The region's last page goes through the mapping, which never
+    // grows a file: so one that was cut short stays short, and check_whole() finds it.
+    const pages::PageNumber last_page = region.first_page + region.page_count - 1;
+    const bool last = writes[0].page == last_page;
+    const bool present = writes[0].present;
     std::size_t count = 0;
     std::uint64_t next = offset_in(region, writes[0]);
     while (count < writes.size() && count < IOV_MAX) {
       const PageWrite& write = writes[count];
       GW_ASSERT(write.offset <= kPage && write.bytes.size() <= kPage - write.offset);
       if (write.page >= region.first_page + region.page_count || write.page < region.first_page ||
-          offset_in(region, write) != next) {
+          (write.page == last_page) != last || write.present != present || offset_in(region, write) != next) {
         break;
       }
       next += write.bytes.size();
       ++count;
     }
     const auto run = writes.first(count);
-    auto done = region.page_bytes == kHugePageSize ? write_huge(region, run) : write_run(region, run);
+    std::expected<void, Error> done;
+    if (region.page_bytes == kHugePageSize || last) {
+      done = write_allocating(region, run);
+    } else if (present && next - offset_in(region, writes[0]) >= kMappedRunBytesMin) {
+      done = write_mapped(region, run);
+    } else {
+      done = write_run(region, run);
+    }
     if (!done) {
       return done;
     }
@@ -243,18 +235,32 @@ std::expected<void, Error> GuestRam::write_run(const Region& region, std::span<c
   return {};
 }
 
-std::expected<void, Error> GuestRam::write_huge(const Region& region, std::span<const PageWrite> run) {
+std::expected<void, Error> GuestRam::write_allocating(const Region& region, std::span<const PageWrite> run) {
   const std::uint64_t begin = offset_in(region, run[0]);
   const std::uint64_t end = offset_in(region, run.back()) + run.back().bytes.size();
-  const std::uint64_t first = begin / kHugePageSize * kHugePageSize;
-  const std::uint64_t last = (end + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
-  // hugetlbfs takes no write(); a store to a page that the pool cannot give would be a SIGBUS, so have it allocated
-  // first.
+  const std::uint64_t first = begin / region.page_bytes * region.page_bytes;
+  const std::uint64_t last = (end + region.page_bytes - 1) / region.page_bytes * region.page_bytes;
+  // hugetlbfs takes no write(). What cannot be allocated is to be an error here, not a mapping that is lost.
   if (fallocate(region.file, FALLOC_FL_KEEP_SIZE, file_offset(first), file_offset(last - first)) != 0) {
     return std::unexpected(kernel_error("fallocate", label(region), errno));
   }
+  return write_mapped(region, run);
+}
+
+/// No system call, and the old content is not read into the caches: about a fifth of pwritev's time for a page whose
+/// mapping exists. Where it does not, a read brings in kFaultAroundBytes of mappings at once; a write only its own.
+std::expected<void, Error> GuestRam::write_mapped(const Region& region, std::span<const PageWrite> run) {
+  const std::byte* const begin = region.mapping + offset_in(region, run[0]);
   for (const PageWrite& write : run) {
-    std::ranges::copy(write.bytes, region.mapping + offset_in(region, write));
+    std::byte* const to = region.mapping + offset_in(region, write);
+    if (to == begin || reinterpret_cast<std::uintptr_t>(to) % kFaultAroundBytes == 0) {
+      static_cast<void>(*static_cast<volatile const std::byte*>(to));
+    }
+    stream_copy(to, write.bytes);
+  }
+  stream_fence();
+  if (damaged()) {
+    return check_whole();
   }
   return {};
 }
@@ -298,6 +304,32 @@ std::expected<void, Error> GuestRam::punch_huge(const Region& region, std::uint6
       if (page != kZeros) {
         std::ranges::copy(kZeros, region.mapping + at);
       }
+    }
+  }
+  if (damaged()) {
+    return check_whole();
+  }
+  return {};
+}
+
+bool GuestRam::damaged() const {
+  return std::ranges::any_of(owned_, [](const Owned& owned) { return owned.mapping.lost(); });
+}
+
+std::expected<void, Error> GuestRam::check_whole() const {
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = regions_[i];
+    struct stat status {};
+    if (fstat(region.file, &status) != 0) {
+      return std::unexpected(kernel_error("fstat", label(region), errno));
+    }
+    if (static_cast<std::uint64_t>(status.st_size) < region.bytes) {
+      return std::unexpected(cut_short(region));
+    }
+    if (owned_[i].mapping.lost()) {
+      return std::unexpected(Error{ErrorCode::kLost, label(region) +
+                                                         " has lost memory while the guest was attached: it was cut "
+                                                         "short for a while, or the host's memory failed"});
     }
   }
   return {};

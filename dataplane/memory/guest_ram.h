@@ -3,8 +3,13 @@
 //
 // Owns descriptors and mappings. Thread: reads, writes and punches of different pages may run at once from any thread;
 // two writers of one page are the caller's to prevent. Units: bytes unless the name says pages. Failure: error values;
-// a full file system is kNoMemory, never a SIGBUS, because RAM is reached by pread/pwritev (a read through a mapping of
-// tmpfs would allocate a page for a hole) and a huge page is allocated before it is written through the mapping.
+// a full file system is kNoMemory, because RAM is reached by pread/pwritev (a read through a mapping of tmpfs would
+// allocate a page for a hole) and a huge page is allocated before it is written through the mapping.
+//
+// Who runs QEMU may cut the RAM file short at any time. No call and no access to a mapping dies of it: calls give
+// kLost, the mapping gives zeros from then on and damaged() says so. Nothing here makes such a file whole again, so the
+// check_whole() at the end of a piece of work finds what happened during it. (A file that its owner has cut and grown
+// again in between holds zeros like holes; the owner may write any byte of it anyway.)
 
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +20,7 @@
 
 #include "base/unique_fd.h"
 #include "dataplane/memory/error.h"
+#include "dataplane/memory/guarded_mapping.h"
 #include "dataplane/pages/bitmap.h"
 #include "dataplane/pages/page.h"
 
@@ -43,7 +49,7 @@ struct Region {
   pages::PageNumber first_page = 0;
   std::uint64_t page_count = 0;
   int file = -1;                 // owned by GuestRam
-  std::byte* mapping = nullptr;  // owned by GuestRam; touching a hole of tmpfs through it allocates
+  std::byte* mapping = nullptr;  // owned by GuestRam; touching a hole of tmpfs through it allocates; see damaged()
 };
 
 /// Bytes that belong at `offset` of a page; whole pages unless fragments arrived.
@@ -51,6 +57,7 @@ struct PageWrite {
   pages::PageNumber page = 0;
   std::uint32_t offset = 0;
   std::span<const std::byte> bytes;
+  bool present = false;  // the page is known to hold memory: a speed hint, never wrong to leave out
 };
 
 struct PageRange {
@@ -62,11 +69,8 @@ class GuestRam {
  public:
   /// Checks every region against its file (size, kind of file system, page size) and maps it.
   static std::expected<GuestRam, Error> open(std::vector<RegionFile> files);
-  GuestRam(GuestRam&& other) noexcept;
-  GuestRam& operator=(GuestRam&& other) noexcept;
-  GuestRam(const GuestRam&) = delete;
-  GuestRam& operator=(const GuestRam&) = delete;
-  ~GuestRam();
+  GuestRam(GuestRam&&) noexcept = default;
+  GuestRam& operator=(GuestRam&&) noexcept = default;
 
   [[nodiscard]] std::span<const Region> regions() const { return regions_; }
   [[nodiscard]] std::uint64_t page_count() const { return page_count_; }
@@ -79,7 +83,8 @@ class GuestRam {
   std::expected<void, Error> read(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) const;
   /// Copies out.size() / 4096 consecutive pages, which may span regions.
   std::expected<void, Error> read_pages(pages::PageNumber first, std::span<std::byte> out) const;
-  /// Puts bytes in place: contiguous ones in one pwritev on tmpfs, through the mapping on hugetlbfs.
+  /// Puts bytes in place: contiguous ones in one pwritev on tmpfs; through the mapping on hugetlbfs, and on tmpfs for
+  /// long runs of pages that are present.
   std::expected<void, Error> write(std::span<const PageWrite> writes);
   /// Makes pages read as zero and gives their memory back as far as the page size allows.
   std::expected<void, Error> punch(pages::PageNumber first, std::uint64_t count);
@@ -89,19 +94,22 @@ class GuestRam {
   std::expected<void, Error> find_present(pages::Bitmap& out) const;
   /// Sets in `out` exactly the pages among `among` that read as zero now; touches no hole. Parallel.
   std::expected<void, Error> find_zero(const pages::Bitmap& among, pages::Bitmap& out) const;
+  /// An access to a mapping has met memory that is not there; for good. A load a region.
+  [[nodiscard]] bool damaged() const;
+  /// kLost when damaged() or a RAM file is shorter than its region. A system call a region.
+  [[nodiscard]] std::expected<void, Error> check_whole() const;
   /// Memory that the RAM files hold now, by allocated blocks.
   [[nodiscard]] std::expected<std::uint64_t, Error> resident_bytes() const;
 
  private:
   struct Owned {
     UniqueFd file;
-    void* mapping = nullptr;
-    std::uint64_t bytes = 0;
+    GuardedMapping mapping;
   };
   GuestRam() = default;
-  void unmap() noexcept;
   std::expected<void, Error> write_run(const Region& region, std::span<const PageWrite> run);
-  std::expected<void, Error> write_huge(const Region& region, std::span<const PageWrite> run);
+  std::expected<void, Error> write_allocating(const Region& region, std::span<const PageWrite> run);
+  std::expected<void, Error> write_mapped(const Region& region, std::span<const PageWrite> run);
   std::expected<void, Error> punch_huge(const Region& region, std::uint64_t offset, std::uint64_t bytes);
 
   std::vector<Region> regions_;

@@ -119,7 +119,7 @@ std::expected<void, Error> GuestRam::find_present(pages::Bitmap& out) const {
       return done;
     }
   }
-  return {};
+  return check_whole();  // beyond the end of a file everything looks like a hole
 }
 
 std::expected<void, Error> GuestRam::find_zero(const pages::Bitmap& among, pages::Bitmap& out) const {
@@ -144,7 +144,7 @@ std::expected<void, Error> GuestRam::find_zero(const pages::Bitmap& among, pages
   if (failed) {
     return std::unexpected(*failed);
   }
-  return {};
+  return check_whole();
 }
 
 }  // namespace godwit::memory

@@ -11,12 +11,10 @@ namespace godwit::transfer {
 namespace {
 constexpr Duration kHelloWait = milliseconds(30'000);   // the source is told to start after us
 constexpr Duration kSilenceMax = milliseconds(10'000);  // the source says something every half second
-constexpr Duration kPumpInterval = milliseconds(1);
 constexpr Duration kLookInterval = milliseconds(500);
 constexpr std::uint64_t kHashPagesMin = 8192;  // waiting before a job is worth it
 // Waiting before the next round is let in: bounds memory, and what full verification leaves for the downtime.
 constexpr std::uint64_t kUnhashedPagesMax = 16384;
-constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }
 
 void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes) {
   std::array<std::byte, pages::kPageSize> bytes;
@@ -31,42 +29,21 @@ void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::Pag
 
 Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor,
                         MigrationEvents& events)
-    : config_(config),
-      memory_(guest.memory),
-      executor_(executor),
-      events_(events),
-      page_count_(guest.memory.page_count()),
+    : MigrationEnd(config, guest.memory, executor, events),
       has_retained_(guest.retained.has_value()),
       table_(guest.retained ? std::move(*guest.retained)
                             : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
       placer_(memory_, table_, gate_),
-      placed_first_(page_count_) {
-  totals_.pages_total = page_count_;
-}
+      placed_first_(page_count_) {}
 
 void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
-  GW_ASSERT(phase_ == Phase::kIdle && lanes.size() >= 2);
-  lanes_.assign(lanes.begin(), lanes.end());
-  now_ = started_ = heard_at_ = now;
+  GW_ASSERT(phase_ == Phase::kIdle);
+  begin(now, lanes);
+  heard_at_ = now;
   phase_ = Phase::kWaiting;
-  wake_ = true;
-  const std::uint64_t shape_pages =
-      std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
-                      [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
-  if (page_count_ == 0 || shape_pages != page_count_ || table_.size() != page_count_) {
-    fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) + " pages, the guest's memory " +
-                                    std::to_string(page_count_) + ", its table " + std::to_string(table_.size()));
+  if (std::string mismatch = shape_mismatch(table_.size()); !mismatch.empty()) {
+    fail(Failure::kGuestMemory, std::move(mismatch));
   }
-}
-
-void Destination::Impl::cancel(Instant now, const std::string& reason) {
-  now_ = std::max(now_, now);
-  pump();  // what is placed already may be kept
-  fail(Failure::kCancelled, reason);
-  if (!lanes_.empty()) {
-    outbox_.pump(*lanes_[0]);
-  }
-  deliver();
 }
 
 void Destination::Impl::fail(Failure failure, std::string text) {
@@ -78,14 +55,7 @@ void Destination::Impl::fail(Failure failure, std::string text) {
     table_.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that the source's table has too
   }
   phase_ = Phase::kFailed;
-  failure_ = failure;
-  failure_text_ = std::move(text);
-  finished_at_ = now_;
-  wake_ = true;
-  outbox_.clear();
-  if (failure != Failure::kPeerFailed && failure != Failure::kPeerLost) {
-    outbox_.push(wire::Abort{failure_text_});
-  }
+  end_failed(failure, std::move(text));
 }
 
 void Destination::Impl::protocol_error(const std::string& text) {
@@ -100,6 +70,7 @@ void Destination::Impl::tick(Instant now) {
   }
   if (phase_ < Phase::kReady) {
     check_peer();
+    check_memory_if_due();
     acknowledge_if_due();
     hash_if_due();
     verify_if_due();
@@ -121,17 +92,14 @@ void Destination::Impl::check_peer() {
     packets_heard_ = packets;
     heard_at_ = now_;
   }
-  const bool dead =
-      std::any_of(lanes_.begin(), lanes_.end(), [this](const auto* lane) { return lane->peer_dead(now_); });
-  if (dead || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
+  if (any_lane_dead() || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
     fail(Failure::kPeerLost, "the source's data plane is silent; check the network between the hosts");
   }
 }
 
 void Destination::Impl::deliver() {
-  if (phase_ == Phase::kFailed && !failure_told_) {
-    failure_told_ = true;
-    events_.on_failed(failure_, failure_text_);
+  if (phase_ == Phase::kFailed) {
+    tell_failure();
   }
   if (phase_ == Phase::kReady && !ready_told_) {
     ready_told_ = true;
@@ -310,6 +278,7 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
     complete_first_round();
   }
   start_round(message.round);
+  round_over_ = true;
   all_placed_.reset();
   phase_ = Phase::kRounds;
   wake_ = true;
@@ -356,11 +325,12 @@ void Destination::Impl::on(const wire::Abort& message) {
 void Destination::Impl::on(const wire::Keepalive&) {}
 
 void Destination::Impl::hash_if_due() {
-  if (phase_ != Phase::kRounds || hashing_ || (unhashed_pages_ < kHashPagesMin && rest_left_ == 0) ||
-      (all_placed_ && acknowledged_)) {
+  const bool waiting = unhashed_pages_ >= kHashPagesMin || (round_over_ && unhashed_pages_ != 0) || rest_left_ != 0;
+  if (phase_ != Phase::kRounds || hashing_ || !waiting || (all_placed_ && acknowledged_)) {
     return;
   }
   hashing_ = true;
+  round_over_ = false;
   executor_.submit(
       [self = shared_from_this(), runs = take_unhashed()] { hash_runs(self->memory_, runs, *self->hashes_); },
       [weak = weak_from_this()] {
@@ -425,6 +395,9 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
     return;
   }
   wake_ = true;
+  if (equal && !check_memory()) {
+    return;  // what was placed and hashed before may be there no more
+  }
   doubtful_ = !equal;
   if (equal) {
     phase_ = Phase::kReady;
@@ -447,11 +420,7 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
 Stats Destination::Impl::stats(Instant now) const {
   Stats s = totals_;
   s.round = round_;
-  for (const transport::Lane* lane : lanes_) {
-    const transport::LaneCounters& c = lane->counters();
-    s.wire_bytes +=
-        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
-  }
+  add_wire_bytes(s);
   s.payload_bytes = s.pages_sent * pages::kPageSize;
   s.elapsed_us = phase_ == Phase::kIdle
                      ? 0

@@ -12,20 +12,19 @@
 
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/destination.h"
-#include "dataplane/transfer/outbox.h"
+#include "dataplane/transfer/migration_end.h"
 #include "dataplane/transfer/page_placer.h"
 #include "dataplane/transfer/share.h"
 
 namespace godwit::transfer {
 
-class Destination::Impl : public std::enable_shared_from_this<Destination::Impl> {
+class Destination::Impl final : public MigrationEnd, public std::enable_shared_from_this<Destination::Impl> {
  public:
   Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor, MigrationEvents& events);
 
   std::unique_ptr<DestinationShare> make_share();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   bool pump();
-  void cancel(Instant now, const std::string& reason);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   void flush(Instant now);
@@ -51,7 +50,8 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   void on(const wire::Keepalive& message);
   template <class Unexpected>
   void on(const Unexpected& message);
-  void fail(Failure failure, std::string text);
+  void fail(Failure failure, std::string text) override;
+  void before_cancel() override { pump(); }  // what is placed already may be kept
   void protocol_error(const std::string& text);
   void deliver();
   void check_peer();
@@ -77,26 +77,15 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   std::vector<PageRun> take_unhashed();
   [[nodiscard]] bool hashes() const { return verify_ != Verify::kOff; }
 
-  const MigrationConfig config_;
-  GuestMemory& memory_;
-  Executor& executor_;
-  MigrationEvents& events_;
-  std::vector<transport::Lane*> lanes_;
-  const std::uint64_t page_count_;
   const bool has_retained_;
   Verify verify_ = Verify::kOff;
 
   Phase phase_ = Phase::kIdle;
-  Instant now_{};
-  bool wake_ = false;
-  Outbox outbox_;
-  Instant started_{}, heard_at_{}, finished_at_{};
+  Instant heard_at_{};
   std::uint64_t packets_heard_ = 0;
   bool device_state_ended_ = false;
 
-  Failure failure_{};
-  std::string failure_text_;
-  bool failure_told_ = false, ready_told_ = false;
+  bool ready_told_ = false;
 
   // tables
   pages::GenerationTable table_;
@@ -119,14 +108,13 @@ class Destination::Impl : public std::enable_shared_from_this<Destination::Impl>
   std::shared_ptr<pages::PageHashes> hashes_;  // shared with jobs, which alone use it
   std::vector<PageRun> unhashed_;
   std::uint64_t unhashed_pages_ = 0;
-  pages::Bitmap rest_;  // full: pages that round 1 did not carry
+  bool round_over_ = false;  // what it brought is hashed while the source looks for the next, not in the downtime
+  pages::Bitmap rest_;       // full: pages that round 1 did not carry
   pages::PageNumber rest_from_ = 0;
   std::uint64_t rest_left_ = 0;
   bool hashing_ = false, verifying_ = false;
   bool doubtful_ = false;  // a digest differed, and none has been equal since
   std::optional<wire::AllPlaced> all_placed_;
-
-  Stats totals_;
 };
 
 }  // namespace godwit::transfer

@@ -5,7 +5,9 @@
 // at once if the migration has several, then never for the same page but to read it; read_page from a job too, possibly
 // at the same moment as hot calls (hashing what was placed). The other calls may take milliseconds to seconds and are
 // made from a job (see executor.h), never on an lcore. At most one job of a guest runs at a time. Errors are sticky:
-// after one, the migration fails and the guest is told to nobody.
+// after one, the migration fails and the guest is told to nobody. read_page cannot fail, it is too deep in a packet for
+// that: where memory is not there it gives zeros and damaged() is true before it returns. Whoever draws a conclusion
+// from what was read asks first.
 
 #include <cstddef>
 #include <cstdint>
@@ -50,6 +52,12 @@ class GuestMemory {
   virtual std::expected<void, GuestError> collect_written(pages::Bitmap& out) = 0;
   /// Sets in `out` exactly the pages among `among` that read as zero now (holes without touching them).
   virtual std::expected<void, GuestError> find_zero(const pages::Bitmap& among, pages::Bitmap& out) = 0;
+
+  // ---- any thread ----
+  /// What was read or placed since the beginning may be wrong; for good. A few loads.
+  [[nodiscard]] virtual bool damaged() const = 0;
+  /// Looks whether all of the memory is there, by a few system calls; an error also when damaged().
+  [[nodiscard]] virtual std::expected<void, GuestError> check_whole() const = 0;
 };
 
 }  // namespace godwit::transfer

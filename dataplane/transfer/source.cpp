@@ -10,22 +10,15 @@ namespace {
 constexpr std::size_t kOutboxBytesMax = 256 * 1024;  // device state waits at the bridge beyond this
 constexpr Duration kKeepaliveInterval = milliseconds(500);
 constexpr Duration kProgressInterval = milliseconds(200);
-constexpr Duration kPumpInterval = milliseconds(1);
 constexpr std::uint32_t kMismatchesMax = 3;
-/// A table piece carries at least 4 bytes a page in the worst case, and some heads.
-constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }
 }  // namespace
 
 Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
                    MigrationEvents& events)
-    : config_(config),
+    : MigrationEnd(config, guest.memory, executor, events),
       policy_(policy),
-      memory_(guest.memory),
       table_(guest.table),
       epoch_now_(guest.epoch_now),
-      executor_(executor),
-      events_(events),
-      page_count_(guest.table.size()),
       bucket_(policy.bandwidth_limit_bps),
       unsorted_(page_count_) {
   if (hashes()) {
@@ -35,26 +28,17 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
   if (policy_.verify == Verify::kFull) {
     ever_sent_ = rest_ = pages::Bitmap(page_count_);
   }
-  totals_.pages_total = page_count_;
 }
 
 void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
-  GW_ASSERT(phase_ == Phase::kIdle && lanes.size() >= 2);
-  lanes_.assign(lanes.begin(), lanes.end());
-  now_ = started_ = now;
+  GW_ASSERT(phase_ == Phase::kIdle);
+  begin(now, lanes);
   keepalive_at_ = now + kKeepaliveInterval;
   progress_at_ = now + kProgressInterval;
   bucket_.start(now);
-  wake_ = true;
   phase_ = Phase::kHandshake;
-  const std::uint64_t shape_pages =
-      std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
-                      [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
-  if (page_count_ == 0 || shape_pages != page_count_ || memory_.page_count() != page_count_ ||
-      config_.regions.size() > wire::kRegionsMax) {
-    return fail(Failure::kGuestMemory, "the regions have " + std::to_string(shape_pages) +
-                                           " pages, the guest's memory " + std::to_string(memory_.page_count()) +
-                                           ", its table " + std::to_string(page_count_));
+  if (std::string mismatch = shape_mismatch(table_.size()); !mismatch.empty()) {
+    return fail(Failure::kGuestMemory, std::move(mismatch));
   }
   if (config_.epoch_count < kEpochsMin || config_.epoch_base > pages::kUnknownGeneration - config_.epoch_count ||
       epoch_now_ >= config_.epoch_base) {
@@ -104,28 +88,12 @@ void Source::Impl::device_state_end(Instant now) {
   wake_ = true;
 }
 
-void Source::Impl::cancel(Instant now, const std::string& reason) {
-  now_ = std::max(now_, now);
-  fail(Failure::kCancelled, reason);
-  if (!lanes_.empty()) {
-    outbox_.pump(*lanes_[0]);
-  }
-  deliver();
-}
-
 void Source::Impl::fail(Failure failure, std::string text) {
   if (phase_ == Phase::kFailed) {
     return;
   }
   phase_ = Phase::kFailed;
-  failure_ = failure;
-  failure_text_ = std::move(text);
-  finished_at_ = now_;
-  wake_ = true;
-  outbox_.clear();
-  if (failure != Failure::kPeerFailed && failure != Failure::kPeerLost) {
-    outbox_.push(wire::Abort{failure_text_});
-  }
+  end_failed(failure, std::move(text));
 }
 
 void Source::Impl::protocol_error(const std::string& text) {
@@ -145,6 +113,7 @@ void Source::Impl::tick(Instant now) {
     bucket_.refill(now_, sent - bytes_charged_);
     bytes_charged_ = sent;
     check_peer();
+    check_memory_if_due();
     advance();
     progress();
   }
@@ -153,11 +122,9 @@ void Source::Impl::tick(Instant now) {
 }
 
 void Source::Impl::check_peer() {
-  for (const transport::Lane* lane : lanes_) {
-    if (lane->peer_dead(now_)) {
-      return fail(Failure::kPeerLost,
-                  "the destination's data plane does not answer any more; check the network between the hosts");
-    }
+  if (any_lane_dead()) {
+    return fail(Failure::kPeerLost,
+                "the destination's data plane does not answer any more; check the network between the hosts");
   }
   if (now_ >= keepalive_at_) {
     if (outbox_.empty() && phase_ != Phase::kHandshake) {
@@ -169,11 +136,7 @@ void Source::Impl::check_peer() {
 
 void Source::Impl::deliver() {
   if (phase_ == Phase::kFailed) {
-    if (!failure_told_) {
-      failure_told_ = true;
-      events_.on_failed(failure_, failure_text_);
-    }
-    return;
+    return tell_failure();
   }
   if (ready_ && !ready_told_) {
     ready_told_ = true;
@@ -265,6 +228,9 @@ void Source::Impl::on(const wire::Verified&) {
   if (phase_ != Phase::kMoving || !announced_) {
     return protocol_error("verified what was not announced");
   }
+  if (!check_memory()) {
+    return;  // the destination may have verified zeros that are not the guest's
+  }
   phase_ = Phase::kDone;
   finished_at_ = now_;
   totals_.last_round_us = static_cast<std::uint64_t>((now_ - stopped_at_).us());
@@ -340,9 +306,8 @@ Stats Source::Impl::stats(Instant now) const {
     const transport::LaneCounters& c = lane->counters();
     s.payload_bytes += c.payload_bytes_sent;
     s.retransmitted_pages += c.pages_retransmitted;
-    s.wire_bytes +=
-        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
   }
+  add_wire_bytes(s);
   s.written_pages_per_s = convergence_.written_pages_per_s();
   s.elapsed_us =
       phase_ == Phase::kIdle ? 0 : static_cast<std::uint64_t>(((finished ? finished_at_ : now) - started_).us());

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "dataplane/transfer/convergence.h"
-#include "dataplane/transfer/outbox.h"
+#include "dataplane/transfer/migration_end.h"
 #include "dataplane/transfer/round_pages.h"
 #include "dataplane/transfer/source.h"
 #include "dataplane/transfer/source_jobs.h"
@@ -20,7 +20,7 @@
 
 namespace godwit::transfer {
 
-class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
+class Source::Impl final : public MigrationEnd, public std::enable_shared_from_this<Source::Impl> {
  public:
   Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
        MigrationEvents& events);
@@ -31,7 +31,6 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   void guest_stopped(Instant now);
   bool device_state(std::span<const std::byte> data);
   void device_state_end(Instant now);
-  void cancel(Instant now, const std::string& reason);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   [[nodiscard]] Stats stats(Instant now) const;
@@ -41,7 +40,7 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
   void on_acknowledged(const transport::Work& work);
   void on_message(std::span<const std::byte> bytes);
-  void fail(Failure failure, std::string text);
+  void fail(Failure failure, std::string text) override;
 
  private:
   enum class Phase : std::uint8_t { kIdle, kHandshake, kRetainedTable, kComparing, kMoving, kDone, kFailed };
@@ -97,29 +96,16 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   [[nodiscard]] std::uint32_t rounds_running_max() const;
   [[nodiscard]] bool hashes() const { return policy_.verify != Verify::kOff; }
 
-  const MigrationConfig config_;
   const Policy policy_;
-  GuestMemory& memory_;
   pages::GenerationTable& table_;
   const std::uint32_t epoch_now_;
-  Executor& executor_;
-  MigrationEvents& events_;
-  std::vector<transport::Lane*> lanes_;
   std::vector<SourceShare*> shares_;
-  const std::uint64_t page_count_;
 
   Phase phase_ = Phase::kIdle;
-  Instant now_{};
-  bool wake_ = false;
-  Outbox outbox_;
   TokenBucket bucket_;
   std::uint64_t bytes_charged_ = 0;
   Instant keepalive_at_{};
-
-  // failure, told once
-  Failure failure_{};
-  std::string failure_text_;
-  bool failure_told_ = false, done_told_ = false;
+  bool done_told_ = false;
 
   // tables
   bool has_retained_ = false;
@@ -167,9 +153,8 @@ class Source::Impl : public std::enable_shared_from_this<Source::Impl> {
   std::optional<pages::Bitmap> resend_;
 
   // figures
-  Instant started_{}, stopped_at_{}, finished_at_{}, progress_at_{};
+  Instant stopped_at_{}, progress_at_{};
   std::uint64_t progress_payload_ = 0;
-  Stats totals_;
 };
 
 }  // namespace godwit::transfer

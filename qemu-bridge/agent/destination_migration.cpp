@@ -16,55 +16,27 @@ using dataplane::v1::Error;
 
 constexpr const char* kStreamFd = "godwit-device-state";
 constexpr std::chrono::milliseconds kResumeTime{5000};
-constexpr std::chrono::milliseconds kFinishTime{120'000};
 
 Error of(const QmpError& error) { return make_error(Error::INTERNAL, error.text); }
 
 }  // namespace
 
 DestinationMigration::DestinationMigration(GuestServices services)
-    : services_(std::move(services)), id_(services_.record.migration.value().id) {}
+    : services_(std::move(services)), id_(services_.record.migration.value().id), reports_(services_) {}
 
 DestinationMigration::~DestinationMigration() { close_stream(); }
 
 void DestinationMigration::close_stream() {
-  {
-    const std::lock_guard lock(mutex_);
-    settled_ = true;
-  }
+  reports_.settle();
   const std::lock_guard lock(stream_mutex_);
   stream_.reset();
 }
 
 MigrationEvent DestinationMigration::make_event(MigrationEvent::Kind kind) const {
-  MigrationEvent event;
-  event.set_migration_id(id_.to_bytes());
-  event.set_kind(kind);
+  MigrationEvent event = reports_.make(kind);
   const std::lock_guard lock(mutex_);
   event.set_resume_unix_us(resume_unix_us_);
   return event;
-}
-
-void DestinationMigration::emit(MigrationEvent event) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (settled_) {
-      return;
-    }
-    last_event_ = event;
-  }
-  services_.emit(std::move(event));
-}
-
-void DestinationMigration::repeat_last_event() {
-  std::optional<MigrationEvent> event;
-  {
-    const std::lock_guard lock(mutex_);
-    event = last_event_;
-  }
-  if (event) {
-    services_.emit(std::move(*event));
-  }
 }
 
 std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration::prepare(
@@ -136,6 +108,9 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
   }
   if (event.has_device_state()) {
     const std::string& data = event.device_state().data();
+    if (event.device_state().end()) {
+      spdlog::debug("migration {}: device state whole", id_.text());
+    }
     stream_->arrive(std::as_bytes(std::span(data.data(), data.size())), event.device_state().end());
     return;
   }
@@ -143,6 +118,7 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
     const std::lock_guard lock(mutex_);
     memory_ready_ = true;
   }
+  spdlog::debug("migration {}: memory in place", id_.text());
   stream_->release();
 }
 
@@ -163,7 +139,7 @@ void DestinationMigration::on_qmp_event(const QmpEvent& event) {
     ready = memory_ready_;
   }
   if (status == "completed" && ready) {
-    emit(make_event(MigrationEvent::LOADED));
+    reports_.emit(make_event(MigrationEvent::LOADED));
   } else if (status == "completed") {
     fail(make_error(Error::PEER, "the device state was complete before the memory was"));
   } else if (status == "failed") {
@@ -171,19 +147,7 @@ void DestinationMigration::on_qmp_event(const QmpEvent& event) {
   }
 }
 
-void DestinationMigration::fail(Error error) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failed_ || settled_) {
-      return;
-    }
-    failed_ = true;
-  }
-  spdlog::warn("migration {} of VM {} fails here: {}", id_.text(), services_.record.definition.name, text_of(error));
-  auto event = make_event(MigrationEvent::FAILED);
-  *event.mutable_error() = std::move(error);
-  emit(std::move(event));
-}
+void DestinationMigration::fail(Error error) { reports_.fail(std::move(error), make_event(MigrationEvent::FAILED)); }
 
 std::expected<void, std::string> DestinationMigration::check_loaded() {
   auto status = query_status(services_.qmp);
@@ -200,23 +164,10 @@ std::expected<void, std::string> DestinationMigration::check_loaded() {
   return {};
 }
 
-std::expected<dataplane::v1::Reply, Error> DestinationMigration::finish(dataplane::v1::Outcome outcome,
-                                                                        std::uint64_t ownership) {
-  dataplane::v1::ToDataplane request;
-  auto& finish = *request.mutable_finish_migration();
-  finish.set_migration_id(id_.to_bytes());
-  finish.set_outcome(outcome);
-  finish.set_ownership(ownership);
-  return services_.dataplane.call(std::move(request), {}, kFinishTime);
-}
-
 MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
-  bool loaded_here = false;
-  {
-    const std::lock_guard lock(mutex_);
-    settled_ = true;
-    loaded_here = last_event_ && last_event_->kind() == MigrationEvent::LOADED;
-  }
+  spdlog::debug("migration {}: committed", id_.text());
+  reports_.settle();
+  const bool loaded_here = reports_.last_is(MigrationEvent::LOADED);
   // Having seen it load ourselves saves two round trips of the downtime.
   auto loaded = loaded_here ? std::expected<void, std::string>{} : check_loaded();
   auto continued = loaded ? cont(services_.qmp) : std::unexpected(QmpError{QmpErrorCode::kReply, loaded.error()});
@@ -232,13 +183,13 @@ MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
     changed_.wait_for(lock, kResumeTime, [&] { return resume_unix_us_ != 0; });
   }
   auto event = make_event(MigrationEvent::RESUMED);
-  auto reply = finish(dataplane::v1::OUTCOME_COMMITTED, ownership);
-  if (reply) {
-    *event.mutable_stats() = reply->finish_migration().stats();
-    services_.record.epoch = std::max(services_.record.epoch, reply->finish_migration().epoch_next());
+  const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
+  if (finished) {
+    *event.mutable_stats() = finished->stats();
+    services_.record.epoch = std::max(services_.record.epoch, finished->epoch_next());
   } else {
     event.set_text("the data plane does not know what has arrived, so the next move will be a full one: " +
-                   reply.error().text());
+                   finished.error().text());
   }
   return event;
 }
@@ -246,14 +197,13 @@ MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
 MigrationEvent DestinationMigration::abort(std::uint64_t ownership) {
   close_stream();
   auto event = make_event(MigrationEvent::RETIRED);
-  auto reply = finish(dataplane::v1::OUTCOME_ABORTED, ownership);
-  if (reply) {
-    *event.mutable_stats() = reply->finish_migration().stats();
-    ram_files_unused_ = !reply->finish_migration().image_retained();
-    event.set_text(ram_files_unused_ ? "nothing kept: " + reply->finish_migration().image_reason()
-                                     : "partial image kept");
+  const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_ABORTED, ownership);
+  if (finished) {
+    *event.mutable_stats() = finished->stats();
+    ram_files_unused_ = !finished->image_retained();
+    event.set_text(ram_files_unused_ ? "nothing kept: " + finished->image_reason() : "partial image kept");
   } else {
-    event.set_text("data plane: " + text_of(reply.error()));
+    event.set_text("data plane: " + text_of(finished.error()));
   }
   return event;
 }

@@ -21,12 +21,13 @@
 //   QEMU, before COMMITTED      | none                    | FAILED; the source continues
 //   QEMU, after COMMITTED       | none                    | the guest crashed here; the source has retired or will
 //   control plane               | paused                  | stays so and asks once a second
+//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
 
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 
-#include "qemu-bridge/agent/guest_services.h"
+#include "qemu-bridge/agent/migration_reports.h"
 #include "qemu-bridge/device-state/destination_stream.h"
 
 namespace godwit::bridge {
@@ -55,18 +56,16 @@ class DestinationMigration {
   void fail(dataplane::v1::Error error);
   void on_qmp_event(const QmpEvent& event);
   void on_dataplane_event(const dataplane::v1::Event& event);
-  void repeat_last_event();
+  void repeat_last_event() { reports_.repeat_last(); }
 
  private:
   controlplane::v1::MigrationEvent make_event(controlplane::v1::MigrationEvent::Kind kind) const;
-  void emit(controlplane::v1::MigrationEvent event);
   void close_stream();
   std::expected<void, std::string> check_loaded();
-  std::expected<dataplane::v1::Reply, dataplane::v1::Error> finish(dataplane::v1::Outcome outcome,
-                                                                   std::uint64_t ownership);
 
   GuestServices services_;
   const Id128 id_;
+  MigrationReports reports_;
   bool resumed_ = false;
   bool ram_files_unused_ = false;
 
@@ -75,10 +74,7 @@ class DestinationMigration {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool memory_ready_ = false;
-  bool failed_ = false;
-  bool settled_ = false;
   std::int64_t resume_unix_us_ = 0;
-  std::optional<controlplane::v1::MigrationEvent> last_event_;
 };
 
 }  // namespace godwit::bridge

@@ -130,4 +130,14 @@ std::expected<Attachment, Error> attach_guest(DataplaneClient& dataplane, VmReco
   return attachment;
 }
 
+void take_back_userfaultfd(VmRecord& record) {
+  if (record.userfaultfd_in_qemu < 0) {
+    return;
+  }
+  if (auto closed = close_in(record.process.pid, record.userfaultfd_in_qemu); !closed) {
+    spdlog::warn("VM {}: {}", record.definition.name, closed.error().text);
+  }
+  record.userfaultfd_in_qemu = -1;
+}
+
 }  // namespace godwit::bridge

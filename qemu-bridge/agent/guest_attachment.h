@@ -1,8 +1,8 @@
 #pragma once
 // Gives a QEMU's memory to the data plane: finds its RAM, injects the userfaultfd or fetches the one injected before,
 // and sends AttachGuest with all descriptors. Stateless; blocking; the VM's queue. What the data plane must know again
-// after a restart is put into the record. On failure nothing is attached and QEMU runs on; an injected descriptor stays
-// open in it, harmless and found again by its number.
+// after a restart is put into the record. On failure QEMU runs on, an injected descriptor stays open in it, and its
+// number in the record; take_back_userfaultfd() leaves QEMU as it was found.
 
 #include "qemu-bridge/agent/dataplane_client.h"
 #include "qemu-bridge/agent/journal.h"
@@ -21,6 +21,9 @@ struct Attachment {
 std::expected<Attachment, dataplane::v1::Error> attach_guest(DataplaneClient& dataplane, VmRecord& record,
                                                              const std::vector<MemoryBackend>& backends,
                                                              AttachKind kind);
+
+/// Closes the injected descriptor in a QEMU that will not be ours. First the data plane lets go of it.
+void take_back_userfaultfd(VmRecord& record);
 
 /// The backends of facts in the order of the definition's regions, which number the VM's pages.
 std::vector<MemoryBackend> in_order_of(const config::VmDefinition& definition, const QemuFacts& facts);

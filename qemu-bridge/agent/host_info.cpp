@@ -10,14 +10,11 @@
 #include "base/atomic_file.h"
 #include "base/log.h"
 #include "base/uuid.h"
+#include "config/version.h"
 #include "qemu-bridge/agent/ram_files.h"
 
 namespace godwit::bridge {
-namespace {
-
-constexpr const char* kVersion = "0.1.0";
-
-}  // namespace
+namespace {}  // namespace
 
 std::string qemu_version_of(const std::filesystem::path& binary) {
   std::string quoted = "'";
@@ -47,6 +44,7 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
     memory.total_bytes = std::min<std::uint64_t>(memory.total_bytes, images->budget_bytes());
     const std::uint64_t left = images->budget_bytes() - std::min(images->budget_bytes(), images->used_bytes());
     memory.free_bytes = std::min<std::uint64_t>(memory.free_bytes, left);
+    memory.hugepages_free_bytes = std::min<std::uint64_t>(memory.hugepages_free_bytes, left);
   }
   info.set_memory_total_bytes(memory.total_bytes);
   info.set_memory_free_bytes(memory.free_bytes);
@@ -63,7 +61,7 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
   if (const auto id = Id128::parse(boot)) {
     info.set_boot_id(id->to_bytes());
   }
-  info.set_version(kVersion);
+  info.set_version(config::version());
   info.set_dataplane_up(hello.has_value());
   if (hello) {
     info.set_dataplane_address(hello->address());

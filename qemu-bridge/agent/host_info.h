@@ -10,7 +10,9 @@ namespace godwit::bridge {
 /// "QEMU emulator version 7.2.22 (Debian ...)", "" when it cannot be run.
 std::string qemu_version_of(const std::filesystem::path& binary);
 
-/// `hello` is empty while the data plane is down; `budget_free_bytes` what its memory budget still allows.
+/// `hello` and `images` are empty while the data plane is down. Free memory, of either kind, is the smaller of what the
+/// host has and what guests and images leave of the data plane's budget: what dropping images would add, the control
+/// plane adds itself.
 controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const std::string& qemu_version,
                                      const std::optional<dataplane::v1::HelloResult>& hello,
                                      const std::optional<dataplane::v1::ListImagesResult>& images);

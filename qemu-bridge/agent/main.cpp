@@ -1,29 +1,24 @@
 // godwit-bridge: reads its configuration, runs the agent until SIGINT or SIGTERM. Its QEMUs live on.
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <filesystem>
 
 #include "config/bridge_config.h"
+#include "config/daemon_command.h"
 #include "qemu-bridge/agent/agent.h"
 
 int main(int argc, char** argv) {
-  CLI::App app{"godwit-bridge: drives this host's QEMUs for live migration"};
-  std::string config_file = "/etc/godwit/bridge.toml";
-  bool check_only = false;
-  app.add_option("-c,--config", config_file, "configuration file")->capture_default_str();
-  app.add_flag("--check-config", check_only, "report every mistake of the configuration file, and do no more");
-  CLI11_PARSE(app, argc, argv);
-  if (check_only) {
-    return godwit::config::check_config(config_file, &godwit::config::load_bridge_config);
-  }
-  auto config = godwit::config::load_bridge_config(config_file);
+  auto config = godwit::config::daemon_config(
+      argc, argv, {"godwit-bridge: drives this host's QEMUs for live migration", "/etc/godwit/bridge.toml"},
+      &godwit::config::load_bridge_config);
   if (!config) {
-    godwit::config::print_diagnostics(config.error());
-    return godwit::config::exit_status(config.error());
+    return config.error();
   }
   godwit::start_logging("godwit-bridge", config->log.level);
+
+  umask(0066);  // files are ours, but a QEMU of another user must reach its own below our directories
 
   // Blocked before any thread starts: all inherit it, and sigwait below is the only one to take them.
   sigset_t ends;

@@ -175,7 +175,8 @@ std::expected<ProcessId, std::string> launch(const Launch& launch) {
   if (::access(launch.argv[0].c_str(), X_OK) != 0) {
     return failed(launch.argv[0] + " (install qemu-system-x86, or set qemu_binary)");
   }
-  UniqueFd log(::open(launch.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
+  // The directory is QEMU's user's: a link there must not make us write elsewhere.
+  UniqueFd log(::open(launch.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640));
   UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
   int ends[2];
   if (!log.valid() || !null.valid() || ::pipe2(ends, O_CLOEXEC) != 0) {

@@ -21,9 +21,6 @@ constexpr std::uint64_t kQemuDowntimeMs = 50;
 constexpr std::chrono::milliseconds kStatusTime{2000};
 constexpr std::chrono::milliseconds kCancelTime{10'000};
 constexpr std::chrono::milliseconds kLookAgain{20};
-// Storing the table of a guest of terabytes takes its time.
-constexpr std::chrono::milliseconds kFinishTime{120'000};
-constexpr std::chrono::milliseconds kExitTime{10'000};
 
 bool under_way(const std::string& status) {
   return status == "setup" || status == "active" || status == "device" || status == "pre-switchover" ||
@@ -98,6 +95,7 @@ void DeviceStateSender::close() {
 SourceMigration::SourceMigration(GuestServices services)
     : services_(std::move(services)),
       id_(services_.record.migration.value().id),
+      reports_(services_),
       taken_over_in_switch_(services_.record.migration->phase >= MigrationPhase::kSwitching) {
   sender_ = std::make_shared<DeviceStateSender>(services_.dataplane, id_, [](const Error& error) {
     spdlog::warn("device state: {}", text_of(error));  // MigrationFailed or the end of the connection says it too
@@ -107,36 +105,10 @@ SourceMigration::SourceMigration(GuestServices services)
 SourceMigration::~SourceMigration() { close_stream(); }
 
 MigrationEvent SourceMigration::make_event(MigrationEvent::Kind kind) const {
-  MigrationEvent event;
-  event.set_migration_id(id_.to_bytes());
-  event.set_kind(kind);
+  MigrationEvent event = reports_.make(kind);
   const std::lock_guard lock(mutex_);
   event.set_stop_unix_us(stop_unix_us_);
   return event;
-}
-
-void SourceMigration::emit(MigrationEvent event) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (settled_) {
-      return;
-    }
-    if (event.kind() != MigrationEvent::PROGRESS) {
-      last_event_ = event;
-    }
-  }
-  services_.emit(std::move(event));
-}
-
-void SourceMigration::repeat_last_event() {
-  std::optional<MigrationEvent> event;
-  {
-    const std::lock_guard lock(mutex_);
-    event = last_event_;
-  }
-  if (event) {
-    services_.emit(std::move(*event));
-  }
 }
 
 std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::prepare(
@@ -187,11 +159,25 @@ std::expected<void, Error> SourceMigration::start(const controlplane::v1::StartT
 }
 
 std::expected<void, Error> SourceMigration::switch_over() {
+  if (taken_over_in_switch_) {
+    return {};  // obeyed, as far as it went, before the bridge ended
+  }
+  if (!switched_) {
+    switched_ = begin_switch();
+    if (!*switched_) {
+      fail(switched_->error());
+    }
+  }
+  return *switched_;
+}
+
+std::expected<void, Error> SourceMigration::begin_switch() {
   if (services_.record.migration->phase != MigrationPhase::kTransferring) {
     return std::unexpected(make_error(Error::BAD_REQUEST, "Switch: this migration is not transferring (" +
                                                               std::string(name_of(services_.record.migration->phase)) +
                                                               ")"));
   }
+  spdlog::debug("migration {}: switching over", id_.text());
   services_.record.migration->phase = MigrationPhase::kSwitching;
   if (auto saved = services_.save(); !saved) {
     return saved;
@@ -221,7 +207,8 @@ std::expected<void, Error> SourceMigration::switch_over() {
   }
   if (auto started = migrate(services_.qmp, std::string("fd:") + kStreamFd); !started) {
     const std::lock_guard lock(mutex_);
-    switching_ = false;
+    // Only a refusal says that nothing began: without an answer the guest may stop any moment.
+    switching_ = started.error().code != QmpErrorCode::kCommand;
     return std::unexpected(of(started.error()));
   }
   return {};
@@ -243,7 +230,7 @@ void SourceMigration::on_qmp_event(const QmpEvent& event) {
       return;
     }
     qemu_completed_ = qemu_completed_ || status == "completed";
-    failed = !settled_ && (status == "failed" || status == "cancelled");
+    failed = status == "failed" || status == "cancelled";
     changed_.notify_all();
   }
   if (failed) {
@@ -271,7 +258,7 @@ void SourceMigration::guest_stopped(std::int64_t unix_us) {
       spdlog::warn("GuestStopped: {}", text_of(reply.error()));
     }
   });
-  emit(make_event(MigrationEvent::PROGRESS));
+  reports_.emit(make_event(MigrationEvent::PROGRESS));
 }
 
 void SourceMigration::stream_ended(const std::expected<std::uint64_t, SourceStream::Error>& result) {
@@ -292,11 +279,12 @@ void SourceMigration::end_stream_if_complete() {
   {
     const std::lock_guard lock(mutex_);
     // A stream that QEMU gave up also ends; only "completed" says that it is whole, and that QEMU will not resume.
-    if (!stream_ended_ || !qemu_completed_ || !stopped_ || end_sent_ || settled_) {
+    if (!stream_ended_ || !qemu_completed_ || !stopped_ || end_sent_ || reports_.settled()) {
       return;
     }
     end_sent_ = true;
   }
+  spdlog::debug("migration {}: device state whole", id_.text());
   sender_->end();
 }
 
@@ -304,33 +292,21 @@ void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {
   if (event.has_progress()) {
     auto out = make_event(MigrationEvent::PROGRESS);
     *out.mutable_stats() = event.progress().stats();
-    emit(std::move(out));
+    reports_.emit(std::move(out));
   } else if (event.has_ready_to_switch()) {
     auto out = make_event(MigrationEvent::READY_TO_SWITCH);
     out.set_estimated_downtime_us(event.ready_to_switch().estimated_downtime_us());
-    emit(std::move(out));
+    reports_.emit(std::move(out));
   } else if (event.has_source_done()) {
     auto out = make_event(MigrationEvent::PROGRESS);
     *out.mutable_stats() = event.source_done().stats();
-    emit(std::move(out));
+    reports_.emit(std::move(out));
   } else if (event.has_migration_failed()) {
     fail(event.migration_failed().error());
   }
 }
 
-void SourceMigration::fail(Error error) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failed_ || settled_) {
-      return;
-    }
-    failed_ = true;
-  }
-  spdlog::warn("migration {} of VM {} fails here: {}", id_.text(), services_.record.definition.name, text_of(error));
-  auto event = make_event(MigrationEvent::FAILED);
-  *event.mutable_error() = std::move(error);
-  emit(std::move(event));
-}
+void SourceMigration::fail(Error error) { reports_.fail(std::move(error), make_event(MigrationEvent::FAILED)); }
 
 void SourceMigration::close_stream() {
   sender_->close();
@@ -343,10 +319,7 @@ void SourceMigration::close_stream() {
 }
 
 MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
-  {
-    const std::lock_guard lock(mutex_);
-    settled_ = true;
-  }
+  reports_.settle();
   auto event = make_event(MigrationEvent::RETIRED);
   if (auto status = query_status(services_.qmp); status && *status == "running") {
     spdlog::error("VM {} runs although its migration {} is committed: stopping it", services_.record.definition.name,
@@ -356,21 +329,16 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
     }
   }
   close_stream();
-  dataplane::v1::ToDataplane request;
-  auto& finish = *request.mutable_finish_migration();
-  finish.set_migration_id(id_.to_bytes());
-  finish.set_outcome(dataplane::v1::OUTCOME_COMMITTED);
-  finish.set_ownership(ownership);
-  auto reply = services_.dataplane.call(std::move(request), {}, kFinishTime);
-  if (reply) {
-    *event.mutable_stats() = reply->finish_migration().stats();
-    const bool retained = reply->finish_migration().image_retained();
+  const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
+  if (finished) {
+    *event.mutable_stats() = finished->stats();
+    const bool retained = finished->image_retained();
     ram_files_unused_ = !retained;
-    event.set_text(retained ? "image retained" : "image not retained: " + reply->finish_migration().image_reason());
+    event.set_text(retained ? "image retained" : "image not retained: " + finished->image_reason());
   } else {
-    event.set_text("image not retained: " + (reply.error().code() == Error::NO_SUCH_MIGRATION
+    event.set_text("image not retained: " + (finished.error().code() == Error::NO_SUCH_MIGRATION
                                                  ? "the data plane of this host was restarted meanwhile"
-                                                 : reply.error().text()));
+                                                 : finished.error().text()));
   }
   // Killed, not asked to quit: QEMU's own clean-up may write to the RAM file that we keep (discard-data=on gives all of
   // it back). Its devices were flushed and handed over when its migration was completed.
@@ -379,10 +347,10 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
 }
 
 MigrationEvent SourceMigration::abort(std::uint64_t ownership) {
+  reports_.settle();
   bool switch_begun = false;
   {
     const std::lock_guard lock(mutex_);
-    settled_ = true;
     switch_begun = switching_ || taken_over_in_switch_;
   }
   sender_->close();
@@ -393,17 +361,12 @@ MigrationEvent SourceMigration::abort(std::uint64_t ownership) {
   if (!continued) {
     *event.mutable_error() = make_error(Error::INTERNAL, "the guest could not be continued here: " + continued.error());
   }
-  dataplane::v1::ToDataplane request;
-  auto& finish = *request.mutable_finish_migration();
-  finish.set_migration_id(id_.to_bytes());
-  finish.set_outcome(dataplane::v1::OUTCOME_ABORTED);
-  finish.set_ownership(ownership);
-  auto reply = services_.dataplane.call(std::move(request), {}, kFinishTime);
-  if (reply) {
-    *event.mutable_stats() = reply->finish_migration().stats();
-    services_.record.epoch = std::max(services_.record.epoch, reply->finish_migration().epoch_next());
-  } else if (reply.error().code() != Error::NO_SUCH_MIGRATION) {
-    event.set_text("data plane: " + text_of(reply.error()));
+  const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_ABORTED, ownership);
+  if (finished) {
+    *event.mutable_stats() = finished->stats();
+    services_.record.epoch = std::max(services_.record.epoch, finished->epoch_next());
+  } else if (finished.error().code() != Error::NO_SUCH_MIGRATION) {
+    event.set_text("data plane: " + text_of(finished.error()));
   }
   return event;
 }

@@ -27,12 +27,13 @@
 //   stream.
 //                               |                         | If LOADED was reached the store may still say COMMITTED
 //   control plane               | paused or running       | a paused guest stays so and asks once a second
+//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
 
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 
-#include "qemu-bridge/agent/guest_services.h"
+#include "qemu-bridge/agent/migration_reports.h"
 #include "qemu-bridge/device-state/source_stream.h"
 
 namespace godwit::bridge {
@@ -72,6 +73,7 @@ class SourceMigration {
   std::expected<dataplane::v1::PrepareMigrationResult, dataplane::v1::Error> prepare(
       const controlplane::v1::PrepareSource& command);
   std::expected<void, dataplane::v1::Error> start(const controlplane::v1::StartTransfer& command);
+  /// Told again (after a new registration, or of a bridge that ended): the first answer again, and nothing else.
   std::expected<void, dataplane::v1::Error> switch_over();
 
   /// The store said COMMITTED: retain the image, end QEMU. The event is RETIRED.
@@ -85,11 +87,10 @@ class SourceMigration {
   void fail(dataplane::v1::Error error);
   void on_qmp_event(const QmpEvent& event);
   void on_dataplane_event(const dataplane::v1::Event& event);
-  /// After the control plane was away: what it may have missed.
-  void repeat_last_event();
+  void repeat_last_event() { reports_.repeat_last(); }
 
  private:
-  void emit(controlplane::v1::MigrationEvent event);
+  std::expected<void, dataplane::v1::Error> begin_switch();
   controlplane::v1::MigrationEvent make_event(controlplane::v1::MigrationEvent::Kind kind) const;
   void guest_stopped(std::int64_t unix_us);
   void stream_ended(const std::expected<std::uint64_t, SourceStream::Error>& result);
@@ -100,9 +101,11 @@ class SourceMigration {
 
   GuestServices services_;
   const Id128 id_;
+  MigrationReports reports_;
   const bool taken_over_in_switch_;  // by a restarted bridge: only QEMU knows whether the guest stopped
   std::shared_ptr<DeviceStateSender> sender_;
   bool ram_files_unused_ = false;
+  std::optional<std::expected<void, dataplane::v1::Error>> switched_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -112,10 +115,7 @@ class SourceMigration {
   bool stream_ended_ = false;
   bool qemu_completed_ = false;
   bool end_sent_ = false;
-  bool failed_ = false;
-  bool settled_ = false;  // by the outcome: no more events of the way there
   std::int64_t stop_unix_us_ = 0;
-  std::optional<controlplane::v1::MigrationEvent> last_event_;
 };
 
 }  // namespace godwit::bridge

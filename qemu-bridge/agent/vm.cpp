@@ -293,6 +293,12 @@ AgentResult Vm::do_attach() {
       end_qemu();
       remove_files();
     }
+    if (find_attached()) {
+      detach_guest();  // its answer was late, or could not be noted
+    }
+    if (!record_.ours) {
+      take_back_userfaultfd(record_);
+    }
     over_ = true;
     return AgentResult(std::unexpected(error));
   };
@@ -332,10 +338,7 @@ AgentResult Vm::do_stop(std::uint64_t ownership) {
     return std::unexpected(make_error(Error::BAD_REQUEST, "StopVm: a migration of this VM is under way: cancel it"));
   }
   end_qemu();
-  dataplane::v1::ToDataplane request;
-  request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
-  request.mutable_detach_guest()->set_ownership(record_.ownership);
-  static_cast<void>(services_.dataplane.call(std::move(request)));  // it may have seen QEMU's end before us
+  detach_guest();
   remove_files();
   over_ = true;
   return AgentReply();
@@ -345,6 +348,7 @@ AgentResult Vm::do_stop(std::uint64_t ownership) {
 // -----------------------------------------------------------------------------------------------------
 
 void Vm::on_qmp_event(const QmpEvent& event) {
+  spdlog::debug("VM {}: QEMU says {} {}", uuid_.text(), event.name, printable(dump_json(event.data)));
   if (const std::string state = run_state_after(event.name); !state.empty()) {
     {
       const std::lock_guard lock(summary_mutex_);
@@ -377,19 +381,13 @@ void Vm::on_exit() {
   spdlog::error("VM {}: its QEMU (pid {}) has exited{}{}", record_.definition.name, record_.process.pid,
                 tail.empty() || !record_.ours ? "" : "; its log ends: ", record_.ours ? tail : "");
   fail_migration("QEMU of this VM has exited" + (tail.empty() || !record_.ours ? "" : ": " + tail));
-  dataplane::v1::ToDataplane request;
   bool image_retained = false;
   if (record_.migration) {
-    auto& finish = *request.mutable_finish_migration();
-    finish.set_migration_id(record_.migration->id.to_bytes());
-    finish.set_outcome(dataplane::v1::OUTCOME_ABORTED);
-    finish.set_ownership(record_.ownership);
-    const auto reply = services_.dataplane.call(request);
-    image_retained = reply && reply->finish_migration().image_retained();
+    const auto finished =
+        finish_migration(services_.dataplane, record_.migration->id, dataplane::v1::OUTCOME_ABORTED, record_.ownership);
+    image_retained = finished && finished->image_retained();
   }
-  request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
-  request.mutable_detach_guest()->set_ownership(record_.ownership);
-  static_cast<void>(services_.dataplane.call(request));
+  detach_guest();
   if (!image_retained) {
     remove_files();
   }
@@ -405,6 +403,26 @@ void Vm::end_qemu() {
   if (record_.process.pid > 0 && !wait_for_exit(record_.process, qmp_ ? kExitTime : std::chrono::milliseconds(0))) {
     end_process(record_.process, std::chrono::milliseconds(0));
   }
+}
+
+std::optional<dataplane::v1::GuestStatus> Vm::find_attached() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_get_status();
+  if (auto reply = services_.dataplane.call(std::move(request))) {
+    for (const auto& guest : reply->status().guests()) {
+      if (guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid) {
+        return guest;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+void Vm::detach_guest() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
+  request.mutable_detach_guest()->set_ownership(record_.ownership);
+  static_cast<void>(services_.dataplane.call(std::move(request)));  // it may have seen QEMU's end before us
 }
 
 /// Only what we made: RAM files that a retained image needs are not passed here.
@@ -470,12 +488,16 @@ void Vm::do_recover() {
   if (record_.migration) {
     const auto phase = record_.migration->phase;
     if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
-      const auto ownership = record_.migration->ownership_after;
-      settle_source(phase == MigrationPhase::kCommitted, ownership);
+      decided_.emplace().set_ownership(record_.migration->ownership_after);
+      decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED
+                                                              : controlplane::v1::ABORTED);
+    }
+    if (decided_) {
+      static_cast<void>(settle());
       return;
     }
     in_doubt_ = true;
-    fail_migration("the bridge of this host was restarted");
+    fail_migration(interrupted_by_);
     ask_outcome();
   }
   reattach();
@@ -498,18 +520,10 @@ void Vm::reattach() {
       return;
     }
   }
-  dataplane::v1::ToDataplane request;
-  request.mutable_get_status();
-  if (auto reply = services_.dataplane.call(std::move(request))) {
-    const auto& guests = reply->status().guests();
-    const auto known = std::ranges::find_if(guests, [&](const auto& guest) {
-      return guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid;
-    });
-    if (known != guests.end()) {
-      attached_.set_tracker(known->tracker());
-      publish();
-      return;
-    }
+  if (const auto known = find_attached()) {
+    attached_.set_tracker(known->tracker());
+    publish();
+    return;
   }
   if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING); !attachment) {
     spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,

@@ -55,7 +55,7 @@ class Vm {
   void on_dataplane_event(const dataplane::v1::Event& event);
   /// A new stream to the control plane: repeat what it may have missed, ask what is undecided.
   void on_registered();
-  /// Once a second: asks for the outcome while in doubt.
+  /// Once a second: brings what the store decided into effect, connects a lost monitor again, asks while in doubt.
   void tick();
   /// The store says that the guest is another host's, by a higher ownership: it must not run here.
   void fence(std::uint64_t ownership);
@@ -85,6 +85,9 @@ class Vm {
   void watch_process();
   void on_exit();
   void end_qemu();
+  /// As the data plane has it; nothing if it does not, or has another QEMU's.
+  std::optional<dataplane::v1::GuestStatus> find_attached();
+  void detach_guest();
   void remove_files();
   void gone();
   void do_recover();
@@ -96,6 +99,7 @@ class Vm {
   AgentResult do_start_transfer(const controlplane::v1::StartTransfer& command);
   AgentResult do_switch_over();
   AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
+  AgentResult settle();
   void settle_source(bool committed, std::uint64_t ownership);
   void settle_destination(bool committed, std::uint64_t ownership);
   std::expected<void, Error> make_room(std::uint64_t bytes);
@@ -104,6 +108,7 @@ class Vm {
   void use_ram_of(const dataplane::v1::Image& image);
   std::vector<dataplane::v1::Image> images_here();
   void fail_migration(const std::string& reason);
+  void do_tick();
   void ask_outcome();
   void make_migration();
   void drop_migration();
@@ -120,6 +125,8 @@ class Vm {
   std::vector<MemoryBackend> backends_;
   dataplane::v1::AttachGuestResult attached_;
   std::optional<UserIds> user_;
+  std::optional<controlplane::v1::Outcome> decided_;  // the store's word, until it is in effect
+  std::string interrupted_by_ = "the bridge of this host was restarted";
   bool in_doubt_ = false;  // contact or a process was lost in a migration: only the store knows how it stands
   bool over_ = false;
   bool gone_ = false;
@@ -135,6 +142,8 @@ class Vm {
   controlplane::v1::RunningVm summary_;
   Id128 summary_migration_;
   std::string run_state_ = "prelaunch";
+
+  std::atomic<bool> tick_waits_ = false;
 
   SerialQueue queue_;  // last: its thread ends first
 };

@@ -168,10 +168,7 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
     }
     drop_migration();
     end_qemu();
-    dataplane::v1::ToDataplane request;
-    request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
-    request.mutable_detach_guest()->set_ownership(record_.ownership);
-    static_cast<void>(services_.dataplane.call(std::move(request)));
+    detach_guest();
     if (unused) {
       remove_files();
     }
@@ -229,15 +226,8 @@ AgentResult Vm::do_switch_over() {
   if (!source_) {
     return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Switch: this host is not the source of a migration"));
   }
-  if (record_.migration && record_.migration->phase == MigrationPhase::kSwitching) {
-    return AgentReply();  // the word is repeated after a new registration; it was obeyed
-  }
-  auto switched = source_->switch_over();
-  if (!switched) {
-    source_->fail(switched.error());
-    return std::unexpected(switched.error());
-  }
-  return AgentReply();
+  const auto switched = source_->switch_over();
+  return switched ? AgentResult(AgentReply()) : std::unexpected(switched.error());
 }
 
 // ---- outcome
@@ -250,26 +240,35 @@ AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
   if (outcome.state() != controlplane::v1::COMMITTED && outcome.state() != controlplane::v1::ABORTED) {
     return AgentReply();  // not decided: stay as we are, and ask again
   }
-  if (!qmp_) {
-    in_doubt_ = true;  // asked for again as soon as the monitor is there
-    return std::unexpected(make_error(Error::INTERNAL, "Outcome: QEMU's monitor is not connected yet"));
-  }
-  const bool committed = outcome.state() == controlplane::v1::COMMITTED;
-  const std::uint64_t ownership = std::max(outcome.ownership(), record_.ownership);
+  decided_ = outcome;
   in_doubt_ = false;
+  return settle();
+}
+
+/// Brings what is decided into effect; what fails is tried again each second, whether the store can be reached or not.
+AgentResult Vm::settle() {
+  const auto not_yet = [](const std::string& why) {
+    return std::unexpected(make_error(Error::INTERNAL, "Outcome: not in effect yet, tried again each second: " + why));
+  };
+  if (!qmp_) {
+    return not_yet("QEMU's monitor is not connected");
+  }
+  const bool committed = decided_->state() == controlplane::v1::COMMITTED;
+  const std::uint64_t ownership = std::max(decided_->ownership(), record_.ownership);
   if (record_.migration->role == MigrationRole::kSource) {
     record_.migration->phase = committed ? MigrationPhase::kCommitted : MigrationPhase::kAborted;
     record_.migration->ownership_after = ownership;
     if (auto saved = save(); !saved && committed) {
-      return std::unexpected(saved.error());  // the guest stays paused, and the store asks again
+      return std::unexpected(saved.error());  // the guest stays paused
     }
     settle_source(committed, ownership);
   } else {
     settle_destination(committed, ownership);
   }
-  if (in_doubt_) {
-    return std::unexpected(make_error(Error::INTERNAL, "Outcome: not in effect yet, tried again each second"));
+  if (record_.migration && !over_) {
+    return not_yet("the guest could not be continued");
   }
+  decided_.reset();
   return AgentReply();
 }
 
@@ -291,7 +290,6 @@ void Vm::settle_source(bool committed, std::uint64_t ownership) {
     if (event.kind() != MigrationEvent::BACK && is_alive(record_.process)) {
       // The guest stands still and is nowhere else: never given up, neither by us nor by the journal (kAborted).
       spdlog::error("VM {}: {}; tried again", record_.definition.name, text_of(event.error()));
-      in_doubt_ = true;
       emit(std::move(event));
       return;
     }
@@ -326,7 +324,6 @@ void Vm::settle_destination(bool committed, std::uint64_t ownership) {
     spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
     if (is_alive(record_.process)) {
       // The only copy of the guest, and it may even run: a monitor that does not answer is no reason to end it.
-      in_doubt_ = true;
       emit(std::move(event));
       return;
     }
@@ -412,6 +409,13 @@ void Vm::fail_migration(const std::string& reason) {
     source_->fail(make_error(Error::INTERNAL, reason));
   } else if (destination_) {
     destination_->fail(make_error(Error::INTERNAL, reason));
+  } else if (record_.migration) {
+    // Lost together with the monitor: whoever waits for it must hear.
+    MigrationEvent event;
+    event.set_migration_id(record_.migration->id.to_bytes());
+    event.set_kind(MigrationEvent::FAILED);
+    *event.mutable_error() = make_error(Error::INTERNAL, reason);
+    emit(std::move(event));
   }
 }
 
@@ -428,24 +432,36 @@ void Vm::on_registered() {
 }
 
 void Vm::tick() {
+  if (tick_waits_.exchange(true)) {
+    return;  // the queue is busy: with a monitor that does not answer it may be so for longer than a second
+  }
   queue_.post([this] {
-    if (!qmp_ && !over_ && record_.process.pid > 0) {
-      do_recover();
-      if (over_) {
-        gone();
-      }
-      return;
+    tick_waits_ = false;
+    do_tick();
+    if (over_) {
+      gone();
     }
-    if (qmp_ && qmp_->closed() && !over_ && is_alive(record_.process)) {
-      spdlog::warn("VM {}: the monitor of QEMU {} closed; connecting again", record_.definition.name,
-                   record_.process.pid);
-      drop_migration();
-      qmp_.reset();
-      do_recover();
-      return;
-    }
-    ask_outcome();
   });
+}
+
+void Vm::do_tick() {
+  if (over_) {
+    return;
+  }
+  if (qmp_ && qmp_->closed() && is_alive(record_.process)) {
+    spdlog::warn("VM {}: the monitor of QEMU {} closed; connecting again", record_.definition.name,
+                 record_.process.pid);
+    drop_migration();
+    qmp_.reset();
+    interrupted_by_ = "the connection to QEMU's monitor was lost";
+  }
+  if (!qmp_ && record_.process.pid > 0) {
+    do_recover();
+  } else if (decided_) {
+    static_cast<void>(settle());
+  } else {
+    ask_outcome();
+  }
 }
 
 void Vm::ask_outcome() {

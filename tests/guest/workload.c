@@ -1,7 +1,7 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench]
+// usage: workload MB RATE [bench | disk]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
@@ -9,16 +9,31 @@
 //   far>
 // The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and
 // over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>".
+// disk: besides, kReaders processes read the first disk into memory past the page cache, slot by slot, and what a slot
+// holds must be what was read into it last, until it is read into again. Word i of the disk is (i + 1) * kMix. With
+// each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages.
+#define _GNU_SOURCE
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/fs.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { kWords = 512, kVersion = 0, kNumber = 1, kCheck = 511, kBadShown = 20 };
 static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
+
+enum { kReaders = 4, kSlots = 32, kChunkWords = 8192 };
+struct Disk {
+  atomic_ulong reads, bad;
+  uint64_t slots[kReaders][kSlots][kChunkWords] __attribute__((aligned(4096)));
+};
 
 static uint64_t now_us(void) {
   struct timespec t;
@@ -69,8 +84,54 @@ static void bench(uint64_t* ram, uint64_t pages) {
   }
 }
 
+static void nap_ms(long ms) {
+  struct timespec nap = {0, ms * 1000000};
+  nanosleep(&nap, 0);
+}
+
+static void check_slot(struct Disk* disk, int reader, int slot, uint64_t chunk) {
+  const uint64_t* words = disk->slots[reader][slot];
+  for (uint64_t i = 0; i < kChunkWords; i++)
+    if (words[i] != (chunk * kChunkWords + i + 1) * kMix) {
+      if (atomic_fetch_add(&disk->bad, 1) < kBadShown)
+        printf("GODWIT BAD disk reader=%d slot=%d chunk=%" PRIu64 " word=%" PRIu64 "\n", reader, slot, chunk, i);
+      fflush(stdout);
+      return;
+    }
+}
+
+// What was read stays for kSlots reads, and is checked when it has come and when it goes.
+static void read_for_ever(struct Disk* disk, int reader) {
+  int fd = -1;
+  uint64_t bytes = 0, chunk_of[kSlots];
+  while ((fd = open("/dev/vda", O_RDONLY | O_DIRECT)) < 0) nap_ms(10);
+  if (ioctl(fd, BLKGETSIZE64, &bytes) != 0) exit(1);
+  const uint64_t chunks = bytes / (kChunkWords * 8);
+  for (uint64_t n = 0;; n++) {
+    const int slot = (int)(n % kSlots);
+    if (n >= kSlots) check_slot(disk, reader, slot, chunk_of[slot]);
+    chunk_of[slot] = (n * kReaders + (uint64_t)reader) % chunks;
+    if (pread(fd, disk->slots[reader][slot], kChunkWords * 8, (off_t)(chunk_of[slot] * kChunkWords * 8)) !=
+        kChunkWords * 8) {
+      atomic_fetch_add(&disk->bad, 1);
+      printf("GODWIT BAD disk reader=%d: read error\n", reader);
+      fflush(stdout);
+    }
+    check_slot(disk, reader, slot, chunk_of[slot]);
+    atomic_fetch_add(&disk->reads, 1);
+  }
+}
+
+static struct Disk* start_readers(void) {
+  struct Disk* disk = mmap(0, sizeof *disk, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (disk == MAP_FAILED) exit(1);
+  for (int reader = 0; reader < kReaders; reader++)
+    if (fork() == 0) read_for_ever(disk, reader);
+  return disk;
+}
+
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench]\n"), 2;
+  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk]\n"), 2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
   uint64_t* ram = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   uint32_t* versions = calloc(pages, sizeof *versions);
@@ -79,12 +140,12 @@ int main(int argc, char** argv) {
   fill(ram, pages);
   printf("GODWIT FILLED pages=%" PRIu64 "\n", pages);
   fflush(stdout);
-  if (argc > 3) bench(ram, pages);
+  if (argc > 3 && !strcmp(argv[3], "bench")) bench(ram, pages);
+  struct Disk* disk = argc > 3 ? start_readers() : 0;
 
   uint64_t begin = now_us(), written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0, said = 0;
   for (;;) {
-    struct timespec nap = {0, 10000000};
-    nanosleep(&nap, 0);
+    nap_ms(10);
     uint64_t now = now_us(), want = (now - begin) * rate / 1000000;
     if (want > written + rate / 2)
       begin += (want - written - rate / 2) * 1000000 / rate, want = written + rate / 2;  // a pause is not made up for
@@ -105,7 +166,8 @@ int main(int argc, char** argv) {
     if (now - said >= 250000) {
       said = now;
       printf("GODWIT ms=%" PRIu64 " writes=%" PRIu64 " checked=%" PRIu64 " sweeps=%" PRIu64 " bad=%" PRIu64 "\n",
-             now / 1000, written, checked, sweeps, bad);
+             now / 1000, written, checked, sweeps, bad + (disk ? atomic_load(&disk->bad) : 0));
+      if (disk) printf("GODWIT DISK reads=%lu\n", atomic_load(&disk->reads));
       fflush(stdout);
     }
   }

@@ -1,8 +1,11 @@
 """What failure does: at every state, whoever dies, the guest runs on in exactly one place with its memory right, and the next migration works."""
 
+import contextlib
+import glob
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
@@ -106,19 +109,25 @@ def stray_memory(lab, vm):
     return stray
 
 
-
 def restart(lab, key):
     kind, _, host = key.partition(" ")
     return lab.start_controlplane() if kind == "controlplane" else getattr(lab, f"start_{kind}")(host)
 
 
-def kill_at(key, state, delay_s=0.0):
+@contextlib.contextmanager
+def on_its_way(state="TRANSFERRING", into_s=0.5, rate=200, plan=None):
+    """A lab whose guest moves to host-b, `into_s` into `state`; gives (lab, migration)."""
     with Lab() as lab:
         lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
+        lab.start_vm(**SMALL, rate=rate)
+        migration = Background(lab, "guest", "host-b", **(SLOW if plan is None else plan))
         wait_state(lab, state)
-        time.sleep(delay_s)
+        time.sleep(into_s)
+        yield lab, migration
+
+
+def kill_at(key, state, into_s):
+    with on_its_way(state, into_s) as (lab, migration):
         lab.kill(key)
         time.sleep(0.5)
         restart(lab, key)
@@ -143,12 +152,7 @@ _register_kills()
 
 @scenario
 def network_cut_during_transfer():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
         migration.join()
         check(migration.error is not None, "a migration over a cut network was reported as done")
@@ -159,12 +163,7 @@ def network_cut_during_transfer():
 
 @scenario
 def short_network_cut_is_survived():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
         time.sleep(1)
         lab.network.heal("host-a", DATA)
@@ -175,11 +174,7 @@ def short_network_cut_is_survived():
 
 @scenario
 def destination_qemu_dies():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
+    with on_its_way(into_s=0) as (lab, migration):
         for pid in wait_until("the destination's QEMU", lambda: lab.qemu_pids("host-b"), 10):
             os.kill(pid, signal.SIGKILL)
         migration.join()
@@ -190,12 +185,7 @@ def destination_qemu_dies():
 
 @scenario
 def cancelled():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=200)
-        migration = Background(lab, "guest", "host-b", **SLOW)
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(0.5)
+    with on_its_way() as (lab, migration):
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
@@ -221,14 +211,72 @@ def does_not_converge():
 @scenario
 def aborted_image_is_reused():
     """What an aborted attempt carried need not be carried again, and nothing stale of it is ever used."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
-        migration = Background(lab, "guest", "host-b", bandwidth_limit="400Mbit/s")
-        wait_state(lab, "TRANSFERRING")
-        time.sleep(1.5)
+    with on_its_way(into_s=1.5, rate=100, plan={"bandwidth_limit": "400Mbit/s"}) as (lab, migration):
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
         migration.join()
         check_equal(runs_in_one_place(lab, "guest"), "host-a", "host")
         time.sleep(1)
         moved(lab, "guest", "host-b", verify="full")
+
+
+def ram_file_cut_short(host, reason):
+    """Whoever runs a QEMU may own its RAM file: what he does to it ends his own migration at most."""
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm("victim", **SMALL, rate=50, user="nobody", wait=False)
+        lab.start_vm("guest", **SMALL, rate=50, wait=False)
+        for name in ("victim", "guest"):
+            wait_until(f"{name} to fill its memory", lab.console(name, "host-a").filled, 240)
+        daemons = {key: daemon.pid for key, daemon in lab.daemons.items()}
+        victim = Background(lab, "victim", "host-b", **SLOW)
+        wait_until("the victim's transfer", lambda: state_of(lab, "victim") == "TRANSFERRING", 30, 0.005)
+        other = Background(lab, "guest", "host-b", **SLOW)
+        wait_until("the other's transfer", lambda: state_of(lab, "guest") == "TRANSFERRING", 30, 0.005)
+        subprocess.run(["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "truncate", "--size=1M",
+                        *glob.glob(f"{lab.memory_dir(host)}/{lab.uuids['victim']}.*.ram")], check=True)
+        victim.join()
+        check(victim.error is not None and re.search(reason, victim.said()), f"what was said of the victim: {victim.said()}")
+        other.join()
+        check(other.error is None, f"the other guest's migration ended with its neighbour's: {other.said()}")
+        ok, text = lab.verdict("guest", "host-b")
+        check(ok, f"the other guest: {text}")
+        check_equal({key: daemon.pid for key, daemon in lab.daemons.items()}, daemons, "daemons")
+        for daemon in lab.daemons.values():
+            daemon.check_alive()
+        if host == "host-b":
+            ok, text = lab.verdict("victim", "host-a")
+            check(ok, f"the victim, whose own memory nobody touched: {text}")
+        moved(lab, "guest", "host-a")
+
+
+def state_of(lab, vm):
+    rows = [row for row in lab.ctl("migrations") if row["vm_name"] == vm]
+    return newest(rows)["state"] if rows else None
+
+
+@scenario
+def ram_file_cut_short_at_the_destination():
+    ram_file_cut_short("host-b", "cut short")
+
+
+@scenario
+def ram_file_cut_short_at_the_source():
+    # Whether the data plane reads beyond the end first or QEMU touches it and dies is chance.
+    ram_file_cut_short("host-a", "cut short|QEMU of this VM has exited|QEMU has exited")
+
+
+@scenario
+def images_outlive_their_data_plane():
+    """A data plane that dies at rest costs nothing: the images that it kept are taken again, and so is the running guest's history."""
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100)
+        moved(lab, "guest", "host-b")
+        for host in ("host-a", "host-b"):
+            lab.kill(f"dataplane {host}")
+            lab.start_dataplane(host)
+        wait_until("all hosts to be connected", lab._all_registered, 30, 0.1)
+        check_equal([i["host"] for i in lab.ctl("images") if not i["in_use"]], ["host-a"], "hosts with a retained image")
+        home = moved(lab, "guest", "host-a", verify="full")
+        total = home["stats"]["pages_total"]
+        check(home["stats"]["pages_reused"] > total * 0.8, f"only {home['stats']['pages_reused']} of {total} pages reused ({home['reuse_reason']})")

@@ -183,6 +183,13 @@ def qemu_not_root_write_protect_events():
 
 
 @scenario
+def qemu_not_root_as_the_units_have_it():
+    """Daemons with the capabilities of their units, directories with the modes that units and daemons give them."""
+    for tracker in ("auto", "write-protect-events"):
+        of_another_user(tracker=tracker, options={"as_units": True})
+
+
+@scenario
 def verify_full():
     with Lab() as lab:
         lab.start()

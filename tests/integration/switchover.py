@@ -11,7 +11,7 @@ import time
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, state_now, wait_state
+from .failures import Background, everything_works_again, newest, on_its_way, restart, runs_in_one_place, state_now
 from .movement import SMALL
 from .registry import check, check_equal, scenario
 
@@ -196,23 +196,24 @@ def controlplane_away_when_loaded():
     without_control_plane("loaded")
 
 
+def management_away(lab, host, migration, meanwhile=lambda: None):
+    lab.network.cut(host, MANAGEMENT)
+    meanwhile()
+    time.sleep(12)
+    lab.network.heal(host, MANAGEMENT)
+    migration.join()
+    everything_works_again(lab, "guest")
+
+
 def without_management_network(host, state):
+    if state != "SWITCHING":
+        with on_its_way(state, 0, plan={"bandwidth_limit": "100Mbit/s"}) as (lab, migration):
+            management_away(lab, host, migration)
+        return
     with Lab() as lab:
-        if state == "SWITCHING":
-            migration = at_switch(lab, "dataplane host-b")
-            guest_stopped(lab)
-        else:
-            lab.start()
-            lab.start_vm(**SMALL, rate=200)
-            migration = Background(lab, "guest", "host-b", bandwidth_limit="100Mbit/s")
-            wait_state(lab, state)
-        lab.network.cut(host, MANAGEMENT)
-        if state == "SWITCHING":
-            thawed(lab, "dataplane host-b")
-        time.sleep(12)
-        lab.network.heal(host, MANAGEMENT)
-        migration.join()
-        everything_works_again(lab, "guest")
+        migration = at_switch(lab, "dataplane host-b")
+        guest_stopped(lab)
+        management_away(lab, host, migration, lambda: thawed(lab, "dataplane host-b"))
 
 
 def _register_cuts():

@@ -1,5 +1,6 @@
 """Guests that move in less usual company: several at once, short of memory, over unequal networks, with RAM that cannot be retained, under KVM."""
 
+import array
 import os
 import subprocess
 import threading
@@ -8,6 +9,7 @@ import time
 from tests.lab.console import Console
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
+from tests.lab.slow_disk import SlowReads
 
 from .movement import SMALL, balloon_taken_and_given_back, home_and_away, moved, require_memory_for_hugepages
 from .refusals import UUID, refused
@@ -123,10 +125,8 @@ def balloon_with_hashes():
     balloon_taken_and_given_back(tracker="hashes")
 
 
-@scenario
-def memfd_moves_but_keeps_no_image():
-    """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
-    with Lab() as lab:
+def ram_without_a_name(**lab_options):
+    with Lab(**lab_options) as lab:
         lab.start()
         qmp = f"{lab.directory}/host-a/theirs.qmp"
         definition = lab.write_vm_definition("guest", **SMALL, rate=100, vm_uuid=UUID)
@@ -147,6 +147,18 @@ def memfd_moves_but_keeps_no_image():
         finally:
             theirs.kill()
             theirs.wait()
+
+
+@scenario
+def memfd_moves_but_keeps_no_image():
+    """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
+    ram_without_a_name()
+
+
+@scenario
+def memfd_under_the_units_capabilities():
+    """The way to such RAM is through /proc: what the bridge's unit may do is enough."""
+    ram_without_a_name(options={"as_units": True})
 
 
 @scenario
@@ -173,3 +185,33 @@ def direct_io_is_tracked_by_hashes():
         for destination in ("host-b", "host-a"):
             summary = moved(lab, "guest", destination, verify="full")
             check_equal(summary["tracker"], "hashes", "tracker of a guest with cache=none")
+
+
+def disk_with_known_content(path, mib):
+    """As the guest's workload expects: word i is (i + 1) times its constant."""
+    words = mib << 17
+    with open(path, "wb") as file:
+        file.write(array.array("Q", ((i + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF for i in range(words))).tobytes())
+        os.fsync(file.fileno())
+
+
+@scenario
+def direct_io_reads_under_way_arrive():
+    """Disk reads that began before a page was looked at and land after it: the guest finds them on the other side."""
+    if SlowReads.missing():
+        raise Skip(SlowReads.missing())
+    with SlowReads("/tmp", 4 << 20) as disk_group, Lab() as lab:
+        lab.start()
+        disk = f"{lab.directory}/disk.img"
+        disk_with_known_content(disk, 16)
+        lab.start_vm(**SMALL, rate=100, mode="disk", arguments=["-drive", f"file={disk},format=raw,if=virtio,cache=none,readonly=on"])
+        for source, destination in (("host-a", "host-b"), ("host-b", "host-a"), ("host-a", "host-b")):
+            wait_until("the guest to read its disk", lambda s=source: lab.console("guest", s).disk_reads() > 200, 60)
+            disk_group.slow_down(lab.qemu_pids(source)[0])
+            time.sleep(1)  # until reads of the slow kind are under way
+            # A busy machine sends fewer pages than the disk brings; what is tested is what arrives.
+            moved(lab, "guest", destination, on_no_convergence="stop-anyway")
+            before = lab.console("guest", destination).disk_reads()
+            wait_until("the guest to read on", lambda d=destination, b=before: lab.console("guest", d).disk_reads() > b + 200, 60)
+            ok, text = lab.verdict("guest", destination)
+            check(ok, f"guest on {destination}: {text}")

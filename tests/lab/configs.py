@@ -1,7 +1,12 @@
-"""The configuration files of a lab, as an operator would write them. Each function returns TOML text."""
+"""The configuration files of a lab: the samples of config/samples, with a lab's names and addresses. Each function returns TOML text."""
 
 import json
 import os
+import re
+
+SAMPLES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "config/samples")
+TABLE = re.compile(r"\[\[?([\w.]+)\]\]?")
+KEY = re.compile(r"(\w+) = ")
 
 
 def text(value):
@@ -9,101 +14,94 @@ def text(value):
     return json.dumps(value)
 
 
+def sections(name):
+    """A sample as [table, header line, {key: value}]; the first is the top level. A value may have several lines."""
+    found = [["", "", {}]]
+    key = None
+    with open(os.path.join(SAMPLES, name)) as file:
+        for line in file.read().splitlines():
+            if match := TABLE.fullmatch(line):
+                found.append([match.group(1), line, {}])
+            elif match := KEY.match(line):
+                key = match.group(1)
+                found[-1][2][key] = line[match.end():]
+            elif line and not line.startswith("#"):
+                found[-1][2][key] += "\n" + line
+    return found
+
+
+def from_sample(name, changes, without=()):
+    """`changes` by "table.key" (None: take it away). `without`: tables that are left out."""
+    lines, tables = [], sections(name)
+    unknown = [key for key in changes if key.rpartition(".")[0] not in [table for table, _, _ in tables]]
+    if unknown:
+        raise ValueError(f"{name} has no table for {unknown}")
+    for table, header, keys in tables:
+        if table in without:
+            continue
+        keys.update({key.rpartition(".")[2]: value for key, value in changes.items() if key.rpartition(".")[0] == table})
+        lines += ([header] if header else []) + [f"{key} = {value}" for key, value in keys.items() if value is not None] + [""]
+    return "\n".join(lines)
+
+
 def controlplane(lab):
     listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
-    return f"""\
-listen = {text(listen)}
-database = {text(lab.directory + "/controlplane/controlplane.db")}
-insecure = true
-
-[timeouts]
-host_heartbeat = "4s"
-
-[log]
-level = "debug"
-"""
+    return from_sample("controlplane.toml", {
+        "listen": text(listen), "database": text(lab.directory + "/controlplane/controlplane.db"), "timeouts.host_heartbeat": '"4s"', "log.level": '"debug"'})
 
 
 def port(lab, host):
     """What the data plane sends through; net_memif joins two hosts without the data network."""
     device = lab.options.get("device", "net_af_packet")
-    lines = [f"device = {text(device)}"]
+    keys = {"port.device": text(device), "port.interface": None, "port.addresses": f"[{text(lab.network.data_prefix(host))}]",
+            "port.mtu": str(lab.options.get("mtu", {}).get(host, lab.network.mtu))}
     if device == "net_memif":
-        lines += [f'socket = {text(lab.directory + "/memif.sock")}', f'role = "{"server" if host == lab.hosts[0] else "client"}"']
+        keys |= {"port.socket": text(lab.directory + "/memif.sock"), "port.role": text("server" if host == lab.hosts[0] else "client")}
     elif device == "net_af_packet":
-        lines.append('interface = "data0"')
-    lines += [f"addresses = [{text(lab.network.data_prefix(host))}]", f"mtu = {lab.options.get('mtu', {}).get(host, lab.network.mtu)}", 'idle = "adaptive"']
-    return "\n".join(lines)
+        keys["port.interface"] = '"data0"'
+    return keys
 
 
 def lcores(lab):
     """All on any CPU: a lab has fewer than it has lcores."""
     cpus = text(f"0-{os.cpu_count() - 1}")
-    return "".join(f"[[eal.lcores]]\nlcore = {number}\ncpus = {cpus}\n" for number in range(lab.options.get("lcores", 0)))
+    return "".join(f"\n[[eal.lcores]]\nlcore = {number}\ncpus = {cpus}\n" for number in range(lab.options.get("lcores", 0)))
 
 
 def dataplane(lab, host):
     directory = f"{lab.directory}/{host}"
-    memory = [lab.memory_dir(host)]
-    if lab.backing == "hugetlbfs":
-        memory.append(lab.memory_dir(host) + "/huge")
-    budget = lab.options.get("memory_budget", {}).get(host, "8GiB")
-    return f"""\
-control_socket = {text(directory + "/dataplane.sock")}
-run_dir = {text(directory)}
-memory_dirs = {text(memory)}
-memory_budget = {text(budget)}
-insecure = true
+    memory = [lab.memory_dir(host)] + ([lab.memory_dir(host) + "/huge"] if lab.backing == "hugetlbfs" else [])
+    return from_sample("dataplane-trial.toml", {
+        "control_socket": text(directory + "/dataplane.sock"), "run_dir": text(directory), "memory_dirs": text(memory),
+        "memory_budget": text(lab.options.get("memory_budget", {}).get(host, "8GiB")),
+        "eal.hugepages": "true" if lab.options.get("dpdk_hugepages") else "false", **port(lab, host)}) + lcores(lab) + tracking_and_log(lab)
 
-[eal]
-hugepages = {"true" if lab.options.get("dpdk_hugepages") else "false"}
-memory = "256MiB"
-{lcores(lab)}
-[[port]]
-{port(lab, host)}
 
-[tracking]
-tracker = {text(lab.tracker)}
-
-[log]
-level = "debug"
-"""
+def tracking_and_log(lab):
+    return f'\n[tracking]\ntracker = {text(lab.tracker)}\n\n[log]\nlevel = "debug"\n'
 
 
 def bridge(lab, host):
     directory = f"{lab.directory}/{host}"
-    huge = f'memory_dir_hugetlbfs = {text(lab.memory_dir(host) + "/huge")}\n' if lab.backing == "hugetlbfs" else ""
-    return f"""\
-host = {text(host)}
-dataplane_socket = {text(directory + "/dataplane.sock")}
-controlplane = {text(lab.network.control_address(host) + ":7300")}
-run_dir = {text(directory)}
-state_dir = {text(directory + "/state")}
-memory_dir_tmpfs = {text(lab.memory_dir(host))}
-{huge}insecure = true
-
-[tracking]
-tracker = {text(lab.tracker)}
-
-[log]
-level = "debug"
-"""
+    return from_sample("bridge.toml", {
+        "host": text(host), "dataplane_socket": text(directory + "/dataplane.sock"), "controlplane": text(lab.network.control_address(host) + ":7300"),
+        "run_dir": text(directory), "state_dir": text(directory + "/state"), "memory_dir_tmpfs": text(lab.memory_dir(host)),
+        "memory_dir_hugetlbfs": text(lab.memory_dir(host) + "/huge") if lab.backing == "hugetlbfs" else None},
+        without=("tracking", "log")) + tracking_and_log(lab)
 
 
 def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc", accel="tcg"):
     base = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-kernel", f"{lab.guest}/vmlinuz", "-initrd",
             f"{lab.guest}/initramfs.gz", "-append", append, "-chardev", "file,id=con,path=${run_dir}/${name}-console.log,append=on", "-serial",
             "chardev:con", "-qmp", "unix:${run_dir}/${name}-people.qmp,server=on,wait=off"]
-    lines = [f"name = {text(name)}", f"uuid = {text(vm_uuid)}", f"machine = {text(machine)}", f"accel = {text(accel)}", f"vcpus = {vcpus}",
-             f"arguments = {text(base + arguments)}"]
-    if user:
-        lines.append(f"user = {text(user)}")
+    definition = from_sample("vm.toml", {
+        "name": text(name), "uuid": text(vm_uuid), "machine": text(machine), "accel": text(accel), "cpu": None, "vcpus": str(vcpus),
+        "arguments": text(base + arguments), "user": text(user)}, without=("region",))
     for index in range(regions):
-        lines += ["", "[[region]]", f'name = "ram{index}"', f'size = "{mem_mib // regions}MiB"', f"backing = {text(lab.backing)}"]
-    return "\n".join(lines) + "\n"
+        definition += f'\n[[region]]\nname = "ram{index}"\nsize = "{mem_mib // regions}MiB"\nbacking = {text(lab.backing)}\n'
+    return definition
 
 
 def plan(vm_name, destination, **keys):
-    lines = [f"vm = {text(vm_name)}", f"destination = {text(destination)}"]
-    lines += [f"{key} = {text(value) if isinstance(value, str) else value}" for key, value in keys.items()]
-    return "\n".join(lines) + "\n"
+    changes = {key: text(value) if isinstance(value, str) else str(value) for key, value in keys.items()}
+    return from_sample("plan.toml", {"vm": text(vm_name), "destination": text(destination), **changes})

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 STATUS = re.compile(r"GODWIT ms=(\d+) writes=(\d+) checked=(\d+) sweeps=(\d+) bad=(\d+)")
+DISK = re.compile(r"GODWIT DISK reads=(\d+)")
 BENCH = re.compile(r"GODWIT BENCH sweep=(\d+) pages_per_s=(\d+)")
 
 
@@ -41,6 +42,10 @@ class Console:
 
     def bench_rates(self):
         return [int(m.group(2)) for m in BENCH.finditer(self.text())]
+
+    def disk_reads(self):
+        found = DISK.findall(self.text())
+        return int(found[-1]) if found else 0
 
     def died(self):
         """The guest kernel's own words, if it says that it is in trouble."""

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from .lab import Lab, total_us
+from .lab import Lab, end_on_signals, total_us
 from .network import DATA
 from .peer import PeerVm
 from .processes import LabError
@@ -22,7 +22,8 @@ def say(text):
 
 
 def godwit_moves(lab, options):
-    say(f"starting a control plane and {len(lab.hosts)} hosts, each a data plane and a bridge in a network namespace of its own")
+    say(f"starting a control plane and {len(lab.hosts)} hosts, each a data plane and a bridge in a network namespace of its own; their files are in\n"
+        f"{lab.directory} until the end")
     lab.start()
     say(f"booting the guest on host-a under godwit: {options.mem_mib} MiB, {options.mb} MiB of random data, {options.rate} pages written a second")
     lab.start_vm(mem_mib=options.mem_mib, mb=options.mb, rate=options.rate)
@@ -86,7 +87,7 @@ def table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="home and away")
+    parser = argparse.ArgumentParser(prog="quickstart", description="the main job on one machine")
     parser.add_argument("--mem-mib", type=int, default=1024)
     parser.add_argument("--mb", type=int, default=500)
     parser.add_argument("--rate", type=int, default=200)
@@ -96,7 +97,7 @@ def main():
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--without-peer", action="store_true", help="godwit alone")
     options = parser.parse_args()
-    with Lab(mtu=options.mtu, shape_bps=options.shape) as lab:
+    with Lab(mtu=options.mtu, shape_bps=options.shape, options={"as_units": True}) as lab:
         results = {"godwit": godwit_moves(lab, options)}
         lab.stop_daemons()
         if not options.without_peer:
@@ -109,6 +110,7 @@ def main():
 
 
 if __name__ == "__main__":
+    end_on_signals()
     try:
         sys.exit(main())
     except LabError as error:

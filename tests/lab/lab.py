@@ -4,9 +4,10 @@ import atexit
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
-import tempfile
+import sys
 import threading
 import uuid
 
@@ -33,16 +34,36 @@ def program(name):
     return path
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(number, _frame):
+    ignore_signals()  # a second Ctrl-C must not stop the cleaning up, nor reach the commands that do it
+    print("interrupted: taking down what was set up", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+def end_on_signals():
+    """From here on a signal ends the program through its `finally` and `with`. Only the main thread may say so; others leave it as it is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _end)
+
+
+def ignore_signals():
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Lab:
     """Use as a context manager. Hosts are named host-a, host-b, ... in namespaces of their own."""
-
-    open_labs = []
 
     def __init__(self, hosts=2, mtu=9000, shape_bps=None, backing="tmpfs", tracker="auto", keep=False, options=None):
         self.id = "gw" + uuid.uuid4().hex[:5]
         self.hosts = [f"host-{letter}" for letter in "abcdefgh"[:hosts]]
         self.backing, self.tracker, self.keep, self.options = backing, tracker, keep, options or {}
-        self.directory = tempfile.mkdtemp(prefix=f"godwit-lab-{self.id}-", dir="/tmp")
+        self.directory = f"/tmp/godwit-lab-{self.id}-{uuid.uuid4().hex[:8]}"
         self.shm = f"/dev/shm/{os.path.basename(self.directory)}"
         self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False))
         self.guest = os.path.join(BUILD, "guest")
@@ -54,10 +75,7 @@ class Lab:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def __enter__(self):
-        Lab.open_labs.append(self)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, self._on_signal)
+        end_on_signals()
         atexit.register(self.close)
         try:
             self._make_directories()
@@ -73,16 +91,16 @@ class Lab:
             self._save_logs()
         self.close()
 
-    @staticmethod
-    def _on_signal(number, _frame):
-        raise SystemExit(128 + number)
-
     def _make_directories(self):
+        os.mkdir(self.directory, 0o700)
         for name in ["controlplane"] + self.hosts:
             os.makedirs(f"{self.directory}/{name}", exist_ok=True)
         for host in self.hosts:
             os.makedirs(f"{self.shm}/{host}", exist_ok=True)
-            os.chmod(f"{self.shm}/{host}", 0o777)
+            if self.options.get("as_units"):  # what the units' RuntimeDirectoryMode says; memory_dir is the daemons' to make
+                os.chmod(f"{self.directory}/{host}", 0o711)
+            else:
+                os.chmod(f"{self.shm}/{host}", 0o777)
         os.chmod(self.directory, 0o755)
         if self.backing == "hugetlbfs" or self.options.get("dpdk_hugepages"):
             self._reserve_hugepages()
@@ -102,9 +120,10 @@ class Lab:
                 raise LabError(f"the kernel gave fewer than {want} hugepages")
 
     def close(self):
-        """Ends everything that the lab made. Safe to call twice."""
+        """Ends everything that the lab made, whatever signals come. Safe to call twice."""
         if self.closed:
             return
+        ignore_signals()
         self.closed = True
         for daemon in reversed(list(self.daemons.values())):
             daemon.stop(5)
@@ -119,8 +138,7 @@ class Lab:
         shutil.rmtree(self.shm, ignore_errors=True)
         if not self.keep:
             shutil.rmtree(self.directory, ignore_errors=True)
-        if self in Lab.open_labs:
-            Lab.open_labs.remove(self)
+        end_on_signals()
 
     def _save_logs(self):
         """Keeps the daemons' logs of a failed run where CI and people find them."""
@@ -132,7 +150,7 @@ class Lab:
     # ---- daemons ----------------------------------------------------------------------------------------------------
 
     def memory_dir(self, host):
-        return f"{self.shm}/{host}"
+        return f"{self.shm}/{host}/godwit" if self.options.get("as_units") else f"{self.shm}/{host}"
 
     def start(self):
         """Control plane first, then every host; returns when all hosts are registered."""
@@ -156,8 +174,9 @@ class Lab:
         path = f"{directory}/{name}.toml"
         with open(path, "w") as file:
             file.write(config)
-        command = self.network.command(where, program(name), "--config", path)
-        self.daemons[key] = Daemon(key, command, f"{directory}/{name}.log")
+        confined, umask = (as_unit(name), 0o077) if self.options.get("as_units") else ([], -1)
+        command = self.network.command(where, *confined, program(name), "--config", path)
+        self.daemons[key] = Daemon(key, command, f"{directory}/{name}.log", umask=umask)
         return self.daemons[key]
 
     def start_controlplane(self):
@@ -241,6 +260,15 @@ class Lab:
             except OSError:
                 continue
         return found
+
+
+def as_unit(name):
+    """Prefix of a command that gives a daemon the capabilities that its unit gives it, and no more."""
+    with open(os.path.join(ROOT, f"config/systemd/godwit-{name}.service.in")) as file:
+        text = file.read()
+    capabilities = re.search(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE).group(1).split()
+    wanted = ",".join(["-all"] + ["+" + c.removeprefix("CAP_").lower() for c in capabilities])
+    return ["setpriv", "--bounding-set", wanted] + (["--no-new-privs"] if "\nNoNewPrivileges=yes\n" in text else [])
 
 
 def total_us(summary):

@@ -64,8 +64,8 @@ class Network:
                          "burst", "1m", "latency", "50ms")
 
     def _namespace(self, name):
+        self.made.append(name)  # first: what is half made is taken away, too
         run("ip", "netns", "add", name)
-        self.made.append(name)
         self._in(name, "ip", "link", "set", "lo", "up")
         run("ip", "netns", "exec", name, "sh", "-c",
             "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6", check=False)

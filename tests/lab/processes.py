@@ -33,11 +33,11 @@ def wait_until(what, condition, timeout_s=30.0, interval_s=0.02):
 class Daemon:
     """One started program with its log file."""
 
-    def __init__(self, name, command, log_path, environment=None):
+    def __init__(self, name, command, log_path, environment=None, umask=-1):
         self.name, self.command, self.log_path = name, command, log_path
         self.log_file = open(log_path, "ab")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=subprocess.STDOUT,
-                                        start_new_session=True, env={**os.environ, **(environment or {})})
+                                        start_new_session=True, umask=umask, env={**os.environ, **(environment or {})})
 
     @property
     def pid(self):

@@ -31,6 +31,13 @@ pages::PageNumber ModelMemory::first_difference(const ModelMemory& other) const 
                                         pages_.begin());
 }
 
+std::expected<void, transfer::GuestError> ModelMemory::check_whole() const {
+  if (lost_) {
+    return std::unexpected(transfer::GuestError{"simulated: the RAM file was cut short"});
+  }
+  return {};
+}
+
 std::expected<void, transfer::GuestError> ModelMemory::fault(const char* call) {
   if (fail_next_) {
     fail_next_ = false;

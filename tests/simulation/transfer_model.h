@@ -43,6 +43,12 @@ class ModelMemory final : public transfer::GuestMemory {
   /// The n-th placement from now is damaged silently.
   void damage_placement(std::uint64_t n) { damage_in_ = n; }
   void fail_next_call(bool fail = true) { fail_next_ = fail; }
+  /// From now on every page reads as zero. `noticed`: by an access, else only who looks finds out.
+  void lose(bool noticed) {
+    std::fill(pages_.begin(), pages_.end(), PageContent{});
+    lost_ = true;
+    damaged_ = noticed;
+  }
   /// A placement from now on is a bug: the object was told that the end has failed.
   void freeze() { frozen_ = true; }
   void thaw() { frozen_ = false; }
@@ -57,6 +63,8 @@ class ModelMemory final : public transfer::GuestMemory {
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
   std::expected<void, transfer::GuestError> collect_written(pages::Bitmap& out) override;
   std::expected<void, transfer::GuestError> find_zero(const pages::Bitmap& among, pages::Bitmap& out) override;
+  [[nodiscard]] bool damaged() const override { return damaged_; }
+  [[nodiscard]] std::expected<void, transfer::GuestError> check_whole() const override;
 
  private:
   [[nodiscard]] std::expected<void, transfer::GuestError> fault(const char* call);
@@ -65,6 +73,7 @@ class ModelMemory final : public transfer::GuestMemory {
   pages::Bitmap written_;
   std::uint64_t damage_in_ = 0, place_calls_ = 0;
   bool fail_next_ = false, frozen_ = false, placed_while_frozen_ = false;
+  bool lost_ = false, damaged_ = false;
 };
 
 /// Jobs run one after the other, each as a whole at one moment between submission and the call of `done`.

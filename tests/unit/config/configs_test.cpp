@@ -68,6 +68,16 @@ TEST(DataplaneConfigFile, EachDeviceHasItsKeys) {
   EXPECT_THAT(port_mistakes("device = 'net_tap0,iface=t0'\n" + kAddresses), IsEmpty());
 }
 
+TEST(DataplaneConfigFile, CreditIsWhatOneAcknowledgementReports) {
+  const auto with_credit = [](const char* packets) {
+    return mistakes<DataplaneConfig>(kHead + "[transport]\ncredit_packets = " + packets + "\n" + kVeth + kAddresses);
+  };
+  EXPECT_THAT(with_credit("63"), ElementsAre("transport.credit_packets: is 63, must be 64 to 1024"));
+  EXPECT_THAT(with_credit("1025"), ElementsAre("transport.credit_packets: is 1025, must be 64 to 1024"));
+  EXPECT_THAT(with_credit("64"), IsEmpty());
+  EXPECT_THAT(with_credit("1024"), IsEmpty());
+}
+
 TEST(DataplaneConfigFile, PciNeedsHugepages) {
   EXPECT_THAT(
       mistakes<DataplaneConfig>(kHead + "[eal]\nhugepages = false\n[[port]]\ndevice = '0000:01:00.0'\n" + kAddresses),
@@ -151,6 +161,27 @@ TEST(MigrationPlanFile, ValuesAndRanges) {
   EXPECT_EQ(plan->rounds_max, 30U);
   EXPECT_THAT(mistakes<MigrationPlan>("vm = 'v'\ndestination = 'b'\ndowntime_limit = 0\nreuse = 'yes'\ntime_limit = 0"),
               ElementsAre(HasSubstr("downtime_limit: is 0 "), HasSubstr("reuse: is \"yes\", must be one of \"auto\"")));
+}
+
+TEST(MigrationPlanFile, FlagsGoBeforeTheFileAndAreHeldToItsRules) {
+  const test::TemporaryDirectory directory;
+  std::ofstream(directory / "plan.toml") << "destination = 'b'\ndowntime_limit = '1s'\nrounds_max = 5";
+  const auto plan = load_migration_plan(directory / "plan.toml", {{"vm", "v"}, {"rounds_max", "7"}});
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->vm, "v");
+  EXPECT_EQ(plan->destination, "b");
+  EXPECT_EQ(plan->downtime_limit, milliseconds(1000));
+  EXPECT_EQ(plan->rounds_max, 7U);
+
+  const auto wrong = load_migration_plan("", {{"vm", "v"}, {"downtime_limit", "0"}, {"rounds_max", "many"}});
+  ASSERT_FALSE(wrong);
+  std::vector<std::string> texts;
+  for (const Diagnostic& diagnostic : wrong.error()) {
+    texts.push_back(diagnostic.text());
+  }
+  EXPECT_THAT(texts, testing::UnorderedElementsAre("command line: destination: is missing, and has no default",
+                                                   HasSubstr("command line: downtime_limit: is 0 "),
+                                                   "command line: rounds_max: expected an integer, found a string"));
 }
 
 TEST(CtlConfigFile, FlagThenEnvironmentThenFileThenDefault) {

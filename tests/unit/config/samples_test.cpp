@@ -134,7 +134,7 @@ TEST(Samples, EveryFileIsOneOfThese) {
 TEST(Samples, OnlyTheBridgeMayPtrace) {
   for (const std::string daemon : {"dataplane", "bridge", "controlplane"}) {
     bool ptrace = false;
-    const auto lines = lines_of(kSource / "config/systemd" / ("godwit-" + daemon + ".service"));
+    const auto lines = lines_of(kSource / "config/systemd" / ("godwit-" + daemon + ".service.in"));
     EXPECT_FALSE(lines.empty());
     for (const auto& line : lines) {
       ptrace = ptrace || (!line.starts_with('#') && line.find("CAP_SYS_PTRACE") != std::string::npos);

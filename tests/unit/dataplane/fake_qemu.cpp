@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 namespace godwit::tests {
@@ -38,6 +40,27 @@ FakeQemu::~FakeQemu() {
   if (memory_ != nullptr) {
     munmap(memory_, bytes_);
   }
+}
+
+std::string FakeQemu::armed() const {
+  std::ifstream smaps("/proc/self/smaps");
+  bool ours = false;
+  bool seen = false;
+  std::string flags;
+  for (std::string line; std::getline(smaps, line);) {
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx", &begin, &end) == 2) {
+      const auto ram = reinterpret_cast<std::uint64_t>(memory_);
+      ours = begin >= ram && begin < ram + bytes_;
+    } else if (ours && line.starts_with("VmFlags:")) {
+      seen = true;
+      for (const char* flag : {" um", " uw", " ui"}) {
+        flags += line.find(flag) != std::string::npos ? flag : "";
+      }
+    }
+  }
+  return seen ? flags : "the RAM is not mapped";
 }
 
 void FakeQemu::describe(dataplane::v1::AttachGuest& request) const {

@@ -24,6 +24,9 @@ class FakeQemu {
   [[nodiscard]] const std::string& error() const { return error_; }
   [[nodiscard]] std::span<std::byte> data() const { return {memory_, bytes_}; }
   [[nodiscard]] std::vector<int> descriptors() const { return {file_.get(), userfaultfd_.get(), pagemap_.get()}; }
+  /// The userfaultfd flags that the kernel shows on the RAM's mapping ("um": missing, "uw": write protection); empty:
+  /// none.
+  [[nodiscard]] std::string armed() const;
   void describe(dataplane::v1::AttachGuest& request) const;
 
  private:

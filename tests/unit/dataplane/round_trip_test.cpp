@@ -9,10 +9,12 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <thread>
 
+#include "base/uuid.h"
 #include "tests/unit/dataplane/bridge_client.h"
 #include "tests/unit/dataplane/fake_qemu.h"
 #include "tests/unit/dataplane/two_hosts.h"
@@ -34,6 +36,8 @@ struct Move {
   bool reuse = false;
 };
 
+const Move kFirst{.from = 0, .to = 1, .id = id_of('1'), .epoch_base = 10, .ownership = 1};
+
 class RoundTrip : public testing::Test {
  protected:
   void SetUp() override { set_up(9000); }
@@ -50,6 +54,9 @@ class RoundTrip : public testing::Test {
   }
 
   void TearDown() override {
+    for (std::size_t host = 0; host < 2; ++host) {
+      EXPECT_EQ(hosts_.log(host).find("Sanitizer"), std::string::npos) << "a daemon built with a sanitizer complains";
+    }
     if (HasFailure()) {
       for (std::size_t host = 0; host < 2; ++host) {
         std::fprintf(stderr, "---- log of host %zu\n%s", host, hosts_.log(host).c_str());
@@ -84,6 +91,19 @@ class RoundTrip : public testing::Test {
     return ask(host, request, guests_[host]->descriptors()).attach_guest();
   }
 
+  /// A filled guest on host 0 and an empty one on host 1, both attached. False: skipped.
+  bool attach_both() {
+    make_guest(0);
+    make_guest(1);
+    if (IsSkipped()) {
+      return false;
+    }
+    fill(0);
+    tracker_ = attach(0, api::AttachGuest::FRESH, 1).tracker();
+    attach(1, api::AttachGuest::ARRIVING, 1);
+    return true;
+  }
+
   api::PrepareMigrationResult prepare(std::size_t host, const Move& move, api::Role role) {
     api::ToDataplane request;
     api::PrepareMigration& prepare = *request.mutable_prepare_migration();
@@ -108,6 +128,7 @@ class RoundTrip : public testing::Test {
     start.set_secret(std::string(32, 's'));
     start.mutable_policy()->set_downtime_limit_us(200'000);
     start.mutable_policy()->set_verify(api::VERIFY_FULL);
+    start.mutable_policy()->set_bandwidth_limit_bps(bandwidth_bps_);
     ask(host, request);
   }
 
@@ -196,22 +217,19 @@ class RoundTrip : public testing::Test {
 
   void there_and_back();
 
-  std::string current_;  // migration; events of others are late ones
+  std::string current_;              // migration; events of others are late ones
+  std::uint64_t bandwidth_bps_ = 0;  // limit of the next migration; 0: none
+  api::Tracker tracker_ = api::TRACKER_AUTO;
   TwoHosts hosts_{GODWIT_DATAPLANE};
   std::array<BridgeClient, 2> bridges_;
   std::array<std::unique_ptr<FakeQemu>, 2> guests_;
 };
 
 void RoundTrip::there_and_back() {
-  make_guest(0);
-  make_guest(1);
-  if (IsSkipped()) {
+  if (!attach_both()) {
     return;
   }
-  fill(0);
-  EXPECT_FALSE(attach(0, api::AttachGuest::FRESH, 1).history_lost());
-  attach(1, api::AttachGuest::ARRIVING, 1);
-  const Move there{.from = 0, .to = 1, .id = id_of('1'), .epoch_base = 10, .ownership = 1};
+  const Move there = kFirst;
   begin(there);
   std::atomic<bool> stop{false};
   std::thread writer([&] {
@@ -263,16 +281,21 @@ class SmallFrames : public RoundTrip {
 };
 TEST_F(SmallFrames, PagesInFragmentsArriveWhole) { there_and_back(); }
 
+/// Frames arrive at either lcore, whoever owns their lane.
+class SeveralLcores : public RoundTrip {
+ protected:
+  void SetUp() override {
+    hosts_.use_lcores(2);
+    set_up(9000);
+  }
+};
+TEST_F(SeveralLcores, ShareAMigration) { there_and_back(); }
+
 TEST_F(RoundTrip, AnAbortedAttemptLeavesAnImageThatIsTrue) {
-  make_guest(0);
-  make_guest(1);
-  if (IsSkipped()) {
+  if (!attach_both()) {
     return;
   }
-  fill(0);
-  attach(0, api::AttachGuest::FRESH, 1);
-  attach(1, api::AttachGuest::ARRIVING, 1);
-  const Move first{.from = 0, .to = 1, .id = id_of('1'), .epoch_base = 10, .ownership = 1};
+  const Move first = kFirst;
   begin(first);
   ASSERT_TRUE(wait(0, api::Event::kReadyToSwitch));
   EXPECT_GT(finish(0, first, api::OUTCOME_ABORTED, 1).epoch_next(), 10U);
@@ -296,13 +319,10 @@ TEST_F(RoundTrip, AnAbortedAttemptLeavesAnImageThatIsTrue) {
 }
 
 TEST_F(RoundTrip, ARestartedDaemonKnowsWhatWasWritten) {
-  make_guest(0);
-  make_guest(1);
-  if (IsSkipped()) {
+  if (!attach_both()) {
     return;
   }
-  fill(0);
-  if (attach(0, api::AttachGuest::FRESH, 1).tracker() != api::TRACKER_PAGEMAP_SCAN) {
+  if (tracker_ != api::TRACKER_PAGEMAP_SCAN) {
     GTEST_SKIP() << "this kernel has no PAGEMAP_SCAN: other trackers lose their history with the daemon";
   }
   hosts_.kill_daemon(0, SIGKILL);
@@ -311,33 +331,93 @@ TEST_F(RoundTrip, ARestartedDaemonKnowsWhatWasWritten) {
   ASSERT_TRUE(bridges_[0].connect(hosts_.socket(0)));
   const auto again = attach(0, api::AttachGuest::CONTINUING, 1);
   EXPECT_FALSE(again.history_lost()) << again.history_reason();
-  attach(1, api::AttachGuest::ARRIVING, 1);
-  const Move move{.from = 0, .to = 1, .id = id_of('1'), .epoch_base = 10, .ownership = 1};
-  begin(move);
+  begin(kFirst);
   ASSERT_TRUE(wait(0, api::Event::kReadyToSwitch));
-  ASSERT_NO_FATAL_FAILURE(switch_over(move));
+  ASSERT_NO_FATAL_FAILURE(switch_over(kFirst));
   expect_equal_memory();
 }
 
 TEST_F(RoundTrip, APeerThatDiesFailsTheMigrationAndLeavesTheGuest) {
-  make_guest(0);
-  make_guest(1);
-  if (IsSkipped()) {
+  if (!attach_both()) {
     return;
   }
-  fill(0);
-  attach(0, api::AttachGuest::FRESH, 1);
-  attach(1, api::AttachGuest::ARRIVING, 1);
-  const Move move{.from = 0, .to = 1, .id = id_of('1'), .epoch_base = 10, .ownership = 1};
-  begin(move);
+  begin(kFirst);
   hosts_.kill_daemon(1, SIGKILL);
   const auto failed = bridges_[0].wait_event([](const api::Event& event) { return event.has_migration_failed(); });
   ASSERT_TRUE(failed.has_value());
   EXPECT_EQ(failed->migration_failed().error().code(), api::Error::PEER) << failed->migration_failed().error().text();
-  EXPECT_GT(finish(0, move, api::OUTCOME_ABORTED, 1).epoch_next(), 10U);
+  EXPECT_GT(finish(0, kFirst, api::OUTCOME_ABORTED, 1).epoch_next(), 10U);
   api::ToDataplane request;
   request.mutable_get_status();
   EXPECT_EQ(ask(0, request).status().guests_size(), 1);
+}
+
+TEST_F(RoundTrip, AFailedAttachLeavesNothingArmed) {
+  make_guest(0);
+  std::memset(guests_[0]->data().data(), 1, kBytes);
+  // Where what is tracked would be noted there is a directory: the last step of attaching fails.
+  const Id128 vm = Id128::from_bytes(id_of('v')).value();
+  std::filesystem::create_directories(hosts_.directory(0) + "/" + vm.text() + ".tracking/full");
+  for (const auto tracker : {api::TRACKER_PAGEMAP_SCAN, api::TRACKER_WRITE_PROTECT_EVENTS}) {
+    api::ToDataplane request;
+    guests_[0]->describe(*request.mutable_attach_guest());
+    request.mutable_attach_guest()->set_vm_uuid(id_of('v'));
+    request.mutable_attach_guest()->set_image_id(id_of('i'));
+    request.mutable_attach_guest()->set_ownership(1);
+    request.mutable_attach_guest()->set_epoch(1);
+    request.mutable_attach_guest()->set_has_balloon(true);
+    request.mutable_attach_guest()->set_tracker(tracker);
+    const auto reply = bridges_[0].ask(request, guests_[0]->descriptors());
+    ASSERT_TRUE(reply);
+    ASSERT_NE(reply->error().code(), api::Error::NONE) << "attached without a place for its history";
+    EXPECT_EQ(guests_[0]->armed(), "") << api::Tracker_Name(tracker) << ": " << reply->error().text();
+  }
+  api::ToDataplane status;
+  status.mutable_get_status();
+  EXPECT_EQ(ask(0, status).status().guests_size(), 0);
+}
+
+/// Guest RAM is cut short by its owner while it moves, on the one host or on the other.
+class CutShort : public RoundTrip, public testing::WithParamInterface<std::size_t> {};
+INSTANTIATE_TEST_SUITE_P(Hosts, CutShort, testing::Values(0, 1),
+                         [](const auto& host) { return host.param == 0 ? "Source" : "Destination"; });
+
+TEST_P(CutShort, FailsItsMigrationAndNothingElse) {
+  if (!attach_both()) {
+    return;
+  }
+  bandwidth_bps_ = 200'000'000;  // some two seconds
+  begin(kFirst);
+  ASSERT_TRUE(wait(0, api::Event::kProgress));
+  ASSERT_EQ(truncate((hosts_.directory(GetParam()) + "/vm.ram").c_str(), 1 << 20), 0);
+  const auto failed =
+      bridges_[GetParam()].wait_event([](const api::Event& event) { return event.has_migration_failed(); });
+  ASSERT_TRUE(failed.has_value());
+  const std::string& text = failed->migration_failed().error().text();
+  EXPECT_NE(text.find("cut short"), std::string::npos) << text;
+  finish(0, kFirst, api::OUTCOME_ABORTED, 1);
+  const auto partial = finish(1, kFirst, api::OUTCOME_ABORTED, 1);
+  if (GetParam() == 1) {
+    EXPECT_FALSE(partial.image_retained());
+    EXPECT_NE(partial.image_reason().find("cut short"), std::string::npos) << partial.image_reason();
+  }
+  for (const std::size_t host : {0U, 1U}) {
+    ASSERT_TRUE(hosts_.daemon_runs(host));
+    guests_[host].reset();
+    unlink((hosts_.directory(host) + "/vm.ram").c_str());
+  }
+  // Another guest on the same daemons.
+  api::ToDataplane request;
+  request.mutable_detach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_detach_guest()->set_ownership(1);
+  ask(0, request);
+  ASSERT_TRUE(attach_both());
+  bandwidth_bps_ = 0;
+  const Move second{.from = 0, .to = 1, .id = id_of('2'), .epoch_base = 2000, .ownership = 1};
+  begin(second);
+  ASSERT_TRUE(wait(0, api::Event::kReadyToSwitch));
+  ASSERT_NO_FATAL_FAILURE(switch_over(second));
+  expect_equal_memory();
 }
 
 TEST_F(RoundTrip, AHostileBridgeGetsErrorsAndHarmsNobody) {

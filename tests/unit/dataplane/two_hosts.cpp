@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 namespace godwit::tests {
@@ -55,12 +56,17 @@ std::string TwoHosts::make_network(unsigned mtu) {
 
 std::string TwoHosts::start_daemon(std::size_t host, const std::string& address) {
   const std::string config = directory(host) + "/dataplane.toml";
+  std::string lcores;
+  for (unsigned lcore = 0; lcore < lcores_; ++lcore) {
+    lcores += (lcore == 0 ? "" : ", ") + ("{lcore = " + std::to_string(lcore)) + ", cpus = \"0-" +
+              std::to_string(std::thread::hardware_concurrency() - 1) + "\"}";
+  }
   std::ofstream(config) << "control_socket = \"" << socket(host) << "\"\n"
                         << "run_dir = \"" << directory(host) << "\"\n"
                         << "memory_dirs = [\"" << directory(host) << "\"]\n"
                         << "insecure = true\n"
                         << "[log]\nlevel = \"info\"\n"
-                        << "[eal]\nhugepages = false\nmemory = \"128MiB\"\n"
+                        << "[eal]\nhugepages = false\nmemory = \"128MiB\"\nlcores = [" << lcores << "]\n"
                         << "[[port]]\ndevice = \"net_af_packet\"\ninterface = \"gw0\"\n"
                         << "addresses = [\""
                         << (address.empty() ? (host == 0 ? "10.9.0.1/24" : "10.9.0.2/24") : address) << "\"]\n"

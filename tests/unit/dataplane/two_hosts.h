@@ -16,6 +16,8 @@ class TwoHosts {
   TwoHosts(const TwoHosts&) = delete;
   TwoHosts& operator=(const TwoHosts&) = delete;
 
+  /// Of daemons started from now on; on any CPU.
+  void use_lcores(unsigned lcores) { lcores_ = lcores; }
   /// Empty, or why there are no two hosts here (a skip).
   std::string make_network(unsigned mtu);
   /// Empty, or what failed.
@@ -36,6 +38,7 @@ class TwoHosts {
   const std::string daemon_;
   std::string directory_;
   unsigned mtu_ = 1500;
+  unsigned lcores_ = 1;
   bool network_ = false;
   std::array<pid_t, 2> pids_{-1, -1};
 };

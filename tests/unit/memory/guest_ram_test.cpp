@@ -6,6 +6,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <random>
 
 #include "tests/unit/memory/guest_process.h"
@@ -65,27 +66,30 @@ TEST_P(GuestRamTest, PagesAreNumberedThroughTheRegions) {
 TEST_P(GuestRamTest, WhatIsWrittenIsRead) {
   std::vector<std::byte> bytes(100 * kPage);
   std::mt19937 random(1);
-  for (std::byte& byte : bytes) {
-    byte = static_cast<std::byte>(random());
+  // Into holes, whatever is said of them; then over what is there, by file and by mapping.
+  for (const bool present : {true, false, true}) {
+    std::ranges::generate(bytes, [&random] { return static_cast<std::byte>(random()); });
+    // Runs across the border of the regions, a gap, and fragments of one page; whole pages and odd lengths.
+    std::vector<PageWrite> writes;
+    for (pages::PageNumber page = 990; page < 1080; ++page) {
+      writes.push_back({page, 0, std::span(bytes).subspan((page - 990) * kPage, kPage), present});
+    }
+    for (pages::PageNumber page = 2000; page < 2010; ++page) {
+      writes.push_back({page, 0, std::span(bytes).subspan((page - 1910) * kPage, 1403), present});
+      writes.push_back({page, 1403, std::span(bytes).subspan((page - 1910) * kPage + 1403, kPage - 1403), present});
+    }
+    writes.push_back({2012, 100, std::span(bytes).subspan(91 * kPage, 50), present});
+    ASSERT_TRUE(ram_->write(writes));
+    std::vector<std::byte> back(90 * kPage);
+    ASSERT_TRUE(ram_->read_pages(990, back));
+    EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin()));
+    back.resize(10 * kPage);
+    ASSERT_TRUE(ram_->read_pages(2000, back));
+    EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin() + 90 * kPage));
+    back.resize(50);
+    ASSERT_TRUE(ram_->read(2012, 100, back));
+    EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin() + 91 * kPage));
   }
-  // Runs across the border of the regions, a gap, and fragments of one page.
-  std::vector<PageWrite> writes;
-  for (pages::PageNumber page = 990; page < 1080; ++page) {
-    writes.push_back({page, 0, std::span(bytes).subspan((page - 990) * kPage, kPage)});
-  }
-  writes.push_back({2000, 0, std::span(bytes).subspan(90 * kPage, 1400)});
-  writes.push_back({2000, 1400, std::span(bytes).subspan(90 * kPage + 1400, kPage - 1400)});
-  writes.push_back({2002, 100, std::span(bytes).subspan(91 * kPage, 50)});
-  ASSERT_TRUE(ram_->write(writes));
-  std::vector<std::byte> back(90 * kPage);
-  ASSERT_TRUE(ram_->read_pages(990, back));
-  EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin()));
-  back.resize(kPage);
-  ASSERT_TRUE(ram_->read_pages(2000, back));
-  EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin() + 90 * kPage));
-  back.resize(50);
-  ASSERT_TRUE(ram_->read(2002, 100, back));
-  EXPECT_TRUE(std::equal(back.begin(), back.end(), bytes.begin() + 91 * kPage));
 }
 
 TEST_P(GuestRamTest, HolesReadAsZeroAndStayHoles) {
@@ -145,6 +149,41 @@ TEST_P(GuestRamTest, PunchedPagesReadAsZeroAndGiveTheirMemoryBack) {
   EXPECT_EQ(at(1600), std::byte{1});
   const std::uint64_t freed = GetParam() ? 2 * kHugePageSize : 1500 * kPage;  // pages 512..1535 are whole
   EXPECT_EQ(ram_->resident_bytes().value(), ram_->page_count() * kPage - freed);
+}
+
+TEST_P(GuestRamTest, AFileCutShortIsAnErrorEverywhere) {
+  const std::vector<std::byte> ones(kPage, std::byte{1});
+  for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
+    const PageWrite write{page, 0, ones};
+    ASSERT_TRUE(ram_->write({&write, 1}));
+  }
+  ASSERT_TRUE(ram_->check_whole());
+  ASSERT_EQ(ftruncate(ram_->region_of(2000).file, 2 << 20), 0);  // region 1 begins at page 1024
+  pages::Bitmap among(ram_->page_count());
+  pages::Bitmap found(ram_->page_count());
+  among.set(1024);
+  const auto lost = [](const auto& result) { return !result && result.error().code == ErrorCode::kLost; };
+  EXPECT_TRUE(lost(ram_->check_whole()));
+  EXPECT_TRUE(lost(ram_->find_present(found))) << "what lies beyond the end looks like holes";
+  EXPECT_TRUE(lost(ram_->find_zero(among, found)));
+  std::array<std::byte, kPage> bytes;
+  EXPECT_TRUE(lost(ram_->read(2000, 0, bytes)));
+  EXPECT_TRUE(ram_->read(1000, 0, bytes)) << "the other region";
+  EXPECT_FALSE(ram_->damaged()) << "no mapping was touched";
+}
+
+TEST_P(GuestRamTest, NoWriteMakesAFileWholeThatWasCutShort) {
+  const std::vector<std::byte> ones(kPage, std::byte{1});
+  ASSERT_EQ(ftruncate(ram_->region_of(2000).file, 2 << 20), 0);
+  for (const pages::PageNumber page : {pages::PageNumber{2000}, ram_->page_count() - 1}) {
+    const PageWrite write{page, 0, ones};
+    static_cast<void>(ram_->write({&write, 1}));
+  }
+  const auto whole = ram_->check_whole();
+  ASSERT_FALSE(whole);
+  EXPECT_NE(whole.error().text.find("cut short"), std::string::npos) << whole.error().text;
+  // hugetlbfs lets what was allocated beyond the end be touched.
+  EXPECT_EQ(ram_->damaged(), !GetParam());
 }
 
 TEST(GuestRamOpen, RefusesWhatCannotBe) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "base/uuid.h"
 #include "dataplane.pb.h"
 
 namespace godwit::bridge {
@@ -48,16 +49,28 @@ class FakeDataplane {
     stop();
     stopping_ = false;
     guest_.clear();
+    attached_.Clear();
     listen();
   }
   /// Keeps the destination's memory from ever being ready.
   void hold_memory() { hold_memory_ = true; }
+  /// Lets go what was held.
+  void release_memory(const Id128& migration) {
+    hold_memory_ = false;
+    place_memory(migration.to_bytes());
+  }
+  /// Answers every AttachGuest with an error.
+  void refuse_attach() { refuse_attach_ = true; }
   /// Both hosts' RAM is one file: nothing to copy, so what is left is QEMU's and the bridges' own time.
   void share_memory() { shared_memory_ = true; }
 
   bool wait_for(Request::RequestCase kind, int count = 1) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return count_of(kind) >= count; });
+  }
+  int count(Request::RequestCase kind) const {
+    const std::lock_guard lock(mutex_);
+    return count_of(kind);
   }
   std::vector<Request> requests() const {
     const std::lock_guard lock(mutex_);
@@ -141,6 +154,9 @@ class FakeDataplane {
     if (request.has_hello()) {
       reply.mutable_hello()->set_version(1);
       reply.mutable_hello()->add_trackers(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+    } else if (request.has_attach_guest() && refuse_attach_) {
+      reply.mutable_error()->set_code(dataplane::v1::Error::KERNEL);
+      reply.mutable_error()->set_text("refused by the test");
     } else if (request.has_attach_guest()) {
       const std::lock_guard lock(mutex_);
       guest_.clear();
@@ -148,13 +164,19 @@ class FakeDataplane {
         guest_.push_back(std::move(descriptors.at(static_cast<std::size_t>(i))));
       }
       reply.mutable_attach_guest()->set_tracker(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+      auto& guest = *attached_.add_guests();
+      guest.set_vm_uuid(request.attach_guest().vm_uuid());
+      guest.set_qemu_pid(request.attach_guest().qemu_pid());
+      guest.set_tracker(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+    } else if (request.has_detach_guest()) {
+      attached_.Clear();
     } else if (request.has_prepare_migration()) {
       reply.mutable_prepare_migration()->mutable_endpoint()->set_address("192.0.2.1");
     } else if (request.has_finish_migration()) {
       reply.mutable_finish_migration()->set_epoch_next(100);
       reply.mutable_finish_migration()->set_image_retained(true);
     } else if (request.has_get_status()) {
-      reply.mutable_status();
+      *reply.mutable_status() = attached_;
     } else if (request.has_list_images()) {
       reply.mutable_list_images();
     }
@@ -178,9 +200,14 @@ class FakeDataplane {
     end.mutable_device_state()->set_migration_id(migration);
     end.mutable_device_state()->set_end(true);
     send_event(std::move(end));
-    if (hold_memory_) {
-      return;
+    sender_ = &source;
+    if (!hold_memory_) {
+      place_memory(migration);
     }
+  }
+
+  void place_memory(const std::string& migration) {
+    const FakeDataplane& source = *sender_.load();
     for (std::size_t i = 0; i < guest_.size() && !shared_memory_; ++i) {
       off_t at = 0;
       std::vector<char> page(1 << 20);
@@ -205,7 +232,9 @@ class FakeDataplane {
 
   std::filesystem::path path_;
   FakeDataplane* peer_ = nullptr;
+  std::atomic<FakeDataplane*> sender_ = nullptr;
   std::atomic<bool> hold_memory_ = false;
+  std::atomic<bool> refuse_attach_ = false;
   std::atomic<bool> shared_memory_ = false;
   mutable std::mutex mutex_;
   std::mutex send_mutex_;
@@ -213,6 +242,7 @@ class FakeDataplane {
   UniqueFd listener_;
   UniqueFd connection_;
   std::vector<UniqueFd> guest_;
+  dataplane::v1::Status attached_;  // of the thread
   std::vector<Request> requests_;
   bool stopping_ = false;
   std::thread thread_;

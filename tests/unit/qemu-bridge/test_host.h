@@ -82,9 +82,7 @@ class TestHost {
     config.memory_dir_tmpfs = memory_.path();
     EXPECT_TRUE(journal.load());
     client_->start();
-    for (int i = 0; i < 500 && !client_->hello(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // tidy-allow(sleep): polls a bounded wait
-    }
+    wait_dataplane();
   }
   ~TestHost() {
     drop_vm();
@@ -152,6 +150,28 @@ class TestHost {
     const auto found = find();
     return found == events_.end() ? std::nullopt : std::optional(*found);
   }
+  bool wait_dataplane() {
+    client_->wait_until_up(kPatience);
+    return client_->hello().has_value();
+  }
+  /// As the agent does each second, only faster, until `reached` holds.
+  bool tick_until(const std::function<bool()>& reached) {
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    while (!reached()) {
+      if (std::chrono::steady_clock::now() > until) {
+        return false;
+      }
+      if (const auto vm = present()) {
+        vm->tick();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): polls a bounded wait
+    }
+    return true;
+  }
+  int count_events(Event::Kind kind) {
+    const std::lock_guard lock(mutex_);
+    return static_cast<int>(std::ranges::count(events_, kind, &Event::kind));
+  }
   bool wait_gone() {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, kPatience, [&] { return gone_; });
@@ -171,6 +191,7 @@ class TestHost {
   void clear_events() {
     const std::lock_guard lock(mutex_);
     events_.clear();
+    asked_ = 0;
   }
 
   /// Number of the guest's last beat, 0 before the first.

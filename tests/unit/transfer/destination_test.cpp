@@ -221,6 +221,25 @@ TEST_F(DestinationTest, NotReadyBeforeTheDeviceStateIsComplete) {
   EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
 }
 
+TEST_F(DestinationTest, NotReadyWhenWhatWasPlacedIsLost) {
+  for (const bool noticed : {false, true}) {
+    s.events = {};
+    s.memory = simulation::ModelMemory(kPages);
+    open(std::nullopt, wire::VerifyLevel::kOff);  // so that no digest finds it
+    arrive(1, 4, page_of(1));
+    s.memory.lose(noticed);
+    if (noticed) {
+      s.now = s.now + milliseconds(1);
+      destination->tick(s.now);
+    } else {
+      all_placed(1, 1, 0, {});
+    }
+    EXPECT_EQ(s.events.memory_ready, 0);
+    EXPECT_EQ(s.events.failed, 1);
+    EXPECT_EQ(s.events.failure, Failure::kGuestMemory);
+  }
+}
+
 TEST_F(DestinationTest, WhatDiffersIsAskedForAgain) {
   open();
   s.memory.damage_placement(1);
@@ -259,6 +278,19 @@ TEST_F(DestinationTest, FullVerificationReadsReusedPagesToo) {
   all_placed(1, 0, kPages, hashes.digest());
   EXPECT_EQ(s.events.memory_ready, 0);
   EXPECT_TRUE(s.find<wire::ChunkDigests>(s.sent()));
+}
+
+TEST_F(DestinationTest, WhatARoundBroughtIsHashedWhenItIsOverNotAtTheEnd) {
+  open();
+  begin(2, 0);
+  arrive(2, 4, page_of(1));
+  const std::size_t before = s.executor.submitted();
+  begin(3, 1);
+  EXPECT_EQ(s.executor.submitted(), before + 1);
+  begin(4, 0);
+  EXPECT_EQ(s.executor.submitted(), before + 1) << "nothing came, but something was hashed";
+  all_placed(4, 0, 1, digest_of({{4, 1}}));
+  EXPECT_EQ(s.events.memory_ready, 1);
 }
 
 TEST_F(DestinationTest, WithoutVerificationTheCountDecides) {

@@ -17,7 +17,10 @@ class ManualExecutor final : public Executor {
  public:
   void submit(std::function<void()> work, std::function<void()> done) override {
     jobs_.emplace_back(std::move(work), std::move(done));
+    ++submitted_;
   }
+  /// All that ever were.
+  [[nodiscard]] std::size_t submitted() const { return submitted_; }
   [[nodiscard]] std::size_t waiting() const { return jobs_.size(); }
   void work_first() {
     jobs_.front().first();
@@ -34,6 +37,7 @@ class ManualExecutor final : public Executor {
 
  private:
   std::deque<std::pair<std::function<void()>, std::function<void()>>> jobs_;
+  std::size_t submitted_ = 0;
 };
 
 struct Events final : MigrationEvents {

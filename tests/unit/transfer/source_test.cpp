@@ -379,6 +379,30 @@ TEST_F(SourceTest, DeviceStateWaitsWhenThePriorityLaneIsFull) {
   EXPECT_TRUE(source->device_state(chunk));
 }
 
+TEST_F(SourceTest, MemoryThatIsLostEndsTheMigrationAtOnce) {
+  first_round(3);
+  s.memory.lose(true);
+  advance(milliseconds(1));
+  EXPECT_EQ(s.events.failed, 1);
+  EXPECT_EQ(s.events.failure, Failure::kGuestMemory);
+  EXPECT_NE(s.events.text.find("cut short"), std::string::npos) << s.events.text;
+  EXPECT_TRUE(s.find<wire::Abort>(s.sent()));
+}
+
+TEST_F(SourceTest, MemoryLostAfterTheLastScanIsNotConfirmed) {
+  first_round(3);
+  source->guest_stopped(s.now);
+  source->device_state_end(s.now);
+  s.settle(*source);
+  acknowledge_round(2);
+  ASSERT_TRUE(s.find<wire::AllPlaced>(s.sent()));
+  s.memory.lose(false);
+  tell(*source, wire::Verified{});
+  s.settle(*source);
+  EXPECT_EQ(s.events.done, 0);
+  EXPECT_EQ(s.events.failure, Failure::kGuestMemory);
+}
+
 TEST_F(SourceTest, EveryEndingIsToldOnceAndThenThereIsSilence) {
   first_round(3);
   s.sent();

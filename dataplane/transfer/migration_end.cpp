@@ -1,0 +1,94 @@
+#include "dataplane/transfer/migration_end.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "base/check.h"
+
+namespace godwit::transfer {
+namespace {
+constexpr Duration kMemoryCheckInterval = milliseconds(500);
+}
+
+MigrationEnd::MigrationEnd(const MigrationConfig& config, GuestMemory& memory, Executor& executor,
+                           MigrationEvents& events)
+    : config_(config), memory_(memory), executor_(executor), events_(events), page_count_(memory.page_count()) {
+  totals_.pages_total = page_count_;
+}
+
+void MigrationEnd::begin(Instant now, std::span<transport::Lane* const> lanes) {
+  GW_ASSERT(lanes.size() >= 2);
+  lanes_.assign(lanes.begin(), lanes.end());
+  now_ = started_ = now;
+  memory_check_at_ = now + kMemoryCheckInterval;
+  wake_ = true;
+}
+
+void MigrationEnd::cancel(Instant now, const std::string& reason) {
+  now_ = std::max(now_, now);
+  before_cancel();
+  fail(Failure::kCancelled, reason);
+  if (!lanes_.empty()) {
+    outbox_.pump(*lanes_[0]);
+  }
+  tell_failure();
+}
+
+void MigrationEnd::end_failed(Failure failure, std::string text) {
+  failure_ = failure;
+  failure_text_ = std::move(text);
+  finished_at_ = now_;
+  wake_ = true;
+  outbox_.clear();
+  if (failure != Failure::kPeerFailed && failure != Failure::kPeerLost) {
+    outbox_.push(wire::Abort{failure_text_});
+  }
+}
+
+void MigrationEnd::tell_failure() {
+  if (!std::exchange(failure_told_, true)) {
+    events_.on_failed(failure_, failure_text_);
+  }
+}
+
+std::string MigrationEnd::shape_mismatch(std::uint64_t table_pages) const {
+  const std::uint64_t shape_pages =
+      std::accumulate(config_.regions.begin(), config_.regions.end(), std::uint64_t{0},
+                      [](std::uint64_t sum, const RegionShape& r) { return sum + r.pages; });
+  if (page_count_ != 0 && shape_pages == page_count_ && table_pages == page_count_ &&
+      config_.regions.size() <= wire::kRegionsMax) {
+    return {};
+  }
+  return "the regions have " + std::to_string(shape_pages) + " pages, the guest's memory " +
+         std::to_string(page_count_) + ", its table " + std::to_string(table_pages);
+}
+
+bool MigrationEnd::any_lane_dead() const {
+  return std::ranges::any_of(lanes_, [this](const auto* lane) { return lane->peer_dead(now_); });
+}
+
+void MigrationEnd::check_memory_if_due() {
+  if (memory_.damaged() || now_ >= memory_check_at_) {
+    memory_check_at_ = now_ + kMemoryCheckInterval;
+    check_memory();
+  }
+}
+
+bool MigrationEnd::check_memory() {
+  const auto whole = memory_.check_whole();
+  if (!whole) {
+    fail(Failure::kGuestMemory, whole.error().text);
+  }
+  return whole.has_value();
+}
+
+void MigrationEnd::add_wire_bytes(Stats& stats) const {
+  for (const transport::Lane* lane : lanes_) {
+    const transport::LaneCounters& c = lane->counters();
+    stats.wire_bytes +=
+        c.bytes_sent + c.bytes_received + (c.packets_sent + c.packets_received) * config_.header_bytes_per_packet;
+  }
+}
+
+}  // namespace godwit::transfer

@@ -1,0 +1,123 @@
+// LiveGuest over real RAM files that are cut short by whoever owns them.
+
+#include "dataplane/daemon/live_guest.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace godwit::daemon {
+namespace {
+
+constexpr std::uint64_t kPages = 64;
+constexpr std::uint64_t kPage = pages::kPageSize;
+using Page = std::array<std::byte, kPage>;
+
+/// What is read by mapping, and what by pread (a guest with a balloon).
+class CutShort : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    std::vector<memory::RegionFile> files;
+    UniqueFd file(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    owner_.reset(fcntl(file.get(), F_DUPFD_CLOEXEC, 0));
+    ASSERT_EQ(ftruncate(owner_.get(), kPages * kPage), 0);
+    const std::vector<std::byte> ones(kPages * kPage, std::byte{1});
+    ASSERT_EQ(pwrite(owner_.get(), ones.data(), ones.size(), 0), static_cast<ssize_t>(ones.size()));
+    files.push_back({"ram0", kPages * kPage, 4096, 0x7f0000000000, "/dev/shm/vm.ram", std::move(file)});
+    auto ram = memory::GuestRam::open(std::move(files));
+    ASSERT_TRUE(ram) << ram.error().text;
+    auto owned = std::make_unique<memory::GuestRam>(std::move(*ram));
+    auto hashes = std::make_shared<memory::KnownHashes>(kPages);
+    memory::TrackerRequest request;
+    request.ram = owned.get();
+    request.hashes = hashes;
+    auto chosen = memory::choose_tracker(std::move(request));
+    ASSERT_TRUE(chosen) << chosen.error().text;
+    guest_ = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes), std::nullopt,
+                                         GetParam());
+    ASSERT_TRUE(guest_->arm());
+    ASSERT_TRUE(guest_->refresh_present());
+  }
+
+  void cut(std::uint64_t pages) { ASSERT_EQ(ftruncate(owner_.get(), static_cast<off_t>(pages * kPage)), 0); }
+  std::byte read(pages::PageNumber page) {
+    Page bytes;
+    bytes.fill(std::byte{0xee});
+    guest_->read_page(page, 0, bytes);
+    EXPECT_TRUE(std::ranges::all_of(bytes, [&](std::byte byte) { return byte == bytes[0]; }));
+    return bytes[0];
+  }
+  void expect_lost() {
+    const auto whole = guest_->check_whole();
+    ASSERT_FALSE(whole);
+    EXPECT_NE(whole.error().text.find("/dev/shm/vm.ram"), std::string::npos) << whole.error().text;
+    pages::Bitmap written(kPages);
+    EXPECT_FALSE(guest_->collect_written(written)) << "no later migration may begin";
+  }
+
+  UniqueFd owner_;  // what QEMU's user holds
+  std::unique_ptr<LiveGuest> guest_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Reads, CutShort, testing::Bool(),
+                         [](const auto& kind) { return kind.param ? "ByPread" : "ByMapping"; });
+
+TEST_P(CutShort, AReadGivesZerosAndIsNotBelieved) {
+  cut(40);
+  EXPECT_EQ(read(39), std::byte{1});
+  EXPECT_FALSE(guest_->damaged());
+  EXPECT_EQ(read(40), std::byte{0});
+  EXPECT_TRUE(guest_->damaged());
+  expect_lost();
+}
+
+TEST_P(CutShort, AReadThatFailedIsNotForgottenWhenTheFileGrowsAgain) {
+  cut(40);
+  read(50);
+  cut(kPages);
+  EXPECT_TRUE(guest_->damaged());
+  EXPECT_FALSE(guest_->check_whole());
+  pages::Bitmap written(kPages);
+  EXPECT_FALSE(guest_->collect_written(written));
+}
+
+TEST_P(CutShort, WhatIsGoneIsNotTakenForZeroPages) {
+  cut(40);
+  pages::Bitmap among(kPages);
+  pages::Bitmap zero(kPages);
+  among.set_all();
+  EXPECT_FALSE(guest_->find_zero(among, zero));
+  EXPECT_FALSE(guest_->refresh_present());
+  expect_lost();
+}
+
+TEST_P(CutShort, PlacingDoesNotMakeItWholeAgain) {
+  cut(0);
+  Page bytes;
+  bytes.fill(std::byte{2});
+  for (pages::PageNumber page = 0; page < kPages; ++page) {
+    const transfer::Arrival arrival{page, 0, bytes};
+    const auto placed = guest_->place_pages({&arrival, 1});
+    EXPECT_EQ(placed.has_value(), page != kPages - 1);
+  }
+  EXPECT_TRUE(guest_->damaged());
+  expect_lost();
+}
+
+TEST_P(CutShort, AGuestThatIsWholeIsBelieved) {
+  EXPECT_EQ(read(kPages - 1), std::byte{1});
+  Page bytes;
+  bytes.fill(std::byte{2});
+  const transfer::Arrival arrival{kPages - 1, 0, bytes};
+  EXPECT_TRUE(guest_->place_pages({&arrival, 1}));
+  EXPECT_EQ(read(kPages - 1), std::byte{2});
+  EXPECT_TRUE(guest_->check_whole());
+  EXPECT_FALSE(guest_->damaged());
+  pages::Bitmap written(kPages);
+  EXPECT_TRUE(guest_->collect_written(written));
+}
+
+}  // namespace
+}  // namespace godwit::daemon

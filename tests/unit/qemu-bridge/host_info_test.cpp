@@ -1,0 +1,48 @@
+#include "qemu-bridge/agent/host_info.h"
+
+#include <gtest/gtest.h>
+
+namespace godwit::bridge {
+namespace {
+
+controlplane::v1::HostInfo info(const std::optional<dataplane::v1::ListImagesResult>& images) {
+  config::BridgeConfig config;
+  config.memory_dir_tmpfs = "/dev/shm";
+  config.memory_dir_hugetlbfs = "/dev/hugepages";
+  return host_info(config, "", std::nullopt, images);
+}
+
+dataplane::v1::ListImagesResult budget(std::uint64_t budget_bytes, std::uint64_t used_bytes) {
+  dataplane::v1::ListImagesResult images;
+  images.set_budget_bytes(budget_bytes);
+  images.set_used_bytes(used_bytes);
+  return images;
+}
+
+TEST(HostInfo, FreeMemoryIsWhatTheBudgetLeavesIfThatIsLess) {
+  const auto host = info(budget(3 << 20, 1 << 20));
+  EXPECT_EQ(host.memory_total_bytes(), 3U << 20);
+  EXPECT_EQ(host.memory_free_bytes(), 2U << 20);
+  EXPECT_LE(host.hugepages_free_bytes(), 2U << 20);
+}
+
+TEST(HostInfo, NothingIsFreeBeyondTheBudget) {
+  const auto host = info(budget(1 << 20, 3 << 20));
+  EXPECT_EQ(host.memory_free_bytes(), 0U);
+  EXPECT_EQ(host.hugepages_free_bytes(), 0U);
+}
+
+TEST(HostInfo, ALargeBudgetAddsNothingToWhatTheHostHas) {
+  const auto host = info(budget(UINT64_MAX, 0));
+  EXPECT_GT(host.memory_free_bytes(), 0U);
+  EXPECT_LT(host.memory_free_bytes(), std::uint64_t{1} << 50);
+  EXPECT_LE(host.memory_free_bytes(), host.memory_total_bytes());
+}
+
+TEST(HostInfo, NoBudgetIsNoLimit) {
+  EXPECT_GT(info(budget(0, 5 << 20)).memory_free_bytes(), 5U << 20);
+  EXPECT_GT(info(std::nullopt).memory_free_bytes(), 5U << 20);
+}
+
+}  // namespace
+}  // namespace godwit::bridge
