@@ -14,7 +14,7 @@ void read(Reader& reader, BridgeConfig& config) {
   reader.optional("memory_dir_hugetlbfs", config.memory_dir_hugetlbfs, absolute_path());
   reader.optional("qemu_binary", config.qemu_binary, absolute_path());
   const bool remote = !config.controlplane.empty() && !is_unix_target(config.controlplane);
-  read_insecure(reader, config.insecure, remote, "the connection to the control plane is");
+  read_security(reader, config.security, remote, pki::Identity{pki::Role::kHost, config.host});
   read_log(reader, config.log);
   read_tracking(reader, config.tracking);
   if (config.memory_dir_hugetlbfs == config.memory_dir_tmpfs) {

@@ -21,7 +21,7 @@ struct BridgeConfig {
   std::filesystem::path memory_dir_tmpfs = "/dev/shm/godwit";
   std::filesystem::path memory_dir_hugetlbfs;  // empty: this host takes no VM of hugetlbfs regions
   std::filesystem::path qemu_binary = "/usr/bin/qemu-system-x86_64";
-  bool insecure = false;  // needed to be true unless controlplane is a unix socket
+  SecurityConfig security;
   LogConfig log;
   TrackingConfig tracking;
 };

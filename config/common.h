@@ -3,9 +3,11 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "base/log.h"
+#include "pki/tls_files.h"
 
 namespace godwit::config {
 
@@ -25,6 +27,13 @@ inline constexpr std::array<std::string_view, 4> kTrackerNames{"auto", "pagemap-
 
 struct LogConfig {
   LogLevel level = LogLevel::kInfo;
+};
+
+/// How a gRPC connection that leaves the machine is protected; unix sockets are by their file modes. Loaded for such a
+/// connection it has either `tls` or insecure = true.
+struct SecurityConfig {
+  std::optional<pki::TlsFiles> tls;
+  bool insecure = false;
 };
 
 struct TrackingConfig {

@@ -26,7 +26,7 @@ void read(Reader& reader, ControlplaneConfig& config) {
   reader.optional("cluster", config.cluster, text(name_rule));
   const bool remote =
       std::ranges::any_of(config.listen, [](const std::string& target) { return !is_unix_target(target); });
-  read_insecure(reader, config.insecure, remote, "what hosts and operators say is");
+  read_security(reader, config.security, remote, pki::Identity{pki::Role::kControlplane, {}});
   read_log(reader, config.log);
   reader.table("timeouts", [&](Reader& timeouts) { read_timeouts(timeouts, config.timeouts); });
 }

@@ -27,7 +27,7 @@ struct ControlplaneConfig {
   std::vector<std::string> listen;  // "host:port" or "unix:/path", at least one
   std::filesystem::path database = "/var/lib/godwit-controlplane/controlplane.db";
   std::string cluster = "godwit";
-  bool insecure = false;  // needed to be true unless all of listen are unix sockets
+  SecurityConfig security;
   LogConfig log;
   TimeoutConfig timeouts;
 };

@@ -1,12 +1,14 @@
 #pragma once
-// godwitctl's own configuration: which control plane to ask. First that is given: --server, the environment's
-// GODWIT_SERVER, the file (config/samples/godwitctl.toml), the built-in unix socket. Blocks on the file; any thread. On
-// failure every mistake of the file, or of the value given, comes back.
+// godwitctl's own configuration: which control plane to ask, and how. First that is given: --server, the environment's
+// GODWIT_SERVER, the file (config/samples/godwitctl.toml), the built-in unix socket; what protects the connection is
+// the file's, or --insecure. Blocks on the files; any thread. On failure every mistake of the file, or of the value
+// given, comes back.
 
 #include <filesystem>
 #include <optional>
 #include <string>
 
+#include "config/common.h"
 #include "config/diagnostic.h"
 
 namespace godwit::config {
@@ -17,13 +19,20 @@ inline constexpr const char* kCtlConfigFile = "/etc/godwit/godwitctl.toml";
 
 struct CtlConfig {
   std::string server = "unix:/run/godwit-controlplane/controlplane.sock";  // gRPC target: "host:port" or "unix:/path"
+  SecurityConfig security;
 };
 
 [[nodiscard]] Loaded<CtlConfig> load_ctl_config(const std::filesystem::path& file);
 void read(Reader& reader, CtlConfig& config);
 
-/// `flag` is the value of --server if given. The file may be absent.
-[[nodiscard]] Loaded<CtlConfig> find_server(const std::optional<std::string>& flag,
-                                            const std::filesystem::path& file = kCtlConfigFile);
+/// What the command line says of the control plane.
+struct CtlFlags {
+  std::optional<std::string> server;
+  std::optional<std::filesystem::path> config;
+  bool insecure = false;
+};
+
+/// What is to be used. `file` may be absent, one of the flags not.
+[[nodiscard]] Loaded<CtlConfig> find_server(const CtlFlags& flags, const std::filesystem::path& file = kCtlConfigFile);
 
 }  // namespace godwit::config

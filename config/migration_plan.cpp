@@ -57,9 +57,9 @@ Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file, con
     return std::unexpected(content.error());
   }
   MigrationPlan plan;
+  Document document{.file = file.empty() ? kCommandLine : file.string()};
   auto diagnostics = internal::parse_document(
-      *content, file.empty() ? kCommandLine : file.string(), nullptr, [&](Reader& reader) { read(reader, plan); },
-      table_of(flags));
+      *content, document, [&](Reader& reader) { read(reader, plan); }, table_of(flags));
   for (Diagnostic& diagnostic : diagnostics) {
     if (file.empty() || flags.contains(diagnostic.key)) {
       diagnostic.file = kCommandLine;

@@ -317,4 +317,48 @@ void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view
   }
 }
 
+std::string unprotected_text(const pki::Identity& own) {
+  const std::string command =
+      own.role == pki::Role::kHost && !own.host.empty() ? "pki init " + own.host : "pki init HOST...";
+  return fmt::format(
+      "has no [tls], and gRPC must not cross a network in clear: `godwitctl {}` makes certificates; or "
+      "say insecure = true where every machine on the network is trusted",
+      command);
+}
+
+void read_security(Reader& reader, SecurityConfig& config, bool needed, const pki::Identity& own) {
+  const bool insecure_known = reader.optional("insecure", config.insecure, boolean()) || !reader.given("insecure");
+  const bool given = reader.given("tls");
+  if (given && config.insecure) {
+    reader.fail("insecure", "is true although there is a [tls]: remove one of them");
+  }
+  if (needed && !given && insecure_known && !config.insecure) {
+    reader.fail("tls", unprotected_text(own));
+  }
+  pki::TlsFiles files;
+  bool complete = given;
+  reader.table("tls", [&](Reader& tls) {
+    const auto read_path = [&](std::string_view key, std::filesystem::path& path) {
+      const bool good = given ? tls.required(key, path, absolute_path()) : tls.optional(key, path, absolute_path());
+      complete = complete && good;
+    };
+    read_path("ca", files.ca);
+    read_path("certificate", files.certificate);
+    read_path("key", files.key);
+    if (!complete || !tls.files_too() || (own.role == pki::Role::kHost && own.host.empty())) {
+      return;
+    }
+    for (auto& mistake : pki::tls_mistakes(files, own)) {
+      using File = pki::TlsMistake::File;
+      tls.fail(mistake.file == File::kCa    ? "ca"
+               : mistake.file == File::kKey ? "key"
+                                            : "certificate",
+               std::move(mistake.text));
+    }
+  });
+  if (complete) {
+    config.tls = std::move(files);
+  }
+}
+
 }  // namespace godwit::config

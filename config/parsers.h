@@ -126,5 +126,10 @@ void read_log(Reader& reader, LogConfig& config);
 void read_tracking(Reader& reader, TrackingConfig& config);
 /// `insecure`, which must be true while what it names crosses a network unprotected.
 void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view what);
+/// `insecure` and the table [tls], one of which must be given when `needed`. `own` is who this program must be by its
+/// certificate; the files are looked at when the document is one itself.
+void read_security(Reader& reader, SecurityConfig& config, bool needed, const pki::Identity& own);
+/// Why a connection cannot be, and the command that makes certificates.
+std::string unprotected_text(const pki::Identity& own);
 
 }  // namespace godwit::config

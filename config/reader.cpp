@@ -181,11 +181,10 @@ void Reader::finish() {
 
 namespace internal {
 
-Diagnostics parse_document(std::string_view text, const std::string& file, std::set<std::string>* asked,
-                           const std::function<void(Reader&)>& read_root, const toml::table& overriding) {
-  Document document{.file = file, .diagnostics = {}, .asked = {}};
+Diagnostics parse_document(std::string_view text, Document& document, const std::function<void(Reader&)>& read_root,
+                           const toml::table& overriding) {
   try {
-    toml::table root = toml::parse(text, file);
+    toml::table root = toml::parse(text, document.file);
     for (const auto& [key, value] : overriding) {
       root.insert_or_assign(key, value);
     }
@@ -196,9 +195,6 @@ Diagnostics parse_document(std::string_view text, const std::string& file, std::
     document.report(error.source(), "", std::string(error.description()));
   }
   std::ranges::stable_sort(document.diagnostics, {}, [](const Diagnostic& d) { return std::tuple(d.line, d.column); });
-  if (asked != nullptr) {
-    *asked = std::move(document.asked);
-  }
   return std::move(document.diagnostics);
 }
 

@@ -24,6 +24,7 @@ struct Document {
   std::string file;
   Diagnostics diagnostics;
   std::set<std::string> asked;  // every key that can be given, without indices: "port.mtu"
+  bool files_too = false;       // files that it names are to be looked at
 
   void report(const toml::source_region& where, std::string key, std::string message);
 };
@@ -85,6 +86,8 @@ class Reader {
   }
 
   [[nodiscard]] bool given(std::string_view key) const { return table_.contains(key); }
+  /// Are mistakes in the files that are named to be reported too?
+  [[nodiscard]] bool files_too() const { return document_.files_too; }
   /// A mistake that only shows when several keys are seen together; at the key if given, else at the table.
   void fail(std::string_view key, std::string message);
   /// Reports every key that was not asked for.
@@ -117,25 +120,36 @@ class Reader {
 
 namespace internal {
 
-/// Parses and calls `read_root`; returns all mistakes, in order of their place. `overriding` goes before the text's
-/// keys.
-[[nodiscard]] Diagnostics parse_document(std::string_view text, const std::string& file, std::set<std::string>* asked,
+/// Parses and calls `read_root`; returns all mistakes, in order of their place. `document` comes back with what was
+/// asked. `overriding` goes before the text's keys.
+[[nodiscard]] Diagnostics parse_document(std::string_view text, Document& document,
                                          const std::function<void(Reader&)>& read_root,
                                          const toml::table& overriding = {});
-[[nodiscard]] std::expected<std::string, Diagnostics> file_text(const std::filesystem::path& file);
 
-}  // namespace internal
-
-/// `asked`, if given, receives every key that a file of this kind may hold.
 template <class T>
-[[nodiscard]] Loaded<T> parse_text(std::string_view text, const std::string& file,
-                                   std::set<std::string>* asked = nullptr) {
+[[nodiscard]] Loaded<T> parse_document_as(std::string_view text, Document& document) {
   T out;
-  auto diagnostics = internal::parse_document(text, file, asked, [&out](Reader& reader) { read(reader, out); });
+  auto diagnostics = parse_document(text, document, [&out](Reader& reader) { read(reader, out); });
   if (!diagnostics.empty()) {
     return std::unexpected(std::move(diagnostics));
   }
   return out;
+}
+[[nodiscard]] std::expected<std::string, Diagnostics> file_text(const std::filesystem::path& file);
+
+}  // namespace internal
+
+/// `asked`, if given, receives every key that a file of this kind may hold. Files that the text names are not looked
+/// at.
+template <class T>
+[[nodiscard]] Loaded<T> parse_text(std::string_view text, const std::string& file,
+                                   std::set<std::string>* asked = nullptr) {
+  Document document{.file = file};
+  auto loaded = internal::parse_document_as<T>(text, document);
+  if (asked != nullptr) {
+    *asked = std::move(document.asked);
+  }
+  return loaded;
 }
 
 template <class T>
@@ -144,7 +158,8 @@ template <class T>
   if (!content) {
     return std::unexpected(content.error());
   }
-  return parse_text<T>(*content, file.string());
+  Document document{.file = file.string(), .files_too = true};
+  return internal::parse_document_as<T>(*content, document);
 }
 
 }  // namespace godwit::config

@@ -25,6 +25,7 @@
 #include "perf/benchmark.h"
 #include "perf/testpmd.h"
 #include "perf/transport_end.h"
+#include "perf/transport_simulated.h"
 
 namespace godwit::perf {
 namespace {
@@ -331,6 +332,7 @@ std::expected<void, std::string> run(const Options& options, Result& result) {
   report_ends(*settings, *memory.shared, result);
   report_counters(*settings, *memory.shared, result);
   if (settings->testpmd) report_testpmd(*settings, *cpus, result);
+  report_simulated(options, result);
   return {};
 }
 

@@ -197,12 +197,13 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
       return true;
     }
     bool sent = false;
-    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+    for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kUrgent); !frame.empty();
+         frame = queue_.next_frame(port::Priority::kUrgent)) {
       const std::size_t bytes = neighbours_.poll_transmit(now, frame);
       if (bytes == 0) {
         break;
       }
-      queue_.commit(bytes);
+      queue_.commit(port::Priority::kUrgent, bytes);
       sent = true;
     }
     if (const auto to = neighbours_.resolve(now, peer_)) {
@@ -219,13 +220,14 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
                                   .destination = {peer_, kUdpPort}};
     const std::size_t header = wire::datagram_header_bytes(peer_.family);
     bool sent = false;
-    for (std::span<std::byte> frame = queue_.next_frame(); !frame.empty(); frame = queue_.next_frame()) {
+    for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
+         frame = queue_.next_frame(port::Priority::kBulk)) {
       const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
       if (bytes == 0) {
         break;
       }
       wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-      queue_.commit(header + bytes);
+      queue_.commit(port::Priority::kBulk, header + bytes);
       sent = true;
     }
     return sent;

@@ -9,6 +9,8 @@
 
 #include "base/log.h"
 #include "controlplane.grpc.pb.h"
+#include "controlplane/tls/credentials.h"
+#include "controlplane/tls/failure_text.h"
 
 namespace godwit::ctl {
 namespace {
@@ -18,22 +20,32 @@ using std::chrono::seconds, std::chrono::system_clock;
 constexpr seconds kListLimit{10};
 constexpr seconds kCommandLimit{120};  // the control plane's own limits are shorter, and say more
 constexpr int kWatchTries = 30;
+constexpr std::chrono::milliseconds kWatchPause{500};
 
 }  // namespace
 
 struct Client::Connection {
+  config::CtlConfig config;
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<api::Operators::Stub> stub;
   std::mutex mutex;
   std::condition_variable stopped;
   grpc::ClientContext* watching = nullptr;
   bool stopping = false;
 
-  [[nodiscard]] std::string error_text(const std::string& server, const grpc::Status& status) const {
+  [[nodiscard]] std::string error_text(const grpc::Status& status) const {
     const std::string message = printable(status.error_message());
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      const auto reason = controlplane::tls_failure_text(status.error_message(), config.server, config.security);
+      if (!reason.empty()) {
+        return fmt::format("control plane at {}: {}", config.server, printable(reason));
+      }
+    }
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
         (message.starts_with("failed to connect") || message.starts_with("connections to") || message.empty())) {
       return fmt::format(
-          "cannot reach the control plane at {}: is it running? (--server or GODWIT_SERVER name another)", server);
+          "cannot reach the control plane at {}: is it running? (--server or GODWIT_SERVER name another)",
+          config.server);
     }
     return message.empty() ? fmt::format("gRPC status {}", static_cast<int>(status.error_code())) : message;
   }
@@ -42,25 +54,27 @@ struct Client::Connection {
   using Method = grpc::Status (api::Operators::Stub::*)(grpc::ClientContext*, const Request&, Response*);
 
   template <typename Request, typename Response>
-  Result<Response> call(const std::string& server, Method<Request, Response> method, const Request& request,
-                        seconds limit) {
+  Result<Response> call(Method<Request, Response> method, const Request& request, seconds limit) {
     grpc::ClientContext context;
     context.set_deadline(system_clock::now() + limit);
     Response response;
     const grpc::Status status = (stub.get()->*method)(&context, request, &response);
     if (!status.ok()) {
-      return std::unexpected(error_text(server, status));
+      return std::unexpected(error_text(status));
     }
     return response;
   }
 };
 
-Client::Client(std::string server) : server_(std::move(server)), connection_(std::make_unique<Connection>()) {
+Client::Client(config::CtlConfig config) : connection_(std::make_unique<Connection>()) {
+  connection_->config = std::move(config);
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a cluster's control plane is never behind the web's proxy
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  connection_->stub =
-      api::Operators::NewStub(grpc::CreateCustomChannel(server_, grpc::InsecureChannelCredentials(), arguments));
+  const auto& [server, security] = connection_->config;
+  connection_->channel =
+      grpc::CreateCustomChannel(server, controlplane::channel_credentials(server, security), arguments);
+  connection_->stub = api::Operators::NewStub(connection_->channel);
 }
 
 Client::~Client() = default;
@@ -68,38 +82,38 @@ Client::~Client() = default;
 using Stub = api::Operators::Stub;
 
 Client::Result<api::ListHostsResponse> Client::list_hosts() {
-  return connection_->call(server_, &Stub::ListHosts, api::ListHostsRequest(), kListLimit);
+  return connection_->call(&Stub::ListHosts, api::ListHostsRequest(), kListLimit);
 }
 Client::Result<api::ListVmsResponse> Client::list_vms() {
-  return connection_->call(server_, &Stub::ListVms, api::ListVmsRequest(), kListLimit);
+  return connection_->call(&Stub::ListVms, api::ListVmsRequest(), kListLimit);
 }
 Client::Result<api::ListImagesResponse> Client::list_images() {
-  return connection_->call(server_, &Stub::ListImages, api::ListImagesRequest(), kListLimit);
+  return connection_->call(&Stub::ListImages, api::ListImagesRequest(), kListLimit);
 }
 Client::Result<api::ListMigrationsResponse> Client::list_migrations(bool active_only) {
   api::ListMigrationsRequest request;
   request.set_active_only(active_only);
-  return connection_->call(server_, &Stub::ListMigrations, request, kListLimit);
+  return connection_->call(&Stub::ListMigrations, request, kListLimit);
 }
 Client::Result<api::DropImageResponse> Client::drop_image(const api::DropImageRequest& request) {
-  return connection_->call(server_, &Stub::DropImage, request, kCommandLimit);
+  return connection_->call(&Stub::DropImage, request, kCommandLimit);
 }
 Client::Result<api::StartVmResponse> Client::start_vm(const api::StartVmRequest& request) {
-  return connection_->call(server_, &Stub::StartVm, request, kCommandLimit);
+  return connection_->call(&Stub::StartVm, request, kCommandLimit);
 }
 Client::Result<api::AttachVmResponse> Client::attach_vm(const api::AttachVmRequest& request) {
-  return connection_->call(server_, &Stub::AttachVm, request, kCommandLimit);
+  return connection_->call(&Stub::AttachVm, request, kCommandLimit);
 }
 Client::Result<api::StopVmResponse> Client::stop_vm(const api::StopVmRequest& request) {
-  return connection_->call(server_, &Stub::StopVm, request, kCommandLimit);
+  return connection_->call(&Stub::StopVm, request, kCommandLimit);
 }
 Client::Result<api::MigrateResponse> Client::migrate(const api::MigrateRequest& request) {
-  return connection_->call(server_, &Stub::Migrate, request, kListLimit);
+  return connection_->call(&Stub::Migrate, request, kListLimit);
 }
 Client::Result<api::CancelMigrationResponse> Client::cancel_migration(const std::string& migration_id) {
   api::CancelMigrationRequest request;
   request.set_migration_id(migration_id);
-  return connection_->call(server_, &Stub::CancelMigration, request, kListLimit);
+  return connection_->call(&Stub::CancelMigration, request, kListLimit);
 }
 
 Client::Result<api::Migration> Client::watch(const std::string& migration_id,
@@ -131,9 +145,12 @@ Client::Result<api::Migration> Client::watch(const std::string& migration_id,
     const bool lost = status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE ||
                       status.error_code() == grpc::StatusCode::CANCELLED;
     if (!lost || --tries_left <= 0) {
-      return std::unexpected(connection.error_text(server_, status));
+      return std::unexpected(connection.error_text(status));
     }
-    connection.stopped.wait_for(lock, seconds(1), [&] { return connection.stopping; });
+    connection.stopped.wait_for(lock, kWatchPause, [&] { return connection.stopping; });
+    lock.unlock();
+    // gRPC moves a handshake on only while somebody waits for it; a call on a channel that has failed does not.
+    (void)connection.channel->WaitForConnected(system_clock::now() + kWatchPause);
   }
 }
 

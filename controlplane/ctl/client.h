@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "config/ctl_config.h"
 #include "controlplane.pb.h"
 
 namespace godwit::ctl {
@@ -18,7 +19,7 @@ class Client {
   template <typename T>
   using Result = std::expected<T, std::string>;
 
-  explicit Client(std::string server);
+  explicit Client(config::CtlConfig config);
   ~Client();
 
   [[nodiscard]] Result<api::ListHostsResponse> list_hosts();
@@ -41,7 +42,6 @@ class Client {
 
  private:
   struct Connection;
-  std::string server_;
   std::unique_ptr<Connection> connection_;
 };
 

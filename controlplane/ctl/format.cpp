@@ -10,6 +10,7 @@
 #include "base/uuid.h"
 #include "config/common.h"
 #include "config/units.h"
+#include "pki/tls_files.h"
 
 namespace godwit::ctl {
 namespace {
@@ -155,6 +156,25 @@ std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now
   return rows.size() == 1 ? "no hosts\n" : table(rows);
 }
 
+std::vector<std::string> certificate_warnings(const api::ListHostsResponse& response, std::int64_t now_unix_us) {
+  constexpr std::int64_t kSecond_us = 1'000'000;
+  std::vector<std::string> warnings;
+  const auto look = [&](const std::string& whose, const std::string& name, std::int64_t end_unix_us) {
+    const pki::Validity validity{.not_before_unix_s = 0, .not_after_unix_s = end_unix_us / kSecond_us};
+    const std::int64_t now_unix_s = now_unix_us / kSecond_us;
+    if (end_unix_us != 0 && pki::expiry_at(validity, now_unix_s) != pki::Expiry::kValid) {
+      warnings.push_back(fmt::format("the certificate of {} {}: `godwitctl pki issue {} --force` makes a new one",
+                                     whose, pki::expiry_text(validity, now_unix_s), name));
+    }
+  };
+  look("the control plane", "controlplane", response.certificate_end_unix_us());
+  for (const api::Host& host : response.hosts()) {
+    const std::string name = printable(host.info().name());
+    look("host " + name, name, host.info().certificate_end_unix_us());
+  }
+  return warnings;
+}
+
 std::string vms_table(const api::ListVmsResponse& response) {
   std::vector<std::vector<std::string>> rows{{"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "UUID"}};
   for (const api::Vm& vm : response.vms()) {
@@ -216,6 +236,7 @@ Json to_json(const api::Host& host) {
           {"kernel", info.kernel()},
           {"qemu_version", info.qemu_version()},
           {"version", info.version()},
+          {"certificate_end_unix_us", info.certificate_end_unix_us()},
           {"boot_id", id_text(info.boot_id())}};
 }
 

@@ -26,6 +26,9 @@ using Json = nlohmann::ordered_json;
 [[nodiscard]] std::string state_text(api::MigrationState state);
 
 [[nodiscard]] std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us);
+/// One line for each certificate that is near its end or past it: the control plane's and the hosts'.
+[[nodiscard]] std::vector<std::string> certificate_warnings(const api::ListHostsResponse& response,
+                                                            std::int64_t now_unix_us);
 [[nodiscard]] std::string vms_table(const api::ListVmsResponse& response);
 [[nodiscard]] std::string images_table(const api::ListImagesResponse& response);
 [[nodiscard]] std::string migrations_table(const api::ListMigrationsResponse& response);

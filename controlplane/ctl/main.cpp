@@ -15,8 +15,10 @@
 #include "config/version.h"
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/pki_commands.h"
 #include "controlplane/ctl/plan_input.h"
 #include "controlplane/ctl/watching.h"
+#include "controlplane/tls/grpc_log.h"
 
 namespace godwit::ctl {
 namespace {
@@ -25,7 +27,7 @@ constexpr int kNotDone = 1;
 constexpr int kBadUsage = 2;
 
 struct Options {
-  std::optional<std::string> server;
+  config::CtlFlags connection;
   bool json = false;
   std::string file, host, vm, qmp, id, tracker = "auto";
   bool active_only = false;
@@ -63,8 +65,14 @@ int show(const Client::Result<Response>& response, bool json, Table table_of, Li
 }
 
 int hosts(Client& client, const Options& options) {
+  const auto listed = client.list_hosts();
+  if (listed) {
+    for (const auto& warning : certificate_warnings(*listed, unix_us_now())) {
+      fmt::print(stderr, "godwitctl: {}\n", warning);
+    }
+  }
   return show(
-      client.list_hosts(), options.json, [](const auto& r) { return hosts_table(r, unix_us_now()); },
+      listed, options.json, [](const auto& r) { return hosts_table(r, unix_us_now()); },
       [](const auto& r) -> const auto& { return r.hosts(); });
 }
 
@@ -239,7 +247,9 @@ int run(int argc, char** argv) {
   app.fallthrough();
   app.set_version_flag("--version", config::version());
   Options options;
-  app.add_option("--server", options.server, "control plane: host:port or unix:/path (also GODWIT_SERVER)");
+  app.add_option("--server", options.connection.server, "control plane: host:port or unix:/path (also GODWIT_SERVER)");
+  app.add_option("--config", options.connection.config, fmt::format("instead of {}", config::kCtlConfigFile));
+  app.add_flag("--insecure", options.connection.insecure, "no certificates: only where the network is trusted");
   app.add_flag("--json", options.json, "for programs: JSON with stable keys");
   Command chosen = nullptr;
   const AddCommand add = [&](CLI::App& parent, const char* name, const char* help, Command command) {
@@ -256,12 +266,17 @@ int run(int argc, char** argv) {
   dropping->add_option("vm", options.vm, "name or uuid of its VM")->required();
   add_vm_commands(app, options, add);
   add_migration_commands(app, options, add);
+  std::function<int()> local;
+  add_pki_commands(app, options.json, [&](std::function<int()> command) { local = std::move(command); });
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kBadUsage;
   }
-  const auto config = config::find_server(options.server);
+  if (local) {
+    return local();
+  }
+  const auto config = config::find_server(options.connection);
   if (!config) {
     config::print_diagnostics(config.error());
     return kBadUsage;
@@ -269,7 +284,9 @@ int run(int argc, char** argv) {
   if (chosen == migrate || chosen == watch) {
     block_interrupt();  // before gRPC starts its threads
   }
-  Client client(config->server);
+  start_logging("godwitctl", LogLevel::kError);
+  controlplane::route_grpc_log();
+  Client client(*config);
   return chosen(client, options);
 }
 

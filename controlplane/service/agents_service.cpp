@@ -19,9 +19,9 @@ class AgentStream final : public grpc::ServerBidiReactor<api::FromAgent, api::To
   AgentStream(Coordinator& coordinator, grpc::CallbackServerContext* context)
       : coordinator_(coordinator), context_(context) {}
 
-  void start() {
+  void start(std::string certified_host) {
     self_ = shared_from_this();
-    session_ = coordinator_.session_opened(self_);
+    session_ = coordinator_.session_opened(self_, std::move(certified_host));
     StartRead(&incoming_);
   }
 
@@ -113,11 +113,22 @@ class AgentStream final : public grpc::ServerBidiReactor<api::FromAgent, api::To
   bool finished_ = false;
 };
 
+/// Ends a stream before it begins.
+class RefusedStream final : public grpc::ServerBidiReactor<api::FromAgent, api::ToAgent> {
+ public:
+  explicit RefusedStream(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
+
 }  // namespace
 
 grpc::ServerBidiReactor<api::FromAgent, api::ToAgent>* AgentsService::Session(grpc::CallbackServerContext* context) {
+  auto host = gate_.admit_agent(*context);
+  if (!host) {
+    return new RefusedStream(host.error());  // owns itself
+  }
   const auto stream = std::make_shared<AgentStream>(coordinator_, context);
-  stream->start();
+  stream->start(std::move(*host));
   return stream.get();
 }
 

@@ -78,10 +78,10 @@ void Coordinator::freeze() {
 
 // ---- agents ---------------------------------------------------------------------------------------------------------
 
-SessionId Coordinator::session_opened(std::shared_ptr<AgentLink> link) {
+SessionId Coordinator::session_opened(std::shared_ptr<AgentLink> link, std::string certified_host) {
   const std::lock_guard lock(mutex_);
   const SessionId id = ++last_session_;
-  sessions_[id] = {.link = std::move(link), .heard_ns = monotonic_ns()};
+  sessions_[id] = {.link = std::move(link), .certified_host = std::move(certified_host), .heard_ns = monotonic_ns()};
   watch_silence(id, timeouts_.host_heartbeat);
   return id;
 }
@@ -131,6 +131,14 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
     return;
   }
   const std::string& name = message.host().name();
+  if (!session.certified_host.empty() && session.certified_host != name) {
+    const std::string reason =
+        fmt::format("its certificate is for host {}, not for host {}", session.certified_host, name);
+    spdlog::warn("refused an agent: {}", reason);
+    answer.mutable_registered()->set_reason(reason);
+    session.link->send(std::move(answer));
+    return;
+  }
   if (!session.host.empty() && session.host != name) {
     close(id, "registered under a second name");
     return;

@@ -34,7 +34,8 @@ class Coordinator {
   /// Decides nothing any more. Then sessions may be closed without the hosts counting as lost.
   void freeze();
 
-  [[nodiscard]] SessionId session_opened(std::shared_ptr<AgentLink> link);
+  /// `certified_host`: the only name that the agent may register under; "" = any.
+  [[nodiscard]] SessionId session_opened(std::shared_ptr<AgentLink> link, std::string certified_host);
   void received(SessionId session, const api::FromAgent& message);
   void session_closed(SessionId session);
 
@@ -55,7 +56,8 @@ class Coordinator {
  private:
   struct Session {
     std::shared_ptr<AgentLink> link;
-    std::string host;  // "" until registered
+    std::string certified_host;  // "" = may be any
+    std::string host;            // "" until registered
     std::int64_t heard_ns = 0;
     Timers::Id silence_timer = Timers::kNone;
   };

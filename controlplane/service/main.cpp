@@ -7,12 +7,14 @@
 #include "config/controlplane_config.h"
 #include "config/daemon_command.h"
 #include "controlplane/service/server.h"
+#include "controlplane/tls/grpc_log.h"
 
 namespace {
 
 int run(const godwit::config::ControlplaneConfig& config) {
   using godwit::controlplane::Server;
   godwit::start_logging("godwit-controlplane", config.log.level);
+  godwit::controlplane::route_grpc_log();
   umask(0077);  // who may connect to the unix socket rules the cluster
   // Blocked before gRPC starts its threads, so that only sigwait below sees them.
   sigset_t signals;

@@ -10,17 +10,36 @@ namespace godwit::controlplane {
 namespace {
 
 template <typename Response>
-grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext* context, Response* response,
-                                 std::expected<Response, ServiceError> result) {
-  auto* reactor = context->DefaultReactor();
+void answer(grpc::ServerUnaryReactor* reactor, Response* response, std::expected<Response, ServiceError> result) {
   if (result) {
     *response = std::move(*result);
-    reactor->Finish(grpc::Status::OK);
-  } else {
-    reactor->Finish(status_of(result.error()));
   }
-  return reactor;
+  reactor->Finish(result ? grpc::Status::OK : status_of(result.error()));
 }
+
+/// What answers once a host has.
+auto when_done(grpc::ServerUnaryReactor* reactor) {
+  return [reactor](const std::expected<void, ServiceError>& done) {
+    reactor->Finish(done ? grpc::Status::OK : status_of(done.error()));
+  };
+}
+
+template <typename Response>
+auto when_it_runs(grpc::ServerUnaryReactor* reactor, Response* response) {
+  return [reactor, response](const std::expected<api::Vm, ServiceError>& vm) {
+    if (vm) {
+      *response->mutable_vm() = *vm;
+    }
+    reactor->Finish(vm ? grpc::Status::OK : status_of(vm.error()));
+  };
+}
+
+/// Ends a stream before it begins.
+class RefusedWatch final : public grpc::ServerWriteReactor<api::Migration> {
+ public:
+  explicit RefusedWatch(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
 
 /// Streams one migration. Progress that the watcher is too slow for is skipped, a change of state never.
 class Watch final : public grpc::ServerWriteReactor<api::Migration>,
@@ -145,81 +164,81 @@ grpc::StatusCode status_code_of(ServiceError::Code code) {
 
 grpc::Status status_of(const ServiceError& error) { return {status_code_of(error.code), error.text}; }
 
+template <typename F>
+OperatorsService::Unary* OperatorsService::admitted(Context* context, const F& do_it) {
+  auto* reactor = context->DefaultReactor();
+  if (auto status = gate_.admit_operator(*context); !status.ok()) {
+    reactor->Finish(status);
+  } else {
+    do_it(reactor);
+  }
+  return reactor;
+}
+
 OperatorsService::Unary* OperatorsService::ListHosts(Context* context, const api::ListHostsRequest*,
                                                      api::ListHostsResponse* response) {
-  return answer(context, response, coordinator_.list_hosts());
+  return admitted(context, [&](auto* reactor) {
+    auto hosts = coordinator_.list_hosts();
+    if (hosts && certificate_ != nullptr) {
+      hosts->set_certificate_end_unix_us(certificate_->end_unix_us());
+    }
+    answer(reactor, response, std::move(hosts));
+  });
 }
 
 OperatorsService::Unary* OperatorsService::ListVms(Context* context, const api::ListVmsRequest*,
                                                    api::ListVmsResponse* response) {
-  return answer(context, response, coordinator_.list_vms());
+  return admitted(context, [&](auto* reactor) { answer(reactor, response, coordinator_.list_vms()); });
 }
 
 OperatorsService::Unary* OperatorsService::ListImages(Context* context, const api::ListImagesRequest*,
                                                       api::ListImagesResponse* response) {
-  return answer(context, response, coordinator_.list_images());
+  return admitted(context, [&](auto* reactor) { answer(reactor, response, coordinator_.list_images()); });
 }
 
 OperatorsService::Unary* OperatorsService::DropImage(Context* context, const api::DropImageRequest* request,
                                                      api::DropImageResponse*) {
-  auto* reactor = context->DefaultReactor();
-  coordinator_.drop_image(request->host(), request->vm(), [reactor](const auto& done) {
-    reactor->Finish(done ? grpc::Status::OK : status_of(done.error()));
-  });
-  return reactor;
+  return admitted(context,
+                  [&](auto* reactor) { coordinator_.drop_image(request->host(), request->vm(), when_done(reactor)); });
 }
 
 OperatorsService::Unary* OperatorsService::StartVm(Context* context, const api::StartVmRequest* request,
                                                    api::StartVmResponse* response) {
-  auto* reactor = context->DefaultReactor();
-  coordinator_.start_vm(*request, [reactor, response](const auto& vm) {
-    if (vm) {
-      *response->mutable_vm() = *vm;
-    }
-    reactor->Finish(vm ? grpc::Status::OK : status_of(vm.error()));
-  });
-  return reactor;
+  return admitted(context, [&](auto* reactor) { coordinator_.start_vm(*request, when_it_runs(reactor, response)); });
 }
 
 OperatorsService::Unary* OperatorsService::AttachVm(Context* context, const api::AttachVmRequest* request,
                                                     api::AttachVmResponse* response) {
-  auto* reactor = context->DefaultReactor();
-  coordinator_.attach_vm(*request, [reactor, response](const auto& vm) {
-    if (vm) {
-      *response->mutable_vm() = *vm;
-    }
-    reactor->Finish(vm ? grpc::Status::OK : status_of(vm.error()));
-  });
-  return reactor;
+  return admitted(context, [&](auto* reactor) { coordinator_.attach_vm(*request, when_it_runs(reactor, response)); });
 }
 
 OperatorsService::Unary* OperatorsService::StopVm(Context* context, const api::StopVmRequest* request,
                                                   api::StopVmResponse*) {
-  auto* reactor = context->DefaultReactor();
-  coordinator_.stop_vm(request->vm(), [reactor](const auto& done) {
-    reactor->Finish(done ? grpc::Status::OK : status_of(done.error()));
-  });
-  return reactor;
+  return admitted(context, [&](auto* reactor) { coordinator_.stop_vm(request->vm(), when_done(reactor)); });
 }
 
 OperatorsService::Unary* OperatorsService::Migrate(Context* context, const api::MigrateRequest* request,
                                                    api::MigrateResponse* response) {
-  auto* reactor = context->DefaultReactor();
-  const auto id = coordinator_.migrate(request->plan());
-  if (id) {
-    response->set_migration_id(id->to_bytes());
-  }
-  reactor->Finish(id ? grpc::Status::OK : status_of(id.error()));
-  return reactor;
+  return admitted(context, [&](auto* reactor) {
+    const auto id = coordinator_.migrate(request->plan());
+    if (id) {
+      response->set_migration_id(id->to_bytes());
+    }
+    reactor->Finish(id ? grpc::Status::OK : status_of(id.error()));
+  });
 }
 
 OperatorsService::Unary* OperatorsService::ListMigrations(Context* context, const api::ListMigrationsRequest* request,
                                                           api::ListMigrationsResponse* response) {
-  return answer(context, response, coordinator_.list_migrations(request->active_only()));
+  return admitted(
+      context, [&](auto* reactor) { answer(reactor, response, coordinator_.list_migrations(request->active_only())); });
 }
 
-grpc::ServerWriteReactor<api::Migration>* OperatorsService::WatchMigration(Context*,
+grpc::ServerWriteReactor<api::Migration>* OperatorsService::WatchMigration(Context* context,
                                                                            const api::WatchMigrationRequest* request) {
+  if (const auto status = gate_.admit_operator(*context); !status.ok()) {
+    return new RefusedWatch(status);  // owns itself
+  }
   const auto watch = std::make_shared<Watch>(coordinator_, request->migration_id());
   watch->start();
   return watch.get();
@@ -227,10 +246,8 @@ grpc::ServerWriteReactor<api::Migration>* OperatorsService::WatchMigration(Conte
 
 OperatorsService::Unary* OperatorsService::CancelMigration(Context* context, const api::CancelMigrationRequest* request,
                                                            api::CancelMigrationResponse*) {
-  auto* reactor = context->DefaultReactor();
-  const auto cancelled = coordinator_.cancel_migration(request->migration_id());
-  reactor->Finish(cancelled ? grpc::Status::OK : status_of(cancelled.error()));
-  return reactor;
+  return admitted(context,
+                  [&](auto* reactor) { when_done(reactor)(coordinator_.cancel_migration(request->migration_id())); });
 }
 
 }  // namespace godwit::controlplane

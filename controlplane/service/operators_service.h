@@ -1,9 +1,12 @@
 #pragma once
 // The Operators door: godwitctl and whoever automates it. Callback API; answers that need a host come when it has
-// answered. Every ServiceError becomes a gRPC status in one place, with its text as the message.
+// answered. Every ServiceError becomes a gRPC status in one place, with its text as the message. Each call asks the
+// gate first.
 
 #include "controlplane.grpc.pb.h"
 #include "controlplane/service/coordinator.h"
+#include "controlplane/tls/certificate_watch.h"
+#include "controlplane/tls/gate.h"
 
 namespace godwit::controlplane {
 
@@ -12,7 +15,9 @@ namespace godwit::controlplane {
 
 class OperatorsService final : public api::Operators::CallbackService {
  public:
-  explicit OperatorsService(Coordinator& coordinator) : coordinator_(coordinator) {}
+  /// `certificate`: the control plane's own, nullptr where it has none.
+  OperatorsService(Coordinator& coordinator, Gate gate, const CertificateWatch* certificate)
+      : coordinator_(coordinator), gate_(gate), certificate_(certificate) {}
 
   using Context = grpc::CallbackServerContext;
   using Unary = grpc::ServerUnaryReactor;
@@ -29,7 +34,13 @@ class OperatorsService final : public api::Operators::CallbackService {
   Unary* CancelMigration(Context*, const api::CancelMigrationRequest*, api::CancelMigrationResponse*) override;
 
  private:
+  /// do_it(reactor) for an operator, else the refusal.
+  template <typename F>
+  Unary* admitted(Context* context, const F& do_it);
+
   Coordinator& coordinator_;
+  const Gate gate_;
+  const CertificateWatch* const certificate_;
 };
 
 }  // namespace godwit::controlplane

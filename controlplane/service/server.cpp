@@ -14,6 +14,8 @@
 #include "controlplane/service/agents_service.h"
 #include "controlplane/service/operators_service.h"
 #include "controlplane/store/sqlite_store.h"
+#include "controlplane/tls/certificate_watch.h"
+#include "controlplane/tls/credentials.h"
 
 namespace godwit::controlplane {
 namespace {
@@ -33,8 +35,16 @@ std::expected<UniqueFd, std::string> lock_store(const std::filesystem::path& dat
 
 class GrpcServer final : public Server {
  public:
-  GrpcServer(UniqueFd lock, std::unique_ptr<Store> store, std::unique_ptr<Coordinator> coordinator)
-      : lock_(std::move(lock)), store_(std::move(store)), coordinator_(std::move(coordinator)) {}
+  GrpcServer(UniqueFd lock, std::unique_ptr<Store> store, std::unique_ptr<Coordinator> coordinator,
+             const config::SecurityConfig& security)
+      : lock_(std::move(lock)), store_(std::move(store)), coordinator_(std::move(coordinator)) {
+    if (security.tls) {
+      certificate_ = std::make_unique<CertificateWatch>(*security.tls, pki::Identity{pki::Role::kControlplane, {}});
+    }
+    const Gate gate(security.tls.has_value());
+    agents_ = std::make_unique<AgentsService>(*coordinator_, gate);
+    operators_ = std::make_unique<OperatorsService>(*coordinator_, gate, certificate_.get());
+  }
   ~GrpcServer() override {
     if (server_) {
       coordinator_->freeze();
@@ -43,15 +53,25 @@ class GrpcServer final : public Server {
     }
   }
 
-  std::expected<void, std::string> listen(const std::vector<std::string>& addresses) {
+  std::expected<void, std::string> listen(const std::vector<std::string>& addresses,
+                                          const config::SecurityConfig& security) {
     grpc::ServerBuilder builder;
+    std::shared_ptr<grpc::ServerCredentials> remote;  // one watches the files for all
     std::vector<int> ports(addresses.size(), 0);
     for (std::size_t i = 0; i < addresses.size(); ++i) {
-      builder.AddListeningPort(addresses[i], grpc::InsecureServerCredentials(), &ports[i]);
+      if (!is_unix(addresses[i]) && !remote) {
+        remote = server_credentials(security);
+      }
+      if (!security.tls && !stays_on_machine(addresses[i])) {
+        spdlog::warn("insecure = true: whoever reaches {} rules the cluster, and reads what hosts are told",
+                     addresses[i]);
+      }
+      builder.AddListeningPort(addresses[i], is_unix(addresses[i]) ? grpc::InsecureServerCredentials() : remote,
+                               &ports[i]);
     }
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.RegisterService(&agents_);
-    builder.RegisterService(&operators_);
+    builder.RegisterService(agents_.get());
+    builder.RegisterService(operators_.get());
     server_ = builder.BuildAndStart();
     for (std::size_t i = 0; i < addresses.size(); ++i) {
       if (!server_ || ports[i] == 0) {
@@ -66,8 +86,9 @@ class GrpcServer final : public Server {
   UniqueFd lock_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Coordinator> coordinator_;
-  AgentsService agents_{*coordinator_};
-  OperatorsService operators_{*coordinator_};
+  std::unique_ptr<CertificateWatch> certificate_;
+  std::unique_ptr<AgentsService> agents_;
+  std::unique_ptr<OperatorsService> operators_;
   std::unique_ptr<grpc::Server> server_;
 };
 
@@ -75,10 +96,10 @@ class GrpcServer final : public Server {
 
 std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::ControlplaneConfig& config) {
   for (const std::string& address : config.listen) {
-    if (!config.insecure && !address.starts_with("unix:")) {
+    if (!config.security.tls && !config.security.insecure && !is_unix(address)) {
       return std::unexpected(fmt::format(
-          "refusing to listen on {} without encryption: listen on unix sockets only, or set insecure = true "
-          "where the network is trusted",
+          "refusing to listen on {} in clear: give [tls] (`godwitctl pki init` makes certificates), listen on unix "
+          "sockets only, or set insecure = true where the network is trusted",
           address));
     }
   }
@@ -94,8 +115,9 @@ std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::
   if (!coordinator) {
     return std::unexpected(coordinator.error().text);
   }
-  auto server = std::make_unique<GrpcServer>(std::move(*lock), std::move(*store), std::move(*coordinator));
-  if (auto listening = server->listen(config.listen); !listening) {
+  auto server =
+      std::make_unique<GrpcServer>(std::move(*lock), std::move(*store), std::move(*coordinator), config.security);
+  if (auto listening = server->listen(config.listen, config.security); !listening) {
     return std::unexpected(listening.error());
   }
   return server;

@@ -1,7 +1,7 @@
 #pragma once
 // The control plane with its doors open: store, coordinator, gRPC. Destruction ends all streams first; agents connect
-// again to whoever comes next. Fails with one line for a person. Plaintext is spoken on unix sockets, and elsewhere
-// only when the configuration says insecure = true.
+// again to whoever comes next. Fails with one line for a person. Unix sockets speak plaintext, everything else mutual
+// TLS, or plaintext when the configuration says insecure = true.
 
 #include <expected>
 #include <memory>

@@ -221,27 +221,29 @@ void DataPath::on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& sour
 }
 
 bool DataPath::transmit(Instant now) {
-  // What the driver did not take last time goes first; while it is full, nothing new is built.
-  if (!queue_.flush()) {
-    return true;
-  }
-  std::size_t budget = port::kBurst;
-  while (budget > 0) {
-    const auto frame = queue_.next_frame();
+  // While the driver is full no bulk is built; what is urgent is, and goes before the bulk that waits.
+  const bool open = queue_.flush();
+  const std::size_t urgent = transmit_urgent(now);
+  const std::size_t bulk = open && urgent < port::kBurst ? transmit_bulk(now, port::kBurst - urgent) : 0;
+  queue_.flush();
+  return !open || urgent + bulk > 0;
+}
+
+std::size_t DataPath::transmit_urgent(Instant now) {
+  std::size_t sent = 0;
+  while (sent < port::kBurst) {
+    const auto frame = queue_.next_frame(port::Priority::kUrgent);
     const std::size_t bytes = frame.empty() ? 0 : neighbours_.poll_transmit(now, frame);
     if (bytes == 0) {
       break;
     }
-    queue_.commit(bytes);
-    --budget;
+    queue_.commit(port::Priority::kUrgent, bytes);
+    ++sent;
   }
   for (const auto& flow : flows_) {
     flow->resolve(now, neighbours_);
-    budget -= flow->transmit(now, 0, queue_, mac_, budget);
+    sent += flow->transmit(now, 0, queue_, mac_, port::kBurst - sent);
   }
-  budget -= transmit_bulk(now, budget);
-  const bool sent = budget < port::kBurst;
-  queue_.flush();
   return sent;
 }
 

@@ -97,6 +97,7 @@ class DataPath final : public port::PollLoopUser {
   void detach(const FlowShare& share);
   std::unique_ptr<MigrationFlow> remove(std::uint32_t flow_id);
   bool transmit(Instant now);
+  std::size_t transmit_urgent(Instant now);
   std::size_t transmit_bulk(Instant now, std::size_t budget);
   void count(Drop drop) { ++counters_.drops[static_cast<std::size_t>(drop)]; }
 

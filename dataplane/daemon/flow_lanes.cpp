@@ -9,8 +9,9 @@
 namespace godwit::daemon {
 namespace {
 
-constexpr std::uint8_t kDscpPriority = 40;  // CS5
-constexpr std::uint8_t kDscpBulk = 8;       // CS1
+constexpr std::uint8_t kDscpPriority = 40;    // CS5
+constexpr std::uint8_t kDscpBulk = 8;         // CS1
+constexpr std::uint32_t kMtuFallback = 1500;  // of a path that drops larger packets: Ethernet's own
 constexpr std::uint64_t kMacKnown = std::uint64_t{1} << 48;
 
 /// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
@@ -57,6 +58,7 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   settings.initiator = initiator_;
   settings.secret = config_.secret;
   settings.datagram_bytes_max = datagram_bytes_max_;
+  settings.datagram_bytes_fallback = wire::payload_bytes_max(config_.local.family, kMtuFallback);
   settings.credit_packets = config_.credit_packets;
   settings.rtt_granularity = config_.rtt_granularity;
   settings.base_rtt = config_.base_rtt;
@@ -95,10 +97,11 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
                                 .source = {config_.local, entry.source_port},
                                 .destination = config_.peer,
                                 .dscp = entry.number == 0 ? kDscpPriority : kDscpBulk};
+  const port::Priority priority = entry.number == 0 ? port::Priority::kUrgent : port::Priority::kBulk;
   const std::size_t header = wire::datagram_header_bytes(config_.local.family);
   std::size_t sent = 0;
   while (sent < budget) {
-    const std::span<std::byte> frame = queue.next_frame();
+    const std::span<std::byte> frame = queue.next_frame(priority);
     if (frame.empty()) {
       break;
     }
@@ -111,7 +114,7 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     if (to) {
       // The payload has its own seal; IPv6 insists on a checksum all the same.
       wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-      queue.commit(header + bytes);
+      queue.commit(priority, header + bytes);
     }
   }
   return sent;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dataplane/port/environment.h"
+#include "dataplane/port/send_queue.h"
 
 struct rte_mbuf;
 
@@ -64,13 +65,12 @@ class Queue {
   virtual std::span<const std::span<std::byte>> receive() = 0;
   /// Takes the index-th frame of the last receive() away from it, once.
   virtual ReceivedFrame keep(std::size_t index) = 0;
-  /// Room for the next frame to send, frame_bytes_max long; empty: no more for now, flush first. Asking again gives the
-  /// same room.
-  virtual std::span<std::byte> next_frame() = 0;
-  /// Takes the first `bytes` of next_frame() for sending.
-  virtual void commit(std::size_t bytes) = 0;
-  /// Hands committed frames to the driver; what it does not take stays and goes first next time. False: something
-  /// stays.
+  /// Room for the next frame to send, frame_bytes_max long; empty: no more of this priority for now, flush first.
+  /// kBurst frames of each may wait. Asking again gives the same room.
+  virtual std::span<std::byte> next_frame(Priority priority) = 0;
+  /// Takes the first `bytes` of next_frame() for sending, before all waiting frames of less priority.
+  virtual void commit(Priority priority, std::size_t bytes) = 0;
+  /// Hands committed frames to the driver; what it does not take stays. False: something stays.
   virtual bool flush() = 0;
   [[nodiscard]] virtual const QueueCounters& counters() const = 0;
 };

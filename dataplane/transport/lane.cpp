@@ -11,6 +11,7 @@ namespace {
 LaneConfig checked(LaneConfig config) {
   GW_ASSERT(config.local_flow_id != 0 && config.peer_flow_id != 0);
   GW_ASSERT(config.datagram_bytes_max >= wire::kDatagramBytesMinimum);
+  GW_ASSERT(config.datagram_bytes_fallback >= wire::kDatagramBytesMinimum);
   config.datagram_bytes_max =
       std::min(config.datagram_bytes_max, static_cast<std::uint32_t>(wire::kDatagramBytesMaximum));
   return config;
@@ -31,9 +32,11 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       swift_(config_.base_rtt, config_.rtt_granularity, kCreditPacketsMax),
       credit_grant_(config_.credit_packets),
       acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
-      layout_(page_layout(config_.datagram_bytes_max)),
-      last_heard_(now),
-      waiting_since_(now) {
+      datagram_bytes_(config_.datagram_bytes_max),
+      layout_(page_layout(datagram_bytes_)),
+      last_progress_(now),
+      waiting_since_(now),
+      probing_since_(now) {
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
@@ -50,7 +53,8 @@ Instant Lane::Impl::deadline() const {
 void Lane::Impl::publish() {
   smoothed_rtt_ns_.set(recovery_.rtt().smoothed().ns);
   const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && !quiet();
-  silent_since_ns_.set(suspected ? std::max(last_heard_, waiting_since_).ns : kNever.ns);
+  const Instant asked_since = probing_since_ + Duration{-config_.peer_timeout.ns / 2};
+  silent_since_ns_.set(suspected ? std::max({last_progress_, waiting_since_, asked_since}).ns : kNever.ns);
 }
 
 void Lane::Impl::tick(Instant now) {
@@ -65,16 +69,35 @@ void Lane::Impl::tick(Instant now) {
     }
     return;
   }
-  // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding.
+  // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding. Where large packets
+  // may be what is lost, one of them is small.
   ++counters_.probe_timeouts;
+  probing_since_ = recovery_.probe_count() == 0 ? now : probing_since_;
   recovery_.on_probe_timeout();
-  probes_allowed_ = kProbePackets;
-  for (std::uint32_t i = 0; i < kProbePackets; ++i) {
+  early_probe_wanted_ = datagram_bytes_ > config_.datagram_bytes_fallback;
+  probes_allowed_ = early_probe_wanted_ ? kProbePackets - 1 : kProbePackets;
+  for (std::uint32_t i = 0; i < probes_allowed_; ++i) {
     if (const auto content = recovery_.take_oldest()) {
       on_content_lost(*content);
     }
   }
+  watch_mtu();
   publish();
+}
+
+void Lane::Impl::watch_mtu() {
+  if (datagram_bytes_ <= config_.datagram_bytes_fallback || !mtu_watch_.is_black_hole()) {
+    return;
+  }
+  ++counters_.mtu_black_holes;
+  while (const auto content = recovery_.take_oldest()) {
+    on_content_lost(*content);
+  }
+  datagram_bytes_ = config_.datagram_bytes_fallback;
+  layout_ = page_layout(datagram_bytes_);
+  if (!carries_messages()) {
+    works_->begin_again(layout_.all_parts());
+  }
 }
 
 bool Lane::Impl::send_message(std::span<const std::byte> message) {
@@ -105,5 +128,6 @@ bool Lane::peer_dead(Instant now) const { return impl_->peer_dead(now); }
 const LaneCounters& Lane::counters() const { return impl_->counters(); }
 Duration Lane::smoothed_rtt() const { return impl_->smoothed_rtt(); }
 std::uint32_t Lane::congestion_window_packets() const { return impl_->window(); }
+std::uint32_t Lane::in_flight_packets() const { return impl_->in_flight(); }
 
 }  // namespace godwit::transport

@@ -64,11 +64,13 @@ struct LaneConfig {
   bool initiator = false;  // the source's end: separates the two directions' keys
   Secret secret{};
   std::uint32_t datagram_bytes_max = 1472;  // UDP payload: min(MTU of both ends) - IP and UDP headers
+  // The same for a path that turns out to drop larger ones: by default an IPv6 packet of 1500 bytes.
+  std::uint32_t datagram_bytes_fallback = 1452;
   // What the peer may have in flight towards us, our share of receive buffers; 64..1024, taken to the nearest.
   std::uint32_t credit_packets = 256;
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
   Duration base_rtt = microseconds(500);       // Swift base delay: 50 us NIC, 500 us vdev
-  Duration peer_timeout = milliseconds(3000);  // no authenticated packet for so long while we wait for one: dead
+  Duration peer_timeout = milliseconds(3000);  // no acknowledgement for so long while we wait for one: dead
 };
 
 /// Why a received datagram changed nothing, or that it did. Each value is a counter.
@@ -90,6 +92,7 @@ struct LaneCounters {
   using Counter = SingleWriter<std::uint64_t>;
   Counter packets_sent, bytes_sent, packets_received, bytes_received;  // UDP payload bytes
   Counter pages_sent, pages_retransmitted, payload_bytes_sent, packets_lost, probe_timeouts, spurious_losses;
+  Counter mtu_black_holes;  // 1 once larger packets than datagram_bytes_fallback are given up
   std::array<std::uint64_t, static_cast<std::size_t>(Received::kCount)> received{};
 };
 
@@ -117,11 +120,14 @@ class Lane {
 
   /// Nothing is in flight and nothing waits for retransmission or, on the priority lane, for its first transmission.
   [[nodiscard]] bool quiet() const;
-  /// The peer has been silent for peer_timeout while we waited for an acknowledgement.
+  /// Nothing of ours has been acknowledged for peer_timeout although something waited, and probes went out: whatever
+  /// else the peer says, it does not read.
   [[nodiscard]] bool peer_dead(Instant now) const;
   [[nodiscard]] const LaneCounters& counters() const;
   [[nodiscard]] Duration smoothed_rtt() const;
   [[nodiscard]] std::uint32_t congestion_window_packets() const;
+  /// Sent, and neither acknowledged nor given up.
+  [[nodiscard]] std::uint32_t in_flight_packets() const;
 
  private:
   class Impl;

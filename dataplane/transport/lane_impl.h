@@ -10,6 +10,7 @@
 #include "dataplane/transport/lane.h"
 #include "dataplane/transport/loss_recovery.h"
 #include "dataplane/transport/message_stream.h"
+#include "dataplane/transport/mtu_watch.h"
 #include "dataplane/transport/page_layout.h"
 #include "dataplane/transport/seal.h"
 #include "dataplane/transport/swift.h"
@@ -20,8 +21,8 @@ namespace godwit::transport {
 inline constexpr std::uint16_t kPriorityLane = 0;
 /// Packets that one probe timeout allows beyond window and credit (RFC 9002 §6.2.4).
 inline constexpr std::uint32_t kProbePackets = 2;
-/// Probe timeouts in a row before silence counts as death: our own pause is not the peer's.
-inline constexpr std::uint32_t kProbesBeforeDead = 6;
+/// Our own pause is not the peer's death: it has been asked so often, and for half of its timeout.
+inline constexpr std::uint32_t kProbesBeforeDead = 2;
 /// A side that only acknowledges asks for an acknowledgement once in so many packets: to learn of credit and floor.
 inline constexpr std::uint64_t kUnreportedPacketsMax = 32;
 
@@ -40,6 +41,7 @@ class Lane::Impl {
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
   [[nodiscard]] Duration smoothed_rtt() const { return {smoothed_rtt_ns_}; }
   [[nodiscard]] std::uint32_t window() const { return swift_.window(); }
+  [[nodiscard]] std::uint32_t in_flight() const { return recovery_.outstanding(); }
 
  private:
   [[nodiscard]] bool carries_messages() const { return sender_.has_value(); }
@@ -54,6 +56,8 @@ class Lane::Impl {
   void on_content_acknowledged(const SentContent& content);
   void on_content_lost(const SentContent& content);
   void detect_lost(Instant now);
+  /// After detect_lost() or a probe timeout.
+  void watch_mtu();
   [[nodiscard]] bool deliver(const wire::PacketHeader& header, const wire::Body& body);
 
   // ---- sending ----
@@ -66,9 +70,12 @@ class Lane::Impl {
   [[nodiscard]] bool has_content();
   bool pull_work();
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
-  std::size_t finish_packet(Instant now, Draft& draft, const SentContent& content);
+  std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
   void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
+  [[nodiscard]] bool is_large(const SentContent& content) const {
+    return content.packet_bytes > config_.datagram_bytes_fallback;
+  }
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_content(Instant now, std::span<std::byte> out, bool with_ack);
@@ -86,15 +93,18 @@ class Lane::Impl {
   CreditUse credit_use_;
   CreditGrant credit_grant_;
   AckRanges acks_;
+  std::uint32_t datagram_bytes_;  // what we send at most, now
   PageLayout layout_;
+  MtuWatch mtu_watch_;
   std::optional<WorkTable> works_;       // bulk lanes
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
-  Instant last_heard_;     // an authentic packet
+  Instant last_progress_;  // something of ours was acknowledged
   Instant waiting_since_;  // content has been in flight without a break
+  Instant probing_since_;  // the first probe timeout of those in a row
   wire::Body body_;        // scratch of on_packet
   LaneCounters counters_;
   SingleWriter<std::int64_t> smoothed_rtt_ns_{kRttInitial.ns};

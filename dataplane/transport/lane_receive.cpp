@@ -32,7 +32,6 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
   if (wire::parse_body(header, packet->body, body_) != wire::BadBody::kNone || !acceptable(header, body_)) {
     return Received::kBadBody;
   }
-  last_heard_ = now;
   ++counters_.packets_received;
   counters_.bytes_received += datagram.size();
   const bool eliciting = wire::is_ack_eliciting(header.type);
@@ -104,6 +103,15 @@ void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack) {
   const AckOutcome outcome =
       recovery_.on_ack(now, ack, [this](const SentContent& content) { on_content_acknowledged(content); });
   counters_.spurious_losses += outcome.spurious;
+  if (outcome.acknowledged + outcome.spurious + outcome.late > 0) {
+    last_progress_ = now;
+  }
+  if (outcome.spurious + outcome.late > 0) {
+    mtu_watch_.on_large_acknowledged();  // or a small one: in doubt there is no black hole
+  }
+  if (outcome.persistent_congestion) {
+    swift_.on_persistent_congestion();
+  }
   if (outcome.acknowledged == 0) {
     return;
   }
@@ -117,10 +125,12 @@ void Lane::Impl::detect_lost(Instant now) {
   if (lost > 0) {
     counters_.packets_lost += lost;
     swift_.on_lost(lost);
+    watch_mtu();
   }
 }
 
 void Lane::Impl::on_content_acknowledged(const SentContent& content) {
+  is_large(content) ? mtu_watch_.on_large_acknowledged() : mtu_watch_.on_small_acknowledged();
   Work done;
   switch (content.kind) {
     case ContentKind::kNone:
@@ -151,6 +161,9 @@ void Lane::Impl::on_content_acknowledged(const SentContent& content) {
 }
 
 void Lane::Impl::on_content_lost(const SentContent& content) {
+  if (is_large(content)) {
+    mtu_watch_.on_large_lost();
+  }
   switch (content.kind) {
     case ContentKind::kNone:
       break;

@@ -41,7 +41,7 @@ std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
 
 /// How large an ack block fits into whatever goes out next.
 std::size_t Lane::Impl::ack_room() const {
-  return carries_messages() ? kMessageAckRoom : config_.datagram_bytes_max - layout_.packet_bytes;
+  return carries_messages() ? kMessageAckRoom : datagram_bytes_ - layout_.packet_bytes;
 }
 
 bool Lane::Impl::has_content() {
@@ -61,7 +61,7 @@ bool Lane::Impl::pull_work() {
 
 Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type,
                                            bool with_ack) {
-  Draft draft{.out = out.first(config_.datagram_bytes_max), .at = wire::kHeaderBytes};
+  Draft draft{.out = out.first(datagram_bytes_), .at = wire::kHeaderBytes};
   draft.header = {.type = type,
                   .flags = seal_out_->flags(),
                   .lane = config_.lane,
@@ -78,7 +78,7 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
   return draft;
 }
 
-std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, const SentContent& content) {
+std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
   wire::write_header(draft.header, draft.out);
   const std::size_t length = draft.at + wire::kTagBytes;
   seal_out_->seal(draft.out.first(length));
@@ -86,6 +86,7 @@ std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, const SentConte
   if (carries && recovery_.outstanding() == 0 && recovery_.probe_count() == 0) {
     waiting_since_ = now;
   }
+  content.packet_bytes = static_cast<std::uint32_t>(length);
   recovery_.on_sent(now, content);
   ++counters_.packets_sent;
   counters_.bytes_sent += length;
@@ -194,7 +195,7 @@ std::size_t Lane::Impl::send_zero_runs(Instant now, std::span<std::byte> out, bo
 std::size_t Lane::Impl::send_message_chunk(Instant now, std::span<std::byte> out, bool with_ack) {
   constexpr std::size_t kOverhead =
       wire::kHeaderBytes + kMessageAckRoom + wire::kPrefixBytes + wire::kMessageOffsetBytes + wire::kTagBytes;
-  const auto chunk = sender_->take(config_.datagram_bytes_max - kOverhead);
+  const auto chunk = sender_->take(datagram_bytes_ - kOverhead);
   GW_ASSERT(chunk.has_value());
   Draft draft = begin_packet(now, out, wire::PacketType::kMessage, with_ack);
   put_prefix(draft, 0, chunk->length);

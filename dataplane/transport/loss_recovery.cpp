@@ -10,7 +10,7 @@ void LossRecovery::on_sent(Instant now, const SentContent& content) {
   GW_ASSERT(has_room());
   const std::uint64_t number = next_++;
   if (number % 64 == 0) {
-    lost_[number / 64 % kWords] = 0;
+    lost_[number / 64 % kWords] = taken_[number / 64 % kWords] = 0;
   }
   if (content.kind == ContentKind::kNone) {
     if (outstanding_count_ == 0) {
@@ -41,9 +41,50 @@ std::optional<SentContent> LossRecovery::take_oldest() {
     return std::nullopt;
   }
   const SentContent content = sent(oldest_).content;
+  taken_[oldest_ / 64 % kWords] |= std::uint64_t{1} << (oldest_ % 64);
   resolve(oldest_);
   advance_oldest();
   return content;
+}
+
+/// RFC 9002 §5.1. Of a number that was given up too: numbers do not repeat, so the sample is true, and a path that has
+/// become slower than the probe timeout gives no others.
+void LossRecovery::sample_rtt(Instant now, const wire::AckBlock& ack, AckOutcome& outcome) {
+  if (ack.largest < reported_end_ || !(is_outstanding(ack.largest) || is_given_up(ack.largest))) {
+    return;
+  }
+  const Duration ack_delay = microseconds(ack.ack_delay_us);
+  const Duration rtt = now - sent(ack.largest).at;
+  rtt_.on_sample(rtt, std::min(ack_delay, kAckDelayMax));
+  outcome.rtt = std::max(rtt - ack_delay, Duration{0});
+}
+
+/// The ring remembers the last kRingPackets numbers.
+void LossRecovery::note_late(const wire::AckBlock& ack, AckOutcome& outcome) {
+  const std::uint64_t top = ack.largest / 64;
+  for (std::size_t i = 0; i < ack.word_count && (next_ - 1) / 64 - (top - i) < kWords; ++i) {
+    std::uint64_t& lost = lost_[(top - i) % kWords];
+    std::uint64_t& taken = taken_[(top - i) % kWords];
+    outcome.spurious += static_cast<std::uint32_t>(std::popcount(lost & ack.words[i]));
+    outcome.late += static_cast<std::uint32_t>(std::popcount(taken & ack.words[i]));
+    lost &= ~ack.words[i];
+    taken &= ~ack.words[i];
+  }
+}
+
+void LossRecovery::judge_path(AckOutcome& outcome) {
+  if (outcome.acknowledged > 0) {
+    advance_oldest();
+  }
+  if (outcome.spurious > 0) {
+    packet_threshold_ = std::min(packet_threshold_ * 2, kPacketThresholdMax);
+  }
+  if (outcome.acknowledged + outcome.spurious + outcome.late > 0) {
+    const bool arrived_late = outcome.spurious + outcome.late > 0;
+    outcome.persistent_congestion = probe_count_ >= kPersistentCongestionProbes && !arrived_late;
+    probe_count_ = 0;
+    early_probed_ = false;
+  }
 }
 
 Duration LossRecovery::loss_delay() const {
@@ -66,7 +107,8 @@ Instant LossRecovery::probe_deadline() const {
     return kNever;
   }
   // RFC 9002 §6.2.1, with exponential backoff.
-  const Duration base = rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax;
+  const Duration base =
+      std::min(rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax, kProbeTimeoutSlowMax);
   const Duration backed_off = base * (std::int64_t{1} << std::min(probe_count_, kProbeBackoffShiftMax));
   return last_sent_ + std::min(backed_off, std::max(kProbeTimeoutMax, base));
 }

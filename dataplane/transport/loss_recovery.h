@@ -2,7 +2,8 @@
 // Sent packets until they are acknowledged or given up (RFC 9002): a ring by packet number that remembers what each one
 // carried, so that what is lost, not the packet, goes out again. Owner: one lane; its lcore; no allocation after
 // construction. A number is outstanding until acknowledged, lost, or taken back for a probe; after that its content is
-// somebody else's, and a late acknowledgement only counts as a spurious loss.
+// somebody else's. A late acknowledgement of it still shows that the path works and how long it takes; of a loss it
+// also shows that it was none.
 
 #include <array>
 #include <bit>
@@ -20,8 +21,13 @@ namespace godwit::transport {
 inline constexpr std::uint32_t kPacketThresholdInitial = 3;  // RFC 9002 §6.1.1
 inline constexpr std::uint32_t kPacketThresholdMax = 64;     // grows with every spurious loss: paths that reorder
 inline constexpr std::int64_t kTimeThresholdEighths = 9;     // RFC 9002 §6.1.2: 9/8
+/// Ends the doubling; a slower path has its own timeout, but one delayed packet cannot make that long.
 inline constexpr Duration kProbeTimeoutMax = milliseconds(200);
+inline constexpr Duration kProbeTimeoutSlowMax = milliseconds(1000);
 inline constexpr std::uint32_t kProbeBackoffShiftMax = 10;
+/// RFC 9002 §7.6: all that was sent in three probe timeouts is lost. With the timeout doubling, the first packet and
+/// the second probe are that far apart; an acknowledgement after the third shows that both are lost.
+inline constexpr std::uint32_t kPersistentCongestionProbes = 3;
 
 enum class ContentKind : std::uint8_t { kNone, kProbe, kPages, kZeroRuns, kMessage };
 
@@ -34,13 +40,16 @@ struct SentContent {
   std::uint16_t length = 0;        // kMessage
   std::uint32_t slot = kNoSlot;    // kPages: first page; kZeroRuns: head of the chain
   std::uint32_t second = kNoSlot;  // kPages: second page
-  std::uint64_t offset = 0;        // kMessage
+  std::uint32_t packet_bytes = 0;
+  std::uint64_t offset = 0;  // kMessage
 };
 
 struct AckOutcome {
   std::uint32_t acknowledged = 0;
   std::uint32_t spurious = 0;
-  std::optional<Duration> rtt;  // sample without the peer's delay, when the largest number was newly acknowledged
+  std::uint32_t late = 0;       // of those taken back for probes
+  std::optional<Duration> rtt;  // sample without the peer's delay, when the largest number is newly reported
+  bool persistent_congestion = false;
 };
 
 class LossRecovery {
@@ -99,7 +108,16 @@ class LossRecovery {
     outstanding_word(number / 64) &= ~(std::uint64_t{1} << (number % 64));
     --outstanding_count_;
   }
+  /// Given up, but what was sent under the number is still known.
+  [[nodiscard]] bool is_given_up(std::uint64_t number) const {
+    const std::uint64_t given_up = lost_[number / 64 % kWords] | taken_[number / 64 % kWords];
+    return (next_ - 1) / 64 - number / 64 < kWords && (given_up >> (number % 64) & 1) != 0;
+  }
   void advance_oldest();
+  void sample_rtt(Instant now, const wire::AckBlock& ack, AckOutcome& outcome);
+  void note_late(const wire::AckBlock& ack, AckOutcome& outcome);
+  /// After the words were looked at: what this acknowledgement says of the path.
+  void judge_path(AckOutcome& outcome);
   [[nodiscard]] Duration loss_delay() const;
   template <class F>
   std::uint32_t acknowledge_word(std::uint64_t index, std::uint64_t bits, F& on_acknowledged);
@@ -108,7 +126,8 @@ class LossRecovery {
   RttEstimator rtt_;
   std::unique_ptr<std::array<Sent, kRingPackets>> sent_;
   std::array<std::uint64_t, kWords> outstanding_{};
-  std::array<std::uint64_t, kWords> lost_{};  // given up lately: a bit reported here later was no loss
+  std::array<std::uint64_t, kWords> lost_{};   // given up lately: a bit reported here later was no loss
+  std::array<std::uint64_t, kWords> taken_{};  // the same, for probes
   std::uint64_t next_ = 0;
   std::uint64_t oldest_ = 0;
   std::uint64_t reported_end_ = 0;
@@ -141,20 +160,10 @@ template <class F>
 AckOutcome LossRecovery::on_ack(Instant now, const wire::AckBlock& ack, F&& on_acknowledged) {
   GW_ASSERT(ack.largest < next_);
   AckOutcome outcome;
+  sample_rtt(now, ack, outcome);
   reported_end_ = reported_end_ > ack.largest ? reported_end_ : ack.largest + 1;
   const std::uint64_t top = ack.largest / 64;
-  if (is_outstanding(ack.largest)) {
-    const Duration ack_delay = microseconds(ack.ack_delay_us);
-    const Duration rtt = now - sent(ack.largest).at;
-    rtt_.on_sample(rtt, ack_delay);
-    outcome.rtt = Duration{rtt.ns > ack_delay.ns ? rtt.ns - ack_delay.ns : 0};
-  }
-  // Late arrivals of what was given up; the ring remembers the last kRingPackets numbers.
-  for (std::size_t i = 0; i < ack.word_count && (next_ - 1) / 64 - (top - i) < kWords; ++i) {
-    std::uint64_t& lost = lost_[(top - i) % kWords];
-    outcome.spurious += static_cast<std::uint32_t>(std::popcount(lost & ack.words[i]));
-    lost &= ~ack.words[i];
-  }
+  note_late(ack, outcome);
   for (std::uint64_t index = oldest_ / 64; index <= top; ++index) {
     std::uint64_t bits = top - index < ack.word_count ? ack.words[top - index] : 0;
     if (ack.floor >= index * 64 + 64) {
@@ -164,14 +173,7 @@ AckOutcome LossRecovery::on_ack(Instant now, const wire::AckBlock& ack, F&& on_a
     }
     outcome.acknowledged += acknowledge_word(index, bits, on_acknowledged);
   }
-  if (outcome.acknowledged > 0) {
-    probe_count_ = 0;
-    early_probed_ = false;
-    advance_oldest();
-  }
-  if (outcome.spurious > 0) {
-    packet_threshold_ = packet_threshold_ * 2 < kPacketThresholdMax ? packet_threshold_ * 2 : kPacketThresholdMax;
-  }
+  judge_path(outcome);
   return outcome;
 }
 

@@ -1,5 +1,7 @@
 #include "dataplane/transport/swift.h"
 
+#include <utility>
+
 namespace godwit::transport {
 
 namespace {
@@ -16,6 +18,7 @@ constexpr std::int64_t kLossGain = 2;             // a loss of 25 % halves the w
 constexpr std::uint32_t kGoodRoundsToDouble = 4;  // the increase doubles with each so many good rounds
 constexpr std::uint32_t kIncreaseShiftMax = 5;
 constexpr std::uint32_t kLostAtOnceMin = 8;
+constexpr std::uint32_t kLossSamplePackets = 32;  // fewer say nothing of a rate: small windows need several rounds
 
 constexpr std::int64_t square_root(std::int64_t value) {
   std::int64_t root = 0;
@@ -77,22 +80,46 @@ void Swift::end_round() {
   const bool above = delay_min_ns_ == INT64_MAX ? was_above_ : delay_min_ns_ > target;
   const bool queued = above && was_above_ && delay_min_ns_ != INT64_MAX;
   was_above_ = above;
-  const std::int64_t loss_permille =
-      std::int64_t{lost_} * 1000 / std::max<std::int64_t>(std::int64_t{lost_} + acknowledged_, 1);
+  note_path_delay();
+  const std::int64_t tolerated = sees_queue() ? kLossToleratedPermille : kLossToleratedUnqueuedPermille;
+  const std::uint32_t resolved = lost_ + acknowledged_;
+  const std::int64_t loss_permille = resolved < kLossSamplePackets ? 0 : std::int64_t{lost_} * 1000 / resolved;
   if (!cut_) {
     if (queued) {
       cut(std::min(kBetaPermille * (delay_min_ns_ - target) / delay_min_ns_, kMaxMdfPermille));
-    } else if (loss_permille > kLossToleratedPermille) {
+    } else if (loss_permille > tolerated) {
       cut(std::min(kLossGain * loss_permille, kMaxMdfPermille));
-    } else if (limited_ && !above) {
+    } else if (limited_ && !above && (lost_ == 0 || resolved >= kLossSamplePackets)) {
       grow();
     }
   }
-  acknowledged_ = 0;
-  lost_ = 0;
+  if (cut_ || resolved >= kLossSamplePackets) {
+    acknowledged_ = 0;
+    lost_ = 0;
+  }
   delay_min_ns_ = INT64_MAX;
   limited_ = false;
   cut_ = false;
+}
+
+void Swift::note_path_delay() {
+  if (path_rounds_++ == kPathRounds) {
+    path_rounds_ = 0;
+    path_delay_before_ns_ = std::exchange(path_delay_ns_, INT64_MAX);
+  }
+  path_delay_ns_ = std::min(path_delay_ns_, delay_min_ns_);
+}
+
+bool Swift::sees_queue() const {
+  const std::int64_t empty = std::min(path_delay_ns_, path_delay_before_ns_);
+  // Without a sample nothing is known, and loss is a bad sign. A quarter more than the empty path, ends included.
+  return delay_min_ns_ == INT64_MAX || delay_min_ns_ > empty + std::max(empty, base_delay_.ns) / 4;
+}
+
+void Swift::on_persistent_congestion() {
+  window_ = kWindowMin;
+  slow_start_ = true;
+  good_rounds_ = 0;
 }
 
 void Swift::cut(std::int64_t permille) {

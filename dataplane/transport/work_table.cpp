@@ -50,6 +50,18 @@ void WorkTable::on_lost(std::uint32_t slot, std::uint8_t parts) {
   }
 }
 
+void WorkTable::begin_again(std::uint8_t parts) {
+  std::uint32_t count = 0;
+  for (std::uint32_t at = queue_head_; at != kNoSlot; at = slots_[at].queue_next, ++count) {
+    WorkSlot& slot = slots_[at];
+    if (!slot.work.zero) {
+      slot.unacknowledged = slot.unsent = parts;
+      slot.lost = slot.lost != 0 ? parts : std::uint8_t{0};
+    }
+  }
+  GW_ASSERT(count == used_);
+}
+
 bool WorkTable::on_acknowledged(std::uint32_t slot, std::uint8_t parts, Work& done) {
   WorkSlot& acknowledged = slots_[slot];
   GW_ASSERT((acknowledged.unacknowledged & parts) == parts && (acknowledged.unsent & parts) == 0);

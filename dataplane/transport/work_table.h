@@ -40,6 +40,8 @@ class WorkTable {
   std::uint8_t send_part();
   /// Parts of a packet that will not be acknowledged: they go out again.
   void on_lost(std::uint32_t slot, std::uint8_t parts);
+  /// Nothing is in flight, and pages are cut into other parts from now on: each goes out as a whole again.
+  void begin_again(std::uint8_t parts);
   /// True when these were the last: the slot is free then, and `done` is its work.
   [[nodiscard]] bool on_acknowledged(std::uint32_t slot, std::uint8_t parts, Work& done);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "controlplane/tls/credentials.h"
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/host_info.h"
 #include "qemu-bridge/agent/leftovers.h"
@@ -93,8 +94,9 @@ std::expected<std::unique_ptr<Agent>, std::string> Agent::start(config::BridgeCo
                                       self->beat();
                                     },
                                 .on_event = [self](const auto& event) { self->on_dataplane_event(event); }});
+  agent->look_after_connection();
   agent->session_ = std::make_unique<ControlSession>(
-      self->config_.controlplane,
+      self->config_.controlplane, self->config_.security,
       ControlSession::Handlers{.make_register = [self] { return self->make_register(); },
                                .on_message = [self](const ToAgent& message) { self->on_message(message); },
                                .on_lost = [] {}});
@@ -280,6 +282,15 @@ void Agent::clear_leftovers(const dataplane::v1::ListImagesResult& images, std::
   }
 }
 
+void Agent::look_after_connection() {
+  if (config_.security.tls) {
+    certificate_ = std::make_unique<controlplane::CertificateWatch>(*config_.security.tls,
+                                                                    pki::Identity{pki::Role::kHost, config_.host});
+  } else if (!controlplane::stays_on_machine(config_.controlplane)) {
+    spdlog::warn("insecure = true: whoever is between us and {} reads and orders what it likes", config_.controlplane);
+  }
+}
+
 controlplane::v1::Register Agent::make_register() {
   std::optional<dataplane::v1::ListImagesResult> images;
   {
@@ -288,6 +299,9 @@ controlplane::v1::Register Agent::make_register() {
   }
   controlplane::v1::Register out;
   *out.mutable_host() = host_info(config_, qemu_version_, dataplane_->hello(), images);
+  if (certificate_) {
+    out.mutable_host()->set_certificate_end_unix_us(certificate_->end_unix_us());
+  }
   for (const auto& vm : all_vms()) {
     *out.add_vms() = vm->running();
   }

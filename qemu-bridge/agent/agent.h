@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "controlplane/tls/certificate_watch.h"
 #include "qemu-bridge/agent/vm.h"
 
 namespace godwit::bridge {
@@ -49,11 +50,13 @@ class Agent {
   void drop_image(const controlplane::v1::ToAgent& message);
   Reply reply_to(std::uint64_t id);
   void send_event_and_remember(controlplane::v1::FromAgent message, ControlSession::Delivery delivery);
+  void look_after_connection();
   controlplane::v1::Register make_register();
 
   const config::BridgeConfig config_;
   const std::string qemu_version_;
   Journal journal_;
+  std::unique_ptr<controlplane::CertificateWatch> certificate_;  // none where the connection needs none
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

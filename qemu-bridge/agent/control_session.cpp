@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "controlplane/tls/credentials.h"
+#include "controlplane/tls/failure_text.h"
 
 namespace godwit::bridge {
 namespace {
@@ -17,23 +19,25 @@ constexpr std::chrono::milliseconds kBackoffMin{200};
 constexpr std::chrono::milliseconds kBackoffMax{1000};  // a guest may stand still until the store answers
 constexpr int kKeepaliveMs = 2000;
 constexpr int kKeepaliveTimeoutMs = 3000;
+constexpr int kConnectMs = 2000;  // TCP and the TLS handshake; a lost SYN is sent again after 1 s
 
-std::shared_ptr<grpc::Channel> make_channel(const std::string& target) {
+/// One for each attempt: gRPC moves a handshake on only while a call waits for it, and a call does so on a fresh
+/// channel only; on one that has failed it fails at once. The certificates are then those of this moment, too.
+std::shared_ptr<grpc::Channel> make_channel(const std::string& target, const config::SecurityConfig& security) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  // gRPC's own backoff would come on top of ours.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMin.count()));
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(kBackoffMax.count()));
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectMs);  // that is what it limits
+  // Or gRPC's own backoff, which is kept with the address, would come on top of ours.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return grpc::CreateCustomChannel(target, controlplane::channel_credentials(target, security), arguments);
 }
 
 }  // namespace
 
-ControlSession::ControlSession(std::string target, Handlers handlers)
-    : target_(std::move(target)), handlers_(std::move(handlers)) {}
+ControlSession::ControlSession(std::string target, config::SecurityConfig security, Handlers handlers)
+    : target_(std::move(target)), security_(std::move(security)), handlers_(std::move(handlers)) {}
 
 void ControlSession::start() {
   thread_ = std::thread([this] { run(); });
@@ -72,10 +76,10 @@ void ControlSession::send(FromAgent message, Delivery delivery) {
 }
 
 void ControlSession::run() {
-  const auto stub = controlplane::v1::Agents::NewStub(make_channel(target_));
   auto backoff = kBackoffMin;
   std::string last_reason;
   while (true) {
+    const auto stub = controlplane::v1::Agents::NewStub(make_channel(target_, security_));
     const std::string reason = run_stream(*stub);
     std::unique_lock lock(mutex_);
     const bool was_registered = std::exchange(registered_, false);
@@ -149,7 +153,14 @@ std::string ControlSession::run_stream(controlplane::v1::Agents::Stub& stub) {
     writer.join();
   }
   const grpc::Status status = stream->Finish();
-  return !refusal.empty() ? refusal : "stream ended: " + status.error_message();
+  if (!refusal.empty()) {
+    return refusal;
+  }
+  spdlog::debug("control plane at {}: gRPC says: {}", target_, printable(status.error_message()));
+  const std::string reason = status.error_code() == grpc::StatusCode::UNAVAILABLE
+                                 ? controlplane::tls_failure_text(status.error_message(), target_, security_)
+                                 : "";
+  return reason.empty() ? "stream ended: " + status.error_message() : reason;
 }
 
 void ControlSession::write_loop(Stream& stream, std::uint64_t number) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "config/common.h"
 #include "controlplane.grpc.pb.h"
 
 namespace godwit::bridge {
@@ -28,7 +29,8 @@ class ControlSession {
     std::function<void()> on_lost;
   };
 
-  ControlSession(std::string target, Handlers handlers);
+  /// `security` says how the connection is protected.
+  ControlSession(std::string target, config::SecurityConfig security, Handlers handlers);
   ~ControlSession();
   /// Begins to connect; the handlers run from now on. What is sent before waits if it is kKept.
   void start();
@@ -50,6 +52,7 @@ class ControlSession {
   void write_loop(Stream& stream, std::uint64_t stream_number);
 
   const std::string target_;
+  const config::SecurityConfig security_;
   const Handlers handlers_;
 
   mutable std::mutex mutex_;

@@ -7,6 +7,7 @@
 
 #include "config/bridge_config.h"
 #include "config/daemon_command.h"
+#include "controlplane/tls/grpc_log.h"
 #include "qemu-bridge/agent/agent.h"
 
 int main(int argc, char** argv) {
@@ -17,6 +18,7 @@ int main(int argc, char** argv) {
     return config.error();
   }
   godwit::start_logging("godwit-bridge", config->log.level);
+  godwit::controlplane::route_grpc_log();
 
   umask(0066);  // files are ours, but a QEMU of another user must reach its own below our directories
 

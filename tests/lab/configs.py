@@ -44,10 +44,26 @@ def from_sample(name, changes, without=()):
     return "\n".join(lines)
 
 
+def tls(directory, name):
+    return f"[tls]\nca = {text(directory + '/ca.crt')}\ncertificate = {text(f'{directory}/{name}.crt')}\nkey = {text(f'{directory}/{name}.key')}\n"
+
+
+def secured(lab, name, without_security):
+    """With who `name` is to the others. Option insecure: nobody has certificates; option security: the text for some names."""
+    usual = "insecure = true\n" if lab.options.get("insecure") else tls(lab.directory + "/pki", name)
+    security = lab.options.get("security", {}).get(name, usual)
+    return without_security + "\n" + security if security.startswith("[") else security + without_security
+
+
+def ctl(lab):
+    return secured(lab, "operator", from_sample("godwitctl.toml", {"server": text("127.0.0.1:7300")}, without=("tls",)))
+
+
 def controlplane(lab):
     listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
-    return from_sample("controlplane.toml", {
-        "listen": text(listen), "database": text(lab.directory + "/controlplane/controlplane.db"), "timeouts.host_heartbeat": '"4s"', "log.level": '"debug"'})
+    return secured(lab, "controlplane", from_sample("controlplane.toml", {
+        "listen": text(listen), "database": text(lab.directory + "/controlplane/controlplane.db"), "timeouts.host_heartbeat": '"4s"', "log.level": '"debug"'},
+        without=("tls",)))
 
 
 def port(lab, host):
@@ -83,11 +99,11 @@ def tracking_and_log(lab):
 
 def bridge(lab, host):
     directory = f"{lab.directory}/{host}"
-    return from_sample("bridge.toml", {
+    return secured(lab, host, from_sample("bridge.toml", {
         "host": text(host), "dataplane_socket": text(directory + "/dataplane.sock"), "controlplane": text(lab.network.control_address(host) + ":7300"),
         "run_dir": text(directory), "state_dir": text(directory + "/state"), "memory_dir_tmpfs": text(lab.memory_dir(host)),
         "memory_dir_hugetlbfs": text(lab.memory_dir(host) + "/huge") if lab.backing == "hugetlbfs" else None},
-        without=("tracking", "log")) + tracking_and_log(lab)
+        without=("tls", "tracking", "log")) + tracking_and_log(lab))
 
 
 def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid="", machine="pc", accel="tcg"):

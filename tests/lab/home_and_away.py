@@ -22,8 +22,8 @@ def say(text):
 
 
 def godwit_moves(lab, options):
-    say(f"starting a control plane and {len(lab.hosts)} hosts, each a data plane and a bridge in a network namespace of its own; their files are in\n"
-        f"{lab.directory} until the end")
+    say(f"starting a control plane and {len(lab.hosts)} hosts, each a data plane and a bridge in a network namespace of its own; their certificates are\n"
+        f"made by godwitctl pki init; their files are in {lab.directory} until the end")
     lab.start()
     say(f"booting the guest on host-a under godwit: {options.mem_mib} MiB, {options.mb} MiB of random data, {options.rate} pages written a second")
     lab.start_vm(mem_mib=options.mem_mib, mb=options.mb, rate=options.rate)

@@ -79,6 +79,7 @@ class Lab:
         atexit.register(self.close)
         try:
             self._make_directories()
+            self._make_certificates()
             build_guest(self.guest)
             self.network.up()
         except BaseException:
@@ -108,6 +109,17 @@ class Lab:
             for host in self.hosts:
                 os.makedirs(f"{self.shm}/{host}/huge", exist_ok=True)
                 run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "godwit-lab", f"{self.shm}/{host}/huge")
+
+    def _make_certificates(self):
+        if not self.options.get("insecure"):
+            addresses = [argument for host in self.hosts for argument in ("--address", self.network.control_address(host))]
+            self.pki("init", *self.hosts, *addresses)
+        with open(f"{self.directory}/controlplane/godwitctl.toml", "w") as file:
+            file.write(configs.ctl(self))
+
+    def pki(self, verb, *arguments, directory="pki"):
+        """godwitctl pki VERB ARGUMENTS in a directory of the lab; returns the parsed answer."""
+        return json.loads(run(program("ctl"), "pki", verb, "--directory", f"{self.directory}/{directory}", *arguments, "--json").stdout)
 
     def _reserve_hugepages(self):
         with open("/proc/sys/vm/nr_hugepages") as file:
@@ -144,7 +156,7 @@ class Lab:
         """Keeps the daemons' logs of a failed run where CI and people find them."""
         target = os.environ.get("GODWIT_LAB_LOGS", os.path.join(BUILD, "lab-logs", os.path.basename(self.directory)))
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*"), ignore_dangling_symlinks=True)
+        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*", "*.key"), ignore_dangling_symlinks=True)
         print(f"logs of the failed lab: {target}")
 
     # ---- daemons ----------------------------------------------------------------------------------------------------
@@ -200,7 +212,8 @@ class Lab:
 
     def ctl(self, *arguments, check=True, timeout=300):
         """godwitctl ARGUMENTS --json; returns the parsed answer (None on failure with check=False)."""
-        command = self.network.command("controlplane", program("ctl"), "--server", "127.0.0.1:7300", *arguments, "--json")
+        config = f"{self.directory}/controlplane/godwitctl.toml"
+        command = self.network.command("controlplane", program("ctl"), "--config", config, *arguments, "--json")
         done = run(*command, check=False, timeout=timeout)
         if done.returncode != 0:
             if check:

@@ -8,6 +8,10 @@ namespace {
 
 constexpr Instant kStart{1'000'000'000};
 constexpr Duration kVirtualTimeMax = milliseconds(120'000);
+/// A destination has nothing in flight that could stay unacknowledged: it counts silence, 30 s of it before the first
+/// message.
+constexpr Duration kLossNoticed = milliseconds(31'000);
+constexpr std::size_t kRecordedMax = 256;
 
 class Recorder final : public transfer::MigrationEvents {
  public:
@@ -42,6 +46,13 @@ struct Side {
   std::vector<std::unique_ptr<transport::Lane>> lanes;
   std::size_t link_base = 0;
   std::unique_ptr<ModelExecutor> executor;
+  Clock clock;
+  struct Waiting {
+    std::size_t lane;
+    std::vector<std::byte> bytes;
+  };
+  std::deque<Waiting> inbox;
+  Instant paused_until{}, reads_from{};
 
   /// Of the lcore that owns bulk lane `lane`; null: the home lcore.
   [[nodiscard]] transfer::Share* share_of(std::size_t lane) const {
@@ -61,7 +72,7 @@ struct Side {
       }
     }
   }
-  void make_lanes(const Script& script, bool initiator, Instant now) {
+  void make_lanes(const Script& script, bool initiator, std::byte secret, Instant now) {
     make_shares(script);
     for (std::uint32_t i = 0; i <= script.bulk_lanes; ++i) {
       transport::LaneConfig config;
@@ -69,11 +80,11 @@ struct Side {
       config.peer_flow_id = initiator ? 0x2002 : 0x1001;
       config.lane = static_cast<std::uint16_t>(i);
       config.initiator = initiator;
-      config.secret.fill(std::byte{7});
+      config.secret.fill(secret);
       config.datagram_bytes_max = script.datagram_bytes_max;
       transfer::Share* const share = share_of(i);
       lanes.push_back(std::make_unique<transport::Lane>(
-          config, share != nullptr ? static_cast<transport::LaneUser&>(*share) : *end, now));
+          config, share != nullptr ? static_cast<transport::LaneUser&>(*share) : *end, clock.local(now)));
     }
   }
   [[nodiscard]] std::vector<transport::Lane*> pointers() const {
@@ -87,13 +98,17 @@ struct Side {
     if (!end) {
       return executor->next();
     }
-    Instant at = std::min(end->deadline(), executor->next());
+    Instant at = end->deadline();
     for (const auto& lane : lanes) {
       at = std::min(at, lane->deadline());
     }
-    return at;
+    // While it is paused, its jobs run all the same.
+    at = std::max(clock.world(at), paused_until);
+    const Instant reads = inbox.empty() ? kNever : std::max(reads_from, paused_until);
+    return std::min({at, reads, executor->next()});
   }
   void kill() {
+    inbox.clear();
     lanes.clear();
     shares.clear();
     end.reset();
@@ -102,30 +117,33 @@ struct Side {
 
 class Attempt {
  public:
-  Attempt(AttemptInput& input, const Script& script, Random& random, bool trace);
+  Attempt(AttemptInput& input, const Script& script, Random& random, std::vector<Recorded>& recorded, bool trace);
   AttemptResult run();
 
  private:
   void step();
   template <class S>
-  bool turn(S& side, bool source);
+  bool turn(S& side);
+  template <class S>
+  bool read(S& side);
   void receive();
+  void arrive(bool to_destination, std::size_t lane, std::vector<std::byte> bytes);
+  void faults();
+  void send(std::size_t link, std::span<const std::byte> datagram);
   void guest_writes();
   void bridge();
   void disturb();
   void check();
+  void check_loss();
   [[nodiscard]] bool over() const;
   [[nodiscard]] Instant next_event() const;
   void finish(AttemptResult& result);
-  void violation(const std::string& text) {
-    if (violation_.empty()) {
-      violation_ = text;
-    }
-  }
+  void violation(const char* rule, const std::string& text) { verdict_.require(false, rule, text); }
 
   AttemptInput& input_;
   const Script& script_;
   Random& random_;
+  std::vector<Recorded>& recorded_;
   const bool trace_;
   Network network_;
   Recorder source_events_{nullptr};
@@ -139,13 +157,17 @@ class Attempt {
   std::size_t streamed_ = 0;
   bool compared_ = false, disturbed_ = false, source_killed_ = false, destination_killed_ = false;
   std::uint32_t epoch_next_ = 0;
-  std::string violation_;
+  bool healed_ = false;
+  Instant disturbed_at_ = kNever;
+  Verdict verdict_;
+  std::uint64_t trace_hash_ = 0xcbf29ce484222325;
 };
 
-Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, bool trace)
+Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std::vector<Recorded>& recorded, bool trace)
     : input_(input),
       script_(script),
       random_(random),
+      recorded_(recorded),
       trace_(trace),
       network_(random.next()),
       destination_events_(input.destination.memory.get()) {
@@ -161,10 +183,14 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, bool
   source_.end = std::make_unique<transfer::Source>(
       input.config, script.policy, transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now},
       *source_.executor, source_events_);
-  source_.make_lanes(script, true, now_);
-  destination_.make_lanes(script, false, now_);
-  for (std::uint32_t i = 0; i < 2 * (script.bulk_lanes + 1); ++i) {
-    network_.add_link(script.link);  // first those from the source, then those back
+  source_.clock = Clock(random_);
+  destination_.clock = Clock(random_);
+  source_.make_lanes(script, true, input.config.id[0], now_);
+  destination_.make_lanes(script, false, input.config.id[0], now_);
+  for (const LinkConfig& link : script.links) {
+    for (std::uint32_t lane = 0; lane <= script.bulk_lanes; ++lane) {
+      network_.add_link(link);
+    }
   }
   source_.link_base = 0;
   destination_.link_base = script.bulk_lanes + 1;
@@ -177,58 +203,130 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, bool
   }
   source_.executor->set_now(now_);
   destination_.executor->set_now(now_);
-  destination_.end->start(now_, destination_.pointers());
-  source_.end->start(now_, source_.pointers());
+  destination_.end->start(destination_.clock.local(now_), destination_.pointers());
+  source_.end->start(source_.clock.local(now_), source_.pointers());
+}
+
+void Attempt::arrive(bool to_destination, std::size_t lane, std::vector<std::byte> bytes) {
+  if (to_destination && destination_.end) {
+    destination_.inbox.push_back({lane, std::move(bytes)});
+  } else if (!to_destination && source_.end) {
+    source_.inbox.push_back({lane, std::move(bytes)});
+  }
 }
 
 void Attempt::receive() {
   while (auto delivered = network_.receive(now_)) {
-    const bool to_destination = delivered->link < destination_.link_base;
-    const std::size_t lane = delivered->link % destination_.link_base;
-    if (to_destination ? destination_.end == nullptr : source_.end == nullptr) {
-      continue;
-    }
-    auto& lanes = to_destination ? destination_.lanes : source_.lanes;
-    lanes[lane]->on_packet(now_, delivered->bytes);
-    if (to_destination) {
-      // Bytes of a packet are valid until flush: bursts of one.
-      destination_.end->flush(now_);
-      for (const auto& share : destination_.shares) {
-        share->flush();
-      }
-    }
+    arrive(delivered->link < destination_.link_base, delivered->link % destination_.link_base,
+           std::move(delivered->bytes));
   }
 }
 
-/// Timers and transmission of one side; true if anything was done.
+/// What waits in one side's receive ring; true if anything did.
 template <class S>
-bool Attempt::turn(S& side, bool) {
+bool Attempt::read(S& side) {
+  bool any = false;
+  for (; now_ >= side.reads_from && !side.inbox.empty(); side.inbox.pop_front()) {
+    any = true;
+    auto& [lane, bytes] = side.inbox.front();
+    const transport::Received received = side.lanes[lane]->on_packet(side.clock.local(now_), bytes);
+    trace_hash_ = (trace_hash_ ^ (static_cast<std::uint64_t>(received) << 8 | lane)) * 0x100000001b3;
+    if (received == transport::Received::kBadBody) {
+      violation("honest-peer", "a packet was refused after its tag was good");
+    }
+    // Bytes of a packet are valid until flush: bursts of one.
+    if constexpr (requires { side.end->flush(now_); }) {
+      side.end->flush(side.clock.local(now_));
+      for (const auto& share : side.shares) {
+        share->flush();
+      }
+    }
+    network_.recycle(std::move(bytes));
+  }
+  return any;
+}
+
+void Attempt::send(std::size_t link, std::span<const std::byte> datagram) {
+  trace_hash_ = (trace_hash_ ^ (static_cast<std::uint64_t>(now_.ns) << 14 ^ datagram.size())) * 0x100000001b3;
+  const std::size_t lane = link % destination_.link_base;
+  if (script_.replay_ppm > 0 && random_.chance_ppm(50'000)) {
+    Recorded copy{link < destination_.link_base, lane, {datagram.begin(), datagram.end()}};
+    if (recorded_.size() < kRecordedMax) {
+      recorded_.push_back(std::move(copy));
+    } else {
+      recorded_[random_.below(recorded_.size())] = std::move(copy);
+    }
+  }
+  if (!healed_ && script_.lane_dead && lane == script_.bulk_lanes) {
+    return;
+  }
+  network_.send(now_, link, datagram);
+}
+
+void Attempt::faults() {
+  const Duration age = now_ - kStart;
+  const bool cut = disturbed_ && script_.disturbance == Script::Disturbance::kCutNetwork;
+  if (!healed_ && age >= script_.faults_end) {
+    healed_ = true;
+    network_.heal();
+    for (std::size_t i = 0; cut && i < 2 * destination_.link_base; ++i) {
+      network_.link(i).blackhole = true;
+    }
+  }
+  if (script_.mtu_shrinks && age >= script_.shrinks_after) {
+    for (std::size_t i = 0; i < 2 * destination_.link_base; ++i) {
+      network_.link(i).datagram_bytes_max = 1472;
+    }
+  }
+  if (healed_) {
+    return;
+  }
+  if (!recorded_.empty() && random_.chance_ppm(script_.replay_ppm)) {
+    const Recorded& copy = recorded_[random_.below(recorded_.size())];
+    if (copy.lane <= script_.bulk_lanes) {
+      arrive(copy.to_destination, copy.lane, copy.bytes);
+    }
+  }
+  const auto a_while = [this] { return now_ + milliseconds(1) + random_.up_to(milliseconds(49)); };
+  if (random_.chance_ppm(script_.pause_ppm)) {
+    (random_.below(2) == 0 ? source_.paused_until : destination_.paused_until) = a_while();
+  }
+  if (random_.chance_ppm(script_.stop_reading_ppm)) {
+    (random_.below(2) == 0 ? source_.reads_from : destination_.reads_from) = a_while();
+  }
+}
+
+/// One turn of one side's poll loop; true if anything was done.
+template <class S>
+bool Attempt::turn(S& side) {
   side.executor->run(now_);
-  if (!side.end) {
+  if (!side.end || now_ < side.paused_until) {
     return false;
   }
+  const Instant local = side.clock.local(now_);
+  bool busy = read(side);
   // Lcores run at their own pace: sometimes the home lcore looks later.
-  bool busy = !side.shares.empty() && (random_.below(4) == 0 || side.end->pump());
-  if (side.end->deadline() <= now_) {
-    side.end->tick(now_);
+  busy = (!side.shares.empty() && (random_.below(4) == 0 || side.end->pump())) || busy;
+  if (side.end->deadline() <= local) {
+    side.end->tick(local);
     busy = true;
   }
   std::array<std::byte, 9216> buffer;
   for (std::size_t i = 0; i < side.lanes.size(); ++i) {
     transport::Lane& lane = *side.lanes[i];
-    if (lane.deadline() <= now_) {
-      lane.tick(now_);
+    if (lane.deadline() <= local) {
+      lane.tick(local);
     }
     transfer::Share* const share = side.share_of(i);
     if (share != nullptr && !share->flush()) {
       continue;
     }
     for (int burst = 0; burst < 32; ++burst) {
-      const std::size_t length = lane.poll_transmit(now_, std::span(buffer).first(script_.datagram_bytes_max));
+      const std::size_t length = lane.poll_transmit(local, std::span(buffer).first(script_.datagram_bytes_max));
       if (length == 0) {
         break;
       }
-      network_.send(now_, side.link_base + i, std::span(buffer).first(length));
+      send(side.link_base + i, std::span(buffer).first(length));
       busy = true;
     }
   }
@@ -244,10 +342,11 @@ void Attempt::guest_writes() {
       (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
     random_.below(60) == 0 ? input_.source.memory->balloon(random_) : input_.source.memory->write(random_);
   }
+  // Once an end is gone nothing but silence follows: seconds in which few writes say as much as many.
+  const auto interval_us = static_cast<std::uint64_t>(script_.write_interval.us()) * (disturbed_ ? 1000 : 1);
   write_at_ = bridge_ == Bridge::kEnded
                   ? kNever
-                  : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(
-                                                2 * static_cast<std::uint64_t>(script_.write_interval.us()))));
+                  : now_ + microseconds(1 + static_cast<std::int64_t>(random_.below(2 * interval_us)));
 }
 
 void Attempt::bridge() {
@@ -264,7 +363,7 @@ void Attempt::bridge() {
   }
   if (bridge_ == Bridge::kStopping) {
     bridge_ = Bridge::kStreaming;
-    source_.end->guest_stopped(now_);
+    source_.end->guest_stopped(source_.clock.local(now_));
     bridge_at_ = now_ + microseconds(static_cast<std::int64_t>(random_.below(5000)));
   } else if (bridge_ == Bridge::kStreaming) {
     if (streamed_ < stream_.size()) {
@@ -276,7 +375,7 @@ void Attempt::bridge() {
     } else {
       bridge_ = Bridge::kEnded;
       bridge_at_ = kNever;
-      source_.end->device_state_end(now_);
+      source_.end->device_state_end(source_.clock.local(now_));
     }
   }
 }
@@ -287,15 +386,16 @@ void Attempt::disturb() {
   }
   disturb_at_ = kNever;
   disturbed_ = true;
+  disturbed_at_ = now_;
   using D = Script::Disturbance;
   switch (script_.disturbance) {
     case D::kNone:
       break;
     case D::kCancelSource:
-      source_.end->cancel(now_, "cancelled by a person");
+      source_.end->cancel(source_.clock.local(now_), "cancelled by a person");
       break;
     case D::kCancelDestination:
-      destination_.end->cancel(now_, "QEMU has exited");
+      destination_.end->cancel(destination_.clock.local(now_), "QEMU has exited");
       break;
     case D::kKillSource:
       source_killed_ = true;
@@ -324,27 +424,39 @@ void Attempt::check() {
   if (destination_events_.memory_ready != 0 && !compared_) {
     compared_ = true;
     if (bridge_ != Bridge::kEnded || destination_events_.ended != 1 || destination_events_.state != stream_) {
-      violation("memory ready before the device state was complete and equal");
+      violation("device-state", "memory ready before the device state was complete and equal");
     }
     if (!input_.source.memory->same_content(*input_.destination.memory)) {
       const auto page = input_.source.memory->first_difference(*input_.destination.memory);
-      violation("memory ready, but page " + std::to_string(page) + " differs");
+      violation("content", "memory ready, but page " + std::to_string(page) + " differs");
     }
     // What arrives from now on must not touch memory: QEMU owns it.
     input_.destination.memory->freeze();
   }
   if (source_events_.failed > 1 || destination_events_.failed > 1 || source_events_.ready > 1 ||
       source_events_.done > 1 || destination_events_.memory_ready > 1) {
-    violation("an event was told twice");
+    violation("told-once", "an event was told twice");
   }
   if (source_events_.done != 0 && destination_events_.memory_ready == 0 && !destination_killed_) {
-    violation("source done without memory ready");
+    violation("told-once", "source done without memory ready");
   }
   if (input_.destination.memory->placed_while_frozen()) {
-    violation("a page was placed after the end");
+    violation("nothing-after-end", "a page was placed after the end");
   }
   if (source_.executor->waiting_max() > 4 || destination_.executor->waiting_max() > 4) {
-    violation("jobs pile up");
+    violation("memory", "jobs pile up");
+  }
+}
+
+/// An end that is gone is missed by the other.
+void Attempt::check_loss() {
+  using D = Script::Disturbance;
+  const bool gone = script_.disturbance == D::kKillSource || script_.disturbance == D::kKillDestination ||
+                    script_.disturbance == D::kCutNetwork;
+  if (gone && disturbed_ && now_ - std::max(disturbed_at_, kStart + script_.faults_end) > kLossNoticed) {
+    violation("death-noticed", std::string("an end that is gone is not missed by the ") +
+                                   (source_.end ? "source" : "destination") + ", disturbance " +
+                                   std::to_string(static_cast<int>(script_.disturbance)));
   }
 }
 
@@ -363,18 +475,19 @@ Instant Attempt::next_event() const {
 void Attempt::step() {
   source_.executor->set_now(now_);
   destination_.executor->set_now(now_);
+  faults();
   disturb();
   guest_writes();
   bridge();
   receive();
   for (int turns = 0;; ++turns) {
-    const bool source = turn(source_, true);
-    const bool destination = turn(destination_, false);
+    const bool source = turn(source_);
+    const bool destination = turn(destination_);
     if (!source && !destination) {
       break;
     }
     if (turns > 1000) {
-      violation("an end is busy without end");
+      violation("progress", "an end is busy without end");
       break;
     }
   }
@@ -382,24 +495,26 @@ void Attempt::step() {
 }
 
 AttemptResult Attempt::run() {
-  while (!over() && violation_.empty()) {
+  while (!over() && !verdict_.broken()) {
     step();
+    check_loss();
     const Instant next = next_event();
     if (over()) {
       break;
     }
     if (next == kNever || next - kStart > kVirtualTimeMax) {
-      violation("no end after " + std::to_string((now_ - kStart).us() / 1000) + " ms of virtual time: source " +
-                (!source_.end                 ? "killed"
-                 : source_events_.failed != 0 ? "failed"
-                 : source_events_.done != 0   ? "done"
-                                              : "moving") +
-                ", destination " +
-                (!destination_.end                       ? "killed"
-                 : destination_events_.failed != 0       ? "failed"
-                 : destination_events_.memory_ready != 0 ? "ready"
-                                                         : "moving") +
-                ", disturbance " + std::to_string(static_cast<int>(script_.disturbance)));
+      violation("progress", "no end after " + std::to_string((now_ - kStart).us() / 1000) +
+                                " ms of virtual time: source " +
+                                (!source_.end                 ? "killed"
+                                 : source_events_.failed != 0 ? "failed"
+                                 : source_events_.done != 0   ? "done"
+                                                              : "moving") +
+                                ", destination " +
+                                (!destination_.end                       ? "killed"
+                                 : destination_events_.failed != 0       ? "failed"
+                                 : destination_events_.memory_ready != 0 ? "ready"
+                                                                         : "moving") +
+                                ", disturbance " + std::to_string(static_cast<int>(script_.disturbance)));
       break;
     }
     now_ = next;
@@ -417,14 +532,14 @@ void Attempt::finish(AttemptResult& result) {
   result.source_failure = source_events_.failure;
   result.destination_failure = destination_events_.failure;
   // What the network still holds arrives late, at ends that are over.
-  for (int i = 0; i < 200 && violation_.empty() && network_.next_delivery() != kNever; ++i) {
+  for (int i = 0; i < 200 && !verdict_.broken() && network_.next_delivery() != kNever; ++i) {
     now_ = std::max(now_, network_.next_delivery());
     write_at_ = bridge_at_ = disturb_at_ = kNever;
     step();
   }
   const bool alive = destination_.end != nullptr;
   if (source_.end) {
-    result.stats = source_.end->stats(now_);
+    result.stats = source_.end->stats(source_.clock.local(now_));
     epoch_next_ = source_.end->epoch_next();
   }
   // The object may go while jobs run; they must still reach the table.
@@ -443,8 +558,8 @@ void Attempt::finish(AttemptResult& result) {
   if (quiet && !script_.damage && !script_.rot &&
       script_.policy.on_no_convergence == transfer::OnNoConvergence::kStopAnyway &&
       !(result.memory_ready && result.source_done)) {
-    violation("nothing disturbed it, yet it failed: '" + result.source_failure + "' / '" + result.destination_failure +
-              "'");
+    violation("progress", "nothing disturbed it, yet it failed: '" + result.source_failure + "' / '" +
+                              result.destination_failure + "'");
   }
   if (trace_) {
     std::printf("  attempt: ready=%d done=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
@@ -455,13 +570,15 @@ void Attempt::finish(AttemptResult& result) {
                 static_cast<long long>((now_ - kStart).us()), result.source_failure.c_str(),
                 result.destination_failure.c_str());
   }
-  result.violation = violation_;
+  result.violation = verdict_.text();
+  result.trace_hash = trace_hash_;
 }
 
 }  // namespace
 
-AttemptResult run_attempt(AttemptInput input, const Script& script, Random& random, bool trace) {
-  return Attempt(input, script, random, trace).run();
+AttemptResult run_attempt(AttemptInput input, const Script& script, Random& random, std::vector<Recorded>& recorded,
+                          bool trace) {
+  return Attempt(input, script, random, recorded, trace).run();
 }
 
 }  // namespace godwit::simulation

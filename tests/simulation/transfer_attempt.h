@@ -10,6 +10,7 @@
 
 #include "dataplane/transfer/destination.h"
 #include "dataplane/transfer/source.h"
+#include "tests/simulation/faults.h"
 #include "tests/simulation/transfer_model.h"
 
 namespace godwit::simulation {
@@ -35,7 +36,22 @@ struct Script {
   std::uint32_t bulk_lanes = 1;
   std::uint32_t lcores = 1;  // the lanes have these in turn, the first is the home lcore
   std::uint32_t datagram_bytes_max = 1472;
-  LinkConfig link;
+  std::array<LinkConfig, 2> links;  // of every lane, from the source and back
+  // ---- faults beside those of the links, until faults_end ----
+  Duration faults_end{};
+  std::uint32_t pause_ppm = 0;         // an end stops for 1 to 50 ms, at one of the steps
+  std::uint32_t stop_reading_ppm = 0;  // the same, but it still sends
+  std::uint32_t replay_ppm = 0;        // a recorded datagram comes again, perhaps one of an earlier attempt
+  bool lane_dead = false;              // nothing passes on the last bulk lane
+  bool mtu_shrinks = false;            // for good, from some moment on
+  Duration shrinks_after{};
+};
+
+/// A datagram that somebody has kept.
+struct Recorded {
+  bool to_destination = false;
+  std::size_t lane = 0;
+  std::vector<std::byte> bytes;
 };
 
 struct AttemptInput {
@@ -53,9 +69,12 @@ struct AttemptResult {
   transfer::Stats stats;
   std::uint32_t epoch_next = 0;
   pages::GenerationTable destination_table;
-  std::string violation;  // of an invariant: the simulation has found a bug
+  std::string violation;  // the rule that was broken, and how: the simulation has found a bug
+  std::uint64_t trace_hash = 0;
 };
 
-[[nodiscard]] AttemptResult run_attempt(AttemptInput input, const Script& script, Random& random, bool trace);
+/// `recorded` is of earlier attempts too; this one adds its own.
+[[nodiscard]] AttemptResult run_attempt(AttemptInput input, const Script& script, Random& random,
+                                        std::vector<Recorded>& recorded, bool trace);
 
 }  // namespace godwit::simulation

@@ -1,6 +1,7 @@
 #include "tests/simulation/transfer_model.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace godwit::simulation {
 
@@ -11,8 +12,9 @@ void ModelMemory::write(Random& random) {
   const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
   const std::size_t offset = random.below(pages::kPageSize - length + 1);
   const bool zero = random.below(6) == 0;
-  for (std::size_t i = 0; i < length; ++i) {
-    pages_[page][offset + i] = zero ? std::byte{0} : static_cast<std::byte>(random.next());
+  for (std::size_t at = 0; at < length; at += sizeof(std::uint64_t)) {
+    const std::uint64_t word = zero ? 0 : random.next();
+    std::memcpy(pages_[page].data() + offset + at, &word, sizeof(word));
   }
   written_.set(page);
 }

@@ -14,7 +14,7 @@
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/transfer/executor.h"
 #include "dataplane/transfer/guest.h"
-#include "tests/simulation/network.h"
+#include "simulation/network.h"
 
 namespace godwit::simulation {
 

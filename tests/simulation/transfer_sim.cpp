@@ -3,13 +3,12 @@
 // (transfer_attempt.h). After every attempt each image that any host keeps is held against the running memory: a page
 // that its table calls reusable must be equal.
 //
-//   transfer-sim [--seeds N] [--seed S] [--trace]
+//   transfer-sim [--seeds N] [--first S] [--seed S] [--large] [--trace]
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
 #include <optional>
 
+#include "tests/simulation/seeds.h"
 #include "tests/simulation/transfer_attempt.h"
 
 namespace godwit::simulation {
@@ -17,10 +16,11 @@ namespace {
 
 class World {
  public:
-  World(std::uint64_t seed, bool trace);
+  World(std::uint64_t seed, bool large, bool trace);
   /// Empty, or what is wrong.
   std::string run();
   [[nodiscard]] std::uint64_t moves() const { return moves_; }
+  [[nodiscard]] std::uint64_t trace_hash() const { return trace_hash_; }
 
  private:
   [[nodiscard]] Script draw_script();
@@ -31,6 +31,7 @@ class World {
   void visit();
 
   Random random_;
+  const bool large_;
   const bool trace_;
   std::uint64_t page_count_;
   std::size_t here_ = 0;
@@ -38,10 +39,17 @@ class World {
   std::uint32_t epoch_ = 1;                   // of the visit
   std::uint32_t epochs_used_ = 1;             // the control plane's count
   std::uint64_t moves_ = 0;
+  std::uint32_t attempts_ = 0;
+  std::vector<Recorded> recorded_;  // of all attempts
+  std::uint64_t trace_hash_ = 0;
 };
 
-World::World(std::uint64_t seed, bool trace)
-    : random_(seed), trace_(trace), page_count_(random_.between(65, 400)), images_(random_.between(2, 4)) {
+World::World(std::uint64_t seed, bool large, bool trace)
+    : random_(seed),
+      large_(large),
+      trace_(trace),
+      page_count_(large ? random_.between(65, 1000) : random_.between(2, 130)),
+      images_(random_.between(2, large ? 4 : 3)) {
   images_[0].emplace(page_count_);
   for (std::uint64_t i = 0; i < page_count_; ++i) {
     images_[0]->memory->write(random_);
@@ -72,20 +80,17 @@ Script World::draw_script() {
   script.lcores = static_cast<std::uint32_t>(random_.between(1, script.bulk_lanes));
   constexpr std::array<std::uint32_t, 3> kDatagramBytes = {1472, 4240, 8972};
   script.datagram_bytes_max = kDatagramBytes[random_.below(3)];
-  script.link.delay = microseconds(static_cast<std::int64_t>(random_.between(5, 400)));
-  script.link.rate_bps = random_.between(100, 10'000) * 1'000'000;
-  if (random_.below(3) != 0) {
-    script.link.loss_ppm = static_cast<std::uint32_t>(random_.below(30'000));
-    script.link.duplicate_ppm = static_cast<std::uint32_t>(random_.below(30'000));
-    script.link.corrupt_ppm = static_cast<std::uint32_t>(random_.below(10'000));
-    script.link.truncate_ppm = static_cast<std::uint32_t>(random_.below(5000));
-    script.link.reorder_ppm = static_cast<std::uint32_t>(random_.below(50'000));
-    script.link.reorder_delay = microseconds(static_cast<std::int64_t>(random_.between(10, 3000)));
+  script.faults_end = microseconds(static_cast<std::int64_t>(random_.below(random_.below(2) == 0 ? 5000 : 60'000)));
+  script.links = {draw_link(random_), draw_link(random_)};
+  for (LinkConfig& link : script.links) {
+    link.rate_bps = link.rate_bps == 0 ? random_.between(100, 10'000) * 1'000'000 : link.rate_bps;
   }
-  if (random_.below(5) == 0) {  // packets that come later than their retransmission, and later than the next round
-    script.link.reorder_ppm = 200'000;
-    script.link.reorder_delay = milliseconds(30);
-  }
+  script.pause_ppm = draw_rate(random_, 300'000, 10'000);
+  script.stop_reading_ppm = draw_rate(random_, 200'000, 10'000);
+  script.replay_ppm = draw_rate(random_, 500'000, 100'000);
+  script.lane_dead = random_.below(8) == 0;
+  script.mtu_shrinks = random_.below(6) == 0;
+  script.shrinks_after = microseconds(static_cast<std::int64_t>(random_.below(20'000)));
   script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
   script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;
   return script;
@@ -109,7 +114,7 @@ std::string World::attempt(std::size_t to) {
   transfer::MigrationConfig config;
   const std::uint64_t first_pages = random_.between(1, page_count_ - 1);
   config.regions = {{"ram0", first_pages}, {"ram1", page_count_ - first_pages}};
-  config.id.fill(static_cast<std::byte>(moves_));
+  config.id.fill(static_cast<std::byte>(++attempts_));
   config.epoch_base = epochs_used_ + 1;
   config.epoch_count = static_cast<std::uint32_t>(random_.between(transfer::kEpochsMin, 64));
   epochs_used_ = config.epoch_base + config.epoch_count;
@@ -119,8 +124,10 @@ std::string World::attempt(std::size_t to) {
   if (script.rot && has_retained) {
     destination.memory->flip_bit(random_.below(page_count_), random_.below(pages::kPageSize));
   }
-  AttemptResult result = run_attempt({config, source, epoch_, destination, has_retained}, script, random_, trace_);
+  AttemptResult result =
+      run_attempt({config, source, epoch_, destination, has_retained}, script, random_, recorded_, trace_);
   destination.memory->damage_placement(0);
+  trace_hash_ = (trace_hash_ ^ result.trace_hash) * 0x100000001b3;
   if (!result.violation.empty()) {
     return result.violation;
   }
@@ -128,7 +135,7 @@ std::string World::attempt(std::size_t to) {
   // A destination that is killed when it has said its last word has no table any more, and is no destination.
   const bool both_done = result.memory_ready && result.source_done && !result.destination_killed;
   if (both_done && !(result.destination_table == source.table)) {
-    return "memory ready, but the two tables differ";
+    return "tables: memory ready, but the two tables differ";
   }
   if (both_done && random_.below(10) != 0) {
     committed(to, result, destination);
@@ -182,8 +189,9 @@ std::string World::check_claims(const char* when) const {
       const bool claimed = pages::reusable(images_[host]->table.get(page), running.table.get(page)) &&
                            !running.memory->written().test(page);
       if (claimed && images_[host]->memory->page(page) != running.memory->page(page)) {
-        return std::string(when) + ": host " + std::to_string(host) + " claims page " + std::to_string(page) +
-               " of generation " + std::to_string(running.table.get(page)) + ", and it is another";
+        return std::string("claims: ") + when + ", host " + std::to_string(host) + " claims page " +
+               std::to_string(page) + " of generation " + std::to_string(running.table.get(page)) +
+               ", and it is another";
       }
     }
   }
@@ -191,7 +199,7 @@ std::string World::check_claims(const char* when) const {
 }
 
 std::string World::run() {
-  const std::uint64_t attempts = random_.between(4, 10);
+  const std::uint64_t attempts = large_ ? random_.between(4, 10) : random_.between(1, 3);
   for (std::uint64_t i = 0; i < attempts; ++i) {
     visit();
     const std::size_t to = (here_ + random_.between(1, images_.size() - 1)) % images_.size();
@@ -201,41 +209,26 @@ std::string World::run() {
     }
     for (const std::string& wrong : {attempt(to), check_claims("after the attempt")}) {
       if (!wrong.empty()) {
-        return "attempt " + std::to_string(i) + ": " + wrong;
+        return wrong + " (attempt " + std::to_string(i) + ")";
       }
     }
   }
   return {};
 }
 
-int simulate(std::uint64_t first, std::uint64_t count, bool trace, const char* program) {
-  std::uint64_t moves = 0;
-  for (std::uint64_t seed = first; seed < first + count; ++seed) {
-    World world(seed, trace);
-    const std::string wrong = world.run();
-    moves += world.moves();
-    if (!wrong.empty()) {
-      std::printf("seed %llu: %s\nreplay: %s --seed %llu --trace\n", static_cast<unsigned long long>(seed),
-                  wrong.c_str(), program, static_cast<unsigned long long>(seed));
-      return EXIT_FAILURE;
-    }
-  }
-  std::printf("%llu seeds, %llu completed moves, every one exact\n", static_cast<unsigned long long>(count),
-              static_cast<unsigned long long>(moves));
-  return moves != 0 || count < 10 ? EXIT_SUCCESS : EXIT_FAILURE;
+SeedResult run_seed(std::uint64_t seed, bool large, bool trace) {
+  World world(seed, large, trace);
+  SeedResult result;
+  result.broken = world.run();
+  result.completed = world.moves();
+  result.trace_hash = world.trace_hash();
+  return result;
 }
 
 }  // namespace
 }  // namespace godwit::simulation
 
 int main(int argc, char** argv) {
-  CLI::App app("Simulates migrations over a faulty network and checks that memory arrives exact.");
-  std::uint64_t seeds = 100;
-  std::optional<std::uint64_t> seed;
-  bool trace = false;
-  app.add_option("--seeds", seeds, "how many seeds, from 1");
-  app.add_option("--seed", seed, "only this one");
-  app.add_flag("--trace", trace, "says what each attempt did");
-  CLI11_PARSE(app, argc, argv);
-  return godwit::simulation::simulate(seed.value_or(1), seed ? 1 : seeds, trace, argv[0]);
+  return godwit::simulation::run_seeds(argc, argv, "A guest moves between hosts over a faulty network.",
+                                       godwit::simulation::run_seed);
 }

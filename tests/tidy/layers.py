@@ -6,7 +6,8 @@ API = ('dataplane/api', 'controlplane/api')
 
 ALLOWED = {
     'base': (),
-    'config': ('base',),
+    'pki': ('base',),
+    'config': ('base', 'pki'),
     'dataplane/pages': ('base', 'config'),
     'dataplane/wire': ('base', 'config', 'dataplane/pages'),
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
@@ -19,12 +20,14 @@ ALLOWED = {
     'controlplane/api': ('base', 'dataplane/api'),
     'controlplane/store': ('base', 'config') + API,
     'controlplane/planner': ('base', 'config', 'controlplane/store') + API,
-    'controlplane/service': ('base', 'config', 'controlplane/store', 'controlplane/planner') + API,
-    'controlplane/ctl': ('base', 'config') + API,
+    'controlplane/tls': ('base', 'pki', 'config'),
+    'controlplane/service': ('base', 'pki', 'config', 'controlplane/store', 'controlplane/planner', 'controlplane/tls') + API,
+    'controlplane/ctl': ('base', 'pki', 'config', 'controlplane/tls') + API,
     'qemu-bridge/qmp': ('base', 'config') + API,
     'qemu-bridge/attach': ('base', 'config', 'qemu-bridge/qmp') + API,
     'qemu-bridge/device-state': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach') + API,
-    'qemu-bridge/agent': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
+    'simulation': ('base', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
+    'qemu-bridge/agent': ('base', 'pki', 'config', 'controlplane/tls', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
 }
 
 GENERATED = {

@@ -23,8 +23,8 @@ SKIPPED_FILES = {'.git'}  # of a work tree
 
 HOT = ('dataplane/transport/', 'dataplane/wire/', 'dataplane/pages/')
 SANS_IO = HOT + ('dataplane/transfer/',)
-DAEMONS = ('dataplane/', 'qemu-bridge/', 'controlplane/store/', 'controlplane/planner/', 'controlplane/service/')
-PRODUCTION = ('base/', 'config/', 'dataplane/', 'qemu-bridge/', 'controlplane/')
+DAEMONS = ('dataplane/', 'qemu-bridge/', 'controlplane/store/', 'controlplane/planner/', 'controlplane/tls/', 'controlplane/service/')
+PRODUCTION = ('base/', 'pki/', 'config/', 'dataplane/', 'qemu-bridge/', 'controlplane/')
 UNTIMED_TESTS = ('tests/unit/', 'tests/simulation/')
 
 # (name, pattern over code without comments and literals, in which folders, not in which files, what to do instead)

@@ -11,14 +11,17 @@
 #include "config/dataplane_config.h"
 #include "config/migration_plan.h"
 #include "config/reader.h"
+#include "pki/directory.h"
 #include "tests/unit/base/temporary_directory.h"
 
 namespace godwit::config {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::StartsWith;
 
 template <class T>
 std::vector<std::string> mistakes(const std::string& content) {
@@ -128,10 +131,10 @@ TEST(DataplaneConfigFile, Paths) {
               ElementsAre(HasSubstr("has /m twice")));
 }
 
-TEST(BridgeConfigFile, InsecureOnlyForTheNetwork) {
+TEST(BridgeConfigFile, ProtectedOrSaidToBeInsecureOnTheNetwork) {
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'unix:/run/c.sock'"), IsEmpty());
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'c:7300'"),
-              ElementsAre(HasSubstr("insecure: must be set")));
+              ElementsAre(HasSubstr("tls: has no [tls]")));
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = '[fd00::1]:7300'\ninsecure = true"), IsEmpty());
   EXPECT_THAT(mistakes<BridgeConfig>("host = '../a'\ncontrolplane = 'c'"),
               ElementsAre(HasSubstr("host: is"), HasSubstr("controlplane: is \"c\"")));
@@ -186,17 +189,75 @@ TEST(MigrationPlanFile, FlagsGoBeforeTheFileAndAreHeldToItsRules) {
 
 TEST(CtlConfigFile, FlagThenEnvironmentThenFileThenDefault) {
   const test::TemporaryDirectory directory;
-  std::ofstream(directory / "ctl.toml") << "server = 'file:1'";
+  std::ofstream(directory / "ctl.toml") << "server = 'file:1'\ninsecure = true";
   ::unsetenv("GODWIT_SERVER");
-  EXPECT_EQ(find_server(std::nullopt, directory / "absent")->server, CtlConfig{}.server);
-  EXPECT_EQ(find_server(std::nullopt, directory / "ctl.toml")->server, "file:1");
+  EXPECT_EQ(find_server({}, directory / "absent")->server, CtlConfig{}.server);
+  EXPECT_EQ(find_server({}, directory / "ctl.toml")->server, "file:1");
   ::setenv("GODWIT_SERVER", "environment:2", 1);
-  EXPECT_EQ(find_server(std::nullopt, directory / "ctl.toml")->server, "environment:2");
-  EXPECT_EQ(find_server("flag:3", directory / "ctl.toml")->server, "flag:3");
+  EXPECT_EQ(find_server({}, directory / "ctl.toml")->server, "environment:2");
+  EXPECT_EQ(find_server({.server = "flag:3"}, directory / "ctl.toml")->server, "flag:3");
   ::setenv("GODWIT_SERVER", "nonsense", 1);
-  EXPECT_THAT(find_server(std::nullopt, directory / "ctl.toml").error()[0].text(),
+  EXPECT_THAT(find_server({}, directory / "ctl.toml").error()[0].text(),
               HasSubstr("GODWIT_SERVER: server: is \"nonsense\""));
   ::unsetenv("GODWIT_SERVER");
+}
+
+TEST(CtlConfigFile, BeyondTheMachineItNeedsCertificatesOrTheFlag) {
+  const test::TemporaryDirectory directory;
+  ::unsetenv("GODWIT_SERVER");
+  const auto refused = find_server({.server = "cp:7300"}, directory / "absent");
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error()[0].text(), HasSubstr("godwitctl pki init"));
+  EXPECT_TRUE(find_server({.server = "cp:7300", .insecure = true}, directory / "absent")->security.insecure);
+  EXPECT_TRUE(find_server({.server = "unix:/run/cp.sock"}, directory / "absent"));
+  EXPECT_FALSE(find_server({.config = directory / "absent"}));
+}
+
+std::vector<std::string> file_mistakes(const std::filesystem::path& file, const std::string& text) {
+  std::ofstream(file) << text;
+  std::vector<std::string> texts;
+  if (const auto loaded = load_bridge_config(file); !loaded) {
+    for (const auto& diagnostic : loaded.error()) {
+      texts.push_back(diagnostic.text().substr(file.string().size()));
+    }
+  }
+  return texts;
+}
+
+TEST(TlsTable, ItsFilesAreLookedAtWithLineAndKey) {
+  const test::TemporaryDirectory directory;
+  const pki::Directory pki(directory / "pki");
+  ASSERT_TRUE(pki.init({"host-a", "host-b"}, {}, {}, false));
+  const auto text = [&](const std::string& certificate, const std::string& key) {
+    return "host = 'host-a'\ncontrolplane = 'c:7300'\n[tls]\nca = '" + pki.certificate_path("ca").string() +
+           "'\ncertificate = '" + certificate + "'\nkey = '" + key + "'\n";
+  };
+  const std::string certificate = pki.certificate_path("host-a"), key = pki.key_path("host-a");
+  const auto file = directory / "bridge.toml";
+  EXPECT_THAT(file_mistakes(file, text(certificate, key)), IsEmpty());
+  EXPECT_THAT(file_mistakes(file, text("/nowhere", "/nowhere")),
+              ElementsAre(StartsWith(":5:15: tls.certificate: cannot open /nowhere"),
+                          StartsWith(":6:7: tls.key: cannot open /nowhere")));
+  EXPECT_THAT(file_mistakes(file, text(certificate, pki.key_path("host-b"))),
+              ElementsAre(AllOf(StartsWith(":6:7: tls.key: "), HasSubstr("is not the key of"))));
+  EXPECT_THAT(
+      file_mistakes(file, text(pki.certificate_path("host-b"), pki.key_path("host-b"))),
+      ElementsAre(AllOf(StartsWith(":5:15: tls.certificate: "), HasSubstr("for host host-b, not for host host-a"))));
+  std::filesystem::permissions(key, std::filesystem::perms::group_read, std::filesystem::perm_options::add);
+  EXPECT_THAT(file_mistakes(file, text(certificate, key)),
+              ElementsAre(AllOf(StartsWith(":6:7: tls.key: "), HasSubstr("chmod 600"))));
+}
+
+TEST(TlsTable, IsWholeOrNotThere) {
+  const std::string head = "host = 'a'\ncontrolplane = 'c:7300'\n";
+  EXPECT_THAT(mistakes<BridgeConfig>(head + "[tls]\nca = '/ca'"),
+              ElementsAre(HasSubstr("tls.certificate: is missing"), HasSubstr("tls.key: is missing")));
+  EXPECT_THAT(mistakes<BridgeConfig>(head + "insecure = true\n[tls]\nca = '/a'\ncertificate = '/b'\nkey = '/c'"),
+              ElementsAre(HasSubstr("insecure: is true although there is a [tls]")));
+  EXPECT_THAT(mistakes<BridgeConfig>(head + "insecure = false"), ElementsAre(HasSubstr("godwitctl pki init a")));
+  const auto loaded = parse_text<BridgeConfig>(head + "[tls]\nca = '/a'\ncertificate = '/b'\nkey = '/c'", "f");
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded->security.tls->key, "/c");
 }
 
 }  // namespace

@@ -143,5 +143,22 @@ TEST(CtlFormat, Lists) {
   EXPECT_NE(migrations_table(migrations).find("12.3 ms"), std::string::npos);
 }
 
+TEST(CtlFormat, CertificatesNearTheirEndAreNamed) {
+  constexpr std::int64_t kDay_us = 86'400'000'000, kNow_us = 1'000 * kDay_us;
+  api::ListHostsResponse response;
+  EXPECT_TRUE(certificate_warnings(response, kNow_us).empty()) << "no certificate at all";
+  response.set_certificate_end_unix_us(kNow_us + 15 * kDay_us);
+  auto& host = *response.add_hosts()->mutable_info();
+  host.set_name("host-a");
+  host.set_certificate_end_unix_us(kNow_us + 3 * kDay_us);
+  auto warnings = certificate_warnings(response, kNow_us);
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_EQ(warnings[0].find("the certificate of host host-a expires in 3 days ("), 0U) << warnings[0];
+  EXPECT_NE(warnings[0].find("`godwitctl pki issue host-a --force`"), std::string::npos);
+  warnings = certificate_warnings(response, kNow_us + 16 * kDay_us);
+  ASSERT_EQ(warnings.size(), 2U);
+  EXPECT_EQ(warnings[0].find("the certificate of the control plane has expired on"), 0U) << warnings[0];
+}
+
 }  // namespace
 }  // namespace godwit::ctl

@@ -27,7 +27,9 @@ inline constexpr std::chrono::seconds kPatience{20};
 class FakeAgent {
  public:
   FakeAgent(const std::string& server, const std::string& host)
-      : stub_(api::Agents::NewStub(grpc::CreateChannel(server, grpc::InsecureChannelCredentials()))) {
+      : FakeAgent(grpc::CreateChannel(server, grpc::InsecureChannelCredentials()), host) {}
+  FakeAgent(const std::shared_ptr<grpc::Channel>& channel, const std::string& host)
+      : stub_(api::Agents::NewStub(channel)) {
     info.set_name(host);
     info.set_dataplane_up(true);
     info.set_memory_total_bytes(8ULL << 30);
@@ -128,6 +130,10 @@ class FakeAgent {
   [[nodiscard]] bool wait_until_cut_off() {
     std::unique_lock lock(mutex_);
     return arrived_.wait_for(lock, kPatience, [&] { return !connected_; });
+  }
+  [[nodiscard]] bool connected() {
+    const std::lock_guard lock(mutex_);
+    return connected_;
   }
   [[nodiscard]] std::size_t unread() {
     const std::lock_guard lock(mutex_);

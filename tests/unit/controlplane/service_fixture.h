@@ -46,14 +46,14 @@ class ServiceTest : public Cluster {
     last_ = to.expect(Agent::kStartTransfer);
     EXPECT_EQ(last_.start_transfer().peer().address(), "10.0.0.1");
     EXPECT_EQ(last_.start_transfer().secret().size(), 32U);
-    const std::string secret = last_.start_transfer().secret();
+    secret_ = last_.start_transfer().secret();
     if (stage == Stage::kStartingDestination) {
       return id;
     }
     to.reply(last_);
     last_ = from.expect(Agent::kStartTransfer);
     EXPECT_EQ(last_.start_transfer().peer().address(), "10.0.0.2");
-    EXPECT_EQ(last_.start_transfer().secret(), secret);
+    EXPECT_EQ(last_.start_transfer().secret(), secret_);
     EXPECT_EQ(last_.start_transfer().policy().downtime_limit_us(), 300'000U);
     if (stage == Stage::kStartingSource) {
       return id;
@@ -123,6 +123,7 @@ class ServiceTest : public Cluster {
   }
 
   Agent last_;
+  std::string secret_;  // of the migration under way
   std::uint32_t epoch_base_ = 0;
   bool reuse_ordered_ = false;
 };

@@ -1,8 +1,13 @@
 // The control plane whole, through its two doors: fake agents on real gRPC streams play both hosts. Each failure at
 // each state must leave the VM with exactly one owner, tell both sides the same outcome, and let the next migration
 // begin.
-#include <algorithm>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <sstream>
+
+#include "base/atomic_file.h"
 #include "tests/unit/controlplane/service_fixture.h"
 
 namespace godwit::controlplane::testing {
@@ -471,6 +476,64 @@ TEST_F(ServiceTest, RequiredReuseThatTheDestinationRefusesAborts) {
   expect_aborted(id, *a_, b_.get(), "another boot of the host");
 }
 
+/// All that the control plane has written down or says of itself: its files, its log, its answers.
+class SecretsTest : public ServiceTest {
+ protected:
+  void SetUp() override {
+    auto logger = std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
+    logger->set_level(spdlog::level::trace);
+    before_ = spdlog::default_logger();
+    spdlog::set_default_logger(logger);
+    ServiceTest::SetUp();
+  }
+  void TearDown() override {
+    ServiceTest::TearDown();
+    spdlog::set_default_logger(before_);
+  }
+
+  std::string files() const {
+    std::string all;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+      all += entry.is_regular_file() ? read_file(entry.path()).value_or("") : "";
+    }
+    return all;
+  }
+  std::string answers() {
+    return call(&api::Operators::Stub::ListMigrations, api::ListMigrationsRequest()).get().second.SerializeAsString() +
+           call(&api::Operators::Stub::ListVms, api::ListVmsRequest()).get().second.SerializeAsString() +
+           call(&api::Operators::Stub::ListHosts, api::ListHostsRequest()).get().second.SerializeAsString();
+  }
+
+  std::ostringstream log_;
+  std::shared_ptr<spdlog::logger> before_;
+};
+
+TEST_F(SecretsTest, AreNeitherStoredNorLoggedNorTold) {
+  connect_and_start_vm();
+  const std::string id = drive_to(Stage::kSwitching, *a_, *b_);
+  std::vector<std::string> forms(2);  // as it is, and the ways that bytes are printed
+  forms[0] = secret_;
+  for (const char c : secret_) {
+    forms[1] += fmt::format("{:02x}", static_cast<unsigned char>(c));
+  }
+  ASSERT_EQ(secret_.size(), 32U);
+  const auto expect_absent = [&](const std::string& from, const char* where) {
+    for (const auto& form : forms) {
+      EXPECT_EQ(from.find(form.substr(0, form.size() / 4)), std::string::npos) << where;
+    }
+  };
+  EXPECT_NE(files().find(id), std::string::npos) << "the migration itself is in the store";
+  expect_absent(files(), "a file, while it moves");
+  expect_absent(answers(), "an answer, while it moves");
+  commit(id, *a_, *b_, 2);
+  watch_to_end(id);
+  expect_absent(files(), "a file");
+  expect_absent(answers(), "an answer");
+  server_.reset();
+  EXPECT_NE(log_.str().find("is connected"), std::string::npos) << "the log is seen";
+  expect_absent(log_.str(), "the log");
+}
+
 TEST_F(ServiceTest, PlaintextBeyondTheMachineNeedsInsecure) {
   config::ControlplaneConfig config = config_;
   config.listen = {"127.0.0.1:0"};
@@ -478,7 +541,7 @@ TEST_F(ServiceTest, PlaintextBeyondTheMachineNeedsInsecure) {
   const auto refused = Server::start(config);
   ASSERT_FALSE(refused.has_value());
   EXPECT_NE(refused.error().find("insecure = true"), std::string::npos);
-  config.insecure = true;
+  config.security.insecure = true;
   EXPECT_TRUE(Server::start(config).has_value());
 }
 

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/simulation/network.h"
+#include "simulation/network.h"
 
 namespace godwit::wire {
 namespace {

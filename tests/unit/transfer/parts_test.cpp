@@ -8,7 +8,7 @@
 #include "dataplane/transfer/page_assembly.h"
 #include "dataplane/transfer/round_pages.h"
 #include "dataplane/transfer/token_bucket.h"
-#include "tests/simulation/network.h"
+#include "simulation/network.h"
 
 namespace godwit::transfer {
 namespace {

@@ -143,6 +143,41 @@ TEST(LossRecovery, TakeOldestThenLateAck) {
   EXPECT_FALSE(s.recovery.take_oldest().has_value());
 }
 
+TEST(LossRecovery, LateAcksOfProbesShowASlowPath) {
+  // The path takes longer than the longest probe timeout: nothing is acknowledged before it is taken back.
+  Sender s;
+  s.send(1);
+  for (std::uint32_t i = 0; i < kPersistentCongestionProbes + 1; ++i) {
+    s.now = s.recovery.probe_deadline();
+    s.recovery.on_probe_timeout();
+    ASSERT_TRUE(s.recovery.take_oldest().has_value());
+    s.send(1);
+  }
+  const Duration took = s.now - Instant{1'000'000'000};
+  const AckOutcome outcome = s.ack({0});
+  EXPECT_EQ(outcome.acknowledged, 0U);
+  EXPECT_EQ(outcome.late, 1U);
+  EXPECT_FALSE(outcome.persistent_congestion);
+  EXPECT_EQ(outcome.rtt, took);
+  EXPECT_EQ(s.recovery.probe_count(), 0U);
+  EXPECT_EQ(s.recovery.packet_threshold(), kPacketThresholdInitial);  // nothing was reordered
+  EXPECT_GE(s.recovery.probe_deadline(), s.now + took);
+}
+
+TEST(LossRecovery, PersistentCongestionIsThreeProbeTimeoutsOfLoss) {
+  for (const std::uint32_t probes : {kPersistentCongestionProbes - 1, kPersistentCongestionProbes}) {
+    Sender s;
+    s.send(1);
+    for (std::uint32_t i = 0; i < probes; ++i) {
+      s.now = s.recovery.probe_deadline();
+      s.recovery.on_probe_timeout();
+      ASSERT_TRUE(s.recovery.take_oldest().has_value());
+      s.send(1);
+    }
+    EXPECT_EQ(s.ack({probes}).persistent_congestion, probes == kPersistentCongestionProbes);
+  }
+}
+
 TEST(LossRecovery, AckOnlyPacketsAreNeverOutstanding) {
   Sender s;
   for (int i = 0; i < 10'000; ++i) {  // more than the ring holds
@@ -239,14 +274,39 @@ TEST(Swift, LossCutsInProportionAndNeverBelowTheMinimum) {
     r.run(microseconds(100));
   }
   const std::uint32_t before = r.swift.window();
-  r.run(microseconds(100), before / 100, false);  // 1 %: noise
+  r.run(microseconds(100), before / 11, false);  // 9 % without a queue: noise
   EXPECT_EQ(r.swift.window(), before);
-  r.run(microseconds(100), before / 10, false);
+  r.run(microseconds(300), before / 100, false);  // 1 % with one
+  EXPECT_EQ(r.swift.window(), before);
+  r.run(microseconds(300), before / 10, false);
   EXPECT_NEAR(r.swift.window(), before * 8 / 10, 4);
+  const std::uint32_t after = r.swift.window();
+  r.run(microseconds(100), after / 9, false);  // 11 %, below what cuts at once
+  EXPECT_NEAR(r.swift.window(), after * 78 / 100, 4);
   for (int i = 0; i < 20; ++i) {
     r.run(microseconds(100), r.swift.window(), false);
   }
   EXPECT_EQ(r.swift.window(), kWindowMin);
+}
+
+TEST(Swift, ASmallWindowsLossIsJudgedOverSeveralRounds) {
+  Rounds r;
+  while (r.swift.window() > kWindowMin) {
+    r.run(microseconds(100), r.swift.window(), false);
+  }
+  for (int i = 0; i < 200; ++i) {  // one of 20, never 10 %
+    r.run(microseconds(100), i % 5 == 0 ? 1 : 0);
+  }
+  EXPECT_GT(r.swift.window(), 200U);
+}
+
+TEST(Swift, PersistentCongestionBeginsAgain) {
+  Rounds r;
+  r.run(microseconds(100));
+  r.swift.on_persistent_congestion();
+  EXPECT_EQ(r.swift.window(), kWindowMin);
+  r.run(microseconds(100));
+  EXPECT_EQ(r.swift.window(), 2 * kWindowMin);  // slow start
 }
 
 TEST(Swift, TargetGrowsAsTheWindowShrinks) {
