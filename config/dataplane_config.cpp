@@ -186,7 +186,7 @@ void read(Reader& reader, DataplaneConfig& config) {
   reader.optional("run_dir", config.run_dir, absolute_path());
   reader.required("memory_dirs", config.memory_dirs, list(absolute_path(), 1, 8));
   reader.optional("memory_budget", config.memory_budget_bytes, bytes(0, 1ULL << 50));
-  read_insecure(reader, config.insecure, true, "guest memory is");
+  reader.optional("allow_clear_text", config.allow_clear_text, boolean());
   read_log(reader, config.log);
   reader.table("eal", [&](Reader& eal) { read_eal(eal, config.eal); });
   reader.tables("port", 1, 1, [&](Reader& port) { read_port(port, config.port); });
@@ -199,7 +199,11 @@ void read(Reader& reader, DataplaneConfig& config) {
 }
 
 Loaded<DataplaneConfig> load_dataplane_config(const std::filesystem::path& file) {
-  return load_file<DataplaneConfig>(file);
+  auto loaded = load_file<DataplaneConfig>(file);
+  if (loaded) {
+    loaded->file = file;
+  }
+  return loaded;
 }
 
 }  // namespace godwit::config

@@ -73,11 +73,12 @@ struct TelemetryConfig {
 };
 
 struct DataplaneConfig {
+  std::filesystem::path file;  // where it was loaded from
   std::filesystem::path control_socket = "/run/godwit/dataplane.sock";
   std::filesystem::path run_dir = "/run/godwit";
   std::vector<std::filesystem::path> memory_dirs;  // at least one: tmpfs and/or hugetlbfs
   std::uint64_t memory_budget_bytes = 0;           // 0 = no limit of ours
-  bool insecure = false;                           // always true when loaded: nothing runs unencrypted by accident
+  bool allow_clear_text = false;                   // plans may say encryption = "none"
   LogConfig log;
   EalConfig eal;
   PortConfig port;

@@ -49,6 +49,10 @@ void read(Reader& reader, MigrationPlan& plan) {
   reader.optional("rounds_max", plan.rounds_max, integer<std::uint32_t>(1, 1000));
   reader.optional("time_limit", plan.time_limit,
                   duration_or_none(milliseconds(1000), milliseconds(7LL * 24 * 3'600'000)));
+  reader.optional("encryption", plan.encryption,
+                  one_of<Encryption>({{"aes-128-gcm", Encryption::kAes128Gcm},
+                                      {"aes-256-gcm", Encryption::kAes256Gcm},
+                                      {"none", Encryption::kNone}}));
 }
 
 Loaded<MigrationPlan> load_migration_plan(const std::filesystem::path& file, const PlanFlags& flags) {

@@ -19,6 +19,7 @@ enum class Mode : std::uint8_t { kPrecopy, kPostcopy, kHybrid };
 enum class Reuse : std::uint8_t { kAuto, kNever, kRequire };
 enum class Verify : std::uint8_t { kSent, kOff, kFull };
 enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
+enum class Encryption : std::uint8_t { kAes128Gcm, kAes256Gcm, kNone };
 
 struct MigrationPlan {
   std::string vm;           // name or uuid
@@ -31,6 +32,7 @@ struct MigrationPlan {
   OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
   std::uint32_t rounds_max = 30;
   Duration time_limit{};  // 0 = none
+  Encryption encryption = Encryption::kAes128Gcm;
 };
 
 /// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes.

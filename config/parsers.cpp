@@ -325,15 +325,6 @@ void read_metrics(Reader& reader, MetricsConfig& config) {
                [&](Reader& metrics) { metrics.optional("listen", config.listen, text(socket_address_rule)); });
 }
 
-void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view what) {
-  const bool known = reader.optional("insecure", insecure, boolean()) || !reader.given("insecure");
-  if (needed && known && !insecure) {
-    reader.fail("insecure", fmt::format("must be set to true: in this version {} not protected on the network; "
-                                        "do so only on a network that you trust",
-                                        what));
-  }
-}
-
 std::string unprotected_text(const pki::Identity& own) {
   const std::string command =
       own.role == pki::Role::kHost && !own.host.empty() ? "pki init " + own.host : "pki init HOST...";

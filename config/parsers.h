@@ -127,8 +127,6 @@ Parser<std::vector<T>> list(Parser<T> element, std::size_t count_min, std::size_
 void read_log(Reader& reader, LogConfig& config);
 void read_tracking(Reader& reader, TrackingConfig& config);
 void read_metrics(Reader& reader, MetricsConfig& config);
-/// `insecure`, which must be true while what it names crosses a network unprotected.
-void read_insecure(Reader& reader, bool& insecure, bool needed, std::string_view what);
 /// `insecure` and the table [tls], one of which must be given when `needed`. `own` is who this program must be by its
 /// certificate; the files are looked at when the document is one itself.
 void read_security(Reader& reader, SecurityConfig& config, bool needed, const pki::Identity& own);

@@ -1,6 +1,6 @@
 // Page payload through the real port, wire and lane code: guest RAM of one process, memif, guest RAM of another, one
-// lcore each. Both working sets are larger than any cache. Beside it testpmd's memif, that moves frames of the same
-// size and touches no payload.
+// lcore each; in clear text, and then encrypted. Both working sets are larger than any cache. Beside it testpmd's
+// memif, that moves frames of the same size and touches no payload.
 
 #include <fcntl.h>
 #include <fmt/core.h>
@@ -14,6 +14,7 @@
 #include <CLI/CLI.hpp>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <new>
 #include <random>
 
@@ -36,8 +37,13 @@ struct Settings {
   std::uint64_t mib = 512;
   std::uint32_t passes = 15;
   std::uint32_t mtu = 9000;
+  transport::Cipher cipher = transport::Cipher::kAes128Gcm;  // kNone: clear text only
   bool testpmd = true;
 };
+
+const std::map<std::string, transport::Cipher> kCiphers{{"none", transport::Cipher::kNone},
+                                                        {"aes-128-gcm", transport::Cipher::kAes128Gcm},
+                                                        {"aes-256-gcm", transport::Cipher::kAes256Gcm}};
 
 std::expected<Settings, std::string> parse(const Options& options) {
   Settings settings;
@@ -49,12 +55,17 @@ std::expected<Settings, std::string> parse(const Options& options) {
   app.add_option("--mib", settings.mib, "guest RAM of each end")->check(CLI::Range(1, 65536));
   app.add_option("--passes", settings.passes, "times that all of it is sent")->check(CLI::Range(1U, kPassesMax - 1));
   app.add_option("--mtu", settings.mtu)->check(CLI::Range(port::kMtuMin, port::kMtuMax));
+  std::string cipher = "aes-128-gcm";
+  app.add_option("--cipher", cipher, "what is measured beside clear text")->check(CLI::IsMember(kCiphers));
   app.add_flag("--no-testpmd", no_testpmd);
   try {
     app.parse(std::vector<std::string>(options.arguments.rbegin(), options.arguments.rend()));
   } catch (const CLI::Error& error) {
-    return std::unexpected(std::string(error.what()) + "; options: --mib N --passes N --mtu N --no-testpmd");
+    return std::unexpected(std::string(error.what()) +
+                           "; options: --mib N --passes N --mtu N "
+                           "--cipher none|aes-128-gcm|aes-256-gcm --no-testpmd");
   }
+  settings.cipher = kCiphers.at(cipher);
   settings.testpmd = settings.testpmd && !no_testpmd;
   return settings;
 }
@@ -210,8 +221,8 @@ struct SharedMemory {
   SharedMemory& operator=(const SharedMemory&) = delete;
 };
 
-std::expected<void, std::string> move_pages(const Settings& settings, const std::array<std::string, 2>& cpus,
-                                            Shared& shared) {
+std::expected<void, std::string> move_pages(const Settings& settings, transport::Cipher cipher,
+                                            const std::array<std::string, 2>& cpus, Shared& shared) {
   const std::uint64_t bytes = settings.mib << 20;
   auto source = Ram::make("source-ram", bytes);
   if (!source) return std::unexpected(source.error());
@@ -226,7 +237,8 @@ std::expected<void, std::string> move_pages(const Settings& settings, const std:
   EndOptions options{.socket = directory.path() + "/memif.sock",
                      .pages = bytes / pages::kPageSize,
                      .passes = settings.passes + 1,  // the first one warms up
-                     .mtu = settings.mtu};
+                     .mtu = settings.mtu,
+                     .cipher = cipher};
   for (const Role role : {Role::kReceiver, Role::kSender}) {
     options.role = role;
     options.cpus = cpus[static_cast<std::size_t>(role)];
@@ -255,14 +267,15 @@ Summary summarise(const EndReport& end, std::uint32_t passes, Value value) {
   return {values[values.size() / 2], values.front(), values.back()};
 }
 
-void report_ends(const Settings& settings, const Shared& shared, Result& result) {
+/// Figures' names begin with `prefix`.
+void report_ends(const Settings& settings, const std::string& prefix, const Shared& shared, Result& result) {
   const double pages = static_cast<double>(settings.mib << 20) / pages::kPageSize;
   const double gigabits = pages * pages::kPageSize * 8e-9;
   const char* const names[] = {"sender", "receiver"};
-  result.row({"", "Gbit/s", "best", "worst", "Gbit/s a core", "cycles a page"});
+  result.row({prefix, "Gbit/s", "best", "worst", "Gbit/s a core", "cycles a page"});
   for (const Role role : {Role::kSender, Role::kReceiver}) {
     const EndReport& end = shared.ends[static_cast<std::size_t>(role)];
-    const std::string name = names[static_cast<std::size_t>(role)];
+    const std::string name = prefix + names[static_cast<std::size_t>(role)];
     const Summary ns = summarise(end, settings.passes, [](const PassMark& a, const PassMark& b) {
       return static_cast<double>(b.at_ns - a.at_ns);
     });
@@ -281,9 +294,9 @@ void report_ends(const Settings& settings, const Shared& shared, Result& result)
     result.metric(name + "_cycles_per_page", cycles.median / pages);
     result.metric(name + "_cycles_per_page_best", cycles.best / pages);
     if (role == Role::kSender) {
-      result.metric("goodput_gbps", rate);
-      result.metric("goodput_best_gbps", gigabits / (ns.best * 1e-9));
-      result.metric("goodput_worst_gbps", gigabits / (ns.worst * 1e-9));
+      result.metric(prefix + "goodput_gbps", rate);
+      result.metric(prefix + "goodput_best_gbps", gigabits / (ns.best * 1e-9));
+      result.metric(prefix + "goodput_worst_gbps", gigabits / (ns.worst * 1e-9));
     }
   }
 }
@@ -320,17 +333,29 @@ void report_testpmd(const Settings& settings, const std::array<std::string, 2>& 
   result.row({"testpmd memif", fmt::format("{:.2f}", *rate), fmt::format("{} B", frame_bytes)});
 }
 
+/// Moves and reports; clear text's figures have no prefix.
+std::expected<void, std::string> measure(const Settings& settings, transport::Cipher cipher,
+                                         const std::array<std::string, 2>& cpus, Result& result) {
+  const SharedMemory memory;
+  if (memory.shared == nullptr) return std::unexpected("no shared memory");
+  if (auto moved = move_pages(settings, cipher, cpus, *memory.shared); !moved) return moved;
+  const bool clear = cipher == transport::Cipher::kNone;
+  report_ends(settings, clear ? "" : "aead_", *memory.shared, result);
+  if (clear) report_counters(settings, *memory.shared, result);
+  return {};
+}
+
 std::expected<void, std::string> run(const Options& options, Result& result) {
   const auto settings = parse(options);
   if (!settings) return std::unexpected(settings.error());
   const auto cpus = two_cpus();
   if (!cpus) return std::unexpected(cpus.error());
   const Interruptible interruptible;
-  const SharedMemory memory;
-  if (memory.shared == nullptr) return std::unexpected("no shared memory");
-  if (auto moved = move_pages(*settings, *cpus, *memory.shared); !moved) return moved;
-  report_ends(*settings, *memory.shared, result);
-  report_counters(*settings, *memory.shared, result);
+  if (auto done = measure(*settings, transport::Cipher::kNone, *cpus, result); !done) return done;
+  if (settings->cipher != transport::Cipher::kNone) {
+    if (auto done = measure(*settings, settings->cipher, *cpus, result); !done) return done;
+    result.ratio("aead_vs_clear", result.metrics().at("aead_goodput_gbps") / result.metrics().at("goodput_gbps"));
+  }
   if (settings->testpmd) report_testpmd(*settings, *cpus, result);
   report_simulated(options, result);
   return {};

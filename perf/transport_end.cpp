@@ -62,6 +62,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     config.peer_flow_id = kFlowId;
     config.lane = kLane;
     config.initiator = options.role == Role::kSender;
+    config.cipher = options.cipher;
     config.datagram_bytes_max = wire::payload_bytes_max(peer_.family, options.mtu);
     datagram_bytes_max_ = config.datagram_bytes_max;
     lane_.emplace(config, *this, port::now());

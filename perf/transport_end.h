@@ -48,6 +48,7 @@ struct EndOptions {
   std::uint64_t pages = 0;
   std::uint32_t passes = 0;
   std::uint32_t mtu = 9000;
+  transport::Cipher cipher = transport::Cipher::kNone;
 };
 
 /// Runs the end until all passes are acknowledged (sender) or `stop` is set. The process's exit status.

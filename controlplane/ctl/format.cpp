@@ -82,7 +82,8 @@ Json to_json(const api::Plan& plan) {
           {"verify", dpapi::Verify_Name(plan.verify())},
           {"on_no_convergence", dpapi::OnNoConvergence_Name(plan.on_no_convergence())},
           {"rounds_max", plan.rounds_max()},
-          {"time_limit_ms", plan.time_limit_ms()}};
+          {"time_limit_ms", plan.time_limit_ms()},
+          {"encryption", dpapi::Encryption_Name(plan.encryption())}};
 }
 
 }  // namespace

@@ -234,6 +234,7 @@ void add_migration_commands(CLI::App& app, Options& options, const AddCommand& a
   flag("--on-no-convergence", "on_no_convergence", "abort, postcopy or stop-anyway");
   flag("--rounds-max", "rounds_max", "rounds until it counts as not converging");
   flag("--time-limit", "time_limit", "e.g. 10min");
+  flag("--encryption", "encryption", "aes-128-gcm, aes-256-gcm or none");
   migrating->add_flag("--detach", options.detach, "do not wait: print the migration's id");
   add(app, "migrations", "all migrations, newest first", migrations)
       ->add_flag("--active", options.active_only, "only those under way");

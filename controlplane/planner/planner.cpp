@@ -86,8 +86,9 @@ std::optional<Refused> plan_refusal(const api::Plan& plan) {
     return Refused{Refusal::kBadPlan, fmt::format("rounds_max is more than {}", kRoundsMax)};
   }
   if (!api::ReusePolicy_IsValid(plan.reuse()) || !dpapi::Verify_IsValid(plan.verify()) ||
-      !dpapi::OnNoConvergence_IsValid(plan.on_no_convergence())) {
-    return Refused{Refusal::kBadPlan, "reuse, verify or on_no_convergence has a value that this version does not know"};
+      !dpapi::OnNoConvergence_IsValid(plan.on_no_convergence()) || !dpapi::Encryption_IsValid(plan.encryption())) {
+    return Refused{Refusal::kBadPlan,
+                   "reuse, verify, on_no_convergence or encryption has a value that this version does not know"};
   }
   return std::nullopt;
 }

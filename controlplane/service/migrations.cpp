@@ -127,6 +127,7 @@ void Migrations::prepare_source(Active& m) {
   prepare.set_ownership(m.record.ownership_before);
   prepare.set_epoch_base(m.record.epoch_base);
   prepare.set_epoch_count(m.record.epoch_count);
+  prepare.set_encryption(m.record.plan.encryption());
   command(m, m.record.source, std::move(message), timeouts_.prepare, "preparing the source",
           [this](Active& now, const api::AgentReply& reply) {
             now.source_prepared = reply.source_prepared();
@@ -169,6 +170,7 @@ void Migrations::prepare_destination(Active& m) {
   prepare.set_source_machine_type(source.machine_type());
   prepare.set_source_qemu_version(source.qemu_version());
   prepare.set_bytes_total(source.bytes_total());
+  prepare.set_encryption(m.record.plan.encryption());
   const auto vm = store_.vm(m.record.vm_uuid);
   prepare.set_tracker(vm && *vm ? (*vm)->tracker : dpapi::TRACKER_AUTO);
   command(

@@ -175,8 +175,8 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   // Checksums are not looked at: every payload carries a seal that is stronger, and the addresses are compared below.
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
+    ++counters_.datagram_rejects[static_cast<std::size_t>(datagram.error())];
     count(Drop::kMalformedIp);
-    ++counters_.bad_datagrams[static_cast<std::size_t>(datagram.error())];
   } else if (datagram->destination_mac != mac_) {
     count(Drop::kNotForUs);
   } else if (!neighbours_.is_local(datagram->destination.address)) {
@@ -192,8 +192,8 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
 std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
+    ++counters_.packet_rejects[static_cast<std::size_t>(packet.error())];
     count(Drop::kMalformedPacket);
-    ++counters_.bad_packets[static_cast<std::size_t>(packet.error())];
     return self_;
   }
   const std::size_t lcore = lcore_of_lane(packet->header.lane, lcores_.size());

@@ -45,9 +45,9 @@ std::string_view to_string(Drop drop);
 struct DataPathCounters {  // one writer, the lcore; telemetry reads them as they are
   using Counter = SingleWriter<std::uint64_t>;
   std::array<Counter, static_cast<std::size_t>(Drop::kCount)> drops{};
-  std::array<Counter, static_cast<std::size_t>(wire::DatagramReject::kCount)> bad_datagrams{};  // of kMalformedIp
-  std::array<Counter, static_cast<std::size_t>(wire::Reject::kCount)> bad_packets{};            // of kMalformedPacket
-  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};        // kLane: the others
+  std::array<Counter, static_cast<std::size_t>(wire::DatagramReject::kCount)> datagram_rejects{};  // kMalformedIp
+  std::array<Counter, static_cast<std::size_t>(wire::Reject::kCount)> packet_rejects{};            // kMalformedPacket
+  std::array<Counter, static_cast<std::size_t>(transport::Received::kCount)> received{};           // kLane, or accepted
   Counter handed_over;                      // to the lcore that owns the lane
   Counter receive_cycles, transmit_cycles;  // where something was received or sent
 };

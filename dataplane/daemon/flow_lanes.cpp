@@ -56,6 +56,7 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   settings.peer_flow_id = config_.peer_flow_id;
   settings.lane = number;
   settings.initiator = initiator_;
+  settings.cipher = config_.cipher;
   settings.secret = config_.secret;
   settings.datagram_bytes_max = datagram_bytes_max_;
   settings.datagram_bytes_fallback = wire::payload_bytes_max(config_.local.family, kMtuFallback);

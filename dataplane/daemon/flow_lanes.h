@@ -33,7 +33,8 @@ struct FlowConfig {
   std::uint32_t mtu_bytes = 1500;  // the smaller of both ends'
   std::uint16_t bulk_lanes = 1;    // the smaller of both ends'
   std::uint16_t lcores = 1;        // this end's
-  transport::Secret secret{};
+  transport::Cipher cipher = transport::Cipher::kAes128Gcm;
+  transport::Secret secret;  // of this flow: transport::flow_secret()
   std::uint32_t credit_packets = 256;
   Duration peer_timeout = milliseconds(3000);
   Duration base_rtt = microseconds(500);

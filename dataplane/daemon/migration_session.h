@@ -60,7 +60,10 @@ struct MigrationSession {
   /// Destination: the image's table, until the flow takes it.
   std::optional<pages::GenerationTable> arriving;
   std::string reuse_reason;
-  std::string start_request;  // as it came: asked again, the same is answered alike
+  transport::Cipher cipher = transport::Cipher::kAes128Gcm;
+  /// As it came, its secret apart: asked again, the same is answered alike.
+  std::string start_request;
+  transport::Secret secret;
   api::PrepareMigrationResult prepared;
   std::unique_ptr<EventRelay> relay;
   std::vector<std::function<void(api::Reply)>> waiting;  // for the end of what is under way

@@ -81,10 +81,15 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
   if (peer.lanes() == 0 || peer.lanes() > 64) {
     return bad_request("StartMigration: peer.lanes " + std::to_string(peer.lanes()) + " is not 1 to 64");
   }
+  const auto boot_id = parse_id(peer.boot_id(), "StartMigration: peer.boot_id");
+  if (!boot_id) {
+    return std::unexpected(boot_id.error());
+  }
   return PeerEndpoint{{*address, static_cast<std::uint16_t>(peer.udp_port())},
                       peer.flow_id(),
                       peer.mtu_bytes(),
-                      static_cast<std::uint16_t>(peer.lanes())};
+                      static_cast<std::uint16_t>(peer.lanes()),
+                      *boot_id};
 }
 
 std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolicy& policy) {
@@ -203,6 +208,19 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   return result;
 }
 
+std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption) {
+  switch (encryption) {
+    case api::ENCRYPTION_AES_128_GCM:
+      return transport::Cipher::kAes128Gcm;
+    case api::ENCRYPTION_AES_256_GCM:
+      return transport::Cipher::kAes256Gcm;
+    case api::ENCRYPTION_NONE:
+      return transport::Cipher::kNone;
+    default:
+      return bad_request("PrepareMigration: unknown encryption " + std::to_string(encryption));
+  }
+}
+
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source) {
   Start start;
   const auto peer = parse_peer(request.peer());
@@ -267,6 +285,7 @@ api::Error::Code to_api(transfer::Failure failure) {
     case transfer::Failure::kGuestMemory:
       return api::Error::KERNEL;
     case transfer::Failure::kPeerLost:
+    case transfer::Failure::kLaneClosed:
     case transfer::Failure::kPeerProtocol:
     case transfer::Failure::kPeerFailed:
       return api::Error::PEER;

@@ -44,19 +44,24 @@ struct PeerEndpoint {
   std::uint32_t flow_id = 0;
   std::uint32_t mtu_bytes = 0;
   std::uint16_t lanes = 0;
+  Id128 boot_id;
 };
 
 struct Start {
   PeerEndpoint peer;
-  transport::Secret secret{};
+  transport::Secret secret;  // of the migration
   transfer::Policy policy;
 };
 
 inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
 inline constexpr std::size_t kRegionsMax = 32;
+/// Of a text in a reply or event. It passes printable(): what is not UTF-8 the bridge could not parse, and would hang
+/// up.
+inline constexpr std::size_t kTextBytesMax = 2048;
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field);
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
+std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
 
 api::Tracker to_api(memory::TrackerKind kind);

@@ -35,6 +35,8 @@ struct ServiceOptions {
   Duration rtt_granularity = milliseconds(2);
   std::optional<memory::TrackerKind> tracker;  // when the bridge has no wish
   std::vector<port::LocalAddress> addresses;
+  bool allow_clear_text = false;
+  std::string config_file;  // where that stands
   Id128 host_boot_id;
   Id128 daemon_boot_id;
 };
@@ -76,7 +78,7 @@ class Service {
   void detach_guest(const api::DetachGuest& request, const Respond& respond);
   void prepare(const api::PrepareMigration& request, const Respond& respond);
   void prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted);
-  void start(const api::StartMigration& request, const Respond& respond);
+  void start(api::StartMigration& request, const Respond& respond);
   void guest_stopped(const api::GuestStopped& request, const Respond& respond);
   void device_state(const std::string& migration_id, std::string data, bool end, const Respond& respond);
   void cancel(const api::CancelMigration& request, const Respond& respond);

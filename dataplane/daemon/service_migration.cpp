@@ -3,10 +3,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "base/log.h"
 #include "dataplane/daemon/service.h"
+#include "dataplane/transport/hkdf.h"
 
 namespace godwit::daemon {
 namespace {
@@ -33,6 +35,25 @@ std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request,
                                        " is not above the visit's epoch " + std::to_string(guest.epoch_now)));
   }
   return {};
+}
+
+transport::FlowEnd flow_end(const Id128& boot_id, std::uint32_t flow_id) {
+  transport::FlowEnd end{.flow_id = flow_id};
+  std::ranges::copy(std::as_bytes(std::span(boot_id.bytes())), end.boot_id.begin());
+  return end;
+}
+
+/// The bytes in the message; what serialising and sockets have held is overwritten in its time.
+void wipe_secret(api::StartMigration& request) {
+  ::explicit_bzero(request.mutable_secret()->data(), request.secret().size());
+  request.clear_secret();
+}
+
+ApiError clear_text_refusal(const std::string& config_file) {
+  return bad_request(
+      "the plan says encryption = \"none\", which this data plane does not allow: take it out of the plan, or set "
+      "allow_clear_text = true in " +
+      config_file + " of both hosts and restart their data planes");
 }
 
 /// Whether the guest may take this part in a migration; the retained image to reuse, if one is named.
@@ -90,7 +111,8 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   }
   if (const auto found = sessions_.find(*id); found != sessions_.end()) {
     MigrationSession& session = *found->second;
-    if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base()) {
+    if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base() ||
+        parse_encryption(request.encryption()) != session.cipher) {
       return respond(refusal(bad_request("PrepareMigration: migration " + id->text() + " was prepared otherwise")));
     }
     if (session.state == MigrationSession::State::kPreparing) {
@@ -114,6 +136,13 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!reuse) {
     return respond(refusal(reuse.error()));
   }
+  const auto cipher = parse_encryption(request.encryption());
+  if (!cipher) {
+    return respond(refusal(cipher.error()));
+  }
+  if (*cipher == transport::Cipher::kNone && !options_.allow_clear_text) {
+    return respond(refusal(clear_text_refusal(options_.config_file)));
+  }
   const bool source = request.role() == api::ROLE_SOURCE;
   auto made = std::make_unique<MigrationSession>();
   made->id = *id;
@@ -122,6 +151,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   made->ownership = request.ownership();
   made->epoch_base = request.epoch_base();
   made->epoch_count = request.epoch_count();
+  made->cipher = *cipher;
   made->flow_id = flow_ids_.draw();
   if (made->flow_id == 0) {
     return respond(refusal(
@@ -166,7 +196,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
         ArrivalReuse& reuse = **result;
         session.reuse_reason = reuse.reason;
         session.prepared.set_image_accepted(reuse.table.has_value());
-        session.prepared.set_image_reason(reuse.reason);
+        session.prepared.set_image_reason(printable(reuse.reason, kTextBytesMax));
         if (reuse.table) {
           session.prepared.set_image_pages(reuse.table->size() - reuse.table->count(pages::kUnknownGeneration));
         }
@@ -211,7 +241,11 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   config.mtu_bytes = std::min(options_.mtu_bytes, start.peer.mtu_bytes);
   config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
   config.lcores = static_cast<std::uint16_t>(data_path_.lcore_count());
-  config.secret = start.secret;
+  config.cipher = session.cipher;
+  const transport::FlowEnd here = flow_end(options_.daemon_boot_id, session.flow_id);
+  const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);
+  const bool source = session.role == api::ROLE_SOURCE;
+  config.secret = transport::flow_secret(start.secret, source ? here : there, source ? there : here);
   config.credit_packets = options_.credit_packets;
   config.peer_timeout = options_.peer_timeout;
   config.base_rtt = options_.base_rtt;
@@ -246,24 +280,26 @@ EventRelay::Deliver Service::deliver_to(const Id128& migration) {
   };
 }
 
-void Service::start(const api::StartMigration& request, const Respond& respond) {
+void Service::start(api::StartMigration& request, const Respond& respond) {
   auto session = find_session(request.migration_id(), api::ROLE_NONE);
   if (!session) {
     return respond(refusal(session.error()));
   }
   MigrationSession& migration = **session;
+  const bool source = migration.role == api::ROLE_SOURCE;
+  const auto start = parse_start(request, source);
+  wipe_secret(request);
+  if (!start) {
+    return respond(refusal(start.error()));
+  }
   std::string serialised = request.SerializeAsString();
-  if (migration.state == MigrationSession::State::kStarted && migration.start_request == serialised) {
+  if (migration.state == MigrationSession::State::kStarted && migration.start_request == serialised &&
+      migration.secret == start->secret) {
     return respond({});
   }
   if (migration.state != MigrationSession::State::kPrepared) {
     return respond(refusal(
         bad_request("StartMigration: migration " + migration.id.text() + " is not in the state to be started")));
-  }
-  const bool source = migration.role == api::ROLE_SOURCE;
-  const auto start = parse_start(request, source);
-  if (!start) {
-    return respond(refusal(start.error()));
   }
   const port::Neighbours routes({{}, options_.addresses, {}, {}});
   const auto local = routes.source_for(start->peer.endpoint.address);
@@ -282,6 +318,7 @@ void Service::start(const api::StartMigration& request, const Respond& respond) 
   migration.relay = std::make_unique<EventRelay>(migration.id, control_, deliver_to(migration.id));
   migration.state = MigrationSession::State::kStarted;
   migration.start_request = std::move(serialised);
+  migration.secret = start->secret;
   const FlowConfig flow = flow_config(migration, *start, *local);
   figures_.begin(flow.figures);
   // std::function copies: the table travels behind a pointer.
@@ -356,7 +393,7 @@ void Service::emit_failure(const Id128& migration, api::Error::Code code, const 
   api::Event event;
   event.mutable_migration_failed()->set_migration_id(migration.to_bytes());
   event.mutable_migration_failed()->mutable_error()->set_code(code);
-  event.mutable_migration_failed()->mutable_error()->set_text(text);
+  event.mutable_migration_failed()->mutable_error()->set_text(printable(text, kTextBytesMax));
   emit_(event);
 }
 

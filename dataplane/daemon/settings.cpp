@@ -121,6 +121,8 @@ Settings make_settings(const config::DataplaneConfig& config) {
   service.base_rtt = config.transport.base_rtt;
   service.rtt_granularity = config.transport.rtt_granularity;
   service.tracker = tracker_of(config.tracking.tracker);
+  service.allow_clear_text = config.allow_clear_text;
+  service.config_file = config.file.string();
   service.addresses = settings.neighbours.addresses;
   // A host without a boot id (never seen) gets one for this run: its tracking files are then good for nothing later,
   // which is safe.

@@ -218,9 +218,9 @@ std::vector<DropCount> drop_counts(const Lcores& lcores, const port::Port& port)
     }
   }
   put_drops<wire::DatagramReject>(
-      drops, lcores, "datagram", [](const auto& c) -> const auto& { return c.bad_datagrams; });
+      drops, lcores, "datagram", [](const auto& c) -> const auto& { return c.datagram_rejects; });
   put_drops<wire::Reject>(
-      drops, lcores, "packet", [](const auto& c) -> const auto& { return c.bad_packets; });
+      drops, lcores, "packet", [](const auto& c) -> const auto& { return c.packet_rejects; });
   put_drops<transport::Received>(
       drops, lcores, "lane", [](const auto& c) -> const auto& { return c.received; });
   std::erase_if(drops, [](const DropCount& drop) {

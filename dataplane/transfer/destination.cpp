@@ -85,6 +85,9 @@ void Destination::Impl::flush(Instant now) {
 }
 
 void Destination::Impl::check_peer() {
+  if (const std::string closed = closed_lane(); !closed.empty()) {
+    return fail(Failure::kLaneClosed, closed);
+  }
   const std::uint64_t packets =
       std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
                       [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().packets_received; });

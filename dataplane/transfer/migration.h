@@ -36,6 +36,7 @@ enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
 enum class Failure : std::uint8_t {
   kGuestMemory,
   kPeerLost,
+  kLaneClosed,  // transport::LaneFault
   kPeerProtocol,
   kPeerFailed,
   kVerify,

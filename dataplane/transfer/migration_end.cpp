@@ -68,6 +68,12 @@ bool MigrationEnd::any_lane_dead() const {
   return std::ranges::any_of(lanes_, [this](const auto* lane) { return lane->peer_dead(now_); });
 }
 
+std::string MigrationEnd::closed_lane() const {
+  const auto closed =
+      std::ranges::find_if(lanes_, [](const auto* lane) { return lane->fault() != transport::LaneFault::kNone; });
+  return closed == lanes_.end() ? "" : "the transfer is closed: " + std::string(to_string((*closed)->fault()));
+}
+
 void MigrationEnd::check_memory_if_due() {
   if (memory_.damaged() || now_ >= memory_check_at_) {
     memory_check_at_ = now_ + kMemoryCheckInterval;

@@ -38,6 +38,8 @@ class MigrationEnd {
   /// "" if the regions, the memory and a table of so many pages fit each other.
   [[nodiscard]] std::string shape_mismatch(std::uint64_t table_pages) const;
   [[nodiscard]] bool any_lane_dead() const;
+  /// Why a lane has closed for good; "" if none has.
+  [[nodiscard]] std::string closed_lane() const;
   /// Every now and then, and at once when an access has met memory that is not there.
   void check_memory_if_due();
   /// False: it cannot be believed any more, and the migration has failed.

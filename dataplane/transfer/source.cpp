@@ -122,6 +122,9 @@ void Source::Impl::tick(Instant now) {
 }
 
 void Source::Impl::check_peer() {
+  if (const std::string closed = closed_lane(); !closed.empty()) {
+    return fail(Failure::kLaneClosed, closed);
+  }
   if (any_lane_dead()) {
     return fail(Failure::kPeerLost,
                 "the destination's data plane does not answer any more; check the network between the hosts");

@@ -17,8 +17,12 @@ LaneConfig checked(LaneConfig config) {
   return config;
 }
 
-constexpr Direction direction(bool initiator) {
-  return initiator ? Direction::kFromInitiator : Direction::kFromResponder;
+SealConfig seal_config(const LaneConfig& config, bool from_initiator) {
+  return {.cipher = config.cipher,
+          .secret = config.secret,
+          .lane = config.lane,
+          .direction = from_initiator ? Direction::kFromInitiator : Direction::kFromResponder,
+          .limits = config.key_limits};
 }
 
 }  // namespace
@@ -26,8 +30,8 @@ constexpr Direction direction(bool initiator) {
 Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
     : config_(checked(config)),
       user_(user),
-      seal_out_(make_checksum_seal(config_.secret, config_.lane, direction(config_.initiator))),
-      seal_in_(make_checksum_seal(config_.secret, config_.lane, direction(!config_.initiator))),
+      sealer_(make_sealer(seal_config(config_, config_.initiator), now)),
+      opener_(make_opener(seal_config(config_, !config_.initiator))),
       recovery_(config_.rtt_granularity),
       swift_(config_.base_rtt, config_.rtt_granularity, kCreditPacketsMax),
       credit_grant_(config_.credit_packets),
@@ -39,6 +43,7 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       probing_since_(now),
       own_counters_(config_.counters == nullptr ? std::make_unique<LaneCounters>() : nullptr),
       counters_(own_counters_ ? *own_counters_ : *config_.counters) {
+  config_.secret = {};  // the seals have what they need
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
@@ -49,8 +54,11 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
 }
 
 Instant Lane::Impl::deadline() const {
-  return std::min(
-      {acks_.deadline(), recovery_.loss_deadline(), recovery_.early_probe_deadline(), recovery_.probe_deadline()});
+  if (fault_ != LaneFault::kNone) {
+    return kNever;
+  }
+  return std::min({acks_.deadline(), recovery_.loss_deadline(), recovery_.early_probe_deadline(),
+                   recovery_.probe_deadline(), opener_->deadline()});
 }
 
 void Lane::Impl::publish() {
@@ -72,6 +80,10 @@ void Lane::Impl::publish() {
 }
 
 void Lane::Impl::tick(Instant now) {
+  if (fault_ != LaneFault::kNone) {
+    return;
+  }
+  opener_->tick(now);
   if (recovery_.loss_deadline() <= now) {
     detect_lost(now);
     return;
@@ -146,12 +158,30 @@ std::string_view to_string(Received received) {
       return "wrong_lane";
     case Received::kWrongFlow:
       return "wrong_flow";
+    case Received::kOldKey:
+      return "old_key";
     case Received::kBadTag:
       return "bad_tag";
     case Received::kBadBody:
       return "bad_body";
+    case Received::kClosed:
+      return "closed";
     case Received::kCount:
       break;
+  }
+  return "unknown";
+}
+
+std::string_view to_string(LaneFault fault) {
+  switch (fault) {
+    case LaneFault::kNone:
+      return "no fault";
+    case LaneFault::kForgeries:
+      return "so many forged packets came that the next one might pass: somebody in the network attacks this migration";
+    case LaneFault::kKeyUsedUp:
+      return "a key has served as long as it may, and the peer has never confirmed it";
+    case LaneFault::kNumbersUsedUp:
+      return "all packet numbers are used up";
   }
   return "unknown";
 }
@@ -167,6 +197,7 @@ bool Lane::send_message(std::span<const std::byte> message) { return impl_->send
 std::size_t Lane::message_room() const { return impl_->message_room(); }
 bool Lane::quiet() const { return impl_->quiet(); }
 bool Lane::peer_dead(Instant now) const { return impl_->peer_dead(now); }
+LaneFault Lane::fault() const { return impl_->fault(); }
 const LaneCounters& Lane::counters() const { return impl_->counters(); }
 Duration Lane::smoothed_rtt() const { return impl_->smoothed_rtt(); }
 std::uint32_t Lane::congestion_window_packets() const { return impl_->window(); }

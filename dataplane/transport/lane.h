@@ -8,8 +8,10 @@
 // lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is lost goes
 // out again in a new packet, read anew.
 //
-// Thread: every call on the lane's own lcore, but for what any thread may ask: peer_dead(), counters(), smoothed_rtt().
-// No allocation after construction, no system call, no clock.
+// Every packet is sealed: seal.h. Whatever is not authentic and new changes nothing but a counter, in any state.
+//
+// Thread: every call on the lane's own lcore, but for what any thread may ask: peer_dead(), fault(), counters(),
+// smoothed_rtt(). No allocation after construction (but libcrypto's, when keys change), no system call, no clock.
 // Acknowledged means placed: the owner of the receive loop calls LaneUser::flush() after a burst and before
 // poll_transmit().
 
@@ -23,6 +25,7 @@
 #include "base/single_writer.h"
 #include "base/time.h"
 #include "dataplane/pages/page.h"
+#include "dataplane/transport/keys.h"
 
 namespace godwit::transport {
 
@@ -56,8 +59,6 @@ class LaneUser {
 
 inline constexpr std::size_t kMessageBytesMax = 65536;
 
-using Secret = std::array<std::byte, 32>;
-
 struct LaneCounters;
 
 struct LaneConfig {
@@ -65,7 +66,9 @@ struct LaneConfig {
   std::uint32_t peer_flow_id = 0;   // what we put into packets to the peer
   std::uint16_t lane = 0;
   bool initiator = false;  // the source's end: separates the two directions' keys
-  Secret secret{};
+  Cipher cipher = Cipher::kAes128Gcm;
+  Secret secret;  // of the flow: no other flow, and no earlier life of this one, has had it (hkdf.h: flow_secret)
+  KeyLimits key_limits;
   std::uint32_t datagram_bytes_max = 1472;  // UDP payload: min(MTU of both ends) - IP and UDP headers
   // The same for a path that turns out to drop larger ones: by default an IPv6 packet of 1500 bytes.
   std::uint32_t datagram_bytes_fallback = 1452;
@@ -87,11 +90,23 @@ enum class Received : std::uint8_t {
   kWrongVersion,
   kWrongLane,
   kWrongFlow,
+  kOldKey,  // sealed with a key that is gone: late by several probe timeouts
   kBadTag,
   kBadBody,
+  kClosed,  // the lane has a fault()
   kCount,
 };
 [[nodiscard]] std::string_view to_string(Received received);
+
+/// Why a lane has closed for good: it takes and sends nothing any more. Its flow must end.
+enum class LaneFault : std::uint8_t {
+  kNone,
+  kForgeries,      // KeyLimits::forgeries_max
+  kKeyUsedUp,      // KeyLimits::packets_max, and the peer has not confirmed the key, so there is no next one
+  kNumbersUsedUp,  // KeyLimits::packet_number_max
+};
+/// For a person: one line, without an end.
+[[nodiscard]] std::string_view to_string(LaneFault fault);
 
 /// Written by the lane's lcore, read by any thread.
 struct LaneCounters {
@@ -136,6 +151,7 @@ class Lane {
   /// Nothing of ours has been acknowledged for peer_timeout although something waited, and probes went out: whatever
   /// else the peer says, it does not read.
   [[nodiscard]] bool peer_dead(Instant now) const;
+  [[nodiscard]] LaneFault fault() const;
   [[nodiscard]] const LaneCounters& counters() const;
   [[nodiscard]] Duration smoothed_rtt() const;
   [[nodiscard]] std::uint32_t congestion_window_packets() const;

@@ -38,6 +38,7 @@ class Lane::Impl {
   [[nodiscard]] std::size_t message_room() const;
   [[nodiscard]] bool quiet() const;
   [[nodiscard]] bool peer_dead(Instant now) const;
+  [[nodiscard]] LaneFault fault() const { return fault_; }
   [[nodiscard]] const LaneCounters& counters() const { return counters_; }
   [[nodiscard]] Duration smoothed_rtt() const {
     const auto ns = static_cast<std::int64_t>(counters_.smoothed_rtt_ns.get());
@@ -89,8 +90,8 @@ class Lane::Impl {
 
   LaneConfig config_;
   LaneUser& user_;
-  std::unique_ptr<Seal> seal_out_;
-  std::unique_ptr<Seal> seal_in_;
+  std::unique_ptr<Sealer> sealer_;
+  std::unique_ptr<Opener> opener_;
   LossRecovery recovery_;
   Swift swift_;
   CreditUse credit_use_;
@@ -112,6 +113,7 @@ class Lane::Impl {
   std::unique_ptr<LaneCounters> own_counters_;  // null: the owner has them
   LaneCounters& counters_;
   SingleWriter<std::int64_t> silent_since_ns_{kNever.ns};  // kNever: the peer is not suspected
+  SingleWriter<LaneFault> fault_{LaneFault::kNone};
 };
 
 }  // namespace godwit::transport

@@ -2,6 +2,11 @@
 
 namespace godwit::transport {
 
+namespace {
+/// An ack block names the floor by its distance, in 32 bits: what is further away could only be acknowledged wrongly.
+constexpr std::uint64_t kFloorDistanceMax = UINT32_MAX - 1;
+}  // namespace
+
 Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
   const Received result = receive(now, datagram);
   ++counters_.received[static_cast<std::size_t>(result)];
@@ -13,6 +18,9 @@ Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
 
 /// Cheap and keyless checks first; nothing but a counter changes before the tag and the whole body are found good.
 Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
+  if (fault_ != LaneFault::kNone) {
+    return Received::kClosed;
+  }
   const auto packet = wire::parse_packet(datagram);
   if (!packet) {
     return packet.error() == wire::Reject::kVersion ? Received::kWrongVersion : Received::kMalformed;
@@ -21,8 +29,11 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
   if (const auto refused = refuse(header)) {
     return *refused;
   }
-  if (!seal_in_->open(datagram)) {
-    return Received::kBadTag;
+  if (const Opened opened = opener_->open(now, header, datagram, recovery_.probe_timeout()); opened != Opened::kYes) {
+    if (opener_->forgeries_used_up()) {
+      fault_ = LaneFault::kForgeries;
+    }
+    return opened == Opened::kOldKey ? Received::kOldKey : Received::kBadTag;
   }
   if (wire::parse_body(header, packet->body, body_) != wire::BadBody::kNone || !acceptable(header, body_)) {
     return Received::kBadBody;
@@ -53,8 +64,11 @@ std::optional<Received> Lane::Impl::refuse(const wire::PacketHeader& header) con
   if (header.lane != config_.lane) {
     return Received::kWrongLane;
   }
-  if ((header.flags & wire::kFlagChecksum) != seal_in_->flags()) {
+  if (!opener_->takes(header.flags)) {
     return Received::kMalformed;  // sealed in another way than was agreed
+  }
+  if (header.packet_number > acks_.floor() && header.packet_number - acks_.floor() > kFloorDistanceMax) {
+    return Received::kBeyondCredit;
   }
   const ReplayWindow& window = acks_.window();
   switch (window.check(header.packet_number)) {
@@ -92,6 +106,7 @@ bool Lane::Impl::acceptable(const wire::PacketHeader& header, const wire::Body& 
 
 void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack) {
   credit_use_.on_edge(ack.edge);
+  sealer_->on_reported(now, ack.largest, recovery_.probe_timeout());
   const AckOutcome outcome =
       recovery_.on_ack(now, ack, [this](const SentContent& content) { on_content_acknowledged(content); });
   counters_.spurious_losses += outcome.spurious;

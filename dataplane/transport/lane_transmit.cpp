@@ -11,6 +11,17 @@ constexpr std::size_t kMessageAckRoom = wire::ack_block_bytes(2);
 
 std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
   GW_ASSERT(out.size() >= config_.datagram_bytes_max);
+  if (fault_ != LaneFault::kNone) {
+    return 0;
+  }
+  if (recovery_.next_number() > config_.key_limits.packet_number_max) {
+    fault_ = LaneFault::kNumbersUsedUp;
+    return 0;
+  }
+  if (!sealer_->ready(now, recovery_.next_number())) {
+    fault_ = LaneFault::kKeyUsedUp;
+    return 0;
+  }
   if (carries_messages()) {
     receiver_->release();  // what the coming acknowledgement allows the peer to send may take their place
   }
@@ -63,7 +74,7 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
                                            bool with_ack) {
   Draft draft{.out = out.first(datagram_bytes_), .at = wire::kHeaderBytes};
   draft.header = {.type = type,
-                  .flags = seal_out_->flags(),
+                  .flags = sealer_->flags(),
                   .lane = config_.lane,
                   .flow_id = config_.peer_flow_id,
                   .packet_number = recovery_.next_number()};
@@ -81,7 +92,7 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
 std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
   wire::write_header(draft.header, draft.out);
   const std::size_t length = draft.at + wire::kTagBytes;
-  seal_out_->seal(draft.out.first(length));
+  sealer_->seal(draft.header.packet_number, draft.out.first(length));
   const bool carries = content.kind != ContentKind::kNone && content.kind != ContentKind::kProbe;
   if (carries && recovery_.outstanding() == 0 && recovery_.probe_count() == 0) {
     waiting_since_ = now;

@@ -102,13 +102,15 @@ Instant LossRecovery::early_probe_deadline() const {
   return last_sent_ + rtt_.smoothed() + std::max(rtt_.variation() * 4, Duration{granularity_.ns / 4}) + kAckDelayMax;
 }
 
+Duration LossRecovery::probe_timeout() const {
+  return std::min(rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax, kProbeTimeoutSlowMax);
+}
+
 Instant LossRecovery::probe_deadline() const {
   if (outstanding_count_ == 0) {
     return kNever;
   }
-  // RFC 9002 §6.2.1, with exponential backoff.
-  const Duration base =
-      std::min(rtt_.smoothed() + std::max(rtt_.variation() * 4, granularity_) + kAckDelayMax, kProbeTimeoutSlowMax);
+  const Duration base = probe_timeout();
   const Duration backed_off = base * (std::int64_t{1} << std::min(probe_count_, kProbeBackoffShiftMax));
   return last_sent_ + std::min(backed_off, std::max(kProbeTimeoutMax, base));
 }

@@ -86,6 +86,8 @@ class LossRecovery {
   /// When detect_lost() may find something, or the probe timeout; kNever when nothing is outstanding.
   [[nodiscard]] Instant loss_deadline() const { return loss_at_; }
   [[nodiscard]] Instant probe_deadline() const;
+  /// RFC 9002 §6.2.1, without backoff.
+  [[nodiscard]] Duration probe_timeout() const;
   void on_probe_timeout() { ++probe_count_; }
   /// Once before the probe timeout, when a bare probe may tell a lost acknowledgement from lost data; kNever if not
   /// now.

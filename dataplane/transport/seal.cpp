@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 
+#include "base/check.h"
+#include "dataplane/transport/key_phases.h"
 #include "dataplane/wire/bytes.h"
 
 namespace godwit::transport {
@@ -15,14 +17,15 @@ namespace {
 
 using Tag = std::array<std::byte, wire::kTagBytes>;
 
-class ChecksumSeal final : public Seal {
+/// XXH3-128 keyed by lane and direction. Never rekeyed: there is nothing to protect.
+class Checksum {
  public:
-  ChecksumSeal(const Secret& secret, std::uint16_t lane, Direction direction) {
+  explicit Checksum(const SealConfig& config) {
     // XXH3's key is long: stretch secret | lane | direction, so that every direction of every lane has its own.
-    std::array<std::byte, std::tuple_size_v<Secret> + 3> material{};
-    std::copy(secret.begin(), secret.end(), material.begin());
-    wire::store_le<std::uint16_t>(material, secret.size(), lane);
-    material.back() = static_cast<std::byte>(direction);
+    SecretBytes<sizeof(Secret) + 3> material;
+    std::copy(config.secret.begin(), config.secret.end(), material.begin());
+    wire::store_le<std::uint16_t>(material, sizeof(Secret), config.lane);
+    material.back() = static_cast<std::byte>(config.direction);
     XXH128_hash_t block = XXH3_128bits(material.data(), material.size());
     for (std::size_t at = 0; at < key_.size(); at += sizeof(Tag)) {
       XXH128_canonical_t bytes;
@@ -32,15 +35,13 @@ class ChecksumSeal final : public Seal {
     }
   }
 
-  [[nodiscard]] std::uint8_t flags() const override { return wire::kFlagChecksum; }
-
-  void seal(std::span<std::byte> packet) override {
+  void write(std::span<std::byte> packet) const {
     const XXH128_hash_t hash = compute(packet);
     wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
     wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
   }
 
-  bool open(std::span<std::byte> packet) override {
+  [[nodiscard]] bool matches(std::span<const std::byte> packet) const {
     const XXH128_hash_t hash = compute(packet);
     // No early end: the time says nothing about where the tags differ.
     const std::uint64_t low = hash.low64 ^ wire::load_le<std::uint64_t>(packet, packet.size() - 16);
@@ -64,13 +65,53 @@ class ChecksumSeal final : public Seal {
   const bool has_avx_ = __builtin_cpu_supports("avx") != 0;
   static constexpr std::size_t kKeyBytes = 192;
   static_assert(kKeyBytes >= XXH3_SECRET_SIZE_MIN && kKeyBytes % sizeof(Tag) == 0);
-  std::array<std::byte, kKeyBytes> key_{};
+  SecretBytes<kKeyBytes> key_;
+};
+
+class ChecksumSealer final : public Sealer {
+ public:
+  explicit ChecksumSealer(const SealConfig& config) : checksum_(config) {}
+  bool ready(Instant /*now*/, std::uint64_t /*packet_number*/) override { return true; }
+  [[nodiscard]] std::uint8_t flags() const override { return wire::kFlagChecksum; }
+  void seal(std::uint64_t /*packet_number*/, std::span<std::byte> packet) override { checksum_.write(packet); }
+  void on_reported(Instant /*now*/, std::uint64_t /*largest*/, Duration /*probe_timeout*/) override {}
+
+ private:
+  Checksum checksum_;
+};
+
+class ChecksumOpener final : public Opener {
+ public:
+  explicit ChecksumOpener(const SealConfig& config) : checksum_(config) {}
+  [[nodiscard]] bool takes(std::uint8_t flags) const override {
+    return (flags & (wire::kFlagChecksum | wire::kFlagKeyPhase)) == wire::kFlagChecksum;
+  }
+  Opened open(Instant /*now*/, const wire::PacketHeader& /*header*/, std::span<std::byte> packet,
+              Duration /*probe_timeout*/) override {
+    return checksum_.matches(packet) ? Opened::kYes : Opened::kBadTag;
+  }
+  [[nodiscard]] bool forgeries_used_up() const override { return false; }
+  [[nodiscard]] Instant deadline() const override { return kNever; }
+  void tick(Instant /*now*/) override {}
+
+ private:
+  Checksum checksum_;
 };
 
 }  // namespace
 
-std::unique_ptr<Seal> make_checksum_seal(const Secret& secret, std::uint16_t lane, Direction direction) {
-  return std::make_unique<ChecksumSeal>(secret, lane, direction);
+std::unique_ptr<Sealer> make_sealer(const SealConfig& config, Instant now) {
+  if (config.cipher == Cipher::kNone) {
+    return std::make_unique<ChecksumSealer>(config);
+  }
+  return std::make_unique<AesSealer>(config, now);
+}
+
+std::unique_ptr<Opener> make_opener(const SealConfig& config) {
+  if (config.cipher == Cipher::kNone) {
+    return std::make_unique<ChecksumOpener>(config);
+  }
+  return std::make_unique<AesOpener>(config);
 }
 
 }  // namespace godwit::transport

@@ -1,34 +1,63 @@
 #pragma once
-// Seals packets: fills and verifies the 16-byte tag at their end, over header and body. One object seals one direction
-// of one lane. Owner: one lane; its lcore; no allocation after construction. Failure: open() says no, and the packet is
-// as it was.
+// Seals packets and opens them: one Sealer and one Opener for each direction of a lane, at its two ends. A packet is
+// header (clear) | body | tag; the tag covers both, AES-GCM encrypts the body. With AES-GCM keys change as in RFC 9001
+// §6, each direction by itself: the sender goes over when a key has served long enough and the one before is confirmed,
+// and says so by a bit in the header; the receiver follows when a packet of the next key proves genuine, and keeps the
+// last key for what is late.
+// Owner: one lane; its lcore; no allocation after construction but at a rekeying, inside libcrypto. Failure: open()
+// says what is wrong; then the body is nothing to look at, and nothing else has changed but a count of forgeries.
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 
-#include "dataplane/transport/lane.h"
+#include "base/time.h"
+#include "dataplane/transport/hkdf.h"
+#include "dataplane/transport/keys.h"
 #include "dataplane/wire/packet.h"
 
 namespace godwit::transport {
 
-/// Which end sends what is sealed: separates the keys of the two directions.
-enum class Direction : std::uint8_t { kFromInitiator, kFromResponder };
-
-class Seal {
- public:
-  virtual ~Seal() = default;
-  /// The flags that a packet sealed so must carry, of those that name a seal.
-  [[nodiscard]] virtual std::uint8_t flags() const = 0;
-  /// `packet` is header, body and room for the tag.
-  virtual void seal(std::span<std::byte> packet) = 0;
-  /// May decrypt in place when the tag is right.
-  [[nodiscard]] virtual bool open(std::span<std::byte> packet) = 0;
+struct SealConfig {
+  Cipher cipher = Cipher::kAes128Gcm;
+  Secret secret;  // of the flow
+  std::uint16_t lane = 0;
+  Direction direction = Direction::kFromInitiator;
+  KeyLimits limits;
 };
 
-/// Checksum mode: XXH3-128 keyed by the lane's secret. Finds every corruption, and whatever is not of this lane and
-/// direction; it is no protection from somebody who can read packets and wants to forge them.
-[[nodiscard]] std::unique_ptr<Seal> make_checksum_seal(const Secret& secret, std::uint16_t lane, Direction direction);
+class Sealer {
+ public:
+  virtual ~Sealer() = default;
+  /// Before each packet; goes over to the next key when it is time. False: no packet may be sealed any more.
+  [[nodiscard]] virtual bool ready(Instant now, std::uint64_t packet_number) = 0;
+  /// The flags that the packet's header must carry, of those that name a seal.
+  [[nodiscard]] virtual std::uint8_t flags() const = 0;
+  /// `packet` is header, body and room for the tag; ready() has been asked for this number. A number is sealed once.
+  virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet) = 0;
+  /// The peer reports `largest` as received, in an authentic packet.
+  virtual void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) = 0;
+};
+
+enum class Opened : std::uint8_t { kYes, kBadTag, kOldKey };
+
+class Opener {
+ public:
+  virtual ~Opener() = default;
+  /// Whether packets with these flags are sealed in the way that was agreed.
+  [[nodiscard]] virtual bool takes(std::uint8_t flags) const = 0;
+  /// Decrypts in place. `header` is the packet's own; probe_timeout: of the path, now.
+  [[nodiscard]] virtual Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet,
+                                    Duration probe_timeout) = 0;
+  /// So many packets failed to open that the next one might succeed by chance.
+  [[nodiscard]] virtual bool forgeries_used_up() const = 0;
+  /// When tick() drops the last key; kNever when there is none.
+  [[nodiscard]] virtual Instant deadline() const = 0;
+  virtual void tick(Instant now) = 0;
+};
+
+[[nodiscard]] std::unique_ptr<Sealer> make_sealer(const SealConfig& config, Instant now);
+[[nodiscard]] std::unique_ptr<Opener> make_opener(const SealConfig& config);
 
 }  // namespace godwit::transport

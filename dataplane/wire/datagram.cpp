@@ -101,25 +101,25 @@ bool udp_checksum_holds(std::span<const std::byte> udp, const DatagramView& view
 std::string_view to_string(DatagramReject reject) {
   switch (reject) {
     case DatagramReject::kTooShort:
-      return "shorter than its headers";
+      return "too_short";
     case DatagramReject::kNotIp:
-      return "not IP";
+      return "not_ip";
     case DatagramReject::kIpVersion:
-      return "IP version and EtherType differ";
+      return "ip_version";
     case DatagramReject::kIpHeaderLength:
-      return "IPv4 options or a bad header length";
+      return "ip_header_length";
     case DatagramReject::kIpLength:
-      return "IP length beyond the frame";
+      return "ip_length";
     case DatagramReject::kIpChecksum:
-      return "IPv4 header checksum";
+      return "ip_checksum";
     case DatagramReject::kIpFragment:
-      return "IP fragment";
+      return "ip_fragment";
     case DatagramReject::kNotUdp:
-      return "not UDP";
+      return "not_udp";
     case DatagramReject::kUdpLength:
-      return "UDP length";
+      return "udp_length";
     case DatagramReject::kUdpChecksum:
-      return "UDP checksum";
+      return "udp_checksum";
     case DatagramReject::kCount:
       break;
   }

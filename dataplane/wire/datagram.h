@@ -61,6 +61,7 @@ enum class DatagramReject : std::uint8_t {
   kUdpChecksum,
   kCount,
 };
+/// A counter's name.
 [[nodiscard]] std::string_view to_string(DatagramReject reject);
 
 struct DatagramView {

@@ -31,17 +31,19 @@ constexpr bool is_known(std::uint8_t type) {
 std::string_view to_string(Reject reject) {
   switch (reject) {
     case Reject::kTooShort:
-      return "shorter than header and tag";
+      return "too_short";
     case Reject::kTooLong:
-      return "longer than any MTU allows";
+      return "too_long";
     case Reject::kVersion:
-      return "unknown version";
+      return "version";
     case Reject::kType:
-      return "unknown packet type";
+      return "type";
     case Reject::kFlags:
-      return "unknown flag";
+      return "flags";
     case Reject::kFlowId:
-      return "flow id 0";
+      return "flow_id";
+    case Reject::kPacketNumber:
+      return "packet_number";
     case Reject::kCount:
       break;
   }
@@ -85,6 +87,9 @@ std::expected<PacketView, Reject> parse_packet(std::span<std::byte> datagram) {
   }
   if (view.header.flow_id == 0) {
     return std::unexpected(Reject::kFlowId);
+  }
+  if (view.header.packet_number > kPacketNumberMax) {
+    return std::unexpected(Reject::kPacketNumber);
   }
   view.body = datagram.subspan(kHeaderBytes, datagram.size() - kHeaderBytes - kTagBytes);
   return view;

@@ -50,6 +50,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration
   prepare.set_epoch_base(command.epoch_base());
   prepare.set_epoch_count(command.epoch_count());
   prepare.set_bytes_total(bytes_total(services_.record.definition));
+  prepare.set_encryption(command.encryption());
   if (command.reuse()) {
     prepare.set_reuse_image_id(command.image_id());
   }

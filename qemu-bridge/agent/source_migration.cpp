@@ -133,6 +133,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::pre
   prepare.set_epoch_base(command.epoch_base());
   prepare.set_epoch_count(command.epoch_count());
   prepare.set_bytes_total(bytes_total(services_.record.definition));
+  prepare.set_encryption(command.encryption());
   auto reply = services_.dataplane.call(std::move(request));
   if (!reply) {
     return std::unexpected(reply.error());

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from . import certificates, failures, metrics, movement, operating, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
+from . import certificates, encryption, failures, metrics, movement, operating, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
 from .registry import SCENARIOS, Skip
 
 

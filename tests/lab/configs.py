@@ -98,6 +98,7 @@ def dataplane(lab, host):
     return from_sample("dataplane-trial.toml", {
         "control_socket": text(directory + "/dataplane.sock"), "run_dir": text(directory), "memory_dirs": text(memory),
         "memory_budget": text(lab.options.get("memory_budget", {}).get(host, "8GiB")),
+        "allow_clear_text": "true" if lab.options.get("allow_clear_text", {}).get(host) else "false",
         "eal.hugepages": "true" if lab.options.get("dpdk_hugepages") else "false", **port(lab, host)}) + lcores(lab) + tracking_and_log(lab) \
         + metrics(lab, "dataplane") + ("\n[telemetry]\ndpdk = true\n" if lab.options.get("metrics") else "")
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/simulation/key_checker.h"
 #include "tests/simulation/lane_node.h"
 #include "tests/simulation/lane_scenario.h"
 
@@ -73,6 +74,7 @@ class LaneModel {
   Random random_;
   Network network_;
   Verdict verdict_;
+  KeyChecker keys_;
   std::array<std::size_t, 2> links_{};  // [i]: from node i
   std::array<std::unique_ptr<Node>, 2> nodes_;
   std::uint32_t life_ = 0;

@@ -37,7 +37,9 @@ void Node::start(Instant now, std::uint32_t life) {
     config.peer_flow_id = model_.flow_id(1 - index_, life);
     config.lane = i;
     config.initiator = index_ == 0;
-    config.secret.fill(static_cast<std::byte>(life));
+    config.secret = secret();
+    config.cipher = model_.scenario_.cipher;
+    config.key_limits = model_.scenario_.key_limits;
     config.datagram_bytes_max = model_.scenario_.datagram_bytes;
     config.credit_packets = model_.scenario_.credit_packets[index_];
     config.peer_timeout = kPeerTimeout;
@@ -45,6 +47,12 @@ void Node::start(Instant now, std::uint32_t life) {
     lanes_[i] = std::make_unique<transport::Lane>(config, *this, clock_.local(now));
     logs_[i] = {};
   }
+}
+
+transport::Secret Node::secret() const {
+  transport::Secret secret;
+  secret.fill(static_cast<std::byte>(life_));
+  return secret;
 }
 
 void Node::crash() {
@@ -184,6 +192,13 @@ void Node::check_sent(std::uint16_t lane, std::span<const std::byte> datagram, s
   model_.verdict_.require(
       number == log.sent.size(), "number-once",
       "sent number " + std::to_string(number) + " as the " + std::to_string(log.sent.size()) + ". packet");
+  const KeyOwner owner{
+      .secret = secret(),
+      .cipher = model_.scenario_.cipher,
+      .lane = lane,
+      .direction = index_ == 0 ? transport::Direction::kFromInitiator : transport::Direction::kFromResponder};
+  const std::string sealed_wrong = model_.keys_.on_sent(owner, datagram);
+  model_.verdict_.require(sealed_wrong.empty(), "keys", sealed_wrong);
   log.sent.push_back(XXH3_64bits(datagram.data(), datagram.size()));
   // Acknowledgements and probes are exempt from credit and window.
   const bool exempt = packet->header.type == wire::PacketType::kAck ||

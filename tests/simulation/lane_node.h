@@ -72,6 +72,7 @@ class Node final : public transport::LaneUser {
     bool quiet;
     bool operator==(const Visible&) const = default;
   };
+  [[nodiscard]] transport::Secret secret() const;  // of this life
   [[nodiscard]] Visible visible(std::size_t lane) const;
   void receive(Instant local, std::vector<std::byte>& datagram);
   void check_received(std::size_t lane, std::span<const std::byte> datagram, std::uint64_t hash,

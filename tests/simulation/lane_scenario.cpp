@@ -45,6 +45,11 @@ Scenario draw_scenario(Random& random, Size size) {
   s.crash_after = up_to_us(30'000);
   s.crashes = random.below(2);
   s.crash_is_told = random.chance_ppm(700'000);
+  constexpr std::array<transport::Cipher, 3> kCiphers = {transport::Cipher::kNone, transport::Cipher::kAes128Gcm,
+                                                         transport::Cipher::kAes256Gcm};
+  s.cipher = kCiphers[random.below(kCiphers.size())];
+  s.key_limits.rekey_packets = random.between(1, 500);
+  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
   return s;
 }
 

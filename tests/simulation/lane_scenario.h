@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 
+#include "dataplane/transport/keys.h"
 #include "tests/simulation/faults.h"
 
 namespace godwit::simulation {
@@ -18,6 +19,8 @@ struct Scenario {
   bool same_flow_ids = false;   // in each life: only the secret tells them apart
   std::array<LinkConfig, 2> links;
   Duration base_rtt{};
+  transport::Cipher cipher = transport::Cipher::kNone;
+  transport::KeyLimits key_limits;
   // ---- faults beside those of the links, until faults_end ----
   Duration faults_end{};
   std::uint32_t pause_ppm = 0;                       // a node stops for 1 to 50 ms, at one of its turns

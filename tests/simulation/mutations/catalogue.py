@@ -47,7 +47,7 @@ MUTATIONS = (
              '''  if (const auto refused = refuse(header)) {
     return *refused;''',
              '''  if (const auto refused = refuse(header)) {
-    if (*refused == Received::kDuplicate && seal_in_->open(datagram) &&
+    if (*refused == Received::kDuplicate && opener_->open(now, header, datagram, recovery_.probe_timeout()) == Opened::kYes &&
         wire::parse_body(header, packet->body, body_) == wire::BadBody::kNone) {
       static_cast<void>(deliver(header, body_));
     }
@@ -78,4 +78,17 @@ MUTATIONS = (
              '''        Work done;
         if (works_->on_acknowledged(slot, content.parts, done)) user_.on_acknowledged(done);
         slot = next;'''),
+    Mutation('key-not-changed', 'the key phase changes, the key does not', TRANSPORT + 'key_phases.cpp',
+             '    secret_ = next_secret(secret_);\n', ''),
+    Mutation('nonce-repeats', 'two packets share a nonce', TRANSPORT + 'key_phases.cpp',
+             'wire::store_be<std::uint64_t>(nonce, sizeof(std::uint32_t), packet_number);',
+             'wire::store_be<std::uint64_t>(nonce, sizeof(std::uint32_t), packet_number / 2);'),
+    Mutation('keys-of-both-directions', 'both directions of a lane have the same keys', TRANSPORT + 'hkdf.cpp',
+             '  context[2] = static_cast<std::byte>(direction);\n', '  static_cast<void>(direction);\n'),
+    Mutation('forged-phase', 'a packet changes the key before its tag is verified', TRANSPORT + 'key_phases.cpp',
+             '  if (!key(phase)->open(lane_, header.packet_number, packet)) {',
+             '''  if (phase > phase_) {
+    advance(now, header.packet_number, probe_timeout);
+  }
+  if (!key(phase)->open(lane_, header.packet_number, packet)) {'''),
 )

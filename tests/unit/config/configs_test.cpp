@@ -33,7 +33,7 @@ std::vector<std::string> mistakes(const std::string& content) {
   return out;
 }
 
-const std::string kHead = "memory_dirs = ['/dev/shm/g']\ninsecure = true\n";
+const std::string kHead = "memory_dirs = ['/dev/shm/g']\n";
 const std::string kAddresses = "addresses = ['10.0.0.1/24']\n";
 const std::string kVeth = "[[port]]\ndevice = 'net_af_packet'\ninterface = 'veth-a'\n";
 
@@ -46,17 +46,20 @@ TEST(DataplaneConfigFile, SmallestIsValid) {
 }
 
 TEST(DataplaneConfigFile, EmptyNamesAllThatIsNeeded) {
-  EXPECT_THAT(
-      mistakes<DataplaneConfig>(""),
-      testing::UnorderedElementsAre(HasSubstr("memory_dirs: is missing"), HasSubstr("insecure: must be set to true"),
-                                    HasSubstr("port: is missing: write [[port]]")));
+  EXPECT_THAT(mistakes<DataplaneConfig>(""),
+              testing::UnorderedElementsAre(HasSubstr("memory_dirs: is missing"),
+                                            HasSubstr("port: is missing: write [[port]]")));
 }
 
-TEST(DataplaneConfigFile, InsecureMustBeSaid) {
-  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m']\ninsecure = false\n" + kVeth + kAddresses),
-              ElementsAre(HasSubstr("insecure: must be set to true")));
-  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m']\ninsecure = 'yes'\n" + kVeth + kAddresses),
-              ElementsAre(HasSubstr("insecure: expected true or false")));
+TEST(DataplaneConfigFile, ClearTextMustBeAllowed) {
+  const auto loaded = [](const std::string& line) {
+    return parse_text<DataplaneConfig>(line + kHead + kVeth + kAddresses, "f");
+  };
+  ASSERT_TRUE(loaded("").has_value());
+  EXPECT_FALSE(loaded("")->allow_clear_text);
+  EXPECT_TRUE(loaded("allow_clear_text = true\n")->allow_clear_text);
+  EXPECT_THAT(mistakes<DataplaneConfig>("allow_clear_text = 'yes'\n" + kHead + kVeth + kAddresses),
+              ElementsAre(HasSubstr("allow_clear_text: expected true or false")));
 }
 
 TEST(DataplaneConfigFile, EachDeviceHasItsKeys) {
@@ -127,7 +130,7 @@ TEST(DataplaneConfigFile, Paths) {
       ElementsAre(HasSubstr("at most 107")));
   EXPECT_THAT(mistakes<DataplaneConfig>("run_dir = 'run'\n" + kHead + kVeth + kAddresses),
               ElementsAre(HasSubstr("absolute path")));
-  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m', '/m/']\ninsecure = true\n" + kVeth + kAddresses),
+  EXPECT_THAT(mistakes<DataplaneConfig>("memory_dirs = ['/m', '/m/']\n" + kVeth + kAddresses),
               ElementsAre(HasSubstr("has /m twice")));
 }
 
@@ -184,6 +187,7 @@ TEST(MigrationPlanFile, ValuesAndRanges) {
   EXPECT_EQ(plan->on_no_convergence, OnNoConvergence::kStopAnyway);
   EXPECT_EQ(plan->time_limit, milliseconds(600'000));
   EXPECT_EQ(plan->rounds_max, 30U);
+  EXPECT_EQ(plan->encryption, Encryption::kAes128Gcm);
   EXPECT_THAT(mistakes<MigrationPlan>("vm = 'v'\ndestination = 'b'\ndowntime_limit = 0\nreuse = 'yes'\ntime_limit = 0"),
               ElementsAre(HasSubstr("downtime_limit: is 0 "), HasSubstr("reuse: is \"yes\", must be one of \"auto\"")));
 }

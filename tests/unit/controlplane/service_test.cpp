@@ -13,6 +13,20 @@
 namespace godwit::controlplane::testing {
 namespace {
 
+TEST_F(ServiceTest, EncryptionOfThePlanReachesBothHosts) {
+  connect_and_start_vm();
+  api::MigrateRequest request;
+  request.mutable_plan()->set_vm("demo");
+  request.mutable_plan()->set_destination("host-b");
+  request.mutable_plan()->set_encryption(dpapi::ENCRYPTION_NONE);
+  const auto [status, begun] = call(&api::Operators::Stub::Migrate, request).get();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const Agent source = a_->expect(Agent::kPrepareSource);
+  EXPECT_EQ(source.prepare_source().encryption(), dpapi::ENCRYPTION_NONE);
+  a_->reply(source, source_prepared());
+  EXPECT_EQ(b_->expect(Agent::kPrepareDestination).prepare_destination().encryption(), dpapi::ENCRYPTION_NONE);
+}
+
 TEST_F(ServiceTest, HomeAndAway) {
   connect_and_start_vm();
   std::string id = drive_to(Stage::kSwitching, *a_, *b_);

@@ -64,7 +64,6 @@ std::string TwoHosts::start_daemon(std::size_t host, const std::string& address)
   std::ofstream(config) << "control_socket = \"" << socket(host) << "\"\n"
                         << "run_dir = \"" << directory(host) << "\"\n"
                         << "memory_dirs = [\"" << directory(host) << "\"]\n"
-                        << "insecure = true\n"
                         << "[log]\nlevel = \"info\"\n"
                         << "[eal]\nhugepages = false\nmemory = \"128MiB\"\nlcores = [" << lcores << "]\n"
                         << "[[port]]\ndevice = \"net_af_packet\"\ninterface = \"gw0\"\n"

@@ -355,6 +355,13 @@ TEST_F(DestinationTest, ASourceThatDoesNotFitIsToldWhatDiffers) {
   EXPECT_NE(refused(hello).find("epochs"), std::string::npos);
 }
 
+TEST_F(DestinationTest, AClosedLaneEndsTheMigration) {
+  open();
+  transport::fake(s.priority).fault = transport::LaneFault::kForgeries;
+  destination->tick(s.now);
+  EXPECT_EQ(s.events.failure, Failure::kLaneClosed);
+}
+
 TEST_F(DestinationTest, ASourceThatFallsSilentIsGivenUp) {
   open();
   s.now = s.now + milliseconds(9000);

@@ -25,6 +25,8 @@ bool Lane::send_message(std::span<const std::byte> message) {
 }
 std::size_t Lane::message_room() const { return fakes()[this].room; }
 bool Lane::peer_dead(Instant) const { return fakes()[this].dead; }
+LaneFault Lane::fault() const { return fakes()[this].fault; }
+std::string_view to_string(LaneFault) { return "fault"; }
 const LaneCounters& Lane::counters() const { return fakes()[this].counters; }
 Duration Lane::smoothed_rtt() const { return microseconds(100); }
 

@@ -13,6 +13,7 @@ struct FakeLane {
   std::vector<std::vector<std::byte>> messages;
   std::size_t room = SIZE_MAX;
   bool dead = false;
+  LaneFault fault = LaneFault::kNone;
   LaneCounters counters;
 };
 FakeLane& fake(Lane& lane);

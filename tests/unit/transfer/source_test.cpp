@@ -437,6 +437,16 @@ TEST_F(SourceTest, ASilentPeerEndsTheMigration) {
   EXPECT_EQ(s.events.failure, Failure::kPeerLost);
 }
 
+TEST_F(SourceTest, AClosedLaneEndsTheMigration) {
+  first_round(3);
+  s.sent();
+  transport::fake(s.bulk2).fault = transport::LaneFault::kForgeries;
+  advance(milliseconds(1));
+  EXPECT_EQ(s.events.failure, Failure::kLaneClosed);
+  EXPECT_NE(s.events.text.find("closed"), std::string::npos);
+  EXPECT_FALSE(s.sent().empty()) << "the destination is told by a lane that still works";
+}
+
 TEST_F(SourceTest, MessagesOutOfTurnAreRefused) {
   const std::vector<wire::Message> wrong = {wire::RoundAck{.round = 1},
                                             wire::Verified{},

@@ -6,13 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
-#include <deque>
 #include <new>
-#include <string>
-#include <vector>
 
-#include "dataplane/wire/packet.h"
+#include "tests/unit/transport/lane_pair.h"
 
 namespace {
 std::size_t allocations = 0;
@@ -31,72 +29,6 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 namespace godwit::transport {
 namespace {
 
-using Bytes = std::vector<std::byte>;
-
-class User final : public LaneUser {
- public:
-  bool next_work(std::uint16_t, Work& out) override {
-    if (at == work.size()) {
-      return false;
-    }
-    out = work[at++];
-    return true;
-  }
-  void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte> out) override {
-    std::fill(out.begin(), out.end(), std::byte{1});
-  }
-  void on_acknowledged(const Work&) override { ++acknowledged; }
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte> bytes) override {
-    page_bytes += bytes.size();
-  }
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t count) override { zero_pages += count; }
-  void on_message(std::span<const std::byte> message) override { message_bytes += message.size(); }
-
-  std::vector<Work> work;
-  std::size_t at = 0;
-  std::uint64_t acknowledged = 0, page_bytes = 0, zero_pages = 0, message_bytes = 0;
-};
-
-LaneConfig config(bool initiator, std::uint16_t lane, std::uint32_t datagram_bytes = 8972) {
-  LaneConfig c;
-  c.local_flow_id = initiator ? 11 : 22;
-  c.peer_flow_id = initiator ? 22 : 11;
-  c.lane = lane;
-  c.initiator = initiator;
-  c.datagram_bytes_max = datagram_bytes;
-  return c;
-}
-
-struct Pair {
-  explicit Pair(std::uint16_t lane, std::uint32_t datagram_bytes = 8972)
-      : a(config(true, lane, datagram_bytes), user_a, now),
-        b(config(false, lane, datagram_bytes), user_b, now),
-        out(datagram_bytes) {}
-
-  std::size_t pass(Lane& from, Lane& to) {
-    std::size_t count = 0;
-    while (const std::size_t length = from.poll_transmit(now, out)) {
-      EXPECT_EQ(to.on_packet(now, std::span(out).first(length)), Received::kAccepted);
-      ++count;
-    }
-    return count;
-  }
-  void run() {
-    for (int i = 0; i < 100'000 && pass(a, b) + pass(b, a) > 0; ++i) {
-      now = now + microseconds(50);
-    }
-  }
-  Bytes packet() {
-    const std::size_t length = a.poll_transmit(now, out);
-    return Bytes(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(length));
-  }
-
-  User user_a, user_b;
-  Instant now{1'000'000'000};
-  Lane a, b;
-  Bytes out;
-};
-
 TEST(Lane, RefusesAndStaysAsItWas) {
   struct Case {
     const char* description;
@@ -105,14 +37,15 @@ TEST(Lane, RefusesAndStaysAsItWas) {
     Received expected;
   };
   const Case cases[] = {
-      {"version", 0, 0x26, Received::kWrongVersion},
-      {"type", 0, 0x1f, Received::kMalformed},
+      {"version", 0, 0x16, Received::kWrongVersion},
+      {"type", 0, 0x2f, Received::kMalformed},
       {"flag", 1, 0x80, Received::kMalformed},
-      {"seal downgraded", 1, 0, Received::kMalformed},
+      {"seal downgraded", 1, wire::kFlagChecksum, Received::kMalformed},
       {"lane", 2, 9, Received::kWrongLane},
       {"flow", 4, 9, Received::kWrongFlow},
       {"number far ahead", 9, 9, Received::kBeyondCredit},
       {"number", 8, 9, Received::kBadTag},
+      {"key phase", 1, wire::kFlagKeyPhase, Received::kBadTag},
       {"body", 30, 9, Received::kBadTag},
   };
   Pair pair(0);
@@ -128,13 +61,16 @@ TEST(Lane, RefusesAndStaysAsItWas) {
     EXPECT_EQ(pair.b.deadline(), kNever);
   }
   for (std::size_t length = 0; length < packet.size(); ++length) {
-    EXPECT_NE(pair.b.on_packet(pair.now, std::span(packet).first(length)), Received::kAccepted);
+    Bytes cut(packet.begin(), packet.begin() + static_cast<std::ptrdiff_t>(length));
+    EXPECT_NE(pair.b.on_packet(pair.now, cut), Received::kAccepted);
   }
   Bytes huge(20'000);
   EXPECT_EQ(pair.b.on_packet(pair.now, huge), Received::kMalformed);
   EXPECT_EQ(pair.user_b.message_bytes, 0U);
   EXPECT_EQ(pair.b.counters().packets_received, 0U);
+  const Bytes sent = packet;  // opening decrypts
   EXPECT_EQ(pair.b.on_packet(pair.now, packet), Received::kAccepted);
+  packet = sent;
   EXPECT_EQ(pair.b.on_packet(pair.now, packet), Received::kDuplicate);
   EXPECT_EQ(pair.user_b.message_bytes, 100U);
   // Its own packet, reflected.
@@ -164,7 +100,7 @@ TEST(Lane, CountsWhereItIsToldAndShowsHowItStands) {
   LaneConfig settings = config(true, 0);
   LaneCounters counters;
   settings.counters = &counters;
-  Bytes out(8972);
+  std::array<std::byte, 8972> out{};
   {
     Lane lane(settings, user, now);
     EXPECT_EQ(&lane.counters(), &counters);

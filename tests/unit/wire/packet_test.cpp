@@ -18,7 +18,7 @@ std::vector<std::byte> valid_packet(PacketType type, std::size_t body_bytes, std
 
 TEST(Packet, HeaderBytesAreAsDocumented) {
   const auto bytes = valid_packet(PacketType::kPages, 0, kFlagAckNow);
-  const std::uint8_t expected[kHeaderBytes] = {0x11, 0x02, 3, 0, 7, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1};
+  const std::uint8_t expected[kHeaderBytes] = {0x21, 0x02, 3, 0, 7, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1};
   for (std::size_t i = 0; i < kHeaderBytes; ++i) {
     EXPECT_EQ(static_cast<std::uint8_t>(bytes[i]), expected[i]) << i;
   }
@@ -46,17 +46,18 @@ TEST(Packet, Refusals) {
   };
   const Case cases[] = {
       {"empty", 0, 0, 0, Reject::kTooShort},
-      {"no room for a tag", 31, 0, 0x15, Reject::kTooShort},
-      {"longer than any MTU", kDatagramBytesMaximum + 1, 0, 0x15, Reject::kTooLong},
+      {"no room for a tag", 31, 0, 0x25, Reject::kTooShort},
+      {"longer than any MTU", kDatagramBytesMaximum + 1, 0, 0x25, Reject::kTooLong},
       {"version 0", 64, 0, 0x05, Reject::kVersion},
-      {"version 2", 64, 0, 0x25, Reject::kVersion},
-      {"type 0", 64, 0, 0x10, Reject::kType},
-      {"type 3 is not in use", 64, 0, 0x13, Reject::kType},
-      {"type 15", 64, 0, 0x1f, Reject::kType},
-      {"unknown flag", 64, 1, 0x08, Reject::kFlags},
+      {"version 1", 64, 0, 0x15, Reject::kVersion},
+      {"type 0", 64, 0, 0x20, Reject::kType},
+      {"type 3 is not in use", 64, 0, 0x23, Reject::kType},
+      {"type 15", 64, 0, 0x2f, Reject::kType},
+      {"unknown flag", 64, 1, 0x10, Reject::kFlags},
       {"highest flag", 64, 1, 0x80, Reject::kFlags},
-      {"ack packet without ack block", 64, 0, 0x12, Reject::kFlags},
+      {"ack packet without ack block", 64, 0, 0x22, Reject::kFlags},
       {"flow id 0", 64, 4, 0x00, Reject::kFlowId},
+      {"packet number 2^62", 64, 15, 0x40, Reject::kPacketNumber},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.description);

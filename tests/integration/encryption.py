@@ -1,0 +1,51 @@
+"""What crosses the network is encrypted, in the way that the plan says; clear text only where both hosts allow it."""
+
+import time
+
+from tests.lab.lab import Lab
+
+from .movement import SMALL, moved
+from .registry import check, check_equal, scenario
+
+
+@scenario
+def aes_256():
+    with Lab() as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100)
+        moved(lab, "guest", "host-b", encryption="aes-256-gcm")
+        time.sleep(1)
+        moved(lab, "guest", "host-a")
+
+
+def clear_text_refused(lab):
+    """The guest runs on; the reason names the key of the plan, the key of the host and its file."""
+    lab.migrate("guest", "host-b", check=False, encryption="none")
+    summary = lab.ctl("migrations")[0]
+    check_equal(summary["state"], "ABORTED", "state")
+    check_equal(summary["plan"]["encryption"], "ENCRYPTION_NONE", "encryption of the plan")
+    for word in ("encryption", "allow_clear_text", "dataplane.toml"):
+        check(word in summary["reason"], f"the reason does not name {word}: {summary['reason']}")
+    check_equal(lab.where("guest"), "host-a", "owner")
+    ok, text = lab.verdict("guest", "host-a")
+    check(ok, text)
+    return summary["reason"]
+
+
+@scenario
+def clear_text_needs_both_hosts():
+    for allowed, refuses in (({}, "source"), ({"host-a": True}, "destination"), ({"host-b": True}, "source")):
+        with Lab(options={"allow_clear_text": allowed}) as lab:
+            lab.start()
+            lab.start_vm(**SMALL, rate=100)
+            reason = clear_text_refused(lab)
+            check(refuses in reason, f"not the {refuses} refused: {reason}")
+            moved(lab, "guest", "host-b")
+
+
+@scenario
+def clear_text_where_both_allow_it():
+    with Lab(options={"allow_clear_text": {"host-a": True, "host-b": True}}) as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=100)
+        moved(lab, "guest", "host-b", encryption="none")
