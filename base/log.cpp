@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <memory>
@@ -59,6 +60,30 @@ class JournalPriorityFlag final : public spdlog::custom_flag_formatter {
   }
 };
 
+/// Bytes of the UTF-8 character at the front of `text`, which is not empty; 0 if there is none (Unicode 15, table 3-7).
+std::size_t character_bytes(std::string_view text) {
+  const auto byte = [text](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+  const auto follows = [&byte](std::size_t i) { return (byte(i) & 0xc0) == 0x80; };
+  const unsigned first = byte(0);
+  const unsigned second = byte(1);
+  if (first < 0x80) {
+    return 1;
+  }
+  if (first >= 0xc2 && first <= 0xdf) {
+    return follows(1) ? 2 : 0;
+  }
+  if (first >= 0xe0 && first <= 0xef) {
+    const bool overlong = first == 0xe0 && second < 0xa0;
+    const bool surrogate = first == 0xed && second > 0x9f;
+    return follows(1) && follows(2) && !overlong && !surrogate ? 3 : 0;
+  }
+  if (first >= 0xf0 && first <= 0xf4) {
+    const bool out_of_range = (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f);
+    return follows(1) && follows(2) && follows(3) && !out_of_range ? 4 : 0;
+  }
+  return 0;
+}
+
 }  // namespace
 
 std::optional<LogLevel> parse_log_level(std::string_view text) {
@@ -101,18 +126,22 @@ void set_log_level(LogLevel level) { spdlog::set_level(to_spdlog(level)); }
 std::string printable(std::string_view text, std::size_t length_max) {
   constexpr std::string_view kHexDigits = "0123456789abcdef";
   std::string out;
-  for (const char c : text.substr(0, length_max)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte != 0x7f) {
-      out += c;
-    } else {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const std::size_t bytes = character_bytes(text.substr(at));
+    if (at + std::max<std::size_t>(bytes, 1) > length_max) {
+      return out + "...";
+    }
+    const auto byte = static_cast<unsigned char>(text[at]);
+    if (bytes == 0 || byte < 0x20 || byte == 0x7f) {
       out += "\\x";
       out += kHexDigits[byte >> 4];
       out += kHexDigits[byte & 0x0f];
+      ++at;
+    } else {
+      out += text.substr(at, bytes);
+      at += bytes;
     }
-  }
-  if (text.size() > length_max) {
-    out += "...";
   }
   return out;
 }

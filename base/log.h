@@ -25,7 +25,8 @@ void set_log_level(LogLevel level);
 /// True if file descriptor 2 is the stream that JOURNAL_STREAM ("device:inode") names.
 [[nodiscard]] bool standard_error_is_journal();
 
-/// For text that came from outside: control characters are written as \xNN, so that one message stays one line.
+/// For text that came from outside: control characters, and what is not UTF-8, are written as \xNN, so that one message
+/// stays one line, and may stand in a protobuf string. At most `length_max` bytes of `text`, in whole characters.
 [[nodiscard]] std::string printable(std::string_view text, std::size_t length_max = 512);
 
 }  // namespace godwit

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "base/log.h"
+
 namespace godwit::daemon {
 
 void EventRelay::post(api::Event event, bool failed) {
@@ -48,7 +50,7 @@ void EventRelay::on_failed(transfer::Failure failure, const std::string& text) {
   api::Event event;
   event.mutable_migration_failed()->set_migration_id(migration_id_);
   event.mutable_migration_failed()->mutable_error()->set_code(to_api(failure));
-  event.mutable_migration_failed()->mutable_error()->set_text(text);
+  event.mutable_migration_failed()->mutable_error()->set_text(printable(text, kTextBytesMax));
   post(std::move(event), true);
 }
 

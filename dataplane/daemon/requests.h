@@ -55,6 +55,9 @@ struct Start {
 
 inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
 inline constexpr std::size_t kRegionsMax = 32;
+/// Of a text in a reply or event. It passes printable(): what is not UTF-8 the bridge could not parse, and would hang
+/// up.
+inline constexpr std::size_t kTextBytesMax = 2048;
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field);
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);

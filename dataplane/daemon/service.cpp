@@ -24,7 +24,7 @@ UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(sysca
 api::Reply refusal(const ApiError& error) {
   api::Reply reply;
   reply.mutable_error()->set_code(error.code);
-  reply.mutable_error()->set_text(printable(error.text, 2048));
+  reply.mutable_error()->set_text(printable(error.text, kTextBytesMax));
   return reply;
 }
 
@@ -177,9 +177,9 @@ void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, Ap
     entry.guest = std::move(*guest);
     entry.state = Entry::State::kReady;
     entry.result.set_tracker(to_api(entry.guest->memory->tracker()));
-    entry.result.set_tracker_reason(entry.guest->tracker_reason);
+    entry.result.set_tracker_reason(printable(entry.guest->tracker_reason, kTextBytesMax));
     entry.result.set_history_lost(!entry.guest->history_lost.empty());
-    entry.result.set_history_reason(entry.guest->history_lost);
+    entry.result.set_history_reason(printable(entry.guest->history_lost, kTextBytesMax));
     *reply.mutable_attach_guest() = entry.result;
     spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), entry.guest->memory->page_count(),
                  memory::name_of(entry.guest->memory->tracker()), entry.guest->tracker_reason,

@@ -169,10 +169,10 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   }
   api::FinishMigrationResult& result = *reply.mutable_finish_migration();
   to_api(ending->stats, *result.mutable_stats());
-  result.mutable_stats()->set_reuse_reason(session->second->reuse_reason);
+  result.mutable_stats()->set_reuse_reason(printable(session->second->reuse_reason, kTextBytesMax));
   result.set_epoch_next(ending->epoch_next);
   result.set_image_retained(ending->retained.retained);
-  result.set_image_reason(ending->retained.reason);
+  result.set_image_reason(printable(ending->retained.reason, kTextBytesMax));
   spdlog::info("migration {}: {} as {}{}", ending->id.text(), ending->committed ? "committed" : "aborted",
                ending->role == api::ROLE_SOURCE ? "source" : "destination",
                ending->keep_guest          ? ""

@@ -196,7 +196,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
         ArrivalReuse& reuse = **result;
         session.reuse_reason = reuse.reason;
         session.prepared.set_image_accepted(reuse.table.has_value());
-        session.prepared.set_image_reason(reuse.reason);
+        session.prepared.set_image_reason(printable(reuse.reason, kTextBytesMax));
         if (reuse.table) {
           session.prepared.set_image_pages(reuse.table->size() - reuse.table->count(pages::kUnknownGeneration));
         }
@@ -385,7 +385,7 @@ void Service::emit_failure(const Id128& migration, api::Error::Code code, const 
   api::Event event;
   event.mutable_migration_failed()->set_migration_id(migration.to_bytes());
   event.mutable_migration_failed()->mutable_error()->set_code(code);
-  event.mutable_migration_failed()->mutable_error()->set_text(text);
+  event.mutable_migration_failed()->mutable_error()->set_text(printable(text, kTextBytesMax));
   emit_(event);
 }
 

@@ -2,6 +2,11 @@
 
 namespace godwit::transport {
 
+namespace {
+/// An ack block names the floor by its distance, in 32 bits: what is further away could only be acknowledged wrongly.
+constexpr std::uint64_t kFloorDistanceMax = UINT32_MAX - 1;
+}  // namespace
+
 Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
   const Received result = receive(now, datagram);
   ++counters_.received[static_cast<std::size_t>(result)];
@@ -61,6 +66,9 @@ std::optional<Received> Lane::Impl::refuse(const wire::PacketHeader& header) con
   }
   if (!opener_->takes(header.flags)) {
     return Received::kMalformed;  // sealed in another way than was agreed
+  }
+  if (header.packet_number > acks_.floor() && header.packet_number - acks_.floor() > kFloorDistanceMax) {
+    return Received::kBeyondCredit;
   }
   const ReplayWindow& window = acks_.window();
   switch (window.check(header.packet_number)) {

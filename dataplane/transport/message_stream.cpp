@@ -14,6 +14,9 @@ static_assert((kStreamBufferBytes & (kStreamBufferBytes - 1)) == 0);
 constexpr std::size_t at(std::uint64_t offset) { return offset & (kStreamBufferBytes - 1); }
 
 void copy_in(std::byte* ring, std::uint64_t offset, std::span<const std::byte> bytes) {
+  if (bytes.empty()) {
+    return;  // memcpy takes no null, however little it copies
+  }
   const std::size_t first = std::min(bytes.size(), kStreamBufferBytes - at(offset));
   std::memcpy(ring + at(offset), bytes.data(), first);
   std::memcpy(ring, bytes.data() + first, bytes.size() - first);

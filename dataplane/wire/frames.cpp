@@ -178,8 +178,10 @@ std::string_view to_string(BadBody bad) {
 
 std::size_t write_ack_block(const AckBlock& ack, std::span<std::byte> out) {
   GW_ASSERT(ack.word_count <= kAckWordsMax && ack.floor <= ack.largest + 1 && ack.edge >= ack.largest);
+  const std::uint64_t floor_delta = ack.largest + 1 - ack.floor;
+  GW_ASSERT(floor_delta <= UINT32_MAX);
   store_le<std::uint64_t>(out, 0, ack.largest);
-  store_le<std::uint32_t>(out, 8, saturate(ack.largest + 1 - ack.floor));
+  store_le<std::uint32_t>(out, 8, static_cast<std::uint32_t>(floor_delta));
   store_le<std::uint32_t>(out, 12, saturate(ack.edge - ack.largest));
   store_le<std::uint32_t>(out, 16, ack.ack_delay_us);
   store_le<std::uint32_t>(out, 20, ack.word_count);
@@ -190,11 +192,11 @@ std::size_t write_ack_block(const AckBlock& ack, std::span<std::byte> out) {
 }
 
 std::size_t write_prefix(const Prefix& prefix, std::uint64_t packet_number, std::span<std::byte> out) {
-  GW_ASSERT(prefix.floor <= packet_number);
+  GW_ASSERT(prefix.floor <= packet_number && packet_number - prefix.floor <= UINT32_MAX);
   store_le<std::uint8_t>(out, 0, prefix.count);
   store_le<std::uint8_t>(out, 1, 0);
   store_le<std::uint16_t>(out, 2, prefix.length);
-  store_le<std::uint32_t>(out, 4, saturate(packet_number - prefix.floor));
+  store_le<std::uint32_t>(out, 4, static_cast<std::uint32_t>(packet_number - prefix.floor));
   return kPrefixBytes;
 }
 

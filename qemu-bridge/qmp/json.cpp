@@ -49,8 +49,13 @@ std::optional<bool> json_bool(const Json& value, std::string_view name) {
 }
 
 std::optional<Json> parse_json(std::string_view text) {
-  Json parsed = Json::parse(text, nullptr, false);
-  if (parsed.is_discarded()) {
+  bool too_deep = false;
+  const auto check_depth = [&too_deep](int depth, Json::parse_event_t, const Json&) {
+    too_deep = too_deep || depth > kJsonDepthMax;
+    return !too_deep;
+  };
+  Json parsed = Json::parse(text, check_depth, false);
+  if (parsed.is_discarded() || too_deep) {
     return std::nullopt;
   }
   return parsed;

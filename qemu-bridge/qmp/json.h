@@ -20,7 +20,10 @@ std::optional<std::int64_t> json_int(const Json& value, std::string_view name);
 std::optional<std::uint64_t> json_uint(const Json& value, std::string_view name);
 std::optional<bool> json_bool(const Json& value, std::string_view name);
 
-/// Parses one document; empty on anything that is not JSON.
+/// Copying and writing a document take stack for each level; what we read has fewer than ten.
+inline constexpr int kJsonDepthMax = 64;
+
+/// Parses one document; empty on anything that is not JSON, or nested deeper than kJsonDepthMax.
 std::optional<Json> parse_json(std::string_view text);
 
 /// One line of text; bytes that are not UTF-8 are replaced instead of throwing.

@@ -18,7 +18,7 @@ CXX = ('.h', '.cpp', '.cc', '.c')
 TEXT = CXX + ('.py', '.md', '.toml', '.service', '.proto', '.build', '.sh', '')
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
-SKIPPED_FOLDERS = {'.git', '.cache', '__pycache__', '.clangd'}
+SKIPPED_FOLDERS = {'.git', '.cache', '__pycache__', '.clangd', 'corpus', 'keep'}  # the last two: inputs of tests/fuzz, any bytes
 SKIPPED_FILES = {'.git'}  # of a work tree
 
 HOT = ('dataplane/transport/', 'dataplane/wire/', 'dataplane/pages/')

@@ -55,5 +55,21 @@ TEST(Log, OutsideTextStaysOneLine) {
   EXPECT_EQ(printable("abcdef", 3), "abc...");
 }
 
+TEST(Log, OutsideTextBecomesUtf8) {
+  const char* const good[] = {"caf\xc3\xa9", "\xe2\x82\xac", "\xed\x9f\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"};
+  for (const char* const text : good) {
+    EXPECT_EQ(printable(text), text);
+  }
+  EXPECT_EQ(printable("\xc3"), "\\xc3") << "cut off";
+  EXPECT_EQ(printable("\xa9z"), "\\xa9z") << "a continuation of nothing";
+  EXPECT_EQ(printable("\xc0\xaf"), "\\xc0\\xaf") << "an overlong '/'";
+  EXPECT_EQ(printable("\xe0\x80\xaf"), "\\xe0\\x80\\xaf") << "overlong";
+  EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80") << "a surrogate";
+  EXPECT_EQ(printable("\xf4\x90\x80\x80"), "\\xf4\\x90\\x80\\x80") << "beyond Unicode";
+  EXPECT_EQ(printable("\xff"), "\\xff");
+  EXPECT_EQ(printable("ab\xc3\xa9", 3), "ab...") << "cut between characters, not within one";
+  EXPECT_EQ(printable("ab\xc3\xa9", 4), "ab\xc3\xa9");
+}
+
 }  // namespace
 }  // namespace godwit

@@ -138,13 +138,20 @@ TEST_P(QmpGarbage, ClosesWithACleanError) {
 
 INSTANTIATE_TEST_SUITE_P(
     Lines, QmpGarbage,
-    testing::Values(BadLine{"not JSON", "SSH-2.0-OpenSSH_9.2\n", QmpErrorCode::kProtocol},
-                    BadLine{"no object", "[1,2]\n", QmpErrorCode::kProtocol},
-                    BadLine{"unknown id", "{\"return\":{},\"id\":99}\n", QmpErrorCode::kProtocol},
-                    BadLine{"id of another type", "{\"return\":{},\"id\":\"x\"}\n", QmpErrorCode::kProtocol},
-                    BadLine{"neither reply nor event", "{\"id\":2}\n", QmpErrorCode::kProtocol},
-                    BadLine{"deep nesting cut off", std::string(5000, '[') + "\n", QmpErrorCode::kProtocol},
-                    BadLine{"endless line", std::string(1 << 20, 'x'), QmpErrorCode::kFlood}));
+    testing::Values(
+        BadLine{"not JSON", "SSH-2.0-OpenSSH_9.2\n", QmpErrorCode::kProtocol},
+        BadLine{"no object", "[1,2]\n", QmpErrorCode::kProtocol},
+        BadLine{"unknown id", "{\"return\":{},\"id\":99}\n", QmpErrorCode::kProtocol},
+        BadLine{"id of another type", "{\"return\":{},\"id\":\"x\"}\n", QmpErrorCode::kProtocol},
+        BadLine{"neither reply nor event", "{\"id\":2}\n", QmpErrorCode::kProtocol},
+        BadLine{"a reply nested deeper than any stack",
+                "{\"return\":" + std::string(1'000'000, '[') + std::string(1'000'000, ']') + ",\"id\":99}\n",
+                QmpErrorCode::kProtocol},
+        BadLine{"an event nested deeper than any stack",
+                "{\"event\":\"X\",\"data\":" + std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}\n",
+                QmpErrorCode::kProtocol},
+        BadLine{"deep nesting cut off", std::string(5000, '[') + "\n", QmpErrorCode::kProtocol},
+        BadLine{"endless line", std::string(1 << 20, 'x'), QmpErrorCode::kFlood}));
 
 TEST(QmpClient, SilenceIsATimeoutAndTheLateReplyIsDropped) {
   std::promise<void> timed_out;
