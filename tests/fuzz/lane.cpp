@@ -23,6 +23,8 @@ using transport::Received;
 constexpr std::uint32_t kOurFlow = 0x11;
 constexpr std::uint32_t kPeerFlow = 0x22;
 constexpr std::size_t kStepsMax = 600;
+/// The same number may be sealed twice with it: this peer repeats itself.
+constexpr transport::Cipher kCipher = transport::Cipher::kNone;
 constexpr std::array kTypes = {wire::PacketType::kPages, wire::PacketType::kAck, wire::PacketType::kZeroRuns,
                                wire::PacketType::kProbe, wire::PacketType::kMessage};
 
@@ -73,10 +75,16 @@ class User final : public transport::LaneUser {
 class Attack {
  public:
   explicit Attack(std::uint16_t lane)
-      : config_{.local_flow_id = kOurFlow, .peer_flow_id = kPeerFlow, .lane = lane, .initiator = true},
+      : config_{.local_flow_id = kOurFlow,
+                .peer_flow_id = kPeerFlow,
+                .lane = lane,
+                .initiator = true,
+                .cipher = kCipher},
         lane_(config_, user_, now_),
-        seal_(transport::make_checksum_seal(config_.secret, lane, transport::Direction::kFromResponder)),
-        open_(transport::make_checksum_seal(config_.secret, lane, transport::Direction::kFromInitiator)) {}
+        sealer_(transport::make_sealer(
+            {.cipher = kCipher, .lane = lane, .direction = transport::Direction::kFromResponder}, now_)),
+        opener_(transport::make_opener(
+            {.cipher = kCipher, .lane = lane, .direction = transport::Direction::kFromInitiator})) {}
 
   void run(Input& input) {
     for (std::size_t i = 0; i < kStepsMax && !input.empty(); ++i) {
@@ -217,11 +225,11 @@ class Attack {
   }
 
   void deliver(wire::PacketHeader header, Bytes body) {
-    header.flags |= seal_->flags();
+    header.flags |= sealer_->flags();
     std::vector<std::byte> packet(wire::kHeaderBytes + body.size() + wire::kTagBytes);
     wire::write_header(header, packet);
     std::ranges::copy(body, packet.begin() + wire::kHeaderBytes);
-    seal_->seal(packet);
+    sealer_->seal(header.packet_number, packet);
     wire::Body parsed;
     const auto view = wire::parse_packet(packet);
     const bool good_body = view && wire::parse_body(view->header, view->body, parsed) == wire::BadBody::kNone;
@@ -287,7 +295,7 @@ class Attack {
     FUZZ_CHECK(packet && packet->header.flow_id == kPeerFlow && packet->header.lane == config_.lane);
     FUZZ_CHECK(packet->header.packet_number >= lane_sent_);
     lane_sent_ = packet->header.packet_number + 1;
-    FUZZ_CHECK(open_->open(datagram));
+    FUZZ_CHECK(opener_->open(now_, packet->header, datagram, lane_.smoothed_rtt()) == transport::Opened::kYes);
     wire::Body body;
     FUZZ_CHECK(wire::parse_body(packet->header, packet->body, body) == wire::BadBody::kNone);
     if (body.has_ack) {
@@ -327,8 +335,8 @@ class Attack {
   transport::LaneConfig config_;
   User user_;
   Lane lane_;
-  std::unique_ptr<transport::Seal> seal_;
-  std::unique_ptr<transport::Seal> open_;
+  std::unique_ptr<transport::Sealer> sealer_;
+  std::unique_ptr<transport::Opener> opener_;
   std::uint64_t next_ = 0;       // the peer's next packet number
   std::uint64_t stream_at_ = 0;  // the peer's message stream
   std::uint64_t peer_floor_ = 0;
