@@ -28,7 +28,7 @@ Diagnostics mistakes(std::string_view text) {
 
 /// What each header promises of a loaded value, in short.
 void check(const config::DataplaneConfig& config) {
-  FUZZ_CHECK(config.insecure && !config.memory_dirs.empty() && !config.port.addresses.empty());
+  FUZZ_CHECK(!config.memory_dirs.empty() && !config.port.addresses.empty());
   FUZZ_CHECK(config.port.mtu_bytes >= config::kMtuBytesMin && config.port.mtu_bytes <= config::kMtuBytesMax);
   FUZZ_CHECK(config.port.queues >= 1 && config.transport.bulk_lanes >= 1 && config.port.udp_port != 0);
   FUZZ_CHECK(config.eal.memory_bytes % (1U << 20) == 0);

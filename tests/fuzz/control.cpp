@@ -37,8 +37,8 @@ class NoWire final : public port::Queue {
  public:
   std::span<const std::span<std::byte>> receive() override { return {}; }
   port::ReceivedFrame keep(std::size_t) override { return {}; }
-  std::span<std::byte> next_frame() override { return frame_; }
-  void commit(std::size_t) override {}
+  std::span<std::byte> next_frame(port::Priority) override { return frame_; }
+  void commit(port::Priority, std::size_t) override {}
   bool flush() override { return true; }
   [[nodiscard]] const port::QueueCounters& counters() const override { return counters_; }
 

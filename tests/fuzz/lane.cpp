@@ -1,6 +1,6 @@
 // A whole lane, met by a peer that holds the keys and breaks every rule it likes.
-// Input: one byte (bit 0: bulk or priority lane), then steps. A sealed packet gets its tag made right, so that what is
-// behind the seal is reached; an unsealed one is any bytes.
+// Input: one byte (bit 0: bulk or priority lane; bit 1: AES-GCM, whose keys change often, or clear text), then steps. A
+// sealed packet gets its tag made right, so that what is behind the seal is reached; an unsealed one is any bytes.
 // Properties: an unsealed datagram changes nothing that shows; no packet number is taken in twice; acknowledgements
 // name only what came, or what the peer gave up; what the lane sends is well formed, numbered upwards, and holds what
 // its user gave it; each work is acknowledged once; what it delivers is in range.
@@ -23,6 +23,7 @@ using transport::Received;
 constexpr std::uint32_t kOurFlow = 0x11;
 constexpr std::uint32_t kPeerFlow = 0x22;
 constexpr std::size_t kStepsMax = 600;
+constexpr transport::KeyLimits kKeyLimits{.rekey_packets = 8, .packets_max = 100'000};
 constexpr std::array kTypes = {wire::PacketType::kPages, wire::PacketType::kAck, wire::PacketType::kZeroRuns,
                                wire::PacketType::kProbe, wire::PacketType::kMessage};
 
@@ -72,11 +73,16 @@ class User final : public transport::LaneUser {
 
 class Attack {
  public:
-  explicit Attack(std::uint16_t lane)
-      : config_{.local_flow_id = kOurFlow, .peer_flow_id = kPeerFlow, .lane = lane, .initiator = true},
+  Attack(std::uint16_t lane, transport::Cipher cipher)
+      : config_{.local_flow_id = kOurFlow,
+                .peer_flow_id = kPeerFlow,
+                .lane = lane,
+                .initiator = true,
+                .cipher = cipher,
+                .key_limits = kKeyLimits},
         lane_(config_, user_, now_),
-        seal_(transport::make_checksum_seal(config_.secret, lane, transport::Direction::kFromResponder)),
-        open_(transport::make_checksum_seal(config_.secret, lane, transport::Direction::kFromInitiator)) {}
+        sealer_(transport::make_sealer(seal_config(transport::Direction::kFromResponder), now_)),
+        opener_(transport::make_opener(seal_config(transport::Direction::kFromInitiator))) {}
 
   void run(Input& input) {
     for (std::size_t i = 0; i < kStepsMax && !input.empty(); ++i) {
@@ -86,6 +92,14 @@ class Attack {
   }
 
  private:
+  [[nodiscard]] transport::SealConfig seal_config(transport::Direction direction) const {
+    return {.cipher = config_.cipher,
+            .secret = config_.secret,
+            .lane = config_.lane,
+            .direction = direction,
+            .limits = config_.key_limits};
+  }
+
   void step(Step step, Input& input) {
     switch (step) {
       case Step::kSealed:
@@ -217,14 +231,15 @@ class Attack {
   }
 
   void deliver(wire::PacketHeader header, Bytes body) {
-    header.flags |= seal_->flags();
+    FUZZ_CHECK(sealer_->ready(now_, header.packet_number));
+    header.flags |= sealer_->flags();
     std::vector<std::byte> packet(wire::kHeaderBytes + body.size() + wire::kTagBytes);
     wire::write_header(header, packet);
     std::ranges::copy(body, packet.begin() + wire::kHeaderBytes);
-    seal_->seal(packet);
     wire::Body parsed;
     const auto view = wire::parse_packet(packet);
     const bool good_body = view && wire::parse_body(view->header, view->body, parsed) == wire::BadBody::kNone;
+    sealer_->seal(header.packet_number, packet);
 
     const std::uint64_t packets_before = lane_.counters().packets_received;
     const std::uint64_t delivered_before = user_.delivered();
@@ -266,7 +281,8 @@ class Attack {
     const Visible before = visible();
     const Received result = lane_.on_packet(now_, datagram);
     FUZZ_CHECK(result != Received::kAccepted && result != Received::kBadBody);
-    FUZZ_CHECK(visible() == before && same(datagram, bytes));
+    FUZZ_CHECK(visible() == before);
+    FUZZ_CHECK(config_.cipher != transport::Cipher::kNone || same(datagram, bytes));  // opening decrypts in place
   }
 
   // ---- from the lane ----
@@ -287,7 +303,8 @@ class Attack {
     FUZZ_CHECK(packet && packet->header.flow_id == kPeerFlow && packet->header.lane == config_.lane);
     FUZZ_CHECK(packet->header.packet_number >= lane_sent_);
     lane_sent_ = packet->header.packet_number + 1;
-    FUZZ_CHECK(open_->open(datagram));
+    FUZZ_CHECK(opener_->takes(packet->header.flags));
+    FUZZ_CHECK(opener_->open(now_, packet->header, datagram, Duration{}) == transport::Opened::kYes);
     wire::Body body;
     FUZZ_CHECK(wire::parse_body(packet->header, packet->body, body) == wire::BadBody::kNone);
     if (body.has_ack) {
@@ -308,6 +325,7 @@ class Attack {
   }
 
   void check_ack(const wire::AckBlock& ack) {
+    sealer_->on_reported(now_, ack.largest, Duration{});
     FUZZ_CHECK(!taken_in_.empty() && ack.largest == *taken_in_.rbegin());
     for (std::uint64_t i = 0; i < ack.word_count; ++i) {
       for (std::uint64_t bit = 0; bit < 64; ++bit) {
@@ -327,8 +345,8 @@ class Attack {
   transport::LaneConfig config_;
   User user_;
   Lane lane_;
-  std::unique_ptr<transport::Seal> seal_;
-  std::unique_ptr<transport::Seal> open_;
+  std::unique_ptr<transport::Sealer> sealer_;
+  std::unique_ptr<transport::Opener> opener_;
   std::uint64_t next_ = 0;       // the peer's next packet number
   std::uint64_t stream_at_ = 0;  // the peer's message stream
   std::uint64_t peer_floor_ = 0;
@@ -387,10 +405,21 @@ std::vector<std::byte> priority_seed() {
 
 void run(Bytes bytes) {
   Input input(bytes);
-  const std::uint16_t lane = input.flag() ? 1 : 0;
-  Attack(lane).run(input);
+  const auto kind = input.number<std::uint8_t>();
+  Attack(kind & 1, (kind & 2) != 0 ? transport::Cipher::kAes128Gcm : transport::Cipher::kNone).run(input);
 }
 
-std::vector<Seed> seeds() { return {{"bulk", bulk_seed()}, {"priority", priority_seed()}}; }
+/// The same steps, encrypted.
+std::vector<std::byte> encrypted(std::vector<std::byte> seed) {
+  seed.front() |= std::byte{2};
+  return seed;
+}
+
+std::vector<Seed> seeds() {
+  return {{"bulk", bulk_seed()},
+          {"priority", priority_seed()},
+          {"bulk-encrypted", encrypted(bulk_seed())},
+          {"priority-encrypted", encrypted(priority_seed())}};
+}
 
 }  // namespace godwit::fuzz

@@ -68,16 +68,20 @@ def units_run_what_is_installed(installed):
 
 
 def units_check_the_configuration_that_they_run(installed):
-    for daemon in DAEMONS:
-        program, *arguments = dict(installed.commands(daemon))["ExecStartPre"].split()
-        sample = installed.path(f"share/godwit/samples/{daemon}.toml")
-        done = run(installed.root + program, *[sample if a.startswith("/etc/") else a for a in arguments])
-        check(done.returncode == 0, f"{daemon}: the sample is refused: {done}")
-        with tempfile.NamedTemporaryFile("w", suffix=".toml") as wrong:
-            wrong.write("nonsense = 1\nhost = 2\n")
-            wrong.flush()
-            done = run(installed.root + program, *[wrong.name if a.startswith("/etc/") else a for a in arguments])
-            check(done.returncode == 1 and f"{wrong.name}:1:" in done.stderr and ": nonsense: " in done.stderr, f"{daemon}: mistakes are not reported: {done}")
+    with tempfile.TemporaryDirectory() as directory:
+        made = run(installed.path("bin/godwitctl"), "pki", "init", "--directory", f"{directory}/tls", "host-a")
+        check(made.returncode == 0, f"no certificates: {made}")
+        for daemon in DAEMONS:
+            program, *arguments = dict(installed.commands(daemon))["ExecStartPre"].split()
+            sample, wrong = f"{directory}/{daemon}.toml", f"{directory}/wrong.toml"
+            with open(installed.path(f"share/godwit/samples/{daemon}.toml")) as of, open(sample, "w") as to:
+                to.write(of.read().replace("/etc/godwit/tls/", f"{directory}/tls/"))
+            done = run(installed.root + program, *[sample if a.startswith("/etc/") else a for a in arguments])
+            check(done.returncode == 0, f"{daemon}: the sample is refused: {done}")
+            with open(wrong, "w") as file:
+                file.write("nonsense = 1\nhost = 2\n")
+            done = run(installed.root + program, *[wrong if a.startswith("/etc/") else a for a in arguments])
+            check(done.returncode == 1 and f"{wrong}:1:" in done.stderr and ": nonsense: " in done.stderr, f"{daemon}: mistakes are not reported: {done}")
 
 
 def systemd_accepts_the_units(installed):

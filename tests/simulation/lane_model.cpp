@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "dataplane/transport/page_layout.h"
+#include "dataplane/wire/packet.h"
 
 namespace godwit::simulation {
 
@@ -126,10 +127,11 @@ void LaneModel::transmit(std::size_t from, std::uint16_t lane, std::span<const s
   network_.send(now_, links_[from], datagram);
 }
 
-/// As it was; back to its sender; into the other lane; or as if it were of this life.
+/// As it was; back to its sender; into the other lane; as if it were of this life; or as if its sender had changed
+/// keys.
 void LaneModel::replay() {
   Recorded copy = recorded_[random_.below(recorded_.size())];
-  switch (random_.below(4)) {
+  switch (random_.below(5)) {
     case 0:
       copy.to = 1 - copy.to;
       break;
@@ -139,6 +141,14 @@ void LaneModel::replay() {
     case 2: {
       const std::uint32_t id = flow_id(copy.to, life_);
       std::memcpy(copy.bytes.data() + 4, &id, sizeof(id));
+      break;
+    }
+    case 3: {
+      std::uint64_t number = 0;
+      std::memcpy(&number, copy.bytes.data() + 8, sizeof(number));
+      number += random_.between(1, 64);
+      std::memcpy(copy.bytes.data() + 8, &number, sizeof(number));
+      copy.bytes[1] ^= std::byte{wire::kFlagKeyPhase};
       break;
     }
     default:
