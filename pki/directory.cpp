@@ -58,8 +58,14 @@ Result<void> write(const std::filesystem::path& path, const Result<std::string>&
   if (!pem) {
     return std::unexpected(pem.error());
   }
+  struct stat former {};
+  const bool renewed = ::lstat(path.c_str(), &former) == 0 && S_ISREG(former.st_mode);
   if (auto written = write_file_atomically(path, *pem, mode); !written) {
     return failure(Error::Code::kFile, "{}", written.error().text());
+  }
+  // It is a new file: whoever could use the old one shall be able to use it.
+  if (renewed && ::lchown(path.c_str(), former.st_uid, former.st_gid) != 0) {
+    return failure(Error::Code::kFile, "cannot give {} the owner that it had", path.string());
   }
   // Whatever the umask took away: a daemon of another user reads certificates too.
   if (::chmod(path.c_str(), mode) != 0) {

@@ -23,6 +23,8 @@ struct GuardedMapping::Registry {
   std::mutex mutex;
   bool installed = false;
 
+  static constexpr std::uintptr_t kSmall = 4096, kHuge = 2U << 20;
+
   // What the handler reads.
   static inline std::atomic<Slot*> slots{nullptr};
   static inline struct sigaction former {};
@@ -73,6 +75,11 @@ struct GuardedMapping::Registry {
     errno = saved_errno;
   }
 
+  static bool put_zeros(std::uintptr_t begin, std::size_t bytes) {
+    return mmap(reinterpret_cast<void*>(begin), bytes, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+  }
+
   static bool replace(std::uintptr_t address) {
     for (Slot* slot = slots.load(std::memory_order_acquire); slot != nullptr; slot = slot->next) {
       const std::size_t bytes = slot->bytes.load(std::memory_order_seq_cst);
@@ -82,9 +89,10 @@ struct GuardedMapping::Registry {
         continue;
       }
       slot->lost.store(true, std::memory_order_seq_cst);
-      // All of it, in one step: a mapping of huge pages cannot be replaced in part, and one fault is enough.
-      return mmap(reinterpret_cast<void*>(begin), bytes, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+      // All of it, in one step: one fault is enough. A kernel that promises no memory that it has not
+      // (vm.overcommit_memory = 2) may refuse so much: then the page that was touched, small or huge.
+      return put_zeros(begin, bytes) || put_zeros(address / kSmall * kSmall, kSmall) ||
+             put_zeros(address / kHuge * kHuge, kHuge);
     }
     return false;
   }

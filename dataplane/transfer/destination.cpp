@@ -63,7 +63,7 @@ void Destination::Impl::protocol_error(const std::string& text) {
 }
 
 void Destination::Impl::tick(Instant now) {
-  now_ = std::max(now_, now);
+  now_ = ticked_at_ = std::max(now_, now);
   wake_ = false;
   if (phase_ == Phase::kIdle) {
     return;
@@ -117,8 +117,9 @@ Instant Destination::Impl::deadline() const {
   if (wake_) {
     return Instant{INT64_MIN};
   }
-  const Instant pump = outbox_.empty() ? kNever : now_ + kPumpInterval;
-  return phase_ < Phase::kReady ? std::min(pump, now_ + kLookInterval) : pump;
+  // From the last tick, not from the last frame: frames of anybody come between.
+  const Instant pump = outbox_.empty() ? kNever : ticked_at_ + kPumpInterval;
+  return phase_ < Phase::kReady ? std::min(pump, ticked_at_ + kLookInterval) : pump;
 }
 
 void Destination::Impl::on_message(std::span<const std::byte> bytes) {

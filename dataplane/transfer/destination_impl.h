@@ -82,6 +82,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
 
   Phase phase_ = Phase::kIdle;
   Instant heard_at_{};
+  Instant ticked_at_{};
   std::uint64_t packets_heard_ = 0;
   bool device_state_ended_ = false;
 

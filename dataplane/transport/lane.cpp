@@ -74,7 +74,9 @@ void Lane::Impl::publish() {
   } else {
     counters_.works_in_hand.set(works_->used());
   }
-  const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && !quiet();
+  // What was probed for before the lane fell quiet says nothing of the peer: the next content has its own time.
+  waiting_ = waiting_ && !quiet();
+  const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && waiting_;
   const Instant asked_since = probing_since_ + Duration{-config_.peer_timeout.ns / 2};
   silent_since_ns_.set(suspected ? std::max({last_progress_, waiting_since_, asked_since}).ns : kNever.ns);
 }
@@ -106,6 +108,9 @@ void Lane::Impl::tick(Instant now) {
     if (const auto content = recovery_.take_oldest()) {
       on_content_lost(*content);
     }
+  }
+  if (quiet()) {
+    early_probe_wanted_ = false;  // a lone bare probe was lost: there is nothing that another could find out
   }
   watch_mtu();
   publish();

@@ -107,7 +107,8 @@ class Lane::Impl {
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
   Instant last_progress_;                       // something of ours was acknowledged
-  Instant waiting_since_;                       // content has been in flight without a break
+  bool waiting_ = false;                        // content of ours is not acknowledged yet
+  Instant waiting_since_;                       // since then without a break
   Instant probing_since_;                       // the first probe timeout of those in a row
   wire::Body body_;                             // scratch of on_packet
   std::unique_ptr<LaneCounters> own_counters_;  // null: the owner has them

@@ -10,9 +10,6 @@ constexpr std::uint64_t kFloorDistanceMax = UINT32_MAX - 1;
 Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
   const Received result = receive(now, datagram);
   ++counters_.received[static_cast<std::size_t>(result)];
-  if (result == Received::kAccepted) {
-    publish();
-  }
   return result;
 }
 
@@ -51,6 +48,7 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
   if (eliciting) {
     acks_.raise_floor(body_.floor);
   }
+  publish();  // whatever becomes of its content: what it acknowledges counts
   if (given_up) {
     return Received::kTooOld;
   }

@@ -94,7 +94,8 @@ std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent con
   const std::size_t length = draft.at + wire::kTagBytes;
   sealer_->seal(draft.header.packet_number, draft.out.first(length));
   const bool carries = content.kind != ContentKind::kNone && content.kind != ContentKind::kProbe;
-  if (carries && recovery_.outstanding() == 0 && recovery_.probe_count() == 0) {
+  if (carries && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
+    waiting_ = true;
     waiting_since_ = now;
   }
   content.packet_bytes = static_cast<std::uint32_t>(length);

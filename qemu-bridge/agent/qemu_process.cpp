@@ -8,10 +8,12 @@
 #include <pwd.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -109,6 +111,11 @@ std::unexpected<std::string> failed(const std::string& what) {
   return std::unexpected("cannot start QEMU: " + what + ": " + std::strerror(errno));
 }
 
+bool is_regular(const UniqueFd& file) {
+  struct stat status {};
+  return ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
 }  // namespace
 
 std::optional<ProcessId> identify(pid_t pid) {
@@ -176,7 +183,11 @@ std::expected<ProcessId, std::string> launch(const Launch& launch) {
     return failed(launch.argv[0] + " (install qemu-system-x86, or set qemu_binary)");
   }
   // The directory is QEMU's user's: a link there must not make us write elsewhere.
-  UniqueFd log(::open(launch.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640));
+  UniqueFd log(
+      ::open(launch.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0640));
+  if (log.valid() && !is_regular(log)) {
+    return std::unexpected(launch.log_file.string() + " is no regular file: remove it");
+  }
   UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
   int ends[2];
   if (!log.valid() || !null.valid() || ::pipe2(ends, O_CLOEXEC) != 0) {
@@ -282,17 +293,19 @@ config::Accel decide_accel(config::Accel asked) {
 }
 
 std::string log_tail(const std::filesystem::path& path) {
-  constexpr std::size_t kTailBytes = 400;
-  const auto text = read_file(path);
-  if (!text) {
+  // The directory is QEMU's user's: a link there must not show us, or anybody we tell, another file; nor a pipe stop
+  // us.
+  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat status {};
+  if (!file.valid() || !is_regular(file) || ::fstat(file.get(), &status) != 0) {
     return {};
   }
-  std::string_view tail = *text;
+  std::array<char, 400> bytes;
+  const off_t size = std::min<off_t>(status.st_size, bytes.size());
+  const ssize_t got = ::pread(file.get(), bytes.data(), static_cast<std::size_t>(size), status.st_size - size);
+  std::string_view tail(bytes.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
   while (!tail.empty() && (tail.back() == '\n' || tail.back() == ' ')) {
     tail.remove_suffix(1);
-  }
-  if (tail.size() > kTailBytes) {
-    tail.remove_prefix(tail.size() - kTailBytes);
   }
   return printable(tail);
 }

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/atomic_file.h"
 #include "pki/tls_files.h"
@@ -77,6 +78,21 @@ TEST_F(DirectoryTest, IssueAddsOneAndRenewsWithForce) {
   EXPECT_NE(renewed->serial(), serial);
   EXPECT_TRUE(renewed->covers("cp.example.org")) << "a renewal keeps the addresses";
   EXPECT_THAT(tls_mistakes(files("controlplane"), {Role::kControlplane, {}}), IsEmpty());
+}
+
+TEST_F(DirectoryTest, WhatIsRenewedStaysItsOwners) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root: files of somebody else";
+  }
+  constexpr uid_t kSomebody = 65534;
+  init();
+  const auto key = directory_.key_path("controlplane");
+  ASSERT_EQ(::chown(key.c_str(), kSomebody, kSomebody), 0);
+  ASSERT_TRUE(directory_.issue({.name = "controlplane", .overwrite = true}));
+  struct stat status {};
+  ASSERT_EQ(::lstat(key.c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, kSomebody) << "its daemon cannot read its key any more";
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
 }
 
 TEST_F(DirectoryTest, BadNamesChangeNothing) {

@@ -362,6 +362,17 @@ TEST_F(DestinationTest, AClosedLaneEndsTheMigration) {
   EXPECT_EQ(s.events.failure, Failure::kLaneClosed);
 }
 
+TEST_F(DestinationTest, FramesOfOthersPutNothingOff) {
+  open();
+  s.settle(*destination);
+  destination->tick(s.now);
+  const Instant due = destination->deadline();
+  ASSERT_NE(due, kNever);
+  s.now = s.now + milliseconds(100);
+  destination->flush(s.now);  // after every burst of its lcore, whosever the frames were
+  EXPECT_EQ(destination->deadline(), due);
+}
+
 TEST_F(DestinationTest, ASourceThatFallsSilentIsGivenUp) {
   open();
   s.now = s.now + milliseconds(9000);

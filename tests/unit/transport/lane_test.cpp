@@ -172,6 +172,46 @@ TEST(Lane, FallsToSmallPacketsInAnMtuBlackHole) {
   }
 }
 
+/// A lane that has rested for long, with a lost probe as the last thing it knows, gives its peer the whole timeout.
+TEST(Lane, AfterALostProbeAndARestThePeerHasItsTime) {
+  Pair pair(1, 1472);
+  pair.user_a.work.push_back({.page = 1, .count = 1, .round = 1, .zero = false});
+  pair.run();
+  pair.user_a.work.push_back({.page = 2, .count = 1, .round = 1, .zero = false});
+  std::vector<Bytes> content;
+  while (const std::size_t length = pair.a.poll_transmit(pair.now, pair.out)) {
+    content.emplace_back(pair.out.begin(), pair.out.begin() + static_cast<std::ptrdiff_t>(length));
+  }
+  // The content comes late: a bare probe has gone, and is lost.
+  pair.now = pair.a.deadline();
+  pair.a.tick(pair.now);
+  ASSERT_GT(pair.a.poll_transmit(pair.now, pair.out), 0U);
+  ASSERT_EQ(pair.a.poll_transmit(pair.now, pair.out), 0U);
+  for (Bytes& packet : content) {
+    static_cast<void>(pair.b.on_packet(pair.now, packet));
+  }
+  pair.now = pair.now + microseconds(200);
+  pair.b.tick(pair.now);
+  pair.run();
+  ASSERT_TRUE(pair.a.quiet());
+  while (pair.a.deadline() != kNever && pair.a.counters().probe_timeouts < 1) {
+    pair.now = std::max(pair.now + microseconds(1), pair.a.deadline());
+    pair.a.tick(pair.now);
+  }
+  ASSERT_EQ(pair.a.counters().probe_timeouts, 1U);
+  pair.now = pair.now + milliseconds(60'000);
+  pair.user_a.work.push_back({.page = 3, .count = 1, .round = 1, .zero = false});
+  const std::uint64_t before = pair.a.counters().probe_timeouts;
+  while (pair.a.counters().probe_timeouts < before + 3) {
+    while (pair.a.poll_transmit(pair.now, pair.out) > 0) {
+    }
+    ASSERT_NE(pair.a.deadline(), kNever);
+    pair.now = std::max(pair.now + microseconds(1), pair.a.deadline());
+    pair.a.tick(pair.now);
+    EXPECT_FALSE(pair.a.peer_dead(pair.now));
+  }
+}
+
 TEST(Lane, OwnPauseIsNotThePeersDeath) {
   Pair pair(0);
   ASSERT_TRUE(pair.a.send_message(Bytes(10)));
