@@ -17,7 +17,7 @@ SLOW = ("--bandwidth-limit", "100Mbit/s")  # the guest's data take seconds
 
 
 def godwitctl(lab, *arguments):
-    return Terminal(*lab.network.command("controlplane", program("ctl"), "--server", "127.0.0.1:7300", *arguments))
+    return Terminal(*lab.network.command("controlplane", program("ctl"), "--config", f"{lab.directory}/controlplane/godwitctl.toml", *arguments))
 
 
 def state_of_newest(lab):
