@@ -26,6 +26,9 @@ inline constexpr std::array<std::string_view, 4> kTrackerNames{"auto", "pagemap-
              : "unknown";
 }
 
+/// A gRPC target "unix:/path": protected by its file mode.
+[[nodiscard]] constexpr bool is_unix_target(std::string_view target) { return target.starts_with("unix:"); }
+
 struct LogConfig {
   LogLevel level = LogLevel::kInfo;
 };

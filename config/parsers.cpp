@@ -286,8 +286,6 @@ std::string name_rule(std::string_view text) {
   return {};
 }
 
-bool is_unix_target(std::string_view target) { return target.starts_with("unix:"); }
-
 std::string grpc_target_rule(std::string_view text) {
   if (is_unix_target(text)) {
     return path_problem(text.substr(5), kSocketPathLengthMax);

@@ -58,7 +58,6 @@ std::string name_rule(std::string_view text);
 std::string grpc_target_rule(std::string_view text);
 /// "127.0.0.1:9464" or "[::1]:9464": an IP address of this host, or of all of its, and a port.
 std::string socket_address_rule(std::string_view text);
-bool is_unix_target(std::string_view target);
 
 template <std::integral T>
 Parser<T> integer(T min, T max) {

@@ -101,6 +101,9 @@ class HttpEndpoint final : public Endpoint {
 
 std::expected<std::unique_ptr<Endpoint>, std::string> Endpoint::open(const std::string& listen,
                                                                      std::function<Samples()> read) {
+  if (listen.empty()) {
+    return nullptr;
+  }
   try {
     return std::make_unique<HttpEndpoint>(listen, std::move(read));
   } catch (const std::exception& error) {  // how prometheus-cpp refuses

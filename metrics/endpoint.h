@@ -16,7 +16,7 @@ namespace godwit::metrics {
 
 class Endpoint {
  public:
-  /// `listen`: "127.0.0.1:9464" or "[::1]:9464".
+  /// `listen`: "127.0.0.1:9464" or "[::1]:9464"; empty: nowhere, and there is no endpoint.
   static std::expected<std::unique_ptr<Endpoint>, std::string> open(const std::string& listen,
                                                                     std::function<Samples()> read);
   virtual ~Endpoint() = default;

@@ -18,7 +18,6 @@ namespace {
 constexpr const char* kAuthorityName = "ca";
 constexpr std::int64_t kAuthorityLifetime_s = 3650LL * 24 * 3600;
 constexpr std::int64_t kClockSkew_s = 300;  // hosts whose clocks are a little behind must not refuse it
-constexpr std::size_t kFileBytesMax = 1U << 20;
 constexpr mode_t kKeyMode = 0600, kCertificateMode = 0644;
 
 template <class... Arguments>
@@ -83,18 +82,6 @@ Result<void> write_pair(const Directory& directory, const std::string& name, con
   return write(directory.certificate_path(name), certificate.pem(), kCertificateMode);
 }
 
-Result<PrivateKey> load_key(const std::filesystem::path& path) {
-  const auto pem = read_file(path, kFileBytesMax);
-  if (!pem) {
-    return failure(Error::Code::kFile, "{}", pem.error().text());
-  }
-  auto key = PrivateKey::parse(*pem);
-  if (!key) {
-    return failure(key.error().code, "{} {}", path.string(), key.error().text);
-  }
-  return key;
-}
-
 std::vector<std::string> with_loopback(std::vector<std::string> addresses) {
   std::array<char, 256> name{};
   if (addresses.empty() && ::gethostname(name.data(), name.size() - 1) == 0) {
@@ -121,6 +108,22 @@ Result<Issued> make(const Authority& authority, const std::string& name, std::ve
 }
 
 }  // namespace
+
+std::string name_of(const Identity& identity) {
+  switch (identity.role) {
+    case Role::kControlplane:
+      return kControlplaneName;
+    case Role::kOperator:
+      return kOperatorName;
+    case Role::kHost:
+      break;
+  }
+  return identity.host;
+}
+
+std::string renewal_text(const std::string& name) {
+  return fmt::format("`godwitctl pki issue {} --force` makes a new one", name);
+}
 
 Result<void> Directory::init(const std::vector<std::string>& hosts, const std::vector<std::string>& addresses,
                              Lifetime lifetime, bool overwrite) const {

@@ -15,6 +15,11 @@ namespace godwit::pki {
 inline constexpr const char* kControlplaneName = "controlplane";
 inline constexpr const char* kOperatorName = "operator";
 
+/// What the files of its certificate and key are called.
+[[nodiscard]] std::string name_of(const Identity& identity);
+/// The command that renews them, for whoever must be told.
+[[nodiscard]] std::string renewal_text(const std::string& name);
+
 class Directory {
  public:
   struct Lifetime {

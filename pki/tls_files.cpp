@@ -143,4 +143,16 @@ Result<Certificate> load_certificate(const std::filesystem::path& file) {
   return std::move((*all)[0]);
 }
 
+Result<PrivateKey> load_key(const std::filesystem::path& file) {
+  const auto pem = read_file(file, kFileBytesMax);
+  if (!pem) {
+    return std::unexpected(Error{Error::Code::kFile, pem.error().text()});
+  }
+  auto key = PrivateKey::parse(*pem);
+  if (!key) {
+    return std::unexpected(Error{key.error().code, file.string() + " " + key.error().text});
+  }
+  return key;
+}
+
 }  // namespace godwit::pki

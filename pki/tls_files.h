@@ -26,7 +26,7 @@ struct TlsMistake {
 };
 
 /// All mistakes; none: a handshake can be tried. An expired certificate is none: it is renewed while the daemon runs,
-/// see certificate_state(). `expected` is who this end must be.
+/// see expiry_at(). `expected` is who this end must be.
 [[nodiscard]] std::vector<TlsMistake> tls_mistakes(const TlsFiles& files, const Identity& expected);
 
 /// How the certificate's time stands.
@@ -38,5 +38,6 @@ inline constexpr std::int64_t kWarnBefore_s = 14LL * 24 * 3600;
 
 /// The first certificate of a file.
 [[nodiscard]] Result<Certificate> load_certificate(const std::filesystem::path& file);
+[[nodiscard]] Result<PrivateKey> load_key(const std::filesystem::path& file);
 
 }  // namespace godwit::pki

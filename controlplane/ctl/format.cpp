@@ -10,6 +10,7 @@
 #include "base/uuid.h"
 #include "config/common.h"
 #include "config/units.h"
+#include "pki/directory.h"
 #include "pki/tls_files.h"
 
 namespace godwit::ctl {
@@ -179,11 +180,11 @@ std::vector<std::string> certificate_warnings(const api::ListHostsResponse& resp
     const pki::Validity validity{.not_before_unix_s = 0, .not_after_unix_s = end_unix_us / kSecond_us};
     const std::int64_t now_unix_s = now_unix_us / kSecond_us;
     if (end_unix_us != 0 && pki::expiry_at(validity, now_unix_s) != pki::Expiry::kValid) {
-      warnings.push_back(fmt::format("the certificate of {} {}: `godwitctl pki issue {} --force` makes a new one",
-                                     whose, pki::expiry_text(validity, now_unix_s), name));
+      warnings.push_back(fmt::format("the certificate of {} {}: {}", whose, pki::expiry_text(validity, now_unix_s),
+                                     pki::renewal_text(name)));
     }
   };
-  look("the control plane", "controlplane", response.certificate_end_unix_us());
+  look("the control plane", pki::kControlplaneName, response.certificate_end_unix_us());
   for (const api::Host& host : response.hosts()) {
     const std::string name = printable(host.info().name());
     look("host " + name, name, host.info().certificate_end_unix_us());

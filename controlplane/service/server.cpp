@@ -61,15 +61,15 @@ class GrpcServer final : public Server {
     std::shared_ptr<grpc::ServerCredentials> remote;  // one watches the files for all
     std::vector<int> ports(addresses.size(), 0);
     for (std::size_t i = 0; i < addresses.size(); ++i) {
-      if (!is_unix(addresses[i]) && !remote) {
+      if (!config::is_unix_target(addresses[i]) && !remote) {
         remote = server_credentials(security);
       }
       if (!security.tls && !stays_on_machine(addresses[i])) {
         spdlog::warn("insecure = true: whoever reaches {} rules the cluster, and reads what hosts are told",
                      addresses[i]);
       }
-      builder.AddListeningPort(addresses[i], is_unix(addresses[i]) ? grpc::InsecureServerCredentials() : remote,
-                               &ports[i]);
+      builder.AddListeningPort(
+          addresses[i], config::is_unix_target(addresses[i]) ? grpc::InsecureServerCredentials() : remote, &ports[i]);
     }
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(agents_.get());
@@ -108,7 +108,7 @@ class GrpcServer final : public Server {
 
 std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::ControlplaneConfig& config) {
   for (const std::string& address : config.listen) {
-    if (!config.security.tls && !config.security.insecure && !is_unix(address)) {
+    if (!config.security.tls && !config.security.insecure && !config::is_unix_target(address)) {
       return std::unexpected(fmt::format(
           "refusing to listen on {} in clear: give [tls] (`godwitctl pki init` makes certificates), listen on unix "
           "sockets only, or set insecure = true where the network is trusted",
@@ -132,10 +132,8 @@ std::expected<std::unique_ptr<Server>, std::string> Server::start(const config::
   if (auto listening = server->listen(config.listen, config.security); !listening) {
     return std::unexpected(listening.error());
   }
-  if (!config.metrics.listen.empty()) {
-    if (auto shown = server->show_metrics(config.metrics.listen); !shown) {
-      return std::unexpected(shown.error());
-    }
+  if (auto shown = server->show_metrics(config.metrics.listen); !shown) {
+    return std::unexpected(shown.error());
   }
   return server;
 }

@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
+#include "pki/directory.h"
+
 namespace godwit::controlplane {
 namespace {
 
@@ -20,17 +22,10 @@ std::string fingerprint(const pki::TlsFiles& files) {
   return text;
 }
 
-std::string renewal_of(const pki::Identity& own) {
-  const std::string name = own.role == pki::Role::kControlplane ? "controlplane"
-                           : own.role == pki::Role::kOperator   ? "operator"
-                                                                : own.host;
-  return fmt::format("`godwitctl pki issue {} --force` makes a new one", name);
-}
-
 }  // namespace
 
 CertificateWatch::CertificateWatch(pki::TlsFiles files, pki::Identity own)
-    : files_(std::move(files)), own_(std::move(own)), renewal_(renewal_of(own_)) {
+    : files_(std::move(files)), own_(std::move(own)), renewal_(pki::renewal_text(pki::name_of(own_))) {
   seen_ = fingerprint(files_);
   reload(true);
   look();

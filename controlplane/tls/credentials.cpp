@@ -85,8 +85,8 @@ std::shared_ptr<grpc::ServerCredentials> server_credentials(const config::Securi
 
 std::shared_ptr<grpc::ChannelCredentials> channel_credentials(const std::string& target,
                                                               const config::SecurityConfig& security) {
-  if (is_unix(target) || !security.tls) {
-    GW_ASSERT(is_unix(target) || security.insecure);
+  if (config::is_unix_target(target) || !security.tls) {
+    GW_ASSERT(config::is_unix_target(target) || security.insecure);
     return grpc::InsecureChannelCredentials();
   }
   tls::TlsChannelCredentialsOptions options;
@@ -98,11 +98,9 @@ std::shared_ptr<grpc::ChannelCredentials> channel_credentials(const std::string&
   return tls::TlsCredentials(options);
 }
 
-bool is_unix(const std::string& target) { return target.starts_with("unix:"); }
-
 bool stays_on_machine(const std::string& target) {
   const std::string host = host_of(target);
-  return is_unix(target) || host == "localhost" || host == "::1" ||
+  return config::is_unix_target(target) || host == "localhost" || host == "::1" ||
          (host.starts_with("127.") && IpAddress::parse(host));
 }
 

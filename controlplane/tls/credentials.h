@@ -25,8 +25,6 @@ namespace godwit::controlplane {
 [[nodiscard]] std::shared_ptr<grpc::ChannelCredentials> channel_credentials(const std::string& target,
                                                                             const config::SecurityConfig& security);
 
-/// Is this "unix:/path"?
-[[nodiscard]] bool is_unix(const std::string& target);
 /// Does it name this machine's loopback, or a unix socket?
 [[nodiscard]] bool stays_on_machine(const std::string& target);
 

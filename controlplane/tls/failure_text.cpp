@@ -24,7 +24,7 @@ bool was_closed(std::string_view message) {
 
 std::string tls_failure_text(std::string_view message, const std::string& target,
                              const config::SecurityConfig& security) {
-  if (is_unix(target) || !never_came_to_be(message)) {
+  if (config::is_unix_target(target) || !never_came_to_be(message)) {
     return {};
   }
   if (!security.tls) {

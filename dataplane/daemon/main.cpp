@@ -120,13 +120,11 @@ std::expected<Shown, std::string> show(const config::DataplaneConfig& config, co
   if (config.telemetry.dpdk) {
     shown.telemetry = publish_telemetry(sources.lcores, sources.port, sources.figures);
   }
-  if (!config.metrics.listen.empty()) {
-    auto opened = metrics::Endpoint::open(config.metrics.listen, [&sources] { return read_metrics(sources); });
-    if (!opened) {
-      return std::unexpected(opened.error());
-    }
-    shown.endpoint = std::move(*opened);
+  auto opened = metrics::Endpoint::open(config.metrics.listen, [&sources] { return read_metrics(sources); });
+  if (!opened) {
+    return std::unexpected(opened.error());
   }
+  shown.endpoint = std::move(*opened);
   return shown;
 }
 

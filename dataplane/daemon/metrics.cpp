@@ -141,7 +141,7 @@ void put_lcores(Samples& samples, const MetricSources& sources) {
   }
   samples.add(kCyclesPerSecond, {}, port::cycles_per_s());
   for (const DropCount& drop : drop_counts(sources.lcores, sources.port)) {
-    samples.add(kDrops, {std::string(drop.layer), drop.reason}, drop.count);
+    samples.add(kDrops, {std::string(drop.layer), std::string(drop.reason)}, drop.count);
   }
   const port::NeighboursCounters& neighbours = sources.lcores.front().data_path->neighbours_counters();
   samples.add(kNeighbours, {"asked"}, neighbours.asked.get());

@@ -1,7 +1,6 @@
 #include "dataplane/daemon/telemetry.h"
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <optional>
 #include <string>
@@ -11,31 +10,16 @@ namespace {
 
 using Lcores = std::vector<LcoreFigures>;
 
-/// "IPv4 header checksum" as "ipv4_header_checksum".
-std::string as_name(std::string_view text) {
-  std::string name;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    name += std::isalnum(byte) != 0 ? static_cast<char>(std::tolower(byte)) : '_';
-  }
-  return name;
-}
-
-/// Sums what `counters_of` an lcore has, by the enum E.
+/// One for each reason of the enum E but those in `left_out`; `count_of`: of the reason's number.
 template <class E, class F>
-void put_drops(std::vector<DropCount>& drops, const Lcores& lcores, std::string_view layer, const F& counters_of) {
+void put_drops(std::vector<DropCount>& drops, std::string_view layer, std::initializer_list<E> left_out,
+               const F& count_of) {
   for (std::size_t i = 0; i < static_cast<std::size_t>(E::kCount); ++i) {
-    std::uint64_t sum = 0;
-    for (const LcoreFigures& lcore : lcores) {
-      sum += counters_of(lcore.data_path->counters())[i];
+    const auto reason = static_cast<E>(i);
+    if (std::ranges::find(left_out, reason) == left_out.end()) {
+      drops.push_back({layer, to_string(reason), count_of(i)});
     }
-    drops.push_back({layer, as_name(to_string(static_cast<E>(i))), sum});
   }
-}
-
-/// What has reasons of its own is told by those.
-bool told_by_reason(Drop drop) {
-  return drop == Drop::kMalformedIp || drop == Drop::kMalformedPacket || drop == Drop::kLane;
 }
 
 port::Figures loop_figures(std::span<const LcoreFigures> lcores) {
@@ -209,23 +193,22 @@ std::vector<DropCount> drop_counts(const Lcores& lcores, const port::Port& port)
   const port::NeighboursCounters& neighbours = lcores.front().data_path->neighbours_counters();
   drops.push_back({"neighbour", "ignored", neighbours.ignored});
   drops.push_back({"neighbour", "rejected", neighbours.rejected});
-  std::vector<DropCount> frames;
-  put_drops<Drop>(
-      frames, lcores, "frame", [](const auto& c) -> const auto& { return c.drops; });
-  for (std::size_t i = 0; i < frames.size(); ++i) {
-    if (!told_by_reason(static_cast<Drop>(i))) {
-      drops.push_back(frames[i]);
-    }
-  }
-  put_drops<wire::DatagramReject>(
-      drops, lcores, "datagram", [](const auto& c) -> const auto& { return c.datagram_rejects; });
-  put_drops<wire::Reject>(
-      drops, lcores, "packet", [](const auto& c) -> const auto& { return c.packet_rejects; });
-  put_drops<transport::Received>(
-      drops, lcores, "lane", [](const auto& c) -> const auto& { return c.received; });
-  std::erase_if(drops, [](const DropCount& drop) {
-    return drop.layer == "lane" && drop.reason == to_string(transport::Received::kAccepted);
-  });
+  const auto of_lcores = [&lcores](auto counters) {
+    return [&lcores, counters](std::size_t reason) {
+      std::uint64_t sum = 0;
+      for (const LcoreFigures& lcore : lcores) {
+        sum += (lcore.data_path->counters().*counters)[reason];
+      }
+      return sum;
+    };
+  };
+  // What has reasons of its own is told by those.
+  put_drops<Drop>(drops, "frame", {Drop::kMalformedIp, Drop::kMalformedPacket, Drop::kLane},
+                  of_lcores(&DataPathCounters::drops));
+  put_drops<wire::DatagramReject>(drops, "datagram", {}, of_lcores(&DataPathCounters::datagram_rejects));
+  put_drops<wire::Reject>(drops, "packet", {}, of_lcores(&DataPathCounters::packet_rejects));
+  put_drops<transport::Received>(drops, "lane", {transport::Received::kAccepted},
+                                 of_lcores(&DataPathCounters::received));
   return drops;
 }
 

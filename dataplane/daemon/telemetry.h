@@ -21,8 +21,8 @@ struct LcoreFigures {
 
 /// A datagram that changed nothing: where it ended and why, as both telemetry and metrics name it.
 struct DropCount {
-  std::string_view layer;  // "port", "neighbour", "frame", "datagram", "packet", "lane"
-  std::string reason;      // letters, digits, '_'
+  std::string_view layer;   // "port", "neighbour", "frame", "datagram", "packet", "lane"
+  std::string_view reason;  // lower case, digits, '_'
   std::uint64_t count = 0;
 };
 [[nodiscard]] std::vector<DropCount> drop_counts(const std::vector<LcoreFigures>& lcores, const port::Port& port);

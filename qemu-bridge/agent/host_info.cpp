@@ -14,8 +14,6 @@
 #include "qemu-bridge/agent/ram_files.h"
 
 namespace godwit::bridge {
-namespace {}  // namespace
-
 std::string qemu_version_of(const std::filesystem::path& binary) {
   std::string quoted = "'";
   for (const char c : binary.string()) {

@@ -38,15 +38,11 @@ int main(int argc, char** argv) {
     spdlog::critical("{}", agent.error());
     return 1;
   }
-  std::unique_ptr<godwit::metrics::Endpoint> endpoint;
-  if (!metrics_address.empty()) {
-    auto opened = godwit::metrics::Endpoint::open(
-        metrics_address, [&agent] { return godwit::bridge::make_samples((*agent)->figures()); });
-    if (!opened) {
-      spdlog::critical("{}", opened.error());
-      return 1;
-    }
-    endpoint = std::move(*opened);
+  const auto endpoint = godwit::metrics::Endpoint::open(
+      metrics_address, [&agent] { return godwit::bridge::make_samples((*agent)->figures()); });
+  if (!endpoint) {
+    spdlog::critical("{}", endpoint.error());
+    return 1;
   }
   int number = 0;
   sigwait(&ends, &number);

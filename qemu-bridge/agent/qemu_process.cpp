@@ -111,9 +111,11 @@ std::unexpected<std::string> failed(const std::string& what) {
   return std::unexpected("cannot start QEMU: " + what + ": " + std::strerror(errno));
 }
 
-bool is_regular(const UniqueFd& file) {
+/// Of a regular file; nothing for anything else.
+std::optional<off_t> size_of(const UniqueFd& file) {
   struct stat status {};
-  return ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode);
+  const bool regular = ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode);
+  return regular ? std::optional(status.st_size) : std::nullopt;
 }
 
 }  // namespace
@@ -185,7 +187,7 @@ std::expected<ProcessId, std::string> launch(const Launch& launch) {
   // The directory is QEMU's user's: a link there must not make us write elsewhere.
   UniqueFd log(
       ::open(launch.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0640));
-  if (log.valid() && !is_regular(log)) {
+  if (log.valid() && !size_of(log)) {
     return std::unexpected(launch.log_file.string() + " is no regular file: remove it");
   }
   UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -296,13 +298,13 @@ std::string log_tail(const std::filesystem::path& path) {
   // The directory is QEMU's user's: a link there must not show us, or anybody we tell, another file; nor a pipe stop
   // us.
   const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  struct stat status {};
-  if (!file.valid() || !is_regular(file) || ::fstat(file.get(), &status) != 0) {
+  const auto size = size_of(file);
+  if (!size) {
     return {};
   }
   std::array<char, 400> bytes;
-  const off_t size = std::min<off_t>(status.st_size, bytes.size());
-  const ssize_t got = ::pread(file.get(), bytes.data(), static_cast<std::size_t>(size), status.st_size - size);
+  const off_t wanted = std::min<off_t>(*size, bytes.size());
+  const ssize_t got = ::pread(file.get(), bytes.data(), static_cast<std::size_t>(wanted), *size - wanted);
   std::string_view tail(bytes.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
   while (!tail.empty() && (tail.back() == '\n' || tail.back() == ' ')) {
     tail.remove_suffix(1);
