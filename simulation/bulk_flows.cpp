@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dataplane/wire/packet.h"
+#include "simulation/endless_user.h"
 
 namespace godwit::simulation {
 
@@ -10,26 +11,6 @@ namespace {
 
 constexpr std::size_t kBurst = 32;
 constexpr std::int64_t kCostBytes = 9000;
-
-class Endless final : public transport::LaneUser {
- public:
-  explicit Endless(bool source) : source_(source) {}
-  bool next_work(std::uint16_t, transport::Work& out) override {
-    out = {.page = next_++ % 1024, .round = 1};
-    return source_;
-  }
-  void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
-  void on_acknowledged(const transport::Work&) override { ++acknowledged; }
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
-  void on_message(std::span<const std::byte>) override {}
-
-  std::uint64_t acknowledged = 0;
-
- private:
-  bool source_;
-  std::uint64_t next_ = 0;
-};
 
 /// Of the end numbered `index`; never 0.
 constexpr std::uint32_t flow_id(std::size_t index) { return static_cast<std::uint32_t>(index + 1); }
@@ -49,7 +30,7 @@ struct BulkFlows::End {
     config.rtt_granularity = path.rtt_granularity;
     lane = std::make_unique<transport::Lane>(config, user, now);
   }
-  Endless user;
+  EndlessUser user;
   std::unique_ptr<transport::Lane> lane;
   std::deque<std::vector<std::byte>> inbox;
   Instant free_at{};

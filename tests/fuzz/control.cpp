@@ -7,8 +7,6 @@
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -20,6 +18,7 @@
 #include "dataplane/daemon/control_socket.h"
 #include "dataplane/daemon/service.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/dataplane/bridge_client.h"
 
 namespace godwit::fuzz {
 namespace {
@@ -101,25 +100,11 @@ class Daemon {
     auto socket = daemon::ControlSocket::listen({.path = folder_.path() + "/socket", .group = {}});
     FUZZ_CHECK(socket);
     socket_.emplace(std::move(*socket));
-    connect();
+    FUZZ_CHECK(bridge_.connect(folder_.path() + "/socket") && socket_->accept_pending());
   }
 
   void send(Bytes bytes, const std::vector<int>& descriptors) {
-    iovec part{.iov_base = const_cast<std::byte*>(bytes.data()), .iov_len = bytes.size()};
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(daemon::kDescriptorsMax * sizeof(int))> buffer{};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    if (!descriptors.empty()) {
-      header.msg_control = buffer.data();
-      header.msg_controllen = CMSG_SPACE(descriptors.size() * sizeof(int));
-      cmsghdr* const item = CMSG_FIRSTHDR(&header);
-      item->cmsg_level = SOL_SOCKET;
-      item->cmsg_type = SCM_RIGHTS;
-      item->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
-      std::memcpy(CMSG_DATA(item), descriptors.data(), descriptors.size() * sizeof(int));
-    }
-    FUZZ_CHECK(::sendmsg(bridge_.get(), &header, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
+    FUZZ_CHECK(bridge_.send_bytes({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, descriptors));
     auto message = socket_->receive();
     FUZZ_CHECK(message && same(std::as_bytes(std::span(message->bytes)), bytes));
     FUZZ_CHECK(message->descriptors.size() == descriptors.size());
@@ -144,16 +129,6 @@ class Daemon {
     options.host_boot_id = Id128({1});
     options.daemon_boot_id = Id128({2});
     return options;
-  }
-
-  void connect() {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    const std::string path = folder_.path() + "/socket";
-    std::ranges::copy(path, std::begin(address.sun_path));
-    bridge_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    FUZZ_CHECK(::connect(bridge_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
-    FUZZ_CHECK(socket_->accept_pending());
   }
 
   void handle(daemon::ReceivedMessage message) {
@@ -206,7 +181,7 @@ class Daemon {
   daemon::DataPath data_path_;
   daemon::Service service_;
   std::optional<daemon::ControlSocket> socket_;
-  UniqueFd bridge_;
+  tests::BridgeClient bridge_;
 };
 
 int lowest_free_descriptor() {

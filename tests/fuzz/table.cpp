@@ -7,15 +7,15 @@
 #include "dataplane/pages/table_codec.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/naive_codec.h"
+#include "tests/fuzz/piece_codec.h"
 
 namespace godwit::fuzz {
 namespace {
 
 constexpr std::uint32_t kEntriesMax = 40'000;
-constexpr std::uint8_t kAnySize = std::bit_width(kEntriesMax - 1);  // for size_below()
 constexpr pages::Generation kUntouched = 0xabcdef01;
 
-void decode(Bytes piece, std::uint64_t first, std::uint64_t size) {
+void check_decoding(Bytes piece, std::uint64_t first, std::uint64_t size) {
   pages::GenerationTable out(size, kUntouched);
   const auto end = pages::decode_table_piece(piece, first, out);
   const auto naive = naive_table_piece(piece, first, size);
@@ -52,73 +52,40 @@ pages::GenerationTable draw(Input& input, std::uint64_t size) {
   return table;
 }
 
-void round_trip(const pages::GenerationTable& table, const pages::CodecOptions& options) {
-  pages::GenerationTable out(table.size(), kUntouched);
-  std::vector<std::byte> piece;
-  pages::PageNumber at = 0;
-  do {
-    const pages::PageNumber next = pages::encode_table_piece(table, at, options, piece);
-    FUZZ_CHECK(piece.size() <= options.bytes_max && (next > at || table.size() == 0));
-    const auto decoded = pages::decode_table_piece(piece, at, out);
-    FUZZ_CHECK(decoded && *decoded == next);
-    at = next;
-  } while (at < table.size());
-  FUZZ_CHECK(out == table);
-}
-
-Output head(bool encode, std::uint32_t size, std::uint32_t first) {
-  Output out;
-  out.number<std::uint8_t>(encode ? 1 : 0).number<std::uint8_t>(kAnySize).number(size).number(first);
-  return out;
-}
-
-void add_decode_seeds(std::vector<Seed>& out, const std::string& name, const pages::GenerationTable& table) {
-  for (const std::uint64_t link_bps : {std::uint64_t{0}, pages::kDeflateBelowBps / 10}) {
-    std::vector<std::byte> piece;
-    pages::encode_table_piece(table, 0, {.link_bps = link_bps}, piece);
-    out.push_back({name + (link_bps == 0 ? "" : "-deflated"),
-                   head(false, static_cast<std::uint32_t>(table.size()), 0).bytes(piece).take()});
-  }
-}
+struct TableCodec {
+  using Value = pages::GenerationTable;
+  static constexpr std::uint32_t kSizeMax = kEntriesMax;
+  static constexpr auto encode = &pages::encode_table_piece;
+  static constexpr auto decode = &pages::decode_table_piece;
+  static constexpr auto check_decoding = &fuzz::check_decoding;
+  static constexpr auto draw = &fuzz::draw;
+  static Value blank(std::uint64_t size) { return pages::GenerationTable(size, kUntouched); }
+};
 
 }  // namespace
 
-void run(Bytes bytes) {
-  Input input(bytes);
-  const auto mode = input.number<std::uint8_t>();
-  const std::uint64_t size = input.size_below(kEntriesMax);
-  const std::uint64_t first = input.below(static_cast<std::uint32_t>(size) + 1);
-  if ((mode & 1) == 0) {
-    decode(input.rest(), first, size);
-    return;
-  }
-  pages::CodecOptions options{.link_bps = (mode & 2) != 0 ? pages::kDeflateBelowBps / 10 : 0};
-  if ((mode & 4) != 0) {
-    options.bytes_max = pages::kPieceBytesMin;
-  }
-  round_trip(draw(input, size), options);
-}
+void run(Bytes bytes) { run_codec<TableCodec>(bytes); }
 
 std::vector<Seed> seeds() {
   std::vector<Seed> out;
   pages::GenerationTable table(1000, 7);
-  add_decode_seeds(out, "constant", table);
+  add_decode_seeds<TableCodec>(out, "constant", table);
   table.set_range(10, 200, 9);
   table.set_range(500, 1, pages::kUnknownGeneration);
-  add_decode_seeds(out, "runs", table);
+  add_decode_seeds<TableCodec>(out, "runs", table);
   for (std::uint64_t page = 0; page < table.size(); ++page) {
     table.set(page, static_cast<pages::Generation>(page % 3 == 0 ? 5 : 6 + page % 2));
   }
-  add_decode_seeds(out, "layers", table);
+  add_decode_seeds<TableCodec>(out, "layers", table);
   for (std::uint64_t page = 0; page < table.size(); ++page) {
     table.set(page, static_cast<pages::Generation>(page * page % 97));
   }
-  add_decode_seeds(out, "packed", table);
+  add_decode_seeds<TableCodec>(out, "packed", table);
   for (std::uint64_t page = 0; page < table.size(); ++page) {
     table.set(page, static_cast<pages::Generation>(page * 2654435761));
   }
-  add_decode_seeds(out, "raw", table);
-  Output drawn = head(true, 39000, 0);
+  add_decode_seeds<TableCodec>(out, "raw", table);
+  Output drawn = head<TableCodec>(true, 39000);
   drawn.number<std::uint32_t>(3).number<std::uint16_t>(20000).number<std::uint32_t>(9).number<std::uint16_t>(0);
   drawn.number<std::uint32_t>(30).number<std::uint16_t>(0).number<std::uint32_t>(4).number<std::uint16_t>(40000);
   out.push_back({"drawn", drawn.take()});

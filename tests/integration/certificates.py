@@ -9,7 +9,7 @@ from tests.lab.lab import Lab, program
 from tests.lab.processes import LabError, run, wait_until
 
 from .failures import runs_in_one_place
-from .movement import SMALL, moved
+from .movement import SMALL, guest_at_home, moved
 from .registry import check, check_equal, scenario
 
 
@@ -57,9 +57,7 @@ def insecure_everywhere():
 
 @scenario
 def foreign_ca():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         lab.pki("init", "host-a", "host-b", directory="foreign")
         foreign = f"{lab.directory}/foreign"
         log = restart_bridge(lab, "host-a", configs.tls(foreign, "host-a"))
@@ -72,9 +70,7 @@ def foreign_ca():
 
 @scenario
 def another_hosts_certificate():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         log = restart_bridge(lab, "host-a", configs.tls(f"{lab.directory}/pki", "host-b"))
         wait_until("the bridge to say why", lambda: "is a certificate for host host-b, not for host host-a" in log(), 20)
         wait_until("the bridge to end", lambda: not lab.daemons["bridge host-a"].alive(), 20)
@@ -86,9 +82,7 @@ def another_hosts_certificate():
 
 @scenario
 def no_certificate():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         log = restart_bridge(lab, "host-a", "")
         wait_until("the bridge to say what to do", lambda: "godwitctl pki init host-a" in log(), 20)
         log = restart_bridge(lab, "host-a", "insecure = true\n")
@@ -104,9 +98,7 @@ def no_certificate():
 
 @scenario
 def expired_then_renewed_without_restart():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         lab.pki("issue", "host-a", "--days", "0.00003", "--force")  # under 3 s
         end_unix_us = next(entry for entry in lab.pki("show") if entry["name"] == "host-a")["not_after_unix_us"]
         wait_until("the certificate to expire", lambda: time.time() * 1e6 > end_unix_us + 1e6, 20)
@@ -128,9 +120,7 @@ def expired_then_renewed_without_restart():
 @scenario
 def all_certificates_renewed_while_a_guest_moves():
     """Who is connected stays so, and the next connections are made with the new ones; near their end there are warnings."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         for name in ("controlplane", "host-a", "host-b", "operator"):
             lab.pki("issue", name, "--days", "10", "--force")
         moved(lab, "guest", "host-b")

@@ -2,17 +2,13 @@
 
 import time
 
-from tests.lab.lab import Lab
-
-from .movement import SMALL, moved
+from .movement import guest_at_home, moved
 from .registry import check, check_equal, scenario
 
 
 @scenario
 def aes_256():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         moved(lab, "guest", "host-b", encryption="aes-256-gcm")
         time.sleep(1)
         moved(lab, "guest", "host-a")
@@ -35,9 +31,7 @@ def clear_text_refused(lab):
 @scenario
 def clear_text_needs_both_hosts():
     for allowed, refuses in (({}, "source"), ({"host-a": True}, "destination"), ({"host-b": True}, "source")):
-        with Lab(options={"allow_clear_text": allowed}) as lab:
-            lab.start()
-            lab.start_vm(**SMALL, rate=100)
+        with guest_at_home(options={"allow_clear_text": allowed}) as lab:
             reason = clear_text_refused(lab)
             check(refuses in reason, f"not the {refuses} refused: {reason}")
             moved(lab, "guest", "host-b")
@@ -45,7 +39,5 @@ def clear_text_needs_both_hosts():
 
 @scenario
 def clear_text_where_both_allow_it():
-    with Lab(options={"allow_clear_text": {"host-a": True, "host-b": True}}) as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home(options={"allow_clear_text": {"host-a": True, "host-b": True}}) as lab:
         moved(lab, "guest", "host-b", encryption="none")

@@ -14,7 +14,7 @@ from tests.lab.lab import Lab
 from tests.lab.network import DATA
 from tests.lab.processes import LabError, wait_until
 
-from .movement import SMALL, moved
+from .movement import SMALL, guest_at_home, moved
 from .registry import check, check_equal, scenario
 
 # Slow enough that TRANSFERRING lasts some seconds.
@@ -117,9 +117,7 @@ def restart(lab, key):
 @contextlib.contextmanager
 def on_its_way(state="TRANSFERRING", into_s=0.5, rate=200, plan=None):
     """A lab whose guest moves to host-b, `into_s` into `state`; gives (lab, migration)."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=rate)
+    with guest_at_home(rate=rate) as lab:
         migration = Background(lab, "guest", "host-b", **(SLOW if plan is None else plan))
         wait_state(lab, state)
         time.sleep(into_s)
@@ -194,9 +192,7 @@ def cancelled():
 
 @scenario
 def does_not_converge():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=20000)
+    with guest_at_home(rate=20000) as lab:
         try:
             lab.migrate("guest", "host-b", bandwidth_limit="100Mbit/s", downtime_limit="1ms", rounds_max=4, on_no_convergence="abort")
             raise AssertionError("a guest that writes faster than the link was moved without stopping it")
@@ -268,9 +264,7 @@ def ram_file_cut_short_at_the_source():
 @scenario
 def images_outlive_their_data_plane():
     """A data plane that dies at rest costs nothing: the images that it kept are taken again, and so is the running guest's history."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         moved(lab, "guest", "host-b")
         for host in ("host-a", "host-b"):
             lab.kill(f"dataplane {host}")

@@ -9,7 +9,7 @@ from tests.lab.configs import METRICS_PORTS
 from tests.lab.lab import ROOT, Lab
 from tests.lab.processes import run, wait_until
 
-from .movement import SMALL
+from .movement import guest_at_home
 from .registry import check, check_equal, scenario
 
 DATAPLANES = (("host-a", "source"), ("host-b", "destination"))
@@ -107,9 +107,7 @@ def same_totals(lab, summary, source, destination, before):
 
 @scenario
 def metrics_of_a_migration():
-    with Lab(options={"metrics": True}) as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home(options={"metrics": True}) as lab:
         before = everyone(lab)
         check_equal(before[0].get("godwit_dataplane_goodput_bytes_total", role="source"), 0, "goodput before")
         result = {}

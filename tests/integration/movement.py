@@ -1,5 +1,6 @@
 """Guests that move: home and away, other routes, every tracker, both kinds of memory, several regions, users."""
 
+import contextlib
 import pwd
 import subprocess
 import time
@@ -11,6 +12,15 @@ from tests.lab.processes import LabError, wait_until
 from .registry import Skip, check, check_equal, scenario
 
 SMALL = {"mem_mib": 256, "mb": 96}
+
+
+@contextlib.contextmanager
+def guest_at_home(rate=100, **lab):
+    """A started lab (Lab's own arguments) with one small guest on host-a that writes `rate` pages a second."""
+    with Lab(**lab) as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=rate)
+        yield lab
 
 
 def moved(lab, vm, destination, **plan):
@@ -106,9 +116,7 @@ def dpdk_on_hugepages():
 
 @scenario
 def a_b_c_a():
-    with Lab(hosts=3) as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home(hosts=3) as lab:
         moved(lab, "guest", "host-b")
         moved(lab, "guest", "host-c")
         home = moved(lab, "guest", "host-a")
@@ -191,9 +199,7 @@ def qemu_not_root_as_the_units_have_it():
 
 @scenario
 def verify_full():
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         moved(lab, "guest", "host-b", verify="full")
         moved(lab, "guest", "host-a", verify="full")
 

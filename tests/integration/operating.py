@@ -4,11 +4,11 @@ import os
 import re
 import signal
 
-from tests.lab.lab import BUILD, ROOT, Lab, program
+from tests.lab.lab import BUILD, ROOT, program
 from tests.lab.processes import processes_naming, run, wait_until
 from tests.lab.terminal import CTRL_C, Terminal
 
-from .movement import SMALL
+from .movement import guest_at_home
 from .registry import Skip, check, check_equal, scenario
 
 PROGRESS = r"\[#*\.*\] +\d+ %  [\d.]+ .?bit/s  round \d+  [\d.]+( [kM])? pages left  about [\d.]+ \w+ left"
@@ -27,9 +27,7 @@ def state_of_newest(lab):
 @scenario
 def migrate_on_a_terminal():
     """Progress; Ctrl-C asks: no goes on, a second Ctrl-C leaves the migration running, yes cancels it."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         with godwitctl(lab, "migrate", "--vm", "guest", "--to", "host-b", *SLOW) as terminal:
             terminal.expect(PROGRESS)
             terminal.type(CTRL_C)

@@ -8,7 +8,7 @@ import threading
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .movement import SMALL, moved
+from .movement import SMALL, guest_at_home, moved
 from .registry import check, check_equal, scenario
 
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -138,9 +138,7 @@ def unknown_names():
 @scenario
 def image_that_does_not_match():
     """A damaged table makes the move a full one, and says why."""
-    with Lab() as lab:
-        lab.start()
-        lab.start_vm(**SMALL, rate=100)
+    with guest_at_home() as lab:
         moved(lab, "guest", "host-b")
         damage_image(lab, "host-a")
         home = moved(lab, "guest", "host-a")

@@ -10,6 +10,7 @@
 
 #include "dataplane/port/send_queue.h"
 #include "dataplane/transport/lane.h"
+#include "simulation/endless_user.h"
 #include "simulation/network.h"
 
 namespace godwit::simulation {
@@ -23,26 +24,6 @@ constexpr Duration kInterval = microseconds(200);
 constexpr Duration kTurn = microseconds(1);
 constexpr Duration kFrameTime{static_cast<std::int64_t>(kDatagramBytes * 8'000'000'000ULL / kRateBps)};
 
-class User final : public transport::LaneUser {
- public:
-  explicit User(bool bulk) : bulk_(bulk) {}
-  bool next_work(std::uint16_t, transport::Work& out) override {
-    out = {.page = page_++ % 1024, .round = 1};
-    return bulk_;
-  }
-  void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
-  void on_acknowledged(const transport::Work&) override { ++acknowledged; }
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
-  void on_message(std::span<const std::byte>) override { ++messages; }
-
-  std::uint64_t acknowledged = 0, messages = 0;
-
- private:
-  bool bulk_;
-  std::uint64_t page_ = 0;
-};
-
 struct Host {
   Host(bool source, bool bulk, Instant now) : user(bulk) {
     for (std::uint16_t i = 0; i < 2; ++i) {
@@ -55,7 +36,7 @@ struct Host {
       lanes.push_back(std::make_unique<transport::Lane>(config, user, now));
     }
   }
-  User user;
+  EndlessUser user;
   std::vector<std::unique_ptr<transport::Lane>> lanes;
 };
 
