@@ -54,7 +54,7 @@ constexpr Metric kSpurious{"godwit_dataplane_spurious_losses_total", Kind::kCoun
 constexpr Metric kProbes{"godwit_dataplane_probe_timeouts_total", Kind::kCounter, "lane",
                          "Times that nothing was heard and a probe was sent"};
 constexpr Metric kBlackHoles{"godwit_dataplane_mtu_black_holes_total", Kind::kCounter, "lane",
-                             "Lanes that gave up larger packets, because the path swallows them"};
+                             "Times that a lane gave up larger packets, because the path swallows them"};
 constexpr Metric kGoodput{"godwit_dataplane_goodput_bytes_total", Kind::kCounter, "role",
                           "Bytes of pages without retransmissions: source, given to lanes; destination, placed in RAM"};
 constexpr Metric kPages{"godwit_dataplane_pages_total", Kind::kCounter, "role,kind",

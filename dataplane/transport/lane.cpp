@@ -10,8 +10,6 @@ namespace {
 
 LaneConfig checked(LaneConfig config) {
   GW_ASSERT(config.local_flow_id != 0 && config.peer_flow_id != 0);
-  GW_ASSERT(config.datagram_bytes_max >= wire::kDatagramBytesMinimum);
-  GW_ASSERT(config.datagram_bytes_fallback >= wire::kDatagramBytesMinimum);
   config.datagram_bytes_max =
       std::min(config.datagram_bytes_max, static_cast<std::uint32_t>(wire::kDatagramBytesMaximum));
   return config;
@@ -36,8 +34,8 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       swift_(config_.base_rtt, config_.rtt_granularity, kCreditPacketsMax),
       credit_grant_(config_.credit_packets),
       acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
-      datagram_bytes_(config_.datagram_bytes_max),
-      layout_(page_layout(datagram_bytes_)),
+      path_mtu_(config_.datagram_bytes_max, config_.datagram_bytes_fallback, config_.path_mtu),
+      layout_(page_layout(path_mtu_.bytes())),
       last_progress_(now),
       waiting_since_(now),
       probing_since_(now),
@@ -97,35 +95,34 @@ void Lane::Impl::tick(Instant now) {
     }
     return;
   }
-  // Probes carry real data: the oldest in flight goes out anew, window and credit notwithstanding. Where large packets
-  // may be what is lost, one of them is small.
+  // One probe carries real data: the oldest in flight goes out anew, window and credit notwithstanding. The other is
+  // small, as large packets may be what is lost.
   ++counters_.probe_timeouts;
   probing_since_ = recovery_.probe_count() == 0 ? now : probing_since_;
   recovery_.on_probe_timeout();
-  early_probe_wanted_ = datagram_bytes_ > config_.datagram_bytes_fallback;
-  probes_allowed_ = early_probe_wanted_ ? kProbePackets - 1 : kProbePackets;
-  for (std::uint32_t i = 0; i < probes_allowed_; ++i) {
-    if (const auto content = recovery_.take_oldest()) {
-      on_content_lost(*content);
-    }
+  probes_allowed_ = kProbesWithData;
+  if (const auto content = recovery_.take_oldest()) {
+    on_content_lost(now, *content);
   }
-  if (quiet()) {
-    early_probe_wanted_ = false;  // a lone bare probe was lost: there is nothing that another could find out
-  }
-  watch_mtu();
+  early_probe_wanted_ = !quiet();  // a lone bare probe was lost: there is nothing that another could find out
+  watch_mtu(now);
   publish();
 }
 
-void Lane::Impl::watch_mtu() {
-  if (datagram_bytes_ <= config_.datagram_bytes_fallback || !mtu_watch_.is_black_hole()) {
-    return;
+void Lane::Impl::watch_mtu(Instant now) {
+  if (path_mtu_.falls(now)) {
+    ++counters_.mtu_black_holes;
+    cut_anew(now);
+  } else if (path_mtu_.is_too_narrow(now, config_.peer_timeout)) {
+    fault_ = LaneFault::kPathTooNarrow;
   }
-  ++counters_.mtu_black_holes;
+}
+
+void Lane::Impl::cut_anew(Instant now) {
   while (const auto content = recovery_.take_oldest()) {
-    on_content_lost(*content);
+    on_content_lost(now, *content);
   }
-  datagram_bytes_ = config_.datagram_bytes_fallback;
-  layout_ = page_layout(datagram_bytes_);
+  layout_ = page_layout(path_mtu_.bytes());
   if (!carries_messages()) {
     works_->begin_again(layout_.all_parts());
   }
@@ -187,6 +184,9 @@ std::string_view to_string(LaneFault fault) {
       return "a key has served as long as it may, and the peer has never confirmed it";
     case LaneFault::kNumbersUsedUp:
       return "all packet numbers are used up";
+    case LaneFault::kPathTooNarrow:
+      return "packets of 1280 bytes do not get through, but small ones do: every link between the two hosts must carry "
+             "1280 bytes at least";
   }
   return "unknown";
 }

@@ -61,6 +61,12 @@ inline constexpr std::size_t kMessageBytesMax = 65536;
 
 struct LaneCounters;
 
+/// When a lane whose path turned out to drop larger packets tries them again: RFC 8899 §5.1.1.
+struct PathMtuTimers {
+  Duration probe = milliseconds(15'000);   // PROBE_TIMER: until the first, and from a lost one to the next
+  Duration raise = milliseconds(600'000);  // PMTU_RAISE_TIMER: after MAX_PROBES lost in a row
+};
+
 struct LaneConfig {
   std::uint32_t local_flow_id = 0;  // what the peer puts into packets to us
   std::uint32_t peer_flow_id = 0;   // what we put into packets to the peer
@@ -70,8 +76,10 @@ struct LaneConfig {
   Secret secret;  // of the flow: no other flow, and no earlier life of this one, has had it (hkdf.h: flow_secret)
   KeyLimits key_limits;
   std::uint32_t datagram_bytes_max = 1472;  // UDP payload: min(MTU of both ends) - IP and UDP headers
-  // The same for a path that turns out to drop larger ones: by default an IPv6 packet of 1500 bytes.
+  // The same for a path that turns out to drop larger ones: by default an IPv6 packet of 1500 bytes. One that drops
+  // these too gets wire::kDatagramBytesMinimum.
   std::uint32_t datagram_bytes_fallback = 1452;
+  PathMtuTimers path_mtu;
   // What the peer may have in flight towards us, our share of receive buffers; 64..1024, taken to the nearest.
   std::uint32_t credit_packets = 256;
   Duration rtt_granularity = milliseconds(2);  // 2 ms on a shared vCPU, 100 us on pinned cores
@@ -104,6 +112,7 @@ enum class LaneFault : std::uint8_t {
   kForgeries,      // KeyLimits::forgeries_max
   kKeyUsedUp,      // KeyLimits::packets_max, and the peer has not confirmed the key, so there is no next one
   kNumbersUsedUp,  // KeyLimits::packet_number_max
+  kPathTooNarrow,  // for peer_timeout no packet of the smallest size with pages got through, and small ones did
 };
 /// For a person: one line, without an end.
 [[nodiscard]] std::string_view to_string(LaneFault fault);
@@ -113,7 +122,7 @@ struct LaneCounters {
   using Counter = SingleWriter<std::uint64_t>;
   Counter packets_sent, bytes_sent, packets_received, bytes_received;  // UDP payload bytes
   Counter pages_sent, pages_retransmitted, payload_bytes_sent, packets_lost, probe_timeouts, spurious_losses;
-  Counter mtu_black_holes;  // 1 once larger packets than datagram_bytes_fallback are given up
+  Counter mtu_black_holes;  // times that larger packets were given up
   Counter pages_received;   // by their first fragments
   std::array<Counter, static_cast<std::size_t>(Received::kCount)> received{};
   // How it stands, as of the last packet accepted or probe timeout.

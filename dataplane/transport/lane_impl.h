@@ -10,8 +10,8 @@
 #include "dataplane/transport/lane.h"
 #include "dataplane/transport/loss_recovery.h"
 #include "dataplane/transport/message_stream.h"
-#include "dataplane/transport/mtu_watch.h"
 #include "dataplane/transport/page_layout.h"
+#include "dataplane/transport/path_mtu.h"
 #include "dataplane/transport/seal.h"
 #include "dataplane/transport/swift.h"
 #include "dataplane/transport/work_table.h"
@@ -19,8 +19,9 @@
 namespace godwit::transport {
 
 inline constexpr std::uint16_t kPriorityLane = 0;
-/// Packets that one probe timeout allows beyond window and credit (RFC 9002 §6.2.4).
-inline constexpr std::uint32_t kProbePackets = 2;
+/// Packets with content that one probe timeout allows beyond window and credit, and an empty one beside them: two in
+/// all (RFC 9002 §6.2.4).
+inline constexpr std::uint32_t kProbesWithData = 1;
 /// Our own pause is not the peer's death: it has been asked so often, and for half of its timeout.
 inline constexpr std::uint32_t kProbesBeforeDead = 2;
 /// A side that only acknowledges asks for an acknowledgement once in so many packets: to learn of credit and floor.
@@ -58,10 +59,12 @@ class Lane::Impl {
   [[nodiscard]] bool acceptable(const wire::PacketHeader& header, const wire::Body& body) const;
   void on_ack(Instant now, const wire::AckBlock& ack);
   void on_content_acknowledged(const SentContent& content);
-  void on_content_lost(const SentContent& content);
+  void on_content_lost(Instant now, const SentContent& content);
   void detect_lost(Instant now);
   /// After detect_lost() or a probe timeout.
-  void watch_mtu();
+  void watch_mtu(Instant now);
+  /// Packets have another size from now on.
+  void cut_anew(Instant now);
   [[nodiscard]] bool deliver(const wire::PacketHeader& header, const wire::Body& body);
 
   // ---- sending ----
@@ -77,11 +80,9 @@ class Lane::Impl {
   std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
   void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
-  [[nodiscard]] bool is_large(const SentContent& content) const {
-    return content.packet_bytes > config_.datagram_bytes_fallback;
-  }
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack);
   std::size_t send_content(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_pages(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_zero_runs(Instant now, std::span<std::byte> out, bool with_ack);
@@ -97,9 +98,8 @@ class Lane::Impl {
   CreditUse credit_use_;
   CreditGrant credit_grant_;
   AckRanges acks_;
-  std::uint32_t datagram_bytes_;  // what we send at most, now
+  PathMtu path_mtu_;
   PageLayout layout_;
-  MtuWatch mtu_watch_;
   std::optional<WorkTable> works_;       // bulk lanes
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;

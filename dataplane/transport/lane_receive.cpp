@@ -111,8 +111,11 @@ void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack) {
   if (outcome.acknowledged + outcome.spurious + outcome.late > 0) {
     last_progress_ = now;
   }
-  if (outcome.spurious + outcome.late > 0) {
-    mtu_watch_.on_large_acknowledged();  // or a small one: in doubt there is no black hole
+  if (outcome.late_packet_bytes > 0) {
+    path_mtu_.on_acknowledged(outcome.late_packet_bytes);
+  }
+  if (path_mtu_.rises()) {
+    cut_anew(now);
   }
   if (outcome.persistent_congestion) {
     swift_.on_persistent_congestion();
@@ -125,23 +128,29 @@ void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack) {
 }
 
 void Lane::Impl::detect_lost(Instant now) {
-  const std::uint32_t lost =
-      recovery_.detect_lost(now, [this](const SentContent& content) { on_content_lost(content); });
+  std::uint32_t mtu_probes = 0;  // their loss is no sign of congestion: RFC 8899 §3, 7.
+  const std::uint32_t lost = recovery_.detect_lost(now, [&](const SentContent& content) {
+    mtu_probes += content.kind == ContentKind::kMtuProbe ? 1 : 0;
+    on_content_lost(now, content);
+  });
   if (lost > 0) {
     counters_.packets_lost += lost;
-    swift_.on_lost(lost);
-    watch_mtu();
+    swift_.on_lost(lost - mtu_probes);
+    watch_mtu(now);
   }
 }
 
 void Lane::Impl::on_content_acknowledged(const SentContent& content) {
-  is_large(content) ? mtu_watch_.on_large_acknowledged() : mtu_watch_.on_small_acknowledged();
+  path_mtu_.on_acknowledged(content.packet_bytes);
   Work done;
   switch (content.kind) {
     case ContentKind::kNone:
       break;
     case ContentKind::kProbe:
       bare_probe_outstanding_ = false;
+      break;
+    case ContentKind::kMtuProbe:
+      path_mtu_.on_probe_acknowledged();
       break;
     case ContentKind::kPages:
       for (const std::uint32_t slot : {content.slot, content.second}) {
@@ -165,15 +174,18 @@ void Lane::Impl::on_content_acknowledged(const SentContent& content) {
   }
 }
 
-void Lane::Impl::on_content_lost(const SentContent& content) {
-  if (is_large(content)) {
-    mtu_watch_.on_large_lost();
+void Lane::Impl::on_content_lost(Instant now, const SentContent& content) {
+  if (content.kind != ContentKind::kMtuProbe) {
+    path_mtu_.on_lost(content.packet_bytes);
   }
   switch (content.kind) {
     case ContentKind::kNone:
       break;
     case ContentKind::kProbe:
       bare_probe_outstanding_ = false;  // the next acknowledgement, or waiting content, makes another
+      break;
+    case ContentKind::kMtuProbe:
+      path_mtu_.on_probe_lost(now);
       break;
     case ContentKind::kPages:
       for (const std::uint32_t slot : {content.slot, content.second}) {

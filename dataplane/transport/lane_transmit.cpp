@@ -52,7 +52,7 @@ std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
 
 /// How large an ack block fits into whatever goes out next.
 std::size_t Lane::Impl::ack_room() const {
-  return carries_messages() ? kMessageAckRoom : datagram_bytes_ - layout_.packet_bytes;
+  return carries_messages() ? kMessageAckRoom : path_mtu_.bytes() - layout_.packet_bytes;
 }
 
 bool Lane::Impl::has_content() {
@@ -72,7 +72,7 @@ bool Lane::Impl::pull_work() {
 
 Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type,
                                            bool with_ack) {
-  Draft draft{.out = out.first(datagram_bytes_), .at = wire::kHeaderBytes};
+  Draft draft{.out = out.first(config_.datagram_bytes_max), .at = wire::kHeaderBytes};
   draft.header = {.type = type,
                   .flags = sealer_->flags(),
                   .lane = config_.lane,
@@ -93,8 +93,7 @@ std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent con
   wire::write_header(draft.header, draft.out);
   const std::size_t length = draft.at + wire::kTagBytes;
   sealer_->seal(draft.header.packet_number, draft.out.first(length));
-  const bool carries = content.kind != ContentKind::kNone && content.kind != ContentKind::kProbe;
-  if (carries && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
+  if (carries_data(content.kind) && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
     waiting_ = true;
     waiting_since_ = now;
   }
@@ -130,9 +129,23 @@ std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, b
   return finish_packet(now, draft, {.kind = ContentKind::kProbe});
 }
 
+std::size_t Lane::Impl::send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack) {
+  Draft draft = begin_packet(now, out, wire::PacketType::kProbe, with_ack);
+  const std::size_t padding = bytes - draft.at - wire::kPrefixBytes - wire::kTagBytes;
+  put_prefix(draft, 0, static_cast<std::uint16_t>(padding));
+  std::fill_n(draft.out.begin() + static_cast<std::ptrdiff_t>(draft.at), padding, std::byte{0});
+  draft.at += padding;
+  draft.header.flags |= wire::kFlagAckNow;
+  path_mtu_.on_probe_sent();
+  return finish_packet(now, draft, {.kind = ContentKind::kMtuProbe});
+}
+
 std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, bool with_ack) {
   if (!has_content()) {
     return 0;
+  }
+  if (const std::uint32_t bytes = path_mtu_.probe_due(now); bytes != 0 && probes_allowed_ == 0) {
+    return send_mtu_probe(now, out, bytes, with_ack);
   }
   if (carries_messages()) {
     return send_message_chunk(now, out, with_ack);
@@ -207,7 +220,7 @@ std::size_t Lane::Impl::send_zero_runs(Instant now, std::span<std::byte> out, bo
 std::size_t Lane::Impl::send_message_chunk(Instant now, std::span<std::byte> out, bool with_ack) {
   constexpr std::size_t kOverhead =
       wire::kHeaderBytes + kMessageAckRoom + wire::kPrefixBytes + wire::kMessageOffsetBytes + wire::kTagBytes;
-  const auto chunk = sender_->take(datagram_bytes_ - kOverhead);
+  const auto chunk = sender_->take(path_mtu_.bytes() - kOverhead);
   GW_ASSERT(chunk.has_value());
   Draft draft = begin_packet(now, out, wire::PacketType::kMessage, with_ack);
   put_prefix(draft, 0, chunk->length);

@@ -65,10 +65,29 @@ void LossRecovery::note_late(const wire::AckBlock& ack, AckOutcome& outcome) {
   for (std::size_t i = 0; i < ack.word_count && (next_ - 1) / 64 - (top - i) < kWords; ++i) {
     std::uint64_t& lost = lost_[(top - i) % kWords];
     std::uint64_t& taken = taken_[(top - i) % kWords];
+    note_late_bytes(top - i, (lost | taken) & ack.words[i], outcome);
     outcome.spurious += static_cast<std::uint32_t>(std::popcount(lost & ack.words[i]));
     outcome.late += static_cast<std::uint32_t>(std::popcount(taken & ack.words[i]));
     lost &= ~ack.words[i];
     taken &= ~ack.words[i];
+  }
+}
+
+void LossRecovery::note_late_bytes(std::uint64_t index, std::uint64_t bits, AckOutcome& outcome) {
+  for (; bits != 0; bits &= bits - 1) {
+    const std::uint64_t number = index * 64 + static_cast<std::uint64_t>(std::countr_zero(bits));
+    outcome.late_packet_bytes = std::max(outcome.late_packet_bytes, sent(number).content.packet_bytes);
+  }
+}
+
+void LossRecovery::on_loss(std::uint64_t number) {
+  if (number < recovery_end_) {
+    return;
+  }
+  recovery_end_ = next_;
+  if (++recoveries_ > kRecoveriesToShrink) {
+    recoveries_ = 1;
+    packet_threshold_ = std::max(packet_threshold_ / 2, kPacketThresholdInitial);
   }
 }
 
@@ -78,6 +97,7 @@ void LossRecovery::judge_path(AckOutcome& outcome) {
   }
   if (outcome.spurious > 0) {
     packet_threshold_ = std::min(packet_threshold_ * 2, kPacketThresholdMax);
+    recoveries_ = 0;
   }
   if (outcome.acknowledged + outcome.spurious + outcome.late > 0) {
     const bool arrived_late = outcome.spurious + outcome.late > 0;

@@ -25,11 +25,17 @@ inline constexpr std::int64_t kTimeThresholdEighths = 9;     // RFC 9002 §6.1.2
 inline constexpr Duration kProbeTimeoutMax = milliseconds(200);
 inline constexpr Duration kProbeTimeoutSlowMax = milliseconds(1000);
 inline constexpr std::uint32_t kProbeBackoffShiftMax = 10;
+/// The threshold halves after so many recoveries in a row without a spurious loss (RFC 8985 §6.2, step 4, forgets all
+/// it has learnt then).
+inline constexpr std::uint32_t kRecoveriesToShrink = 16;
 /// RFC 9002 §7.6: all that was sent in three probe timeouts is lost. With the timeout doubling, the first packet and
 /// the second probe are that far apart; an acknowledgement after the third shows that both are lost.
 inline constexpr std::uint32_t kPersistentCongestionProbes = 3;
 
-enum class ContentKind : std::uint8_t { kNone, kProbe, kPages, kZeroRuns, kMessage };
+enum class ContentKind : std::uint8_t { kNone, kProbe, kMtuProbe, kPages, kZeroRuns, kMessage };
+
+/// Something that goes out again when it is lost.
+[[nodiscard]] constexpr bool carries_data(ContentKind kind) { return kind >= ContentKind::kPages; }
 
 inline constexpr std::uint32_t kNoSlot = UINT32_MAX;
 
@@ -47,8 +53,9 @@ struct SentContent {
 struct AckOutcome {
   std::uint32_t acknowledged = 0;
   std::uint32_t spurious = 0;
-  std::uint32_t late = 0;       // of those taken back for probes
-  std::optional<Duration> rtt;  // sample without the peer's delay, when the largest number is newly reported
+  std::uint32_t late = 0;               // of those taken back for probes
+  std::uint32_t late_packet_bytes = 0;  // the largest packet of both kinds
+  std::optional<Duration> rtt;          // sample without the peer's delay, when the largest number is newly reported
   bool persistent_congestion = false;
 };
 
@@ -118,6 +125,9 @@ class LossRecovery {
   void advance_oldest();
   void sample_rtt(Instant now, const wire::AckBlock& ack, AckOutcome& outcome);
   void note_late(const wire::AckBlock& ack, AckOutcome& outcome);
+  void note_late_bytes(std::uint64_t index, std::uint64_t bits, AckOutcome& outcome);
+  /// The newest of those lost now: with the first that was sent since a recovery began, a new one begins.
+  void on_loss(std::uint64_t number);
   /// After the words were looked at: what this acknowledgement says of the path.
   void judge_path(AckOutcome& outcome);
   [[nodiscard]] Duration loss_delay() const;
@@ -138,6 +148,8 @@ class LossRecovery {
   std::uint32_t probe_count_ = 0;
   bool early_probed_ = false;
   std::uint32_t packet_threshold_ = kPacketThresholdInitial;
+  std::uint64_t recovery_end_ = 0;  // a loss from here on begins a new recovery (RFC 9002 §7.3.2)
+  std::uint32_t recoveries_ = 0;    // since a spurious loss, or since the threshold was halved
   Instant loss_at_ = kNever;
   Instant last_sent_{};  // of an ack-eliciting packet
 };
@@ -183,6 +195,7 @@ template <class F>
 std::uint32_t LossRecovery::detect_lost(Instant now, F&& on_lost) {
   loss_at_ = kNever;
   std::uint32_t count = 0;
+  std::uint64_t newest_lost = 0;
   const Duration delay = loss_delay();
   for (std::uint64_t index = oldest_ / 64; index * 64 < acknowledged_end_; ++index) {
     for (std::uint64_t left = outstanding_word(index); left != 0; left &= left - 1) {
@@ -196,6 +209,7 @@ std::uint32_t LossRecovery::detect_lost(Instant now, F&& on_lost) {
         continue;
       }
       resolve(number);
+      newest_lost = number;
       lost_[index % kWords] |= std::uint64_t{1} << (number % 64);
       ++count;
       on_lost(static_cast<const SentContent&>(sent(number).content));
@@ -203,6 +217,7 @@ std::uint32_t LossRecovery::detect_lost(Instant now, F&& on_lost) {
   }
   if (count > 0) {
     advance_oldest();
+    on_loss(newest_lost);
   }
   return count;
 }

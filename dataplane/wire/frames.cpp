@@ -1,5 +1,7 @@
 #include "dataplane/wire/frames.h"
 
+#include <algorithm>
+
 #include "dataplane/pages/page.h"
 #include "dataplane/wire/bytes.h"
 
@@ -127,6 +129,14 @@ BadBody parse_zero_runs(Bytes bytes, Body& body) {
   return BadBody::kNone;
 }
 
+BadBody parse_padding(Bytes bytes, std::uint16_t length) {
+  if (bytes.size() != length) {
+    return bytes.size() < length ? BadBody::kTruncated : BadBody::kTrailing;
+  }
+  const bool zero = std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
+  return zero ? BadBody::kNone : BadBody::kReserved;
+}
+
 BadBody parse_message(Bytes bytes, std::uint16_t length, Body& body) {
   if (bytes.size() < kMessageOffsetBytes) {
     return BadBody::kTruncated;
@@ -251,7 +261,7 @@ BadBody parse_body(const PacketHeader& header, Bytes bytes, Body& body) {
   if (!has_count && body.count != 0) {
     return BadBody::kItemCount;
   }
-  if (header.type != PacketType::kMessage && length != 0) {
+  if (has_count && length != 0) {
     return BadBody::kLength;
   }
   switch (header.type) {
@@ -262,10 +272,11 @@ BadBody parse_body(const PacketHeader& header, Bytes bytes, Body& body) {
     case PacketType::kMessage:
       return parse_message(bytes, length, body);
     case PacketType::kProbe:
+      return parse_padding(bytes, length);
     case PacketType::kAck:
       break;
   }
-  return bytes.empty() ? BadBody::kNone : BadBody::kTrailing;
+  return BadBody::kNone;
 }
 
 ZeroRun zero_run(const Body& body, std::size_t i) {

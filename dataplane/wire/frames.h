@@ -54,7 +54,7 @@ struct ZeroRun {
 /// In front of the content of every ack-eliciting packet.
 struct Prefix {
   std::uint8_t count = 0;    // page descriptors or zero runs; else 0
-  std::uint16_t length = 0;  // message bytes; else 0
+  std::uint16_t length = 0;  // message bytes, a probe's padding of zeros; else 0
   std::uint64_t floor =
       0;  // the sender has given up, or knows received, every packet number below; at most its own number
 };

@@ -164,7 +164,8 @@ void LaneModel::faults() {
   }
   const Duration age = now_ - life_began_;
   if (scenario_.mtu_shrinks && age >= scenario_.shrinks_after) {
-    network_.link(links_[0]).datagram_bytes_max = network_.link(links_[1]).datagram_bytes_max = 1472;
+    network_.link(links_[0]).datagram_bytes_max = network_.link(links_[1]).datagram_bytes_max =
+        healed_ && scenario_.mtu_heals ? 0 : scenario_.narrow_datagram_bytes;
   }
   if (healed_) {
     return;

@@ -41,6 +41,7 @@ void Node::start(Instant now, std::uint32_t life) {
     config.cipher = model_.scenario_.cipher;
     config.key_limits = model_.scenario_.key_limits;
     config.datagram_bytes_max = model_.scenario_.datagram_bytes;
+    config.path_mtu = model_.scenario_.path_mtu;
     config.credit_packets = model_.scenario_.credit_packets[index_];
     config.peer_timeout = kPeerTimeout;
     config.base_rtt = model_.scenario_.base_rtt;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dataplane/transport/keys.h"
+#include "dataplane/transport/lane.h"
 #include "tests/simulation/faults.h"
 
 namespace godwit::simulation {
@@ -31,7 +32,10 @@ struct Scenario {
   std::array<std::size_t, 2> burst_datagrams{};      // that a node handles in a turn
   bool blackhole = false;                            // nothing passes, from some moment on
   bool lane_dead = false;                            // the same for the bulk lane alone
-  bool mtu_shrinks = false;                          // from some moment on, for good: also after the faults
+  bool mtu_shrinks = false;                          // from some moment on; also after the faults
+  std::uint32_t narrow_datagram_bytes = 1472;        // to so much
+  bool mtu_heals = false;                            // when the faults end; else never
+  transport::PathMtuTimers path_mtu;
   Duration shrinks_after{}, blackhole_after{}, crash_after{};
   std::size_t crashes = 0;     // which node
   bool crash_is_told = false;  // the control plane tells the survivor; else it must notice by itself

@@ -275,7 +275,7 @@ void Attempt::faults() {
   }
   if (script_.mtu_shrinks && age >= script_.shrinks_after) {
     for (std::size_t i = 0; i < 2 * destination_.link_base; ++i) {
-      network_.link(i).datagram_bytes_max = 1472;
+      network_.link(i).datagram_bytes_max = script_.narrow_datagram_bytes;
     }
   }
   if (healed_) {

@@ -39,11 +39,12 @@ struct Script {
   std::array<LinkConfig, 2> links;  // of every lane, from the source and back
   // ---- faults beside those of the links, until faults_end ----
   Duration faults_end{};
-  std::uint32_t pause_ppm = 0;         // an end stops for 1 to 50 ms, at one of the steps
-  std::uint32_t stop_reading_ppm = 0;  // the same, but it still sends
-  std::uint32_t replay_ppm = 0;        // a recorded datagram comes again, perhaps one of an earlier attempt
-  bool lane_dead = false;              // nothing passes on the last bulk lane
-  bool mtu_shrinks = false;            // for good, from some moment on
+  std::uint32_t pause_ppm = 0;                 // an end stops for 1 to 50 ms, at one of the steps
+  std::uint32_t stop_reading_ppm = 0;          // the same, but it still sends
+  std::uint32_t replay_ppm = 0;                // a recorded datagram comes again, perhaps one of an earlier attempt
+  bool lane_dead = false;                      // nothing passes on the last bulk lane
+  bool mtu_shrinks = false;                    // for good, from some moment on
+  std::uint32_t narrow_datagram_bytes = 1472;  // to so much
   Duration shrinks_after{};
 };
 

@@ -135,43 +135,6 @@ TEST(Lane, APeerThatSpeaksButDoesNotReadIsDead) {
   EXPECT_GE(pair.now, (Instant{1'000'000'000} + milliseconds(3000)));
 }
 
-TEST(Lane, FallsToSmallPacketsInAnMtuBlackHole) {
-  for (const std::uint16_t lane : {std::uint16_t{0}, std::uint16_t{1}}) {
-    for (const std::uint64_t shrinks_after : {0U, 50U}) {
-      SCOPED_TRACE(std::to_string(lane) + " after " + std::to_string(shrinks_after));
-      Pair pair(lane);
-      std::size_t messages = 0;
-      for (pages::PageNumber page = 0; page < 300 && lane == 1; ++page) {
-        pair.user_a.work.push_back({.page = page, .round = 1, .zero = page % 7 == 0});
-      }
-      for (; lane == 0 && messages < 300; ++messages) {
-        ASSERT_TRUE(pair.a.send_message(Bytes(5000)));
-      }
-      std::uint64_t sent = 0;
-      for (int i = 0; i < 2000 && (!pair.a.quiet() || pair.user_a.at < pair.user_a.work.size()); ++i) {
-        while (const std::size_t length = pair.a.poll_transmit(pair.now, pair.out)) {
-          if (++sent <= shrinks_after || length <= 1472) {
-            pair.b.on_packet(pair.now, std::span(pair.out).first(length));
-          }
-        }
-        pair.pass(pair.b, pair.a);
-        const Instant next = std::min(pair.a.deadline(), pair.b.deadline());
-        pair.now = std::max(pair.now + microseconds(50), next == kNever ? pair.now : next);
-        for (Lane* const end : {&pair.a, &pair.b}) {
-          if (end->deadline() <= pair.now) {
-            end->tick(pair.now);
-          }
-        }
-      }
-      EXPECT_TRUE(pair.a.quiet());
-      EXPECT_EQ(pair.a.counters().mtu_black_holes, 1U);
-      EXPECT_EQ(pair.user_b.message_bytes, messages * 5000);
-      EXPECT_EQ(pair.user_a.acknowledged, pair.user_a.work.size());
-      EXPECT_LT(pair.now, (Instant{1'000'000'000} + milliseconds(1000)));
-    }
-  }
-}
-
 /// A lane that has rested for long, with a lost probe as the last thing it knows, gives its peer the whole timeout.
 TEST(Lane, AfterALostProbeAndARestThePeerHasItsTime) {
   Pair pair(1, 1472);

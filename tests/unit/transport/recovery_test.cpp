@@ -95,6 +95,63 @@ TEST(LossRecovery, LateArrivalsWidenTheThreshold) {
   EXPECT_EQ(s.acknowledged, Numbers{5});  // the content had gone elsewhere
 }
 
+/// The first of some packets is lost by the threshold, the others arrive.
+void recover(Sender& s) {
+  s.send(s.recovery.packet_threshold() + 1);
+  s.now = s.now + microseconds(100);
+  wire::AckBlock ack{.largest = s.recovery.next_number() - 1, .word_count = 1};
+  ack.words[0] = std::uint64_t{1} << (ack.largest % 64);
+  s.ack_block(ack);
+  ack.floor = ack.largest + 1;
+  s.ack_block(ack);
+}
+
+TEST(LossRecovery, TheThresholdShrinksWhenLossesAreLossesAgain) {
+  Sender s;
+  s.send(100);
+  s.now = s.now + microseconds(100);
+  for (std::uint64_t late = 0; s.recovery.packet_threshold() < kPacketThresholdMax; ++late) {
+    s.ack({late + 64});  // the first ones are given up for its sake
+    EXPECT_GT(s.ack({late, late + 64}).spurious, 0U);
+  }
+  std::vector<std::uint32_t> thresholds;  // after each recovery
+  for (std::uint32_t recovery = 0; recovery < 6 * kRecoveriesToShrink; ++recovery) {
+    recover(s);
+    thresholds.push_back(s.recovery.packet_threshold());
+  }
+  // A recovery has ended when the next one begins: what it gave up may turn out spurious until then.
+  std::vector<std::uint32_t> expected;
+  for (const std::uint32_t threshold : {64U, 32U, 16U, 8U, 4U, 3U}) {
+    expected.insert(expected.end(), kRecoveriesToShrink, threshold);
+  }
+  EXPECT_EQ(thresholds, expected);
+}
+
+TEST(LossRecovery, ASpuriousLossKeepsTheThreshold) {
+  Sender s;
+  for (std::uint32_t i = 0; i < 5 * kRecoveriesToShrink; ++i) {
+    recover(s);
+    if (i % 10 != 9) {
+      continue;
+    }
+    const std::uint64_t first = s.recovery.next_number();
+    const std::uint32_t before = s.recovery.packet_threshold();
+    s.send(before + 1);
+    s.now = s.now + microseconds(100);
+    wire::AckBlock ack{.largest = first + before, .word_count = 2};
+    const auto mark = [&ack](std::uint64_t number) {
+      ack.words[ack.largest / 64 - number / 64] |= std::uint64_t{1} << (number % 64);
+    };
+    mark(ack.largest);
+    s.ack_block(ack);
+    mark(first);
+    EXPECT_EQ(s.ack_block(ack).spurious, 1U);
+    EXPECT_EQ(s.recovery.packet_threshold(), std::min(before * 2, kPacketThresholdMax));
+    ack.floor = ack.largest + 1;
+    s.ack_block(ack);
+  }
+}
+
 TEST(LossRecovery, FloorAcknowledgesWhatTheWordsDoNotCover) {
   Sender s;
   s.send(200);
