@@ -17,6 +17,11 @@ constexpr std::uint32_t kApiVersion = 1;
 
 ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::move(text)}; }
 
+ApiError stale(const Id128& vm, std::uint64_t given, std::uint64_t known) {
+  return {api::Error::STALE_OWNERSHIP, "VM " + vm.text() + ": ownership " + std::to_string(given) + " was given, " +
+                                           std::to_string(known) + " is known here"};
+}
+
 UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
 }  // namespace
@@ -126,7 +131,11 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   std::string serialised = identity.SerializeAsString();
   if (const auto found = guests_.find(vm); found != guests_.end()) {
     Entry& entry = found->second;
-    if (entry.request != serialised || entry.state == Entry::State::kLeaving) {
+    if (!entry.when_gone.empty()) {
+      respond(refusal(bad_request("AttachGuest: VM " + vm.text() + " is being detached; try again")));
+      return;
+    }
+    if (entry.request != serialised) {
       respond(refusal(bad_request("AttachGuest: VM " + vm.text() +
                                   " is attached with other memory or another QEMU; detach it first")));
       return;
@@ -146,6 +155,11 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   Entry entry;
   entry.request = std::move(serialised);
   entry.waiting.push_back(respond);
+  entry.ownership = attachment->ownership;
+  entry.qemu_pid = attachment->qemu_pid;
+  for (const memory::RegionFile& file : attachment->files) {
+    entry.bytes_total += file.bytes;
+  }
   entry.process = open_process(attachment->qemu_pid);
   if (!entry.process.valid()) {
     respond(refusal(
@@ -154,6 +168,7 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   }
   entry.worker = std::make_unique<Worker>();
   Worker& worker = *entry.worker;
+  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_, guest_bytes()};
   guests_.emplace(vm, std::move(entry));
   struct Job {
     Attachment attachment;
@@ -161,37 +176,24 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   };
   auto job = std::make_shared<Job>();
   job->attachment = std::move(*attachment);
-  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_, guest_bytes()};
   worker.submit([job, context] { job->result = attach(std::move(job->attachment), context); }, control_,
                 [this, job, vm] { attached(vm, std::move(job->result)); });
 }
 
 void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, ApiError> guest) {
-  const auto found = guests_.find(vm);
-  if (found == guests_.end()) {
-    return;
-  }
-  Entry& entry = found->second;
+  Entry& entry = guests_.at(vm);  // nothing forgets a guest that is being attached
+  const std::vector<Respond> waiting = std::move(entry.waiting);
   api::Reply reply;
-  if (guest) {
-    entry.guest = std::move(*guest);
-    entry.state = Entry::State::kReady;
-    entry.result.set_tracker(to_api(entry.guest->memory->tracker()));
-    entry.result.set_tracker_reason(printable(entry.guest->tracker_reason, kTextBytesMax));
-    entry.result.set_history_lost(!entry.guest->history_lost.empty());
-    entry.result.set_history_reason(printable(entry.guest->history_lost, kTextBytesMax));
-    *reply.mutable_attach_guest() = entry.result;
-    spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), entry.guest->memory->page_count(),
-                 memory::name_of(entry.guest->memory->tracker()), entry.guest->tracker_reason,
-                 entry.guest->history_lost.empty() ? "" : ", history lost: " + entry.guest->history_lost);
-    watch_(entry.process.get());
-  } else {
+  if (!guest) {
     spdlog::warn("VM {}: not attached: {}", vm.text(), printable(guest.error().text));
     reply = refusal(guest.error());
-  }
-  const std::vector<Respond> waiting = std::move(entry.waiting);
-  if (!guest) {
-    guests_.erase(found);
+    gone(vm);
+  } else if (entry.guest = std::move(*guest); !entry.when_gone.empty()) {
+    reply = refusal(bad_request("AttachGuest: VM " + vm.text() + " was detached meanwhile"));
+    forget_guest(vm, nullptr);
+  } else {
+    attach_ended(vm, entry);
+    *reply.mutable_attach_guest() = entry.result;
   }
   publish_guests();
   for (const Respond& respond : waiting) {
@@ -199,16 +201,26 @@ void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, Ap
   }
 }
 
+void Service::attach_ended(const Id128& vm, Entry& entry) {
+  const Guest& guest = *entry.guest;
+  entry.state = Entry::State::kReady;
+  entry.result.set_tracker(to_api(guest.memory->tracker()));
+  entry.result.set_tracker_reason(printable(guest.tracker_reason, kTextBytesMax));
+  entry.result.set_history_lost(!guest.history_lost.empty());
+  entry.result.set_history_reason(printable(guest.history_lost, kTextBytesMax));
+  spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), guest.memory->page_count(),
+               memory::name_of(guest.memory->tracker()), guest.tracker_reason,
+               guest.history_lost.empty() ? "" : ", history lost: " + guest.history_lost);
+  watch_(entry.process.get());
+}
+
 std::expected<Service::Entry*, ApiError> Service::find_guest(const Id128& vm, std::uint64_t ownership) {
   const auto found = guests_.find(vm);
   if (found == guests_.end() || found->second.state != Entry::State::kReady) {
     return std::unexpected(ApiError{api::Error::NO_SUCH_VM, "VM " + vm.text() + " is not attached"});
   }
-  const std::uint64_t known = found->second.guest->ownership;
-  if (ownership != known) {
-    return std::unexpected(ApiError{api::Error::STALE_OWNERSHIP, "VM " + vm.text() + ": ownership " +
-                                                                     std::to_string(ownership) + " was given, " +
-                                                                     std::to_string(known) + " is known here"});
+  if (const std::uint64_t known = found->second.guest->ownership; ownership != known) {
+    return std::unexpected(stale(vm, ownership, known));
   }
   return &found->second;
 }
@@ -219,26 +231,36 @@ void Service::detach_guest(const api::DetachGuest& request, const Respond& respo
     respond(refusal(vm.error()));
     return;
   }
-  if (!guests_.contains(*vm)) {
+  const auto found = guests_.find(*vm);
+  if (found == guests_.end()) {
     respond({});  // asked again
     return;
   }
-  auto entry = find_guest(*vm, request.ownership());
-  if (!entry) {
-    respond(refusal(entry.error()));
+  Entry& entry = found->second;
+  const std::uint64_t known = entry.guest ? entry.guest->ownership : entry.ownership;
+  if (request.ownership() != known) {
+    respond(refusal(stale(*vm, request.ownership(), known)));
     return;
   }
-  if (!(*entry)->migration.is_nil()) {
-    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + (*entry)->migration.text() +
+  if (!entry.migration.is_nil()) {
+    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + entry.migration.text() +
                                 "; finish that first")));
     return;
   }
-  forget_guest(*vm, [respond] { respond({}); });
+  const auto then = [respond] { respond({}); };
+  if (entry.state == Entry::State::kReady) {
+    return forget_guest(*vm, then);
+  }
+  entry.when_gone.push_back(then);  // it is on its way in, and goes then; or on its way out
 }
 
 void Service::forget_guest(const Id128& vm, std::function<void()> then) {
   Entry& entry = guests_.at(vm);
   entry.state = Entry::State::kLeaving;
+  entry.ownership = entry.guest->ownership;
+  if (then) {
+    entry.when_gone.push_back(std::move(then));
+  }
   // Unmapping a large guest takes a while, and a job may still run: both in the guest's own thread.
   auto guest = std::make_shared<std::unique_ptr<Guest>>(std::move(entry.guest));
   entry.worker->submit(
@@ -249,13 +271,20 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
         guest->reset();
       },
       control_,
-      [this, vm, then = std::move(then)] {
-        guests_.erase(vm);
-        publish_guests();
+      [this, vm] {
         TrackingState::remove(options_.run_dir, vm);
         spdlog::info("VM {}: forgotten", vm.text());
-        then();
+        gone(vm);
       });
+}
+
+void Service::gone(const Id128& vm) {
+  const std::vector<std::function<void()>> when_gone = std::move(guests_.at(vm).when_gone);
+  guests_.erase(vm);
+  publish_guests();
+  for (const auto& then : when_gone) {
+    then();
+  }
 }
 
 void Service::on_process_exit(int pidfd) {
@@ -281,7 +310,7 @@ void Service::on_process_exit(int pidfd) {
 std::uint64_t Service::guest_bytes() const {
   std::uint64_t bytes = 0;
   for (const auto& [vm, entry] : guests_) {
-    bytes += entry.guest ? entry.guest->bytes_total : 0;
+    bytes += entry.state != Entry::State::kLeaving ? entry.bytes_total : 0;
   }
   return bytes;
 }
@@ -304,15 +333,20 @@ void Service::get_status(const Respond& respond) {
   api::Reply reply;
   reply.mutable_status();
   for (const auto& [vm, entry] : guests_) {
-    if (entry.state != Entry::State::kReady) {
+    if (entry.state == Entry::State::kLeaving) {
       continue;
     }
     api::GuestStatus& guest = *reply.mutable_status()->add_guests();
     guest.set_vm_uuid(vm.to_bytes());
+    guest.set_qemu_pid(entry.qemu_pid);
+    if (entry.state == Entry::State::kAttaching) {
+      guest.set_ownership(entry.ownership);
+      guest.set_attaching(true);
+      continue;
+    }
     guest.set_image_id(entry.guest->image_id.to_bytes());
     guest.set_ownership(entry.guest->ownership);
     guest.set_tracker(entry.result.tracker());
-    guest.set_qemu_pid(entry.guest->qemu_pid);
     if (const auto session = sessions_.find(entry.migration); session != sessions_.end()) {
       guest.set_migration_id(entry.migration.to_bytes());
       guest.set_role(session->second->role);

@@ -62,7 +62,11 @@ class Service {
   struct Entry {
     enum class State : std::uint8_t { kAttaching, kReady, kLeaving };
     State state = State::kAttaching;
-    std::string request;  // serialised, to know a repeated one
+    std::string request;          // serialised, to know a repeated one
+    std::uint64_t ownership = 0;  // as long as there is no guest
+    std::uint64_t bytes_total = 0;
+    std::int32_t qemu_pid = 0;
+    std::vector<std::function<void()>> when_gone;  // who has asked that it be forgotten
     api::AttachGuestResult result;
     std::vector<Respond> waiting;
     std::unique_ptr<Guest> guest;
@@ -75,6 +79,7 @@ class Service {
   void hello(const api::Hello& request, const Respond& respond);
   void attach_guest(const api::AttachGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond);
   void attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, ApiError> guest);
+  void attach_ended(const Id128& vm, Entry& entry);
   void detach_guest(const api::DetachGuest& request, const Respond& respond);
   void prepare(const api::PrepareMigration& request, const Respond& respond);
   void prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted);
@@ -94,7 +99,9 @@ class Service {
   void run_finish_job(const std::shared_ptr<Ending>& ending);
   void finished(const std::shared_ptr<Ending>& ending);
 
+  /// `then` may be null.
   void forget_guest(const Id128& vm, std::function<void()> then);
+  void gone(const Id128& vm);
   std::expected<MigrationSession*, ApiError> find_session(const std::string& migration_id, api::Role role);
   std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
   void add_endpoint(MigrationSession& session);

@@ -294,7 +294,7 @@ AgentResult Vm::do_attach() {
       remove_files();
     }
     if (find_attached()) {
-      detach_guest();  // its answer was late, or could not be noted
+      detach_guest();  // its answer was late, is still to come, or could not be noted
     }
     if (!record_.ours) {
       take_back_userfaultfd(record_);
@@ -520,7 +520,7 @@ void Vm::reattach() {
       return;
     }
   }
-  if (const auto known = find_attached()) {
+  if (const auto known = find_attached(); known && !known->attaching()) {
     attached_.set_tracker(known->tracker());
     publish();
     return;

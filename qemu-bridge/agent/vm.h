@@ -85,7 +85,7 @@ class Vm {
   void watch_process();
   void on_exit();
   void end_qemu();
-  /// As the data plane has it; nothing if it does not, or has another QEMU's.
+  /// As the data plane has it, or is about to; nothing if it does not, or has another QEMU's.
   std::optional<dataplane::v1::GuestStatus> find_attached();
   void detach_guest();
   void remove_files();
