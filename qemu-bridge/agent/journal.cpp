@@ -25,8 +25,14 @@ std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
       (*role == "destination" && phase - kPhaseNames.begin() > 1)) {
     return std::unexpected("'migration' is not valid");
   }
-  return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
-                         static_cast<MigrationPhase>(phase - kPhaseNames.begin()), *ownership};
+  const auto phase_reached = static_cast<MigrationPhase>(phase - kPhaseNames.begin());
+  const Json* const begun = json_member(json, "switch_begun");
+  if (begun != nullptr && !begun->is_boolean()) {
+    return std::unexpected("'migration' is not valid");
+  }
+  return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination, phase_reached,
+                         *ownership,
+                         begun != nullptr ? begun->get<bool>() : phase_reached >= MigrationPhase::kSwitching};
 }
 
 std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* json) {
@@ -70,7 +76,8 @@ std::string to_text(const VmRecord& record) {
     json["migration"] = {{"id", record.migration->id.text()},
                          {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
                          {"phase", name_of(record.migration->phase)},
-                         {"ownership_after", record.migration->ownership_after}};
+                         {"ownership_after", record.migration->ownership_after},
+                         {"switch_begun", record.migration->switch_begun}};
   }
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

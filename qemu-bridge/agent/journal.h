@@ -35,6 +35,8 @@ struct MigrationRecord {
   MigrationRole role = MigrationRole::kSource;
   MigrationPhase phase = MigrationPhase::kPreparing;
   std::uint64_t ownership_after = 0;  // of the outcome, from kCommitted or kAborted on
+  // Source: kSwitching was reached. Else a guest that stands still was paused by somebody else, and stays so.
+  bool switch_begun = false;
 };
 
 struct VmRecord {

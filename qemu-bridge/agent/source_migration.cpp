@@ -29,7 +29,35 @@ bool under_way(const std::string& status) {
 
 Error of(const QmpError& error) { return make_error(Error::INTERNAL, error.text); }
 
+Retirement finish_committed(DataplaneClient& dataplane, const Id128& migration, std::uint64_t ownership,
+                            MigrationEvent event) {
+  Retirement retirement{std::move(event), false};
+  const auto finished = finish_migration(dataplane, migration, dataplane::v1::OUTCOME_COMMITTED, ownership);
+  if (finished) {
+    *retirement.event.mutable_stats() = finished->stats();
+    const bool retained = finished->image_retained();
+    retirement.ram_files_unused = !retained;
+    retirement.event.set_text(retained ? "image retained" : "image not retained: " + finished->image_reason());
+  } else {
+    retirement.event.set_text("image not retained: " + (finished.error().code() == Error::NO_SUCH_MIGRATION
+                                                            ? "the data plane of this host was restarted meanwhile"
+                                                            : finished.error().text()));
+  }
+  return retirement;
+}
+
 }  // namespace
+
+Retirement retire_without_monitor(const VmRecord& record, DataplaneClient& dataplane, std::uint64_t ownership) {
+  spdlog::warn("VM {}: committed to another host, and the monitor of QEMU {} cannot be reached: ending it",
+               record.definition.name, record.process.pid);
+  end_process(record.process, std::chrono::milliseconds(0));
+  const Id128& migration = record.migration.value().id;
+  MigrationEvent event;
+  event.set_migration_id(migration.to_bytes());
+  event.set_kind(MigrationEvent::RETIRED);
+  return finish_committed(dataplane, migration, ownership, std::move(event));
+}
 
 // ---- DeviceStateSender
 // -----------------------------------------------------------------------------------------------
@@ -96,7 +124,7 @@ SourceMigration::SourceMigration(GuestServices services)
     : services_(std::move(services)),
       id_(services_.record.migration.value().id),
       reports_(services_),
-      taken_over_in_switch_(services_.record.migration->phase >= MigrationPhase::kSwitching) {
+      taken_over_in_switch_(services_.record.migration->switch_begun) {
   sender_ = std::make_shared<DeviceStateSender>(services_.dataplane, id_, [](const Error& error) {
     spdlog::warn("device state: {}", text_of(error));  // MigrationFailed or the end of the connection says it too
   });
@@ -172,16 +200,32 @@ std::expected<void, Error> SourceMigration::switch_over() {
   return *switched_;
 }
 
+/// From here on a guest that stands still does so for us. One that stood still before must not be continued by an
+/// abort.
+std::expected<void, Error> SourceMigration::note_switch() {
+  const auto status = query_status(services_.qmp);
+  if (!status) {
+    return std::unexpected(of(status.error()));
+  }
+  if (*status != "running") {
+    return std::unexpected(make_error(Error::BAD_REQUEST, "Switch: the guest is not running but '" + *status +
+                                                              "': only a running guest is migrated; resume it (QMP "
+                                                              "cont) first"));
+  }
+  spdlog::debug("migration {}: switching over", id_.text());
+  services_.record.migration->phase = MigrationPhase::kSwitching;
+  services_.record.migration->switch_begun = true;
+  return services_.save();
+}
+
 std::expected<void, Error> SourceMigration::begin_switch() {
   if (services_.record.migration->phase != MigrationPhase::kTransferring) {
     return std::unexpected(make_error(Error::BAD_REQUEST, "Switch: this migration is not transferring (" +
                                                               std::string(name_of(services_.record.migration->phase)) +
                                                               ")"));
   }
-  spdlog::debug("migration {}: switching over", id_.text());
-  services_.record.migration->phase = MigrationPhase::kSwitching;
-  if (auto saved = services_.save(); !saved) {
-    return saved;
+  if (auto noted = note_switch(); !noted) {
+    return noted;
   }
   auto sockets = make_stream_sockets();
   if (!sockets) {
@@ -319,9 +363,8 @@ void SourceMigration::close_stream() {
   }
 }
 
-MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
+Retirement SourceMigration::commit(std::uint64_t ownership) {
   reports_.settle();
-  auto event = make_event(MigrationEvent::RETIRED);
   if (auto status = query_status(services_.qmp); status && *status == "running") {
     spdlog::error("VM {} runs although its migration {} is committed: stopping it", services_.record.definition.name,
                   id_.text());
@@ -330,21 +373,11 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
     }
   }
   close_stream();
-  const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
-  if (finished) {
-    *event.mutable_stats() = finished->stats();
-    const bool retained = finished->image_retained();
-    ram_files_unused_ = !retained;
-    event.set_text(retained ? "image retained" : "image not retained: " + finished->image_reason());
-  } else {
-    event.set_text("image not retained: " + (finished.error().code() == Error::NO_SUCH_MIGRATION
-                                                 ? "the data plane of this host was restarted meanwhile"
-                                                 : finished.error().text()));
-  }
+  Retirement retirement = finish_committed(services_.dataplane, id_, ownership, make_event(MigrationEvent::RETIRED));
   // Killed, not asked to quit: QEMU's own clean-up may write to the RAM file that we keep (discard-data=on gives all of
   // it back). Its devices were flushed and handed over when its migration was completed.
   end_process(services_.record.process, std::chrono::milliseconds(0));
-  return event;
+  return retirement;
 }
 
 MigrationEvent SourceMigration::abort(std::uint64_t ownership) {

@@ -27,7 +27,8 @@
 //   stream.
 //                               |                         | If LOADED was reached the store may still say COMMITTED
 //   control plane               | paused or running       | a paused guest stays so and asks once a second
-//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
+//   QEMU's monitor              | as it is                | as if the bridge had been killed and started again; without
+//                               |                         | one COMMITTED ends this QEMU, ABORTED waits for it
 
 #include <condition_variable>
 #include <memory>
@@ -37,6 +38,16 @@
 #include "qemu-bridge/device-state/source_stream.h"
 
 namespace godwit::bridge {
+
+/// A committed source whose part is over.
+struct Retirement {
+  controlplane::v1::MigrationEvent event;  // RETIRED
+  bool ram_files_unused = false;           // the data plane has said that it keeps no image in the RAM files
+};
+/// The store said COMMITTED, and QEMU's monitor cannot be reached. Nobody can say whether its guest stands still, so
+/// QEMU is ended (the very process of the record, or nothing) before the data plane hears of it, which therefore keeps
+/// no image: what it may still have written is not known.
+Retirement retire_without_monitor(const VmRecord& record, DataplaneClient& dataplane, std::uint64_t ownership);
 
 /// Passes DeviceState to the data plane with at most kUnansweredMax requests open: back-pressure up to QEMU. Any
 /// thread.
@@ -76,13 +87,10 @@ class SourceMigration {
   /// Told again (after a new registration, or of a bridge that ended): the first answer again, and nothing else.
   std::expected<void, dataplane::v1::Error> switch_over();
 
-  /// The store said COMMITTED: retain the image, end QEMU. The event is RETIRED.
-  controlplane::v1::MigrationEvent commit(std::uint64_t ownership);
+  /// The store said COMMITTED: retain the image, end QEMU.
+  Retirement commit(std::uint64_t ownership);
   /// The store said ABORTED: the guest goes on here. The event is BACK, or FAILED with the reason why it does not run.
   controlplane::v1::MigrationEvent abort(std::uint64_t ownership);
-
-  /// After commit(): the data plane has said that it keeps no image in the RAM files.
-  [[nodiscard]] bool ram_files_unused() const { return ram_files_unused_; }
 
   void fail(dataplane::v1::Error error);
   void on_qmp_event(const QmpEvent& event);
@@ -91,6 +99,7 @@ class SourceMigration {
 
  private:
   std::expected<void, dataplane::v1::Error> begin_switch();
+  std::expected<void, dataplane::v1::Error> note_switch();
   controlplane::v1::MigrationEvent make_event(controlplane::v1::MigrationEvent::Kind kind) const;
   void guest_stopped(std::int64_t unix_us);
   void stream_ended(const std::expected<std::uint64_t, SourceStream::Error>& result);
@@ -104,7 +113,6 @@ class SourceMigration {
   MigrationReports reports_;
   const bool taken_over_in_switch_;  // by a restarted bridge: only QEMU knows whether the guest stopped
   std::shared_ptr<DeviceStateSender> sender_;
-  bool ram_files_unused_ = false;
   std::optional<std::expected<void, dataplane::v1::Error>> switched_;
 
   mutable std::mutex mutex_;

@@ -468,6 +468,11 @@ void Vm::do_recover() {
   auto connected =
       lost ? std::unexpected(make_error(Error::NO_SUCH_VM, "its QEMU is gone")) : connect_monitor(kAdoptTime);
   if (!connected) {
+    take_decision_from_journal();
+    if (retires()) {
+      static_cast<void>(settle());
+      return;
+    }
     if (record_.process.pid > 0 && is_alive(record_.process)) {
       // Somebody else holds its monitor, or it hangs: it is not ended, as its guest may run. Tried again each second.
       spdlog::error("VM {}: QEMU {} cannot be taken over: {}", name, record_.process.pid, connected.error().text());
@@ -486,12 +491,7 @@ void Vm::do_recover() {
   static_cast<void>(save());
   spdlog::info("VM {}: QEMU {} taken over", name, record_.process.pid);
   if (record_.migration) {
-    const auto phase = record_.migration->phase;
-    if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
-      decided_.emplace().set_ownership(record_.migration->ownership_after);
-      decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED
-                                                              : controlplane::v1::ABORTED);
-    }
+    take_decision_from_journal();
     if (decided_) {
       static_cast<void>(settle());
       return;
@@ -501,6 +501,17 @@ void Vm::do_recover() {
     ask_outcome();
   }
   reattach();
+}
+
+void Vm::take_decision_from_journal() {
+  if (!record_.migration) {
+    return;
+  }
+  const auto phase = record_.migration->phase;
+  if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
+    decided_.emplace().set_ownership(record_.migration->ownership_after);
+    decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED : controlplane::v1::ABORTED);
+  }
 }
 
 void Vm::on_dataplane_up(const dataplane::v1::HelloResult& /*hello*/) {

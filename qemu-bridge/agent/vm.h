@@ -91,6 +91,7 @@ class Vm {
   void remove_files();
   void gone();
   void do_recover();
+  void take_decision_from_journal();
   void reattach();
 
   // vm_migration.cpp
@@ -100,6 +101,7 @@ class Vm {
   AgentResult do_switch_over();
   AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
   AgentResult settle();
+  [[nodiscard]] bool retires() const;
   void settle_source(bool committed, std::uint64_t ownership);
   void settle_destination(bool committed, std::uint64_t ownership);
   std::expected<void, Error> make_room(std::uint64_t bytes);
@@ -113,6 +115,7 @@ class Vm {
   void make_migration();
   void drop_migration();
   void emit(controlplane::v1::MigrationEvent event);
+  void emit_failure(controlplane::v1::MigrationEvent event, const char* what_next);
   GuestServices guest_services();
 
   VmServices services_;
@@ -126,6 +129,7 @@ class Vm {
   dataplane::v1::AttachGuestResult attached_;
   std::optional<UserIds> user_;
   std::optional<controlplane::v1::Outcome> decided_;  // the store's word, until it is in effect
+  std::string told_failure_;                          // the cause last told, until the control plane may have missed it
   std::string interrupted_by_ = "the bridge of this host was restarted";
   bool in_doubt_ = false;  // contact or a process was lost in a migration: only the store knows how it stands
   bool over_ = false;

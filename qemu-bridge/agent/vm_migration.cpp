@@ -15,6 +15,8 @@ using controlplane::v1::AgentReply;
 using controlplane::v1::FromAgent;
 using controlplane::v1::MigrationEvent;
 
+constexpr std::chrono::milliseconds kConnectTime{3'000};
+
 // ---- commands
 // --------------------------------------------------------------------------------------------------------
 
@@ -242,6 +244,9 @@ AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
   }
   decided_ = outcome;
   in_doubt_ = false;
+  if (!qmp_ && retires()) {
+    static_cast<void>(connect_monitor(kConnectTime));  // with a monitor it keeps its image
+  }
   return settle();
 }
 
@@ -250,7 +255,7 @@ AgentResult Vm::settle() {
   const auto not_yet = [](const std::string& why) {
     return std::unexpected(make_error(Error::INTERNAL, "Outcome: not in effect yet, tried again each second: " + why));
   };
-  if (!qmp_) {
+  if (!qmp_ && !retires()) {
     return not_yet("QEMU's monitor is not connected");
   }
   const bool committed = decided_->state() == controlplane::v1::COMMITTED;
@@ -272,6 +277,12 @@ AgentResult Vm::settle() {
   return AgentReply();
 }
 
+/// This host is the source, and the guest is another's: nothing of this QEMU is needed any more.
+bool Vm::retires() const {
+  return decided_ && decided_->state() == controlplane::v1::COMMITTED && record_.migration &&
+         record_.migration->role == MigrationRole::kSource;
+}
+
 void Vm::settle_source(bool committed, std::uint64_t ownership) {
   if (!source_) {
     make_migration();
@@ -279,8 +290,10 @@ void Vm::settle_source(bool committed, std::uint64_t ownership) {
   MigrationEvent event;
   if (committed) {
     watch_.reset();  // its end is our doing
-    event = source_->commit(ownership);
-    if (source_->ram_files_unused()) {
+    Retirement retirement =
+        source_ ? source_->commit(ownership) : retire_without_monitor(record_, services_.dataplane, ownership);
+    event = std::move(retirement.event);
+    if (retirement.ram_files_unused) {
       remove_files();
     }
     over_ = true;
@@ -289,8 +302,7 @@ void Vm::settle_source(bool committed, std::uint64_t ownership) {
     record_.ownership = ownership;
     if (event.kind() != MigrationEvent::BACK && is_alive(record_.process)) {
       // The guest stands still and is nowhere else: never given up, neither by us nor by the journal (kAborted).
-      spdlog::error("VM {}: {}; tried again", record_.definition.name, text_of(event.error()));
-      emit(std::move(event));
+      emit_failure(std::move(event), "tried again each second");
       return;
     }
   }
@@ -321,12 +333,12 @@ void Vm::settle_destination(bool committed, std::uint64_t ownership) {
       emit(std::move(event));
       return;
     }
-    spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
     if (is_alive(record_.process)) {
       // The only copy of the guest, and it may even run: a monitor that does not answer is no reason to end it.
-      emit(std::move(event));
+      emit_failure(std::move(event), "committed here: tried again each second");
       return;
     }
+    spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
   } else {
     event = destination_->abort(ownership);
   }
@@ -388,6 +400,17 @@ void Vm::emit(MigrationEvent event) {
                  final_word ? ControlSession::Delivery::kKept : ControlSession::Delivery::kThisStream);
 }
 
+/// Once for each cause, however often it is met.
+void Vm::emit_failure(MigrationEvent event, const char* what_next) {
+  std::string cause = event.migration_id() + text_of(event.error());
+  if (cause == told_failure_) {
+    return;
+  }
+  told_failure_ = std::move(cause);
+  spdlog::error("VM {}: {}; {}", record_.definition.name, text_of(event.error()), what_next);
+  emit(std::move(event));
+}
+
 void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
   const std::lock_guard lock(migration_mutex_);
   if (source_) {
@@ -415,7 +438,7 @@ void Vm::fail_migration(const std::string& reason) {
     event.set_migration_id(record_.migration->id.to_bytes());
     event.set_kind(MigrationEvent::FAILED);
     *event.mutable_error() = make_error(Error::INTERNAL, reason);
-    emit(std::move(event));
+    emit_failure(std::move(event), "the outcome is asked for");
   }
 }
 
@@ -426,6 +449,7 @@ void Vm::on_registered() {
     } else if (destination_) {
       destination_->repeat_last_event();
     }
+    told_failure_.clear();
     in_doubt_ = record_.migration.has_value();
     ask_outcome();
   });

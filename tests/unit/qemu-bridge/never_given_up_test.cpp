@@ -107,9 +107,14 @@ TEST_F(NeverGivenUp, ACommittedGuestThatQemuRefusesToContinueIsTriedAgain) {
   const auto failed = destination_.wait_event(MigrationEvent::FAILED);
   ASSERT_TRUE(failed);
   EXPECT_NE(failed->error().text().find("lock"), std::string::npos) << failed->error().text();
-  // Without another word of the store.
-  ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::FAILED) >= 2; }));
+  // Without another word of the store, and without saying so again.
+  const auto middle = step_between(destination_);
+  ASSERT_TRUE(destination_.tick_until([&] { return middle->count_of("cont") >= 3; }));
+  EXPECT_EQ(destination_.count_events(MigrationEvent::FAILED), 1);
   EXPECT_EQ(destination_.last_beat(uuid_), 0);
+  // A control plane that was away is told again.
+  destination_.present()->on_registered();
+  ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::FAILED) == 2; }));
   lock.reset();
   ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::RESUMED) > 0; }));
   committed_guest_runs_on(beat);
@@ -247,6 +252,70 @@ TEST_F(NeverGivenUp, ASourceMonitorLostWhenStoppedIsConnectedForCommitted) {
   ASSERT_TRUE(tell(destination_, controlplane::v1::COMMITTED));
   ASSERT_TRUE(destination_.wait_event(MigrationEvent::RESUMED));
   committed_guest_runs_on(beat);
+}
+
+TEST_F(NeverGivenUp, ACommittedSourceWhoseMonitorSomebodyHoldsIsEnded) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_NO_FATAL_FAILURE(prepare());
+  const int beat = source_.last_beat(uuid_);
+  ASSERT_NO_FATAL_FAILURE(switch_over());
+  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  const auto qemu = identify(qemu_of(source_));
+  ASSERT_TRUE(qemu);
+  source_.drop_vm();
+  const auto held = QmpClient::connect(monitor_of(source_), {});
+  ASSERT_TRUE(held) << held.error().text;
+  const auto loaded = source_.journal.load();
+  ASSERT_TRUE(loaded);
+  source_.make_vm(loaded->records.at(0))->recover();
+  ASSERT_TRUE(is_alive(*qemu)) << "ended without the store's word";
+  ASSERT_TRUE(tell(source_, controlplane::v1::COMMITTED));
+  EXPECT_TRUE(source_.wait_gone());
+  EXPECT_FALSE(is_alive(*qemu)) << "it waits for its monitor";
+  ASSERT_TRUE(tell(destination_, controlplane::v1::COMMITTED));
+  ASSERT_TRUE(destination_.wait_event(MigrationEvent::RESUMED));
+  EXPECT_TRUE(source_.wait_event(MigrationEvent::RETIRED));
+  EXPECT_TRUE(destination_.wait_beat_after(uuid_, beat)) << "it does not go on";
+}
+
+/// The word was noted, the bridge ended, and another process has the pid meanwhile.
+TEST_F(NeverGivenUp, ACommittedSourceWhosePidIsAnothersEndsNobody) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_NO_FATAL_FAILURE(prepare());
+  const auto qemu = identify(qemu_of(source_));
+  ASSERT_TRUE(qemu);
+  source_.drop_vm();
+  const auto held = QmpClient::connect(monitor_of(source_), {});
+  ASSERT_TRUE(held) << held.error().text;
+  auto record = source_.journal.load()->records.at(0);
+  record.migration->phase = MigrationPhase::kCommitted;
+  record.migration->ownership_after = 6;
+  ++record.process.start_ticks;
+  source_.make_vm(record)->recover();
+  EXPECT_TRUE(source_.wait_gone());
+  EXPECT_TRUE(is_alive(*qemu));
+}
+
+TEST_F(NeverGivenUp, AGuestThatItsOperatorPausedIsNotSwitchedAndStaysPaused) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_NO_FATAL_FAILURE(prepare());
+  const auto operators = QmpClient::connect(monitor_of(source_).parent_path() / "second.qmp", {});
+  ASSERT_TRUE(operators) << operators.error().text;
+  ASSERT_TRUE(stop(**operators));
+  const auto refused = source_.run([&](Reply reply) { source_.present()->switch_over(std::move(reply)); });
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().text().find("paused"), std::string::npos) << refused.error().text();
+  EXPECT_TRUE(source_.wait_event(MigrationEvent::FAILED));
+  ASSERT_TRUE(tell(destination_, controlplane::v1::ABORTED));
+  // The bridge ends after it has noted the word.
+  source_.drop_vm();
+  auto record = source_.journal.load()->records.at(0);
+  EXPECT_EQ(record.migration->phase, MigrationPhase::kTransferring);
+  record.migration->phase = MigrationPhase::kAborted;
+  record.migration->ownership_after = 6;
+  source_.make_vm(record)->recover();
+  ASSERT_TRUE(source_.wait_event(MigrationEvent::BACK));
+  EXPECT_EQ(query_status(**operators).value_or("?"), "paused") << "an abort continued what its operator had paused";
 }
 
 TEST_F(NeverGivenUp, ADestinationMonitorLostWhenLoadedIsConnectedForTheWord) {

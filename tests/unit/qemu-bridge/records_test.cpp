@@ -159,6 +159,25 @@ TEST(Journal, NoFieldMayBeOfAnotherType) {
   }
 }
 
+TEST(Journal, KnowsWhetherTheSwitchHadBegun) {
+  auto saved = record();
+  for (const bool begun : {false, true}) {
+    saved.migration->phase = MigrationPhase::kAborted;
+    saved.migration->switch_begun = begun;
+    EXPECT_EQ(parse_record(to_text(saved))->migration->switch_begun, begun);
+  }
+  // One that an older bridge has left does not say.
+  for (const auto phase : {MigrationPhase::kTransferring, MigrationPhase::kSwitching, MigrationPhase::kAborted}) {
+    saved.migration->phase = phase;
+    auto old = Json::parse(to_text(saved));
+    old["migration"].erase("switch_begun");
+    EXPECT_EQ(parse_record(old.dump())->migration->switch_begun, phase != MigrationPhase::kTransferring);
+  }
+  auto bad = Json::parse(to_text(saved));
+  bad["migration"]["switch_begun"] = 1;
+  EXPECT_FALSE(parse_record(bad.dump()));
+}
+
 TEST(Journal, ADestinationIsNeverTakenForASource) {
   auto bad = Json::parse(to_text(record()));
   bad["migration"]["role"] = "destination";
