@@ -14,10 +14,19 @@ constexpr std::uint8_t kDscpBulk = 8;         // CS1
 constexpr std::uint32_t kMtuFallback = 1500;  // of a path that drops larger packets: Ethernet's own
 constexpr std::uint64_t kMacKnown = std::uint64_t{1} << 48;
 
-/// A lane is its own UDP path, so that networks and receive-side scaling may spread lanes: the source port differs,
-/// dynamic range.
-std::uint16_t source_port(std::uint32_t flow_id, std::size_t lane) {
-  return static_cast<std::uint16_t>(49152 + ((flow_id * 2654435761U >> 8) + lane) % 16384);
+constexpr std::uint16_t kPortStride = 128;  // more than a flow has lanes
+
+/// A lane is its own UDP path, so that networks may spread lanes: each has another source port, of the dynamic range.
+/// Where the peer's NIC says how it spreads them over its queues, one that lands on the queue of the lane's owner.
+std::uint16_t source_port(const FlowConfig& config, std::uint16_t lane) {
+  const std::uint32_t drawn = (config.local_flow_id * 2654435761U >> 8) / kPortStride * kPortStride;
+  const auto port = static_cast<std::uint16_t>(wire::kDynamicPortFirst + (drawn + lane) % wire::kDynamicPortCount);
+  if (!config.peer_spread || config.peer.address.family != config.local.family) {
+    return port;
+  }
+  const auto queue = static_cast<std::uint8_t>(lcore_of_lane(lane, config.peer_spread->queues));
+  return wire::find_source_port(*config.peer_spread, config.local, config.peer, queue, port, kPortStride)
+      .value_or(port);
 }
 
 }  // namespace
@@ -65,8 +74,7 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   settings.base_rtt = config_.base_rtt;
   settings.peer_timeout = config_.peer_timeout;
   settings.counters = config_.figures->lanes[number].get();
-  lanes_.push_back(
-      {number, source_port(config_.local_flow_id, number), std::make_unique<transport::Lane>(settings, user, now)});
+  lanes_.push_back({number, source_port(config_, number), std::make_unique<transport::Lane>(settings, user, now)});
 }
 
 transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram) {

@@ -16,6 +16,7 @@
 #include "dataplane/transfer/share.h"
 #include "dataplane/transport/lane.h"
 #include "dataplane/wire/address.h"
+#include "dataplane/wire/receive_spread.h"
 
 namespace godwit::daemon {
 
@@ -30,9 +31,10 @@ struct FlowConfig {
   std::uint32_t peer_flow_id = 0;
   wire::IpAddress local;
   wire::UdpEndpoint peer;
-  std::uint32_t mtu_bytes = 1500;  // the smaller of both ends'
-  std::uint16_t bulk_lanes = 1;    // the smaller of both ends'
-  std::uint16_t lcores = 1;        // this end's
+  std::uint32_t mtu_bytes = 1500;                  // the smaller of both ends'
+  std::uint16_t bulk_lanes = 1;                    // the smaller of both ends'
+  std::uint16_t lcores = 1;                        // this end's
+  std::optional<wire::ReceiveSpread> peer_spread;  // of what the peer's NIC receives
   transport::Cipher cipher = transport::Cipher::kAes128Gcm;
   transport::Secret secret;  // of this flow: transport::flow_secret()
   std::uint32_t credit_packets = 256;

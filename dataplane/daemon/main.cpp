@@ -128,6 +128,18 @@ std::expected<Shown, std::string> show(const config::DataplaneConfig& config, co
   return shown;
 }
 
+/// What peers are told of our queues.
+std::optional<wire::ReceiveSpread> receive_spread_of(const port::Port& port, const Settings& settings) {
+  const auto address = wire::parse_ip_address(settings.service.address);
+  auto spread = address ? port.receive_spread(address->family) : std::nullopt;
+  if (!spread && settings.port.driver == port::Driver::kPci && settings.port.queues > 1) {
+    spdlog::warn(
+        "the port's driver does not spread UDP over its queues by a hash that it tells: frames are handed over "
+        "from lcore to lcore");
+  }
+  return spread;
+}
+
 int run(const config::DataplaneConfig& config) {
   const Settings settings = make_settings(config);
   for (const std::filesystem::path& directory : {config.run_dir, std::filesystem::path(settings.image_dir)}) {
@@ -164,8 +176,10 @@ int run(const config::DataplaneConfig& config) {
     return fail(lcores.error());
   }
   Inbox inbox(control->waker());
+  ServiceOptions service_options = settings.service;
+  service_options.receive_spread = receive_spread_of(**port, settings);
   Service service(
-      settings.service, **images, inbox, (*lcores)[0]->data_path,
+      std::move(service_options), **images, inbox, (*lcores)[0]->data_path,
       [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });
   std::vector<LcoreFigures> figures;
   for (const auto& lcore : *lcores) {

@@ -85,11 +85,25 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
   if (!boot_id) {
     return std::unexpected(boot_id.error());
   }
+  std::optional<wire::ReceiveSpread> receive_spread;
+  if (peer.has_receive_spread()) {
+    const api::ReceiveSpread& given = peer.receive_spread();
+    const auto key = std::as_bytes(std::span(given.key()));
+    receive_spread = {.key = {key.begin(), key.end()},
+                      .table = {given.table().begin(), given.table().end()},
+                      .queues = static_cast<std::uint16_t>(std::min<std::uint32_t>(given.queues(), UINT16_MAX))};
+    if (!wire::is_valid(*receive_spread)) {
+      return bad_request("StartMigration: peer.receive_spread: a key of " + std::to_string(given.key().size()) +
+                         " bytes, a table of " + std::to_string(given.table().size()) + " for " +
+                         std::to_string(given.queues()) + " queues");
+    }
+  }
   return PeerEndpoint{{*address, static_cast<std::uint16_t>(peer.udp_port())},
                       peer.flow_id(),
                       peer.mtu_bytes(),
                       static_cast<std::uint16_t>(peer.lanes()),
-                      *boot_id};
+                      *boot_id,
+                      std::move(receive_spread)};
 }
 
 std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolicy& policy) {

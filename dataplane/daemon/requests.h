@@ -45,6 +45,7 @@ struct PeerEndpoint {
   std::uint32_t mtu_bytes = 0;
   std::uint16_t lanes = 0;
   Id128 boot_id;
+  std::optional<wire::ReceiveSpread> receive_spread;
 };
 
 struct Start {

@@ -229,6 +229,12 @@ void Service::add_endpoint(MigrationSession& session) {
   endpoint.set_mtu_bytes(options_.mtu_bytes);
   endpoint.set_boot_id(options_.daemon_boot_id.to_bytes());
   endpoint.set_lanes(options_.bulk_lanes);
+  if (options_.receive_spread) {
+    const wire::ReceiveSpread& spread = *options_.receive_spread;
+    endpoint.mutable_receive_spread()->set_key(spread.key.data(), spread.key.size());
+    endpoint.mutable_receive_spread()->set_table(spread.table.data(), spread.table.size());
+    endpoint.mutable_receive_spread()->set_queues(spread.queues);
+  }
 }
 
 FlowConfig Service::flow_config(const MigrationSession& session, const Start& start,
@@ -241,6 +247,7 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   config.mtu_bytes = std::min(options_.mtu_bytes, start.peer.mtu_bytes);
   config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
   config.lcores = static_cast<std::uint16_t>(data_path_.lcore_count());
+  config.peer_spread = start.peer.receive_spread;
   config.cipher = session.cipher;
   const transport::FlowEnd here = flow_end(options_.daemon_boot_id, session.flow_id);
   const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);

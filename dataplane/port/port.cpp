@@ -10,6 +10,8 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
+#include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -23,6 +25,7 @@ constexpr std::uint16_t kReceiveEntries = 512;  // descriptors of a queue; vdevs
 // bursts keep the wire busy.
 constexpr std::uint16_t kTransmitEntries = 128;
 constexpr std::uint16_t kCacheEntries = 256;
+constexpr std::uint64_t kHashedWanted = RTE_ETH_RSS_NONFRAG_IPV4_UDP | RTE_ETH_RSS_NONFRAG_IPV6_UDP;
 constexpr std::chrono::milliseconds kMemifRetry{100};
 constexpr int kMemifTries = 300;  // half a minute, then the service manager's turn
 
@@ -152,7 +155,13 @@ class PortImpl final : public Port {
     return *queues_[index];
   }
   [[nodiscard]] std::uint32_t frame_bytes_max() const override { return options_.mtu + kEthernetHeaderBytes; }
+  [[nodiscard]] std::optional<wire::ReceiveSpread> receive_spread(wire::IpFamily family) const override {
+    const std::uint64_t wanted =
+        family == wire::IpFamily::kV4 ? RTE_ETH_RSS_NONFRAG_IPV4_UDP : RTE_ETH_RSS_NONFRAG_IPV6_UDP;
+    return (hashed_ & wanted) != 0 ? std::optional(spread_) : std::nullopt;
+  }
   [[nodiscard]] PortDrops drops() const override {
+    const std::lock_guard lock(control_mutex_);
     rte_eth_stats stats{};
     if (rte_eth_stats_get(id_, &stats) != 0) {
       return {};
@@ -161,6 +170,7 @@ class PortImpl final : public Port {
         .missed = stats.imissed + stats.rx_nombuf, .receive_errors = stats.ierrors, .transmit_errors = stats.oerrors};
   }
   [[nodiscard]] bool link_up() const override {
+    const std::lock_guard lock(control_mutex_);
     rte_eth_link link{};
     return rte_eth_link_get_nowait(id_, &link) == 0 && link.link_status == RTE_ETH_LINK_UP;
   }
@@ -176,11 +186,16 @@ class PortImpl final : public Port {
  private:
   std::expected<void, PortError> configure();
   std::expected<void, PortError> set_up_queue(std::uint16_t queue);
+  void learn_spread();
 
   const PortOptions options_;
   const std::uint16_t id_;
   bool started_ = false;
   bool interrupts_ = false;
+  std::uint64_t hashed_ = 0;  // RTE_ETH_RSS_*: spread_ says how
+  wire::ReceiveSpread spread_;
+  // Drivers count and look at links without a lock of their own (rte_ethdev.h: control functions are not thread-safe).
+  mutable std::mutex control_mutex_;
   std::array<std::uint8_t, 6> mac_{};
   std::vector<rte_mempool*> pools_;
   std::vector<std::unique_ptr<QueueImpl>> queues_;
@@ -202,6 +217,11 @@ std::expected<void, PortError> PortImpl::configure() {
   if (options_.driver == Driver::kPci) {
     conf.rxmode.mtu = options_.mtu;
     conf.intr_conf.rxq = 1;
+  }
+  // Without it all frames come to one queue, or are spread by what the driver likes; vdevs have their own ways.
+  if (const std::uint64_t udp = info.flow_type_rss_offloads & kHashedWanted; options_.queues > 1 && udp != 0) {
+    conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
+    conf.rx_adv_conf.rss_conf.rss_hf = udp;
   }
   int rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
   interrupts_ = rc == 0 && conf.intr_conf.rxq != 0;
@@ -251,6 +271,40 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
   return {};
 }
 
+/// What was asked for is not always what is in force: the driver says.
+void PortImpl::learn_spread() {
+  rte_eth_dev_info info{};
+  if (options_.queues == 1 || rte_eth_dev_info_get(id_, &info) != 0 || info.hash_key_size == 0 || info.reta_size == 0) {
+    return;
+  }
+  std::vector<std::uint8_t> key(info.hash_key_size);
+  rte_eth_rss_conf hash{};
+  hash.rss_key = key.data();
+  hash.rss_key_len = info.hash_key_size;
+  std::vector<rte_eth_rss_reta_entry64> groups((info.reta_size + RTE_ETH_RETA_GROUP_SIZE - 1U) /
+                                               RTE_ETH_RETA_GROUP_SIZE);
+  for (rte_eth_rss_reta_entry64& group : groups) {
+    group.mask = UINT64_MAX;
+  }
+  if (rte_eth_dev_rss_hash_conf_get(id_, &hash) != 0 ||
+      rte_eth_dev_rss_reta_query(id_, groups.data(), info.reta_size) != 0) {
+    return;
+  }
+  const auto bytes = std::as_bytes(std::span(key)).first(std::min<std::size_t>(key.size(), hash.rss_key_len));
+  wire::ReceiveSpread spread{.key = {bytes.begin(), bytes.end()}, .table = {}, .queues = options_.queues};
+  for (std::uint16_t i = 0; i < info.reta_size; ++i) {
+    const std::uint16_t queue = groups[i / RTE_ETH_RETA_GROUP_SIZE].reta[i % RTE_ETH_RETA_GROUP_SIZE];
+    if (queue >= options_.queues) {
+      return;
+    }
+    spread.table.push_back(static_cast<std::uint8_t>(queue));
+  }
+  if (wire::is_valid(spread)) {
+    spread_ = std::move(spread);
+    hashed_ = hash.rss_hf & kHashedWanted;
+  }
+}
+
 std::expected<void, PortError> PortImpl::start() {
   if (auto done = configure(); !done) {
     return done;
@@ -271,6 +325,7 @@ std::expected<void, PortError> PortImpl::start() {
     return std::unexpected(failed("starting the device", rc));
   }
   started_ = true;
+  learn_spread();
   rte_ether_addr address{};
   if (rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
     return std::unexpected(failed("reading the MAC address", rc));

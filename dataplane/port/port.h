@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <expected>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "base/single_writer.h"
 #include "dataplane/port/environment.h"
 #include "dataplane/port/send_queue.h"
+#include "dataplane/wire/receive_spread.h"
 
 struct rte_mbuf;
 
@@ -91,9 +93,11 @@ class Port {
   [[nodiscard]] virtual std::array<std::uint8_t, 6> mac() const = 0;
   [[nodiscard]] virtual Queue& queue(std::uint16_t index) = 0;
   [[nodiscard]] virtual std::uint32_t frame_bytes_max() const = 0;
-  /// The driver's own count of frames that arrived when no buffer was free.
+  /// How the NIC spreads UDP over the queues; nothing with one queue, and where the driver does not hash ports or tell.
+  [[nodiscard]] virtual std::optional<wire::ReceiveSpread> receive_spread(wire::IpFamily family) const = 0;
+  /// The driver's own count of frames that arrived when no buffer was free. Any thread.
   [[nodiscard]] virtual PortDrops drops() const = 0;
-  /// True while the link is up; memif: while the peer is connected.
+  /// True while the link is up; memif: while the peer is connected. Any thread.
   [[nodiscard]] virtual bool link_up() const = 0;
   /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed
   /// sleeps.

@@ -12,26 +12,13 @@
 #include <fstream>
 
 #include "tests/unit/dataplane/fake_qemu.h"
+#include "tests/unit/dataplane/no_queue.h"
 
 namespace godwit::daemon {
 namespace {
 
 constexpr std::uint64_t kMiB = 1 << 20;
 constexpr std::chrono::seconds kPatience{60};
-
-/// No frame ever crosses.
-class NoQueue final : public port::Queue {
- public:
-  std::span<const std::span<std::byte>> receive() override { return {}; }
-  port::ReceivedFrame keep(std::size_t) override { return {}; }
-  std::span<std::byte> next_frame(port::Priority) override { return {}; }
-  void commit(port::Priority, std::size_t) override {}
-  bool flush() override { return true; }
-  [[nodiscard]] const port::QueueCounters& counters() const override { return counters_; }
-
- private:
-  port::QueueCounters counters_;
-};
 
 std::string id(char letter) { return std::string(16, letter); }
 
@@ -129,7 +116,7 @@ class ServiceTest : public testing::Test {
     posted_ = true;
     woken_.notify_one();
   }};
-  NoQueue queue_;
+  tests::NoQueue queue_;
   DataPath data_path_{queue_, {.wake = [] {}, .on_sleeping = [](bool) {}}};
   std::deque<api::Reply> replies_;
   std::size_t answered_ = 0;
