@@ -107,10 +107,13 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
       flow->cancel(now, "the control plane has aborted the migration");
       flow->tick(now);
     }
-    ending->stats = flow->stats(now);
-    ending->epoch_next = flow->epoch_next();
   }
   data_path_.release(ending->flow_id, [this, ending](std::unique_ptr<MigrationFlow> flow) {
+    if (flow) {
+      flow->pump();  // only now is all told that the other lcores did
+      ending->stats = flow->stats(port::now());
+      ending->epoch_next = flow->epoch_next();
+    }
     ending->flow = std::move(flow);
     ending->worker->submit([] {}, data_path_.inbox(),
                            [this, ending] { control_.post([this, ending] { run_finish_job(ending); }); });

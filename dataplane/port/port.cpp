@@ -274,13 +274,15 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
 /// What was asked for is not always what is in force: the driver says.
 void PortImpl::learn_spread() {
   rte_eth_dev_info info{};
-  if (options_.queues == 1 || rte_eth_dev_info_get(id_, &info) != 0 || info.hash_key_size == 0 || info.reta_size == 0) {
+  if (options_.queues == 1 || rte_eth_dev_info_get(id_, &info) != 0 || info.reta_size == 0) {
     return;
   }
-  std::vector<std::uint8_t> key(info.hash_key_size);
+  // A driver that does not say how long its key is has the one of 40 bytes that all once had.
+  const std::size_t key_bytes = info.hash_key_size != 0 ? info.hash_key_size : wire::kToeplitzKeyBytesMin;
+  std::vector<std::uint8_t> key(std::max(key_bytes, wire::kToeplitzKeyBytesMax));
   rte_eth_rss_conf hash{};
   hash.rss_key = key.data();
-  hash.rss_key_len = info.hash_key_size;
+  hash.rss_key_len = static_cast<std::uint8_t>(key_bytes);
   std::vector<rte_eth_rss_reta_entry64> groups((info.reta_size + RTE_ETH_RETA_GROUP_SIZE - 1U) /
                                                RTE_ETH_RETA_GROUP_SIZE);
   for (rte_eth_rss_reta_entry64& group : groups) {
@@ -290,7 +292,7 @@ void PortImpl::learn_spread() {
       rte_eth_dev_rss_reta_query(id_, groups.data(), info.reta_size) != 0) {
     return;
   }
-  const auto bytes = std::as_bytes(std::span(key)).first(std::min<std::size_t>(key.size(), hash.rss_key_len));
+  const auto bytes = std::as_bytes(std::span(key)).first(key_bytes);
   wire::ReceiveSpread spread{.key = {bytes.begin(), bytes.end()}, .table = {}, .queues = options_.queues};
   for (std::uint16_t i = 0; i < info.reta_size; ++i) {
     const std::uint16_t queue = groups[i / RTE_ETH_RETA_GROUP_SIZE].reta[i % RTE_ETH_RETA_GROUP_SIZE];

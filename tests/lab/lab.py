@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import functools
 import json
 import os
 import re
@@ -137,20 +138,29 @@ class Lab:
             return
         ignore_signals()
         self.closed = True
-        for daemon in reversed(list(self.daemons.values())):
-            daemon.stop(5)
-        end_processes(processes_naming(self.directory))
-        self.network.down()
+        steps = [functools.partial(daemon.stop, 5) for daemon in reversed(list(self.daemons.values()))]
+        steps += [self._end_processes, self.network.down]
         if self.backing == "hugetlbfs":
-            for host in self.hosts:
-                run("umount", f"{self.shm}/{host}/huge", check=False)
+            steps += [functools.partial(run, "umount", f"{self.shm}/{host}/huge", check=False) for host in self.hosts]
+        steps += [self._give_hugepages_back, functools.partial(shutil.rmtree, self.shm, ignore_errors=True)]
+        if not self.keep:
+            steps.append(functools.partial(shutil.rmtree, self.directory, ignore_errors=True))
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # whatever it is, the others have their turn
+                print(f"taking down {self.directory}: {error}", file=sys.stderr)
+        end_on_signals()
+
+    def _end_processes(self):
+        """Of those that name our directory only what runs in our network: a pager or an editor that looks at a log is somebody else's."""
+        inside = self.network.processes()
+        end_processes([pid for pid in processes_naming(self.directory) if pid in inside])
+
+    def _give_hugepages_back(self):
         if self.hugepages_before is not None:
             with open("/proc/sys/vm/nr_hugepages", "w") as file:
                 file.write(str(self.hugepages_before))
-        shutil.rmtree(self.shm, ignore_errors=True)
-        if not self.keep:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        end_on_signals()
 
     def _save_logs(self):
         """Keeps the daemons' logs of a failed run where CI and people find them."""

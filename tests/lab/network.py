@@ -103,6 +103,13 @@ class Network:
     def heal(self, host, link=DATA):
         self._in(self.namespace(host), "ip", "link", "set", link, "up")
 
+    def processes(self):
+        """Pids of what runs in our namespaces."""
+        found = set()
+        for name in self.made:
+            found.update(int(pid) for pid in run("ip", "netns", "pids", name, check=False).stdout.split())
+        return found
+
     def down(self):
         for name in reversed(self.made):
             try:

@@ -1,0 +1,48 @@
+"""The lab's end: what it takes down, whatever fails meanwhile, and what it leaves alone. Needs no root: nothing of a network is made."""
+
+import os
+import subprocess
+import sys
+import unittest
+
+from .lab import Lab
+
+
+class FailsToStop:
+    def stop(self, _timeout_s):
+        raise OSError("the log file's disk is full")
+
+
+class Stops:
+    stopped = False
+
+    def stop(self, _timeout_s):
+        self.stopped = True
+
+
+class End(unittest.TestCase):
+    def setUp(self):
+        self.lab = Lab()
+        os.mkdir(self.lab.directory)
+        os.makedirs(self.lab.shm)
+
+    def test_a_step_that_fails_keeps_no_other_from_its_turn(self):
+        first = Stops()
+        self.lab.daemons = {"first": first, "second": FailsToStop()}
+        self.lab.close()
+        self.assertTrue(first.stopped)
+        self.assertFalse(os.path.exists(self.lab.directory))
+        self.assertFalse(os.path.exists(self.lab.shm))
+
+    def test_who_only_looks_is_left_alone(self):
+        looks = subprocess.Popen([sys.executable, "-c", "input()", self.lab.directory], stdin=subprocess.PIPE)
+        try:
+            self.lab.close()
+            self.assertIsNone(looks.poll())
+        finally:
+            looks.communicate(b"\n")
+        self.assertEqual(looks.returncode, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
