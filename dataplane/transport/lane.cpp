@@ -36,6 +36,7 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
       path_mtu_(config_.datagram_bytes_max, config_.datagram_bytes_fallback, config_.path_mtu),
       layout_(page_layout(path_mtu_.bytes())),
+      works_(config_.lane == kPriorityLane ? kPriorityWorksMax : WorkTable::kBulkSlots),
       last_progress_(now),
       waiting_since_(now),
       probing_since_(now),
@@ -45,8 +46,6 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
-  } else {
-    works_.emplace();
   }
   publish();
 }
@@ -69,9 +68,8 @@ void Lane::Impl::publish() {
   counters_.credit_left_packets.set(credit_use_.allows(next) ? credit_use_.edge() - next + 1 : 0);
   if (carries_messages()) {
     counters_.stream_backlog_bytes.set(sender_->backlog_bytes());
-  } else {
-    counters_.works_in_hand.set(works_->used());
   }
+  counters_.works_in_hand.set(works_.used());
   // What was probed for before the lane fell quiet says nothing of the peer: the next content has its own time.
   waiting_ = waiting_ && !quiet();
   const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && waiting_;
@@ -123,9 +121,7 @@ void Lane::Impl::cut_anew(Instant now) {
     on_content_lost(now, *content);
   }
   layout_ = page_layout(path_mtu_.bytes());
-  if (!carries_messages()) {
-    works_->begin_again(layout_.all_parts());
-  }
+  works_.begin_again(layout_.all_parts());
 }
 
 bool Lane::Impl::send_message(std::span<const std::byte> message) {
@@ -135,7 +131,7 @@ bool Lane::Impl::send_message(std::span<const std::byte> message) {
 
 std::size_t Lane::Impl::message_room() const { return carries_messages() ? sender_->room() : 0; }
 
-bool Lane::Impl::quiet() const { return carries_messages() ? sender_->all_acknowledged() : works_->empty(); }
+bool Lane::Impl::quiet() const { return works_.empty() && (!carries_messages() || sender_->all_acknowledged()); }
 
 bool Lane::Impl::peer_dead(Instant now) const {
   const Instant since{silent_since_ns_};
