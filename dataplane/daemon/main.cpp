@@ -164,8 +164,10 @@ int run(const config::DataplaneConfig& config) {
     return fail(lcores.error());
   }
   Inbox inbox(control->waker());
+  ServiceOptions service_options = settings.service;
+  service_options.lender = port->get();
   Service service(
-      settings.service, **images, inbox, (*lcores)[0]->data_path,
+      service_options, **images, inbox, (*lcores)[0]->data_path,
       [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });
   std::vector<LcoreFigures> figures;
   for (const auto& lcore : *lcores) {

@@ -31,7 +31,7 @@ class Lane::Impl {
   Impl(const LaneConfig& config, LaneUser& user, Instant now);
 
   Received on_packet(Instant now, std::span<std::byte> datagram);
-  std::size_t poll_transmit(Instant now, std::span<std::byte> out);
+  std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place);
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
   [[nodiscard]] bool send_message(std::span<const std::byte> message);
@@ -70,13 +70,16 @@ class Lane::Impl {
     std::span<std::byte> out;
     std::size_t at = 0;
     wire::PacketHeader header;
+    PagesInPlace pages;  // that follow at `at`, and are not there yet
   };
   [[nodiscard]] bool has_content();
   bool pull_work();
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
   std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
-  void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
+  [[nodiscard]] PagesInPlace find_in_place(const SentContent& content);
+  void put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t part);
+  void put_pages(Draft& draft, const SentContent& content);
   [[nodiscard]] bool is_large(const SentContent& content) const {
     return content.packet_bytes > config_.datagram_bytes_fallback;
   }
@@ -103,6 +106,7 @@ class Lane::Impl {
   std::optional<WorkTable> works_;       // bulk lanes
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;
+  PagesInPlace* in_place_ = nullptr;  // of the poll_transmit() under way
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;
