@@ -47,8 +47,8 @@ AesGcm::AesGcm(Cipher cipher, std::span<const std::byte> key)
 
 AesGcm::~AesGcm() { ::explicit_bzero(expanded_.data(), expanded_.size()); }
 
-void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
-                  std::span<const std::span<const std::byte>> tail, Tag tag) const {
+void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
+                  std::span<const std::span<const std::byte>> tail) const {
   gcm_context_data context;
   const gcm_key_data* const key = key_data(expanded_);
   std::uint8_t* const tag_octets = octets(std::span<std::byte>(tag));

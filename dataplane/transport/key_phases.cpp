@@ -54,7 +54,7 @@ AesGcm::Nonce PhaseKey::nonce(std::uint16_t lane, std::uint64_t packet_number) c
 void PhaseKey::seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
                     Sealer::Pages pages) const {
   const Parts parts(packet);
-  key_.seal(nonce(lane, packet_number), parts.header, parts.text, pages, parts.tag);
+  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages);
 }
 
 bool PhaseKey::open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const {
