@@ -66,6 +66,10 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     config.datagram_bytes_max = wire::payload_bytes_max(peer_.family, options.mtu);
     datagram_bytes_max_ = config.datagram_bytes_max;
     lane_.emplace(config, *this, port::now());
+    if (options.role == Role::kSender) {
+      // The memory outlives the port, which is made after it.
+      loan_ = port.lend({.owner = nullptr, .memory = {{ram.regions()[0].mapping, ram.regions()[0].bytes}}}).value_or(nullptr);
+    }
     writes_.reserve(port::kBurst * 2);
   }
 
@@ -96,6 +100,10 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
     const memory::Region& region = ram_.region_of(page);
     std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+  }
+  std::span<const std::byte> page_in_place(pages::PageNumber page) override {
+    const memory::Region& region = ram_.region_of(page);
+    return {region.mapping + (page - region.first_page) * pages::kPageSize, pages::kPageSize};
   }
   void on_acknowledged(const transport::Work& /*work*/) override {
     if (++pages_acknowledged_ == pages_of_pass()) {
@@ -225,12 +233,18 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
          frame = queue_.next_frame(port::Priority::kBulk)) {
-      const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
+      transport::PagesInPlace in_place;
+      const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_),
+                                                     loan_ != nullptr && queue_.can_refer() ? &in_place : nullptr);
       if (bytes == 0) {
         break;
       }
-      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-      queue_.commit(port::Priority::kBulk, header + bytes);
+      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes), in_place.bytes);
+      if (in_place.count == 0) {
+        queue_.commit(port::Priority::kBulk, header + bytes);
+      } else {
+        queue_.commit_referring(port::Priority::kBulk, header + bytes, wire::kTagBytes, in_place.view(), *loan_);
+      }
       sent = true;
     }
     return sent;
@@ -254,6 +268,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   port::Port& port_;
   port::Queue& queue_;
   memory::GuestRam& ram_;
+  std::shared_ptr<const port::Loan> loan_;
   port::PollLoop* loop_ = nullptr;
   const wire::MacAddress mac_;
   port::Neighbours neighbours_;

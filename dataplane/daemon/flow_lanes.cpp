@@ -116,15 +116,23 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
       break;
     }
     GW_ASSERT(frame.size() >= header + datagram_bytes_max_);
-    const std::size_t bytes = entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_));
+    // Over IPv6 the checksum would have to be made of what may change.
+    const bool refers = config_.loan != nullptr && config_.local.family == wire::IpFamily::kV4 && queue.can_refer();
+    transport::PagesInPlace in_place;
+    const std::size_t bytes =
+        entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_), refers ? &in_place : nullptr);
     if (bytes == 0) {
       break;
     }
     ++sent;
     if (to) {
       // The payload has its own seal; IPv6 insists on a checksum all the same.
-      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes));
-      queue.commit(priority, header + bytes);
+      wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes), in_place.bytes);
+      if (in_place.count == 0) {
+        queue.commit(priority, header + bytes);
+      } else {
+        queue.commit_referring(priority, header + bytes, wire::kTagBytes, in_place.view(), *config_.loan);
+      }
     }
   }
   return sent;

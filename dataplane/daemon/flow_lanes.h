@@ -42,6 +42,7 @@ struct FlowConfig {
   Duration base_rtt = microseconds(500);
   Duration rtt_granularity = milliseconds(2);
   std::shared_ptr<FlowFigures> figures;  // with counters for each lane
+  std::shared_ptr<const port::Loan> loan;  // the guest's RAM, if frames may refer to it
 };
 
 /// The peer's Ethernet address: the home lcore resolves it, the others wait until it is there.

@@ -26,6 +26,8 @@ class LiveGuest final : public transfer::GuestMemory {
             std::shared_ptr<memory::KnownHashes> hashes, std::optional<TrackingState> state, bool memory_may_vanish);
 
   [[nodiscard]] const memory::GuestRam& ram() const { return *ram_; }
+  /// Keeps the mappings for what outlives the guest.
+  [[nodiscard]] std::shared_ptr<const memory::GuestRam> shared_ram() const { return ram_; }
   [[nodiscard]] memory::TrackerKind tracker() const { return tracker_->kind(); }
   [[nodiscard]] TrackingState* state() { return state_ ? &*state_ : nullptr; }
   [[nodiscard]] const std::shared_ptr<memory::KnownHashes>& hashes() const { return hashes_; }
@@ -47,6 +49,7 @@ class LiveGuest final : public transfer::GuestMemory {
   // ---- hot ----
   [[nodiscard]] pages::PageNumber page_count() const override { return ram_->page_count(); }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
   std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
 
@@ -61,12 +64,13 @@ class LiveGuest final : public transfer::GuestMemory {
   void set_present(pages::PageNumber first, std::uint64_t count, bool present);
   void note_placed(std::span<const transfer::Arrival> arrivals);
 
-  std::unique_ptr<memory::GuestRam> ram_;
+  std::shared_ptr<memory::GuestRam> ram_;
   std::shared_ptr<memory::KnownHashes> hashes_;
   std::unique_ptr<memory::WrittenTracker> tracker_;
   std::optional<TrackingState> state_;
   const bool keeps_hashes_;
   const bool read_by_mapping_;
+  const bool sent_in_place_;
   // A bit a page, read on lcores and renewed by jobs. A page named by a scan was looked up after that scan.
   mutable std::vector<std::uint64_t> present_;
   std::atomic<bool> read_failed_{false};

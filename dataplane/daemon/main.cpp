@@ -178,6 +178,7 @@ int run(const config::DataplaneConfig& config) {
   Inbox inbox(control->waker());
   ServiceOptions service_options = settings.service;
   service_options.receive_spread = receive_spread_of(**port, settings);
+  service_options.lender = port->get();
   Service service(
       std::move(service_options), **images, inbox, (*lcores)[0]->data_path,
       [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });

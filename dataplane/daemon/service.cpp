@@ -47,6 +47,9 @@ Service::~Service() = default;
 
 void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond) {
   using Request = api::ToDataplane;
+  if (options_.lender != nullptr) {
+    options_.lender->end_loans();
+  }
   if (!descriptors.empty() && request.request_case() != Request::kAttachGuest) {
     respond(refusal(bad_request("request " + std::to_string(request.id()) +
                                 " came with descriptors, which only AttachGuest takes")));

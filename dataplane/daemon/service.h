@@ -37,6 +37,7 @@ struct ServiceOptions {
   std::optional<memory::TrackerKind> tracker;  // when the bridge has no wish
   std::vector<port::LocalAddress> addresses;
   bool allow_clear_text = false;
+  port::Lender* lender = nullptr;  // of the port; null: pages in clear text are always copied
   std::string config_file;  // where that stands
   Id128 host_boot_id;
   Id128 daemon_boot_id;
@@ -109,6 +110,7 @@ class Service {
   void prepared(MigrationSession& session);
   [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
                                        const wire::IpAddress& local) const;
+  [[nodiscard]] std::shared_ptr<const port::Loan> lend(const LiveGuest& guest);
   [[nodiscard]] std::uint64_t guest_bytes() const;
   /// After a guest has come, gone, or begun or ended a migration.
   void publish_guests();

@@ -266,6 +266,23 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   return config;
 }
 
+/// Null: what is sent must be copied.
+std::shared_ptr<const port::Loan> Service::lend(const LiveGuest& guest) {
+  if (options_.lender == nullptr) {
+    return nullptr;
+  }
+  port::Lent lent{.owner = guest.shared_ram(), .memory = {}};
+  for (const memory::Region& region : guest.ram().regions()) {
+    lent.memory.emplace_back(region.mapping, region.bytes);
+  }
+  auto loan = options_.lender->lend(std::move(lent));
+  if (!loan) {
+    spdlog::info("{}; it is copied", loan.error().text);
+    return nullptr;
+  }
+  return *loan;
+}
+
 EventRelay::Deliver Service::deliver_to(const Id128& migration) {
   return [this, migration](const api::Event& event, bool failed) {
     const auto found = sessions_.find(migration);
@@ -326,7 +343,10 @@ void Service::start(api::StartMigration& request, const Respond& respond) {
   migration.state = MigrationSession::State::kStarted;
   migration.start_request = std::move(serialised);
   migration.secret = start->secret;
-  const FlowConfig flow = flow_config(migration, *start, *local);
+  FlowConfig flow = flow_config(migration, *start, *local);
+  if (source && flow.cipher == transport::Cipher::kNone) {
+    flow.loan = lend(*guest.memory);
+  }
   figures_.begin(flow.figures);
   // std::function copies: the table travels behind a pointer.
   auto arriving = std::make_shared<std::optional<pages::GenerationTable>>(std::move(migration.arriving));

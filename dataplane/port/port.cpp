@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dataplane/port/loan.h"
 
 namespace godwit::port {
 namespace {
@@ -26,6 +27,8 @@ constexpr std::uint16_t kReceiveEntries = 512;  // descriptors of a queue; vdevs
 constexpr std::uint16_t kTransmitEntries = 128;
 constexpr std::uint16_t kCacheEntries = 256;
 constexpr std::uint64_t kHashedWanted = RTE_ETH_RSS_NONFRAG_IPV4_UDP | RTE_ETH_RSS_NONFRAG_IPV6_UDP;
+constexpr std::size_t kPieces = kReferencesMax + 1;  // of a frame behind its first
+constexpr std::uint16_t kPieceBytes = 64;            // room of one that refers to nothing
 constexpr std::chrono::milliseconds kMemifRetry{100};
 constexpr int kMemifTries = 300;  // half a minute, then the service manager's turn
 
@@ -35,12 +38,15 @@ PortError failed(const std::string& operation, int error) {
 
 class QueueImpl final : public Queue {
  public:
-  QueueImpl(std::uint16_t port, std::uint16_t queue, rte_mempool* pool, std::uint32_t frame_bytes_max)
-      : port_(port), queue_(queue), pool_(pool), frame_bytes_max_(frame_bytes_max) {}
+  /// `piece_pool`: of kPieceBytes each; null: frames never refer to memory.
+  QueueImpl(std::uint16_t port, std::uint16_t queue, rte_mempool* pool, rte_mempool* piece_pool,
+            std::uint32_t frame_bytes_max)
+      : port_(port), queue_(queue), pool_(pool), piece_pool_(piece_pool), frame_bytes_max_(frame_bytes_max) {}
   ~QueueImpl() override {
     release_received();
     rte_pktmbuf_free_bulk(out_.frames().data(), static_cast<unsigned>(out_.frames().size()));
     rte_pktmbuf_free(next_);
+    rte_pktmbuf_free_bulk(pieces_.data(), pieces_ready_ ? kPieces : 0);
   }
   QueueImpl(const QueueImpl&) = delete;
   QueueImpl& operator=(const QueueImpl&) = delete;
@@ -91,6 +97,36 @@ class QueueImpl final : public Queue {
     next_ = nullptr;
   }
 
+  bool can_refer() override {
+    if (!pieces_ready_ && piece_pool_ != nullptr) {
+      pieces_ready_ = rte_pktmbuf_alloc_bulk(piece_pool_, pieces_.data(), kPieces) == 0;
+    }
+    return pieces_ready_;
+  }
+
+  void commit_referring(Priority priority, std::size_t bytes, std::size_t tail_bytes,
+                        std::span<const std::span<const std::byte>> pieces, const Loan& loan) override {
+    GW_ASSERT(next_ != nullptr && pieces_ready_ && pieces.size() <= kReferencesMax);
+    GW_ASSERT(tail_bytes <= bytes && bytes <= frame_bytes_max_ && tail_bytes <= kPieceBytes);
+    pieces_ready_ = false;
+    next_->data_len = static_cast<std::uint16_t>(bytes - tail_bytes);
+    next_->pkt_len = static_cast<std::uint32_t>(bytes);
+    rte_mbuf* last = next_;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      static_cast<const LoanImpl&>(loan).attach(pieces_[i], queue_, pieces[i]);
+      next_->pkt_len += static_cast<std::uint32_t>(pieces[i].size());
+      last = last->next = pieces_[i];
+    }
+    rte_mbuf* const tail = pieces_[kReferencesMax];
+    std::memcpy(rte_pktmbuf_mtod(tail, std::byte*), rte_pktmbuf_mtod(next_, std::byte*) + next_->data_len, tail_bytes);
+    tail->data_len = static_cast<std::uint16_t>(tail_bytes);
+    last->next = tail;
+    next_->nb_segs = static_cast<std::uint16_t>(pieces.size() + 2);
+    rte_pktmbuf_free_bulk(pieces_.data() + pieces.size(), static_cast<unsigned>(kReferencesMax - pieces.size()));
+    GW_ASSERT(next_->pkt_len <= frame_bytes_max_);
+    out_.push(priority, std::exchange(next_, nullptr));
+  }
+
   bool flush() override {
     if (out_.empty()) {
       return true;
@@ -121,9 +157,12 @@ class QueueImpl final : public Queue {
   const std::uint16_t port_;
   const std::uint16_t queue_;
   rte_mempool* const pool_;
+  rte_mempool* const piece_pool_;
   const std::uint32_t frame_bytes_max_;
   std::uint16_t in_count_ = 0;
   rte_mbuf* next_ = nullptr;
+  bool pieces_ready_ = false;
+  std::array<rte_mbuf*, kPieces> pieces_{};  // for the next frame that refers to memory: what it refers to, its tail
   std::array<rte_mbuf*, kBurst> in_{};
   SendQueue<rte_mbuf*, kBurst> out_;
   std::array<std::span<std::byte>, kBurst> frames_{};
@@ -140,6 +179,7 @@ class PortImpl final : public Port {
     }
     queues_.clear();
     rte_eth_dev_close(id_);
+    loans_.end();
     for (rte_mempool* pool : pools_) {
       rte_mempool_free(pool);
     }
@@ -160,6 +200,8 @@ class PortImpl final : public Port {
         family == wire::IpFamily::kV4 ? RTE_ETH_RSS_NONFRAG_IPV4_UDP : RTE_ETH_RSS_NONFRAG_IPV6_UDP;
     return (hashed_ & wanted) != 0 ? std::optional(spread_) : std::nullopt;
   }
+  std::expected<std::shared_ptr<const Loan>, PortError> lend(Lent lent) override { return loans_.lend(std::move(lent)); }
+  std::size_t end_loans() override { return loans_.end(); }
   [[nodiscard]] PortDrops drops() const override {
     const std::lock_guard lock(control_mutex_);
     rte_eth_stats stats{};
@@ -188,8 +230,11 @@ class PortImpl final : public Port {
   std::expected<void, PortError> set_up_queue(std::uint16_t queue);
   void learn_spread();
 
+  void choose_references(const rte_eth_dev_info& info);
+
   const PortOptions options_;
   const std::uint16_t id_;
+  Loans loans_;
   bool started_ = false;
   bool interrupts_ = false;
   std::uint64_t hashed_ = 0;  // RTE_ETH_RSS_*: spread_ says how
@@ -201,6 +246,20 @@ class PortImpl final : public Port {
   std::vector<std::unique_ptr<QueueImpl>> queues_;
 };
 
+/// Only of drivers whose source says what they do with a frame's memory.
+void PortImpl::choose_references(const rte_eth_dev_info& info) {
+  const std::string driver = info.driver_name;
+  const bool pieces = (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 &&
+                      (info.tx_desc_lim.nb_seg_max == 0 || info.tx_desc_lim.nb_seg_max > kPieces);
+  Reference reference = Reference::kNever;
+  if (pieces && options_.driver == Driver::kPci) {
+    reference = Reference::kRegistered;
+  } else if (pieces && (driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring")) {
+    reference = Reference::kCopied;
+  }
+  loans_.set(reference, info.device, options_.queues);
+}
+
 std::expected<void, PortError> PortImpl::configure() {
   rte_eth_dev_info info{};
   if (const int rc = rte_eth_dev_info_get(id_, &info); rc != 0) {
@@ -211,7 +270,11 @@ std::expected<void, PortError> PortImpl::configure() {
                                      std::to_string(std::min(info.max_rx_queues, info.max_tx_queues)) +
                                      "; lower queues or the number of lcores"});
   }
+  choose_references(info);
   rte_eth_conf conf{};
+  if (loans_.possible()) {
+    conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+  }
   // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
   // the interface.
   if (options_.driver == Driver::kPci) {
@@ -267,7 +330,20 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
   if (const int rc = rte_eth_tx_queue_setup(id_, queue, transmit_entries, socket, nullptr); rc != 0) {
     return std::unexpected(failed("setting up transmit queue " + std::to_string(queue), rc));
   }
-  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, frame_bytes_max()));
+  rte_mempool* pieces = nullptr;
+  if (loans_.possible()) {
+    const std::uint32_t frames = transmit_entries + 2 * static_cast<std::uint32_t>(kBurst) + 1;
+    const std::uint32_t piece_entries =
+        std::bit_ceil(frames * static_cast<std::uint32_t>(kPieces) + 2 * kCacheEntries + 1) - 1;
+    pieces = rte_pktmbuf_pool_create((name + "p").c_str(), piece_entries, kCacheEntries, 0,
+                                     RTE_PKTMBUF_HEADROOM + kPieceBytes, rte_eth_dev_socket_id(id_));
+    if (pieces == nullptr) {
+      return std::unexpected(PortError{"port: " + std::to_string(piece_entries) + " small buffers: " +
+                                       rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
+    }
+    pools_.push_back(pieces);
+  }
+  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, pieces, frame_bytes_max()));
   return {};
 }
 

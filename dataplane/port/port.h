@@ -1,6 +1,6 @@
 #pragma once
 // One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone
-// may call it. Frames are Ethernet frames of at most frame_bytes_max, never in several segments. Sizes in bytes.
+// may call it. Frames are Ethernet frames of at most frame_bytes_max, received ones never in several segments. Sizes in bytes.
 // Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped and
 // counted.
 
@@ -29,6 +29,7 @@ inline constexpr std::size_t kHandOverMax = 256;
 inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
 inline constexpr std::uint32_t kMtuMin = 1280;
 inline constexpr std::uint32_t kMtuMax = 9216;
+inline constexpr std::size_t kReferencesMax = 2;  // of one frame
 
 enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 
@@ -68,6 +69,29 @@ struct ReceivedFrame {
   std::span<std::byte> bytes;
 };
 
+/// Memory of a guest, which `owner` keeps mapped.
+struct Lent {
+  std::shared_ptr<const void> owner;
+  std::vector<std::span<std::byte>> memory;
+};
+
+/// Guest RAM that frames may refer to, on all queues of one port. Kept by whoever sends from it, on any thread. When it
+/// is dropped the memory stays until the driver has given back the last frame that refers to it.
+class Loan {
+ public:
+  virtual ~Loan() = default;
+};
+
+/// Control thread.
+class Lender {
+ public:
+  virtual ~Lender() = default;
+  /// Makes memory known that frames are to refer to. The error says why they must be copied.
+  virtual std::expected<std::shared_ptr<const Loan>, PortError> lend(Lent lent) = 0;
+  /// Lets go of what nobody sends from and no frame refers to; how many loans are left.
+  virtual std::size_t end_loans() = 0;
+};
+
 class Queue {
  public:
   virtual ~Queue() = default;
@@ -80,16 +104,21 @@ class Queue {
   virtual std::span<std::byte> next_frame(Priority priority) = 0;
   /// Takes the first `bytes` of next_frame() for sending, before all waiting frames of less priority.
   virtual void commit(Priority priority, std::size_t bytes) = 0;
+  /// Whether the next frame may refer to a loan's memory; no while too many frames do.
+  [[nodiscard]] virtual bool can_refer() = 0;
+  /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then `pieces`,
+  /// then those. Requires can_refer(); `pieces` are kReferencesMax at most, and of the loan.
+  virtual void commit_referring(Priority priority, std::size_t bytes, std::size_t tail_bytes,
+                                std::span<const std::span<const std::byte>> pieces, const Loan& loan) = 0;
   /// Hands committed frames to the driver; what it does not take stays. False: something stays.
   virtual bool flush() = 0;
   [[nodiscard]] virtual const QueueCounters& counters() const = 0;
 };
 
-class Port {
+class Port : public Lender {
  public:
   /// After Environment::start with device_arguments() among its vdevs (or the PCI address).
   static std::expected<std::unique_ptr<Port>, PortError> open(const PortOptions& options);
-  virtual ~Port() = default;
   [[nodiscard]] virtual std::array<std::uint8_t, 6> mac() const = 0;
   [[nodiscard]] virtual Queue& queue(std::uint16_t index) = 0;
   [[nodiscard]] virtual std::uint32_t frame_bytes_max() const = 0;

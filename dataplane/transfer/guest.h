@@ -40,6 +40,9 @@ class GuestMemory {
   /// Copies bytes [offset, offset + out.size()) of the page as they are now. Never allocates memory for a hole: it
   /// reads as zero.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
+  /// The page where it lies, readable as long as the memory is mapped; it may change at any moment, but is there: to
+  /// read it allocates nothing. Empty: it must be read by read_page().
+  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/) { return {}; }
   /// Puts arrived bytes into RAM; called once per receive burst, so that contiguous pages become one system call.
   virtual std::expected<void, GuestError> place_pages(std::span<const Arrival> arrivals) = 0;
   /// Makes pages [first, first + count) read as zero, giving their memory back.

@@ -48,6 +48,14 @@ void SourceShare::read_page(pages::PageNumber page, std::uint32_t offset, std::s
   report(read);
 }
 
+std::span<const std::byte> SourceShare::page_in_place(pages::PageNumber page) {
+  const std::span<const std::byte> bytes = memory_.page_in_place(page);
+  if (!bytes.empty() && hashes_) {
+    report({.work = {.page = page}, .hash = pages::hash_page(bytes.first<pages::kPageSize>())});
+  }
+  return bytes;
+}
+
 void SourceShare::on_acknowledged(const transport::Work& work) { report({.acknowledged = true, .work = work}); }
 
 void SourceShare::report(Report report) {

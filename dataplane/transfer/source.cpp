@@ -339,6 +339,7 @@ bool Source::next_work(std::uint16_t lane, transport::Work& out) { return impl_-
 void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
   impl_->read_page(page, offset, out);
 }
+std::span<const std::byte> Source::page_in_place(pages::PageNumber page) { return impl_->page_in_place(page); }
 void Source::on_acknowledged(const transport::Work& work) { impl_->on_acknowledged(work); }
 void Source::on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
   impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent a page");

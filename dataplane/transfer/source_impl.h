@@ -38,6 +38,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
 
   bool next_work(std::uint16_t lane, transport::Work& out);
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
+  std::span<const std::byte> page_in_place(pages::PageNumber page);
   void on_acknowledged(const transport::Work& work);
   void on_message(std::span<const std::byte> bytes);
   void fail(Failure failure, std::string text) override;

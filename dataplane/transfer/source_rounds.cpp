@@ -353,6 +353,14 @@ void Source::Impl::read_page(pages::PageNumber page, std::uint32_t offset, std::
   }
 }
 
+std::span<const std::byte> Source::Impl::page_in_place(pages::PageNumber page) {
+  const std::span<const std::byte> bytes = memory_.page_in_place(page);
+  if (!bytes.empty() && hashes() && unread_.test(page)) {
+    note_read(page, pages::hash_page(bytes.first<pages::kPageSize>()));
+  }
+  return bytes;
+}
+
 void Source::Impl::note_read(pages::PageNumber page, pages::PageHash hash) {
   if (!unread_.test(page)) {
     return;

@@ -47,11 +47,32 @@ AesGcm::AesGcm(Cipher cipher, std::span<const std::byte> key)
 
 AesGcm::~AesGcm() { ::explicit_bzero(expanded_.data(), expanded_.size()); }
 
-void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag) const {
+void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
+                  std::span<const std::span<const std::byte>> tail) const {
   gcm_context_data context;
-  (is_256_ ? functions_->gcm256_enc : functions_->gcm128_enc)(key_data(expanded_), &context, octets(text), octets(text),
-                                                              text.size(), octets(nonce), octets(header), header.size(),
-                                                              octets(std::span<std::byte>(tag)), tag.size());
+  const gcm_key_data* const key = key_data(expanded_);
+  std::uint8_t* const tag_octets = octets(std::span<std::byte>(tag));
+  if (tail.empty()) {
+    (is_256_ ? functions_->gcm256_enc : functions_->gcm128_enc)(key, &context, octets(text), octets(text), text.size(),
+                                                                octets(nonce), octets(header), header.size(),
+                                                                tag_octets, tag.size());
+    return;
+  }
+  std::size_t rest = 0;
+  for (const std::span<const std::byte> piece : tail) {
+    rest += piece.size();
+  }
+  GW_ASSERT(rest <= text.size());
+  const auto update = is_256_ ? functions_->gcm256_enc_update : functions_->gcm128_enc_update;
+  (is_256_ ? functions_->gcm256_init : functions_->gcm128_init)(key, &context, octets(nonce), octets(header),
+                                                                header.size());
+  std::size_t at = text.size() - rest;
+  update(key, &context, octets(text), octets(text), at);
+  for (const std::span<const std::byte> piece : tail) {
+    update(key, &context, octets(text.subspan(at)), octets(piece), piece.size());
+    at += piece.size();
+  }
+  (is_256_ ? functions_->gcm256_enc_finalize : functions_->gcm128_enc_finalize)(key, &context, tag_octets, tag.size());
 }
 
 bool AesGcm::open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,

@@ -51,9 +51,10 @@ AesGcm::Nonce PhaseKey::nonce(std::uint16_t lane, std::uint64_t packet_number) c
   return nonce;
 }
 
-void PhaseKey::seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const {
+void PhaseKey::seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
+                    Sealer::Pages pages) const {
   const Parts parts(packet);
-  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag);
+  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages);
 }
 
 bool PhaseKey::open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const {
@@ -86,10 +87,10 @@ bool AesSealer::ready(Instant now, std::uint64_t packet_number) {
   return sealed_ < limits_.packets_max;
 }
 
-void AesSealer::seal(std::uint64_t packet_number, std::span<std::byte> packet) {
+void AesSealer::seal(std::uint64_t packet_number, std::span<std::byte> packet, Pages pages) {
   GW_ASSERT(sealed_ < limits_.packets_max);
   ++sealed_;
-  key_->seal(lane_, packet_number, packet);
+  key_->seal(lane_, packet_number, packet, pages);
 }
 
 void AesSealer::on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) {

@@ -191,7 +191,9 @@ Lane::Lane(const LaneConfig& config, LaneUser& user, Instant now) : impl_(std::m
 Lane::~Lane() = default;
 
 Received Lane::on_packet(Instant now, std::span<std::byte> datagram) { return impl_->on_packet(now, datagram); }
-std::size_t Lane::poll_transmit(Instant now, std::span<std::byte> out) { return impl_->poll_transmit(now, out); }
+std::size_t Lane::poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place) {
+  return impl_->poll_transmit(now, out, in_place);
+}
 Instant Lane::deadline() const { return impl_->deadline(); }
 void Lane::tick(Instant now) { impl_->tick(now); }
 bool Lane::send_message(std::span<const std::byte> message) { return impl_->send_message(message); }

@@ -59,6 +59,9 @@ class LaneUser {
   virtual bool next_work(std::uint16_t lane, Work& out) = 0;
   /// Copies bytes of the page as they are now.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
+  /// The whole page where it lies, to be sent without a copy; readable for as long as the frames that refer to it are
+  /// kept. It may change meanwhile. Empty: read_page() must be used.
+  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/) { return {}; }
   /// Every part of this work has been acknowledged.
   virtual void on_acknowledged(const Work& work) = 0;
   // ---- receiving: bytes are valid until flush() ----
@@ -70,6 +73,16 @@ class LaneUser {
 };
 
 inline constexpr std::size_t kMessageBytesMax = 65536;
+
+/// Pages that a packet takes from where they lie. If it is in clear text it is on the wire: the buffer but for its last
+/// wire::kTagBytes, then these, then those bytes. The tag covers what they held when it was made: if one is written
+/// before it is sent, the receiver finds a bad tag and drops the packet, and the pages go out again, copied.
+struct PagesInPlace {
+  std::array<std::span<const std::byte>, 2> pieces{};  // a page each, or neighbours as one
+  std::size_t count = 0;
+  std::size_t bytes = 0;
+  [[nodiscard]] std::span<const std::span<const std::byte>> view() const { return std::span(pieces).first(count); }
+};
 
 struct LaneCounters;
 
@@ -134,6 +147,7 @@ struct LaneCounters {
   using Counter = SingleWriter<std::uint64_t>;
   Counter packets_sent, bytes_sent, packets_received, bytes_received;  // UDP payload bytes
   Counter pages_sent, pages_retransmitted, payload_bytes_sent, packets_lost, probe_timeouts, spurious_losses;
+  Counter pages_in_place;   // sent, or encrypted, from where they lie
   Counter mtu_black_holes;  // times that larger packets were given up
   Counter pages_received;   // by their first fragments
   std::array<Counter, static_cast<std::size_t>(Received::kCount)> received{};
@@ -155,9 +169,9 @@ class Lane {
   /// Takes one UDP payload (may be changed in place by decryption). Calls on_page, on_zero_run, on_message,
   /// on_acknowledged.
   Received on_packet(Instant now, std::span<std::byte> datagram);
-  /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length, 0 when there is nothing
-  /// to send now.
-  std::size_t poll_transmit(Instant now, std::span<std::byte> out);
+  /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length there, 0 when there is
+  /// nothing to send now. With `in_place`, which comes empty, pages need not be in `out`.
+  std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place = nullptr);
   /// When tick() must be called at the latest; kNever when no timer runs.
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);

@@ -31,7 +31,7 @@ class Lane::Impl {
   Impl(const LaneConfig& config, LaneUser& user, Instant now);
 
   Received on_packet(Instant now, std::span<std::byte> datagram);
-  std::size_t poll_transmit(Instant now, std::span<std::byte> out);
+  std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place);
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
   [[nodiscard]] bool send_message(std::span<const std::byte> message);
@@ -72,6 +72,7 @@ class Lane::Impl {
     std::span<std::byte> out;
     std::size_t at = 0;
     wire::PacketHeader header;
+    PagesInPlace pages;  // that follow at `at`, and are not there yet
   };
   enum class Next : std::uint8_t { kNothing, kWork, kMessage };
   /// What would go out now, by the order that lane.h has; takes work in hand.
@@ -81,7 +82,9 @@ class Lane::Impl {
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
   std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
-  void put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at);
+  [[nodiscard]] PagesInPlace find_in_place(const SentContent& content);
+  void put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t part);
+  void put_pages(Draft& draft, const SentContent& content);
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack);
@@ -107,6 +110,7 @@ class Lane::Impl {
   std::optional<MessageReceiver> receiver_;
   std::uint32_t messages_in_flight_ = 0;   // packets
   std::uint32_t page_packets_in_row_ = 0;  // since the last packet of messages
+  PagesInPlace* in_place_ = nullptr;  // of the poll_transmit() under way
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;

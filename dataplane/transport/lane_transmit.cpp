@@ -9,8 +9,9 @@ namespace {
 constexpr std::size_t kMessageAckRoom = wire::ack_block_bytes(2);
 }  // namespace
 
-std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
+std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place) {
   GW_ASSERT(out.size() >= config_.datagram_bytes_max);
+  in_place_ = in_place;
   if (fault_ != LaneFault::kNone) {
     return 0;
   }
@@ -112,8 +113,13 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
 
 std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
   wire::write_header(draft.header, draft.out);
-  const std::size_t length = draft.at + wire::kTagBytes;
-  sealer_->seal(draft.header.packet_number, draft.out.first(length));
+  const std::size_t length = draft.at + draft.pages.bytes + wire::kTagBytes;
+  const bool in_place = draft.pages.count != 0 && !sealer_->encrypts();
+  const std::size_t buffer_bytes = in_place ? draft.at + wire::kTagBytes : length;
+  sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes), draft.pages.view());
+  if (in_place) {
+    *in_place_ = draft.pages;
+  }
   if (carries_data(content.kind) && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
     waiting_ = true;
     waiting_since_ = now;
@@ -122,7 +128,7 @@ std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent con
   recovery_.on_sent(now, content);
   ++counters_.packets_sent;
   counters_.bytes_sent += length;
-  return length;
+  return buffer_bytes;
 }
 
 void Lane::Impl::put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length) {
@@ -167,21 +173,67 @@ std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, Next
   return works_.at(works_.front()).work.zero ? send_zero_runs(now, out, with_ack) : send_pages(now, out, with_ack);
 }
 
-void Lane::Impl::put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at) {
-  const WorkSlot& entry = works_.at(slot);
-  const std::uint32_t offset = layout_.offset(part);
+/// Where the pages of a packet lie, if none of them has to be copied.
+PagesInPlace Lane::Impl::find_in_place(const SentContent& content) {
+  if (layout_.parts_per_page != 1 || (!sealer_->encrypts() && in_place_ == nullptr)) {
+    return {};
+  }
+  PagesInPlace found;
+  for (const std::uint32_t slot : {content.slot, content.second}) {
+    if (slot == kNoSlot) {
+      continue;
+    }
+    const WorkSlot& entry = works_.at(slot);
+    // What goes out again is copied: then no tag can be wrong because the guest writes, however often it does.
+    const bool again = entry.lost != 0 && !sealer_->encrypts();
+    const std::span<const std::byte> page =
+        again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page);
+    if (page.empty()) {
+      return {};
+    }
+    GW_ASSERT(page.size() == pages::kPageSize);
+    found.bytes += page.size();
+    if (found.count != 0 && found.pieces[0].data() + found.pieces[0].size() == page.data()) {
+      found.pieces[0] = {found.pieces[0].data(), found.bytes};
+    } else {
+      found.pieces[found.count++] = page;
+    }
+  }
+  counters_.pages_in_place += found.bytes / pages::kPageSize;
+  return found;
+}
+
+void Lane::Impl::put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t part) {
   const std::uint32_t length = layout_.length(part);
-  wire::write_page_desc({.page = entry.work.page,
-                         .round = entry.work.round,
-                         .offset = static_cast<std::uint16_t>(offset),
-                         .length = static_cast<std::uint16_t>(length)},
-                        draft.out.subspan(desc_at));
-  user_.read_page(entry.work.page, offset, draft.out.subspan(draft.at, length));
-  draft.at += length;
+  draft.at += wire::write_page_desc({.page = entry.work.page,
+                                     .round = entry.work.round,
+                                     .offset = static_cast<std::uint16_t>(layout_.offset(part)),
+                                     .length = static_cast<std::uint16_t>(length)},
+                                    draft.out.subspan(draft.at));
   counters_.payload_bytes_sent += length;
   const bool again = (entry.lost >> part & 1) != 0;
   counters_.pages_retransmitted += again ? 1 : 0;
   counters_.pages_sent += !again && part == 0 ? 1 : 0;
+}
+
+void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
+  const auto part = static_cast<std::uint32_t>(std::countr_zero(content.parts));
+  for (const std::uint32_t slot : {content.slot, content.second}) {
+    if (slot != kNoSlot) {
+      put_desc(draft, works_.at(slot), part);
+    }
+  }
+  draft.pages = find_in_place(content);
+  if (draft.pages.count != 0) {
+    return;
+  }
+  for (const std::uint32_t slot : {content.slot, content.second}) {
+    if (slot != kNoSlot) {
+      const std::uint32_t length = layout_.length(part);
+      user_.read_page(works_.at(slot).work.page, layout_.offset(part), draft.out.subspan(draft.at, length));
+      draft.at += length;
+    }
+  }
 }
 
 std::size_t Lane::Impl::send_pages(Instant now, std::span<std::byte> out, bool with_ack) {
@@ -191,16 +243,9 @@ std::size_t Lane::Impl::send_pages(Instant now, std::span<std::byte> out, bool w
     content.second = works_.front();
     works_.send_part();
   }
-  const std::uint8_t count = content.second == kNoSlot ? 1 : 2;
   Draft draft = begin_packet(now, out, wire::PacketType::kPages, with_ack);
-  put_prefix(draft, count, 0);
-  const std::size_t desc_at = draft.at;
-  draft.at += count * wire::kPageDescBytes;
-  const auto part = static_cast<std::uint32_t>(std::countr_zero(content.parts));
-  put_page(draft, content.slot, part, desc_at);
-  if (content.second != kNoSlot) {
-    put_page(draft, content.second, part, desc_at + wire::kPageDescBytes);
-  }
+  put_prefix(draft, content.second == kNoSlot ? 1 : 2, 0);
+  put_pages(draft, content);
   return finish_packet(now, draft, content);
 }
 

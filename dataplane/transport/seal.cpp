@@ -1,5 +1,6 @@
 #include "dataplane/transport/seal.h"
 
+#define XXH_STATIC_LINKING_ONLY  // the state of a hash that is made in pieces, with no allocation
 #include <xxhash.h>
 // Selects AVX-512, AVX2 or SSE2 at run time; must follow xxhash.h.
 #include <xxh_x86dispatch.h>
@@ -35,10 +36,20 @@ class Checksum {
     }
   }
 
-  void write(std::span<std::byte> packet) const {
-    const XXH128_hash_t hash = compute(packet);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
+  void write(std::span<std::byte> packet) const { store(compute(packet), packet); }
+
+  void write(std::span<std::byte> packet, Sealer::Pages pages) const {
+    GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state);
+    XXH3_128bits_reset_withSecret(&state, key_.data(), key_.size());
+    XXH3_128bits_update(&state, packet.data(), packet.size() - wire::kTagBytes);
+    for (const std::span<const std::byte> page : pages) {
+      XXH3_128bits_update(&state, page.data(), page.size());
+    }
+    const XXH128_hash_t hash = XXH3_128bits_digest(&state);
+    leave_vector_registers();
+    store(hash, packet);
   }
 
   [[nodiscard]] bool matches(std::span<const std::byte> packet) const {
@@ -54,12 +65,21 @@ class Checksum {
     GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
     const XXH128_hash_t hash =
         XXH3_128bits_withSecret(packet.data(), packet.size() - wire::kTagBytes, key_.data(), key_.size());
+    leave_vector_registers();
+    return hash;
+  }
+
+  static void store(const XXH128_hash_t& hash, std::span<std::byte> packet) {
+    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
+    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
+  }
+
+  void leave_vector_registers() const {
     // Debian's libxxhash returns with the upper halves of the vector registers in use, and the next SSE instruction,
     // whosever it is, waits 180 ns for them.
     if (has_avx_) {
       asm volatile("vzeroupper" ::: "memory");
     }
-    return hash;
   }
 
   const bool has_avx_ = __builtin_cpu_supports("avx") != 0;
@@ -73,7 +93,10 @@ class ChecksumSealer final : public Sealer {
   explicit ChecksumSealer(const SealConfig& config) : checksum_(config) {}
   bool ready(Instant /*now*/, std::uint64_t /*packet_number*/) override { return true; }
   [[nodiscard]] std::uint8_t flags() const override { return wire::kFlagChecksum; }
-  void seal(std::uint64_t /*packet_number*/, std::span<std::byte> packet) override { checksum_.write(packet); }
+  [[nodiscard]] bool encrypts() const override { return false; }
+  void seal(std::uint64_t /*packet_number*/, std::span<std::byte> packet, Pages pages) override {
+    pages.empty() ? checksum_.write(packet) : checksum_.write(packet, pages);
+  }
   void on_reported(Instant /*now*/, std::uint64_t /*largest*/, Duration /*probe_timeout*/) override {}
 
  private:

@@ -29,13 +29,17 @@ struct SealConfig {
 
 class Sealer {
  public:
+  using Pages = std::span<const std::span<const std::byte>>;
   virtual ~Sealer() = default;
   /// Before each packet; goes over to the next key when it is time. False: no packet may be sealed any more.
   [[nodiscard]] virtual bool ready(Instant now, std::uint64_t packet_number) = 0;
   /// The flags that the packet's header must carry, of those that name a seal.
   [[nodiscard]] virtual std::uint8_t flags() const = 0;
+  [[nodiscard]] virtual bool encrypts() const = 0;
   /// `packet` is header, body and room for the tag; ready() has been asked for this number. A number is sealed once.
-  virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet) = 0;
+  /// `pages`: what the body ends with, where it lies elsewhere. If encrypts(), `packet` has room for them, and each
+  /// byte of them is read once; else `packet` is without them, and they will be sent in front of its tag.
+  virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet, Pages pages = {}) = 0;
   /// The peer reports `largest` as received, in an authentic packet.
   virtual void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) = 0;
 };

@@ -13,10 +13,10 @@ constexpr std::uint8_t kTimeToLive = 64;
 constexpr std::uint16_t kDontFragment = 0x4000;
 constexpr std::uint16_t kFragmentMask = 0x3fff;  // more fragments, and the offset
 
-void write_ipv4(const DatagramPath& path, std::span<std::byte> ip) {
+void write_ipv4(const DatagramPath& path, std::span<std::byte> ip, std::size_t bytes) {
   store_be<std::uint8_t>(ip, 0, 0x45);
   store_be<std::uint8_t>(ip, 1, static_cast<std::uint8_t>(path.dscp << 2));
-  store_be<std::uint16_t>(ip, 2, static_cast<std::uint16_t>(ip.size()));
+  store_be<std::uint16_t>(ip, 2, static_cast<std::uint16_t>(bytes));
   store_be<std::uint16_t>(ip, 4, 0);
   store_be<std::uint16_t>(ip, 6, kDontFragment);
   store_be<std::uint8_t>(ip, 8, kTimeToLive);
@@ -149,16 +149,18 @@ FrameKind classify_frame(std::span<const std::byte> frame) {
   }
 }
 
-void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std::span<std::byte> frame) {
+void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std::span<std::byte> frame,
+                            std::size_t bytes_elsewhere) {
   const IpFamily family = path.destination.address.family;
   GW_ASSERT(path.source.address.family == family && path.dscp < 64);
-  GW_ASSERT(frame.size() >= datagram_header_bytes(family) && frame.size() <= kEthernetBytes + UINT16_MAX);
+  GW_ASSERT(frame.size() >= datagram_header_bytes(family) && frame.size() + bytes_elsewhere <= kEthernetBytes + UINT16_MAX);
   const bool v4 = family == IpFamily::kV4;
+  GW_ASSERT(bytes_elsewhere == 0 || (v4 && checksum == UdpChecksum::kNone));
   write_ethernet(frame, path.destination_mac, path.source_mac, v4 ? kEtherTypeIpv4 : kEtherTypeIpv6);
   const std::span<std::byte> ip = frame.subspan(kEthernetBytes);
-  v4 ? write_ipv4(path, ip) : write_ipv6(path, ip);
+  v4 ? write_ipv4(path, ip, ip.size() + bytes_elsewhere) : write_ipv6(path, ip);
   const std::span<std::byte> udp = ip.subspan(v4 ? kIpv4Bytes : kIpv6Bytes);
-  const auto length = static_cast<std::uint16_t>(udp.size());
+  const auto length = static_cast<std::uint16_t>(udp.size() + bytes_elsewhere);
   store_be<std::uint16_t>(udp, 0, path.source.port);
   store_be<std::uint16_t>(udp, 2, path.destination.port);
   store_be<std::uint16_t>(udp, 4, length);

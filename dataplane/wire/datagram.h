@@ -45,8 +45,10 @@ struct DatagramPath {
 /// Over IPv4 the UDP checksum may be left out (the payload carries its own seal); over IPv6 it is always written.
 enum class UdpChecksum : std::uint8_t { kNone, kWrite };
 
-/// Writes the headers at the front of `frame`; the payload already stands behind them and ends the frame.
-void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std::span<std::byte> frame);
+/// Writes the headers at the front of `frame`; the payload already stands behind them and ends the frame. Of a payload
+/// that is not checksummed `bytes_elsewhere` may be sent from other memory.
+void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std::span<std::byte> frame,
+                            std::size_t bytes_elsewhere = 0);
 
 enum class DatagramReject : std::uint8_t {
   kTooShort,

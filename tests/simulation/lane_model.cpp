@@ -244,9 +244,9 @@ bool LaneModel::step() {
   print_state();
   faults();
   crash_and_restart();
-  if (round_ < scenario_.rounds && nodes_[0]->alive()) {
+  if (guest_runs() && nodes_[0]->alive()) {
     if (random_.chance_ppm(scenario_.write_ppm)) {
-      ++history_[random_.below(history_.size())].version;  // the guest writes; not in the last round
+      ++history_[random_.below(history_.size())].version;
     }
     if (round_over()) {
       verdict_.require(in_hand_[1].empty(), "conservation", "a round ended with pages in hand");

@@ -54,6 +54,8 @@ class LaneModel {
     std::size_t to;
     std::vector<std::byte> bytes;
   };
+  /// It writes in all rounds but the last.
+  [[nodiscard]] bool guest_runs() const { return round_ < scenario_.rounds; }
   [[nodiscard]] std::uint32_t flow_id(std::size_t node, std::uint32_t life) const;
   void trace(std::uint64_t value) { trace_hash_ = (trace_hash_ ^ value) * 0x100000001b3; }
   void start_life();

@@ -8,6 +8,7 @@
 #include "dataplane/transport/credit.h"
 #include "dataplane/transport/page_layout.h"
 #include "dataplane/wire/packet.h"
+#include "simulation/in_place.h"
 #include "tests/simulation/lane_model.h"
 
 namespace godwit::simulation {
@@ -71,6 +72,26 @@ bool Node::next_work(std::uint16_t lane, transport::Work& out) {
   to_send.pop_front();
   model_.verdict_.require(model_.in_hand_[lane].insert(out.page).second, "conservation", "a page is handed out twice");
   return true;
+}
+
+std::span<const std::byte> Node::page_in_place(pages::PageNumber page) {
+  if (!model_.scenario_.in_place) {
+    return {};
+  }
+  ram_.resize(model_.history_.size() * pages::kPageSize);
+  const std::span<std::byte> bytes = std::span(ram_).subspan(page * pages::kPageSize, pages::kPageSize);
+  read_page(page, 0, bytes);
+  return bytes;
+}
+
+void Node::tear(const transport::PagesInPlace& in_place) {
+  const std::span<const std::byte> piece = in_place.pieces[model_.random_.below(in_place.count)];
+  const auto at = static_cast<std::size_t>(piece.data() - ram_.data()) + model_.random_.below(piece.size());
+  const pages::PageNumber page = at / pages::kPageSize;
+  ++model_.history_[page].version;
+  const std::size_t line = at / kLineBytes * kLineBytes;
+  read_page(page, static_cast<std::uint32_t>(line % pages::kPageSize),
+            std::span(ram_).subspan(line, (page + 1) * pages::kPageSize - line));
 }
 
 void Node::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
@@ -244,12 +265,16 @@ std::size_t Node::transmit(Instant now, std::uint16_t lane) {
   for (; sent < kTransmitBurst; ++sent) {
     const std::uint32_t in_flight = l.in_flight_packets();
     const std::uint32_t window = l.congestion_window_packets();
-    const std::size_t length = l.poll_transmit(clock_.local(now), out);
+    transport::PagesInPlace in_place;
+    const std::size_t length = l.poll_transmit(clock_.local(now), out, &in_place);
     if (length == 0) {
       break;
     }
-    check_sent(lane, out.first(length), in_flight, window);
-    model_.transmit(index_, lane, out.first(length));
+    check_sent(lane, as_sent(out.first(length), in_place), in_flight, window);
+    if (in_place.count != 0 && model_.guest_runs() && model_.random_.chance_ppm(model_.scenario_.tear_ppm)) {
+      tear(in_place);
+    }
+    model_.transmit(index_, lane, as_sent(out.first(length), in_place));
   }
   return sent;
 }

@@ -29,6 +29,7 @@ class Node final : public transport::LaneUser {
 
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
   void on_acknowledged(const transport::Work& work) override;
   void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override;
@@ -82,6 +83,8 @@ class Node final : public transport::LaneUser {
   void flush();
   void offer_messages();
   std::size_t transmit(Instant now, std::uint16_t lane);
+  /// The guest writes a part of a page that is about to be sent from where it lies.
+  void tear(const transport::PagesInPlace& in_place);
   [[nodiscard]] bool window_allows(std::uint16_t lane, wire::PacketType type, std::uint32_t in_flight,
                                    std::uint32_t window) const;
   void check_sent(std::uint16_t lane, std::span<const std::byte> datagram, std::uint32_t in_flight_before,
@@ -93,6 +96,7 @@ class Node final : public transport::LaneUser {
   std::uint32_t life_ = 0;
   std::array<std::unique_ptr<transport::Lane>, kLanes> lanes_;
   std::array<Log, kLanes> logs_;
+  std::vector<std::byte> ram_;  // of the source: what was read in place
   std::deque<std::vector<std::byte>> inbox_;
   std::vector<std::vector<std::byte>> burst_;  // valid until flush
   std::vector<Placement> placements_;

@@ -53,6 +53,8 @@ Scenario draw_scenario(Random& random, Size size) {
   s.mtu_heals = random.chance_ppm(500'000);
   s.path_mtu.probe = milliseconds(static_cast<std::int64_t>(random.between(1, 100)));
   s.path_mtu.raise = milliseconds(static_cast<std::int64_t>(random.between(1, 1000)));
+  s.in_place = random.chance_ppm(700'000);
+  s.tear_ppm = random.chance_ppm(200'000) ? 1'000'000 : draw_rate(random, 600'000, 300'000);
   s.key_limits.rekey_packets = random.between(1, 500);
   s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
   s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;

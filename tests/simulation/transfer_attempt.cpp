@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "simulation/in_place.h"
+
 namespace godwit::simulation {
 namespace {
 
@@ -82,6 +84,7 @@ struct Side {
       config.initiator = initiator;
       config.secret.fill(secret);
       config.datagram_bytes_max = script.datagram_bytes_max;
+      config.cipher = script.cipher;
       transfer::Share* const share = share_of(i);
       lanes.push_back(std::make_unique<transport::Lane>(
           config, share != nullptr ? static_cast<transport::LaneUser&>(*share) : *end, clock.local(now)));
@@ -131,6 +134,7 @@ class Attempt {
   void faults();
   void send(std::size_t link, std::span<const std::byte> datagram);
   void guest_writes();
+  [[nodiscard]] bool guest_runs() const { return bridge_ == Bridge::kRunning || bridge_ == Bridge::kStopping; }
   void bridge();
   void disturb();
   void check();
@@ -322,11 +326,16 @@ bool Attempt::turn(S& side) {
       continue;
     }
     for (int burst = 0; burst < 32; ++burst) {
-      const std::size_t length = lane.poll_transmit(local, std::span(buffer).first(script_.datagram_bytes_max));
+      transport::PagesInPlace in_place;
+      const std::size_t length =
+          lane.poll_transmit(local, std::span(buffer).first(script_.datagram_bytes_max), &in_place);
       if (length == 0) {
         break;
       }
-      send(side.link_base + i, std::span(buffer).first(length));
+      if (in_place.count != 0 && guest_runs() && random_.chance_ppm(script_.tear_ppm)) {
+        input_.source.memory->write_at(in_place.pieces[0], random_);
+      }
+      send(side.link_base + i, as_sent(std::span(buffer).first(length), in_place));
       busy = true;
     }
   }

@@ -36,6 +36,8 @@ struct Script {
   std::uint32_t bulk_lanes = 1;
   std::uint32_t lcores = 1;  // the lanes have these in turn, the first is the home lcore
   std::uint32_t datagram_bytes_max = 1472;
+  transport::Cipher cipher = transport::Cipher::kAes128Gcm;
+  std::uint32_t tear_ppm = 0;       // of packets in clear text: the guest writes between tag and sending
   std::array<LinkConfig, 2> links;  // of every lane, from the source and back
   // ---- faults beside those of the links, until faults_end ----
   Duration faults_end{};

@@ -19,6 +19,14 @@ void ModelMemory::write(Random& random) {
   written_.set(page);
 }
 
+void ModelMemory::write_at(std::span<const std::byte> bytes, Random& random) {
+  const auto at = static_cast<std::size_t>(bytes.data() - pages_[0].data()) + random.below(bytes.size() / 8) * 8;
+  const std::uint64_t word = random.next();
+  const pages::PageNumber page = at / pages::kPageSize;
+  std::memcpy(pages_[page].data() + at % pages::kPageSize, &word, sizeof(word));
+  written_.set(page);
+}
+
 void ModelMemory::balloon(Random& random) {
   const pages::PageNumber first = random.below(pages_.size());
   const std::uint64_t count = std::min<std::uint64_t>(random.between(1, 40), pages_.size() - first);

@@ -28,6 +28,8 @@ class ModelMemory final : public transfer::GuestMemory {
   // ---- the guest ----
   void write(Random& random);
   void balloon(Random& random);
+  /// A word of these bytes of RAM.
+  void write_at(std::span<const std::byte> bytes, Random& random);
   void fill(pages::PageNumber page, std::byte value) {
     pages_[page].fill(value);
     written_.set(page);
@@ -59,6 +61,7 @@ class ModelMemory final : public transfer::GuestMemory {
   // ---- GuestMemory ----
   [[nodiscard]] pages::PageNumber page_count() const override { return pages_.size(); }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return pages_.at(page); }
   std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
   std::expected<void, transfer::GuestError> collect_written(pages::Bitmap& out) override;

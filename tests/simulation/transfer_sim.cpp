@@ -80,6 +80,10 @@ Script World::draw_script() {
   script.lcores = static_cast<std::uint32_t>(random_.between(1, script.bulk_lanes));
   constexpr std::array<std::uint32_t, 3> kDatagramBytes = {1472, 4240, 8972};
   script.datagram_bytes_max = kDatagramBytes[random_.below(3)];
+  if (random_.below(2) == 0) {
+    script.cipher = transport::Cipher::kNone;
+    script.tear_ppm = random_.below(4) == 0 ? 1'000'000 : draw_rate(random_, 600'000, 300'000);
+  }
   script.faults_end = microseconds(static_cast<std::int64_t>(random_.below(random_.below(2) == 0 ? 5000 : 60'000)));
   script.links = {draw_link(random_), draw_link(random_)};
   for (LinkConfig& link : script.links) {
