@@ -114,7 +114,8 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
     if (page >= options_.pages) return fail("the source named a page that there is not");
     writes_.push_back({page, offset, bytes, true});
     bulk_pages_ += lane == kBulkLane ? 1 : 0;
-    arrived_ = arrived_ || (lane == transport::kPriorityLane && page == wanted_);
+    // A second copy, of a page whose acknowledgement was late, answers nothing.
+    arrived_ = arrived_ || (lane == transport::kPriorityLane && page == wanted_ && asked_at_ != kNever);
   }
   void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {
     fail("a zero run came; none was sent");
