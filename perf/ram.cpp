@@ -28,6 +28,16 @@ void Ram::fill_random() {
   for (std::uint64_t i = 0; i < bytes_ / sizeof(std::uint64_t); ++i) words_[i] = random();
 }
 
+std::expected<RamPair, std::string> RamPair::make(std::uint64_t bytes) {
+  auto source = Ram::make("source-ram", bytes);
+  if (!source) return std::unexpected(source.error());
+  auto destination = Ram::make("destination-ram", bytes);
+  if (!destination) return std::unexpected(destination.error());
+  source->fill_random();
+  destination->fill();
+  return RamPair{std::move(*source), std::move(*destination)};
+}
+
 bool Ram::untouched(pages::PageNumber page) const {
   const auto* const bytes = reinterpret_cast<const unsigned char*>(at(page));
   return std::all_of(bytes, bytes + pages::kPageSize, [](unsigned char byte) { return byte == kFill; });

@@ -48,4 +48,10 @@ class Ram {
   std::uint64_t* words_ = nullptr;
 };
 
+/// Random pages, and as many that wait for them.
+struct RamPair {
+  static std::expected<RamPair, std::string> make(std::uint64_t bytes);
+  Ram source, destination;
+};
+
 }  // namespace godwit::perf

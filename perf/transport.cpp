@@ -84,12 +84,8 @@ std::expected<Settings, std::string> parse(const Options& options) {
 std::expected<void, std::string> move_pages(const Settings& settings, transport::Cipher cipher, const VethPair* network,
                                             const std::array<std::string, 2>& cpus, Shared& shared) {
   const std::uint64_t bytes = settings.mib << 20;
-  auto source = Ram::make("source-ram", bytes);
-  if (!source) return std::unexpected(source.error());
-  auto destination = Ram::make("destination-ram", bytes);
-  if (!destination) return std::unexpected(destination.error());
-  source->fill_random();
-  destination->fill();
+  const auto ram = RamPair::make(bytes);
+  if (!ram) return std::unexpected(ram.error());
   const TemporaryDirectory directory;
   if (!directory.made()) return std::unexpected("no temporary directory: " + std::string(std::strerror(errno)));
 
@@ -102,7 +98,7 @@ std::expected<void, std::string> move_pages(const Settings& settings, transport:
   for (const Role role : {Role::kReceiver, Role::kSender}) {
     options.role = role;
     options.cpus = cpus[static_cast<std::size_t>(role)];
-    options.ram = role == Role::kSender ? source->file() : destination->file();
+    options.ram = role == Role::kSender ? ram->source.file() : ram->destination.file();
     if (network != nullptr) {
       options.interface = VethPair::kInterface;
       options.network_namespace = network->network_namespace(static_cast<std::size_t>(role));
@@ -116,7 +112,7 @@ std::expected<void, std::string> move_pages(const Settings& settings, transport:
     if (end.error[0] != '\0') return std::unexpected(std::string(end.error.data()));
   }
   if (!ended) return ended;
-  if (!(*source == *destination)) return std::unexpected("the destination's RAM is not the source's");
+  if (!(ram->source == ram->destination)) return std::unexpected("the destination's RAM is not the source's");
   return {};
 }
 

@@ -20,12 +20,8 @@ constexpr Duration kRunMax = milliseconds(120'000);
 std::expected<void, std::string> run_ends(const DemandSettings& settings, const std::array<std::string, 2>& cpus,
                                           DemandShared& shared) {
   const std::uint64_t bytes = settings.mib << 20;
-  auto source = Ram::make("source-ram", bytes);
-  if (!source) return std::unexpected(source.error());
-  auto destination = Ram::make("destination-ram", bytes);
-  if (!destination) return std::unexpected(destination.error());
-  source->fill_random();
-  destination->fill();
+  const auto ram = RamPair::make(bytes);
+  if (!ram) return std::unexpected(ram.error());
   const TemporaryDirectory directory;
   if (!directory.made()) return std::unexpected("no temporary directory");
 
@@ -37,7 +33,7 @@ std::expected<void, std::string> run_ends(const DemandSettings& settings, const 
   for (const bool is_source : {false, true}) {
     options.is_source = is_source;
     options.cpus = cpus[is_source ? 0 : 1];
-    options.ram = is_source ? source->file() : destination->file();
+    options.ram = is_source ? ram->source.file() : ram->destination.file();
     if (auto started = children.start([&options, &shared] { return run_demand_end(options, shared); }); !started) {
       return started;
     }
@@ -48,7 +44,7 @@ std::expected<void, std::string> run_ends(const DemandSettings& settings, const 
   }
   if (!ended) return ended;
   for (pages::PageNumber page = 0; page < options.pages; ++page) {
-    if (!destination->same_page(*source, page) && !destination->untouched(page)) {
+    if (!ram->destination.same_page(ram->source, page) && !ram->destination.untouched(page)) {
       return std::unexpected(fmt::format("page {} of the destination is not the source's", page));
     }
   }
