@@ -65,7 +65,8 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void hash_if_due();
 
   // ---- destination_pages.cpp ----
-  void refuse_undemanded();
+  /// False: it is a protocol error.
+  [[nodiscard]] bool expects_pages(std::uint16_t lane);
   void place();
   /// Takes note of what this lcore has placed.
   void fetch_own();
