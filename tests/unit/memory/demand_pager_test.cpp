@@ -91,7 +91,7 @@ TEST_P(DemandPagerTest, ReusableMissingAndZeroPagesMixedAndABackgroundStream) {
   const pages::Bitmap missing = g_.pager->missing();
   ASSERT_TRUE(missing.any());
   g_.begin_serving();
-  std::thread background([&] { g_.place(1, 0, g_.ram->page_count()); });
+  std::thread background([&] { g_.place_all(1); });
   g_.guest->begin_workers(2);
   EXPECT_TRUE(g_.guest->finish());
   background.join();
@@ -124,7 +124,7 @@ TEST_P(DemandPagerTest, WhatIsWrittenBeforeArrivalsGoOnStaysWritten) {
   g_.guest->write(page);
   EXPECT_TRUE(g_.guest->holds_pattern(page + kPagesPerHugePage));
   g_.stop_serving();
-  g_.place(0, 0, g_.ram->page_count());
+  g_.place_all(0);
   EXPECT_EQ(g_.pager->missing_count(), 0U);
   pages::Bitmap expected(g_.ram->page_count());
   expected.set(page);
@@ -254,7 +254,7 @@ TEST_P(DemandPagerTest, RemovalsAmongAFloodOfPlacementsNeverBringContentBack) {
   ASSERT_NO_FATAL_FAILURE(start(all));
   const std::uint64_t units = g_.ram->page_count() / unit();
   g_.begin_serving();
-  std::thread flood([&] { g_.place(1, 0, g_.ram->page_count()); });
+  std::thread flood([&] { g_.place_all(1); });
   for (std::uint64_t i = 0; i < units; i += 2) {
     g_.guest->give_back((units - 1 - i) * unit(), unit());
   }
@@ -273,7 +273,7 @@ TEST_P(DemandPagerTest, RemovalsAmongAFloodOfPlacementsNeverBringContentBack) {
 TEST_P(DemandPagerTest, EndKeepsWhatIsWrittenAndWhatIsNot) {
   ASSERT_NO_FATAL_FAILURE(start([](pages::PageNumber page) { return some(page) && page % 5 != 4; }));
   g_.begin_serving();
-  g_.place(1, 0, g_.ram->page_count());
+  g_.place_all(1);
   pages::Bitmap expected(g_.ram->page_count());
   for (pages::PageNumber page = 1; page < g_.ram->page_count(); page += 37) {
     g_.guest->write(page);
@@ -297,7 +297,7 @@ TEST_P(DemandPagerTest, EndKeepsWhatIsWrittenAndWhatIsNot) {
 TEST_P(DemandPagerTest, EndUnderWritersLosesNoWrite) {
   ASSERT_NO_FATAL_FAILURE(start(some));
   g_.begin_serving();
-  g_.place(1, 0, g_.ram->page_count());
+  g_.place_all(1);
   std::vector<std::byte> copied(g_.ram->page_count() * kPage);
   ASSERT_TRUE(g_.ram->read_pages(0, copied));
   const auto copy = [&](const pages::Bitmap& written) {
@@ -335,7 +335,7 @@ TEST_P(DemandPagerTest, SeveralUserfaultfdsServeTheirRanges) {
   g_.guest->begin_workers(3);
   g_.begin_serving();
   EXPECT_TRUE(g_.guest->finish());
-  g_.place(1, 0, g_.ram->page_count());
+  g_.place_all(1);
   EXPECT_EQ(g_.collect(), written_by_workers());
   const auto ended = g_.pager->end();
   ASSERT_TRUE(ended) << ended.error().text;

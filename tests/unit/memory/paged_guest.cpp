@@ -149,6 +149,13 @@ void PagedGuest::place(std::uint32_t lcore, pages::PageNumber first, std::uint64
   }
 }
 
+void PagedGuest::place_all(std::uint32_t lcore) {
+  place(lcore, 0, ram->page_count());
+  while (pager->missing_count() > 0) {
+    std::this_thread::yield();
+  }
+}
+
 pages::Bitmap PagedGuest::collect() {
   pages::Bitmap written(ram->page_count());
   const auto done = tracker->collect(written);

@@ -45,6 +45,8 @@ class PagedGuest {
   void stop_serving();
   /// Places these pages as number `lcore`, in bursts.
   void place(std::uint32_t lcore, pages::PageNumber first, std::uint64_t count);
+  /// And waits for what another lcore is placing.
+  void place_all(std::uint32_t lcore);
   pages::Bitmap collect();
 
   std::unique_ptr<GuestProcess> guest;
