@@ -49,8 +49,10 @@ Obstacles find_obstacles(const TrackerRequest& request, std::uint64_t offered, s
 std::expected<ChosenTracker, Error> make(TrackerKind kind, TrackerRequest request, const std::string& reason) {
   const bool scan = kind == TrackerKind::kPagemapScan;
   const bool hashes = kind == TrackerKind::kHashes;
-  const std::uint64_t features =
-      (hashes ? kPagingFeatures : scan ? kScanFeatures : kEventFeatures) | (request.has_balloon ? abi::kFeatureEventRemove : 0);
+  const std::uint64_t features = (hashes ? kPagingFeatures
+                                  : scan ? kScanFeatures
+                                         : kEventFeatures) |
+                                 (request.has_balloon ? abi::kFeatureEventRemove : 0);
   std::vector<UserfaultPart> parts = std::move(request.userfaultfds_by_range);
   if (request.userfaultfd.valid()) {
     parts.push_back({std::move(request.userfaultfd), {}});

@@ -15,8 +15,9 @@ std::expected<std::shared_ptr<UserfaultSet>, Error> DemandPager::check(const Pag
     return refused("it needs a userfaultfd of QEMU, and there is none");
   }
   if (!request.sees_kernel_accesses) {
-    return refused("QEMU's userfaultfd sees no accesses of the kernel, such as virtio's and KVM's (it was made with "
-                   "UFFD_USER_MODE_ONLY)");
+    return refused(
+        "QEMU's userfaultfd sees no accesses of the kernel, such as virtio's and KVM's (it was made with "
+        "UFFD_USER_MODE_ONLY)");
   }
   const std::uint64_t offered = Userfault::kernel_features().value_or(0);
   if ((offered & abi::kFeatureMissingShmem) == 0) {
@@ -37,8 +38,7 @@ std::expected<std::unique_ptr<DemandPager>, Error> DemandPager::create(PagerRequ
   if (!missing) {
     return std::unexpected(missing.error());
   }
-  return std::unique_ptr<DemandPager>(
-      new DemandPager(std::move(request), std::move(*userfaults), std::move(*missing)));
+  return std::unique_ptr<DemandPager>(new DemandPager(std::move(request), std::move(*userfaults), std::move(*missing)));
 }
 
 std::expected<std::unique_ptr<DemandPager>, Error> DemandPager::take_over(PagerRequest request) {
@@ -50,8 +50,7 @@ std::expected<std::unique_ptr<DemandPager>, Error> DemandPager::take_over(PagerR
   if (!missing) {
     return std::unexpected(missing.error());
   }
-  std::unique_ptr<DemandPager> pager(
-      new DemandPager(std::move(request), std::move(*userfaults), std::move(*missing)));
+  std::unique_ptr<DemandPager> pager(new DemandPager(std::move(request), std::move(*userfaults), std::move(*missing)));
   // Between placing a page and saying so the former process may have died.
   if (auto done = pager->forget_present(); !done) {
     return std::unexpected(done.error());

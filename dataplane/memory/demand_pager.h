@@ -2,13 +2,15 @@
 // The memory side of post-copy: a guest runs here while pages of it are still elsewhere. Whoever in QEMU touches one of
 // them (vCPU, device model, KVM, the kernel in a system call) waits in a page fault until place() has put it in.
 //
-// Owner: the guest's post-copy. It shares the userfaultfds and their reader with the guest's tracker, which outlives it.
-// Thread: read_faults() from one lcore; place() and place_zero() from any, each with its own number; wants(), the counts
-// and descriptors() from any; everything else from a job, the first three before the guest runs. Units: pages; times in
-// nanoseconds. Failure: error values; nothing is ever lost by one, as what could not be placed stays missing.
+// Owner: the guest's post-copy. It shares the userfaultfds and their reader with the guest's tracker, which outlives
+// it. Thread: read_faults() from one lcore; place() and place_zero() from any, each with its own number; wants(), the
+// counts and descriptors() from any; everything else from a job, the first three before the guest runs. Units: pages;
+// times in nanoseconds. Failure: error values; nothing is ever lost by one, as what could not be placed stays missing.
 //
 // What a caller must keep to:
-//   * QEMU touches no guest RAM from the first add_missing() to arm(), nor before end() unless somebody reads faults.
+//   * From the first add_missing() to arm() nobody touches guest RAM: not QEMU, and not the transfer through GuestRam,
+//     as on a tmpfs of huge pages a write brings its neighbours into being. From then on pages come by place() only.
+//   * From arm() to end() somebody reads faults; accesses to missing pages wait for it.
 //   * The source serves every page that it is asked for until end(): after a crash pages may be asked for again.
 //   * The tracker reports what the guest writes. A page placed here is unwritten, and keeps the generation that the
 //     caller knows; memory that QEMU gave back counts as written. Only of pages that are not missing is the content in
@@ -88,7 +90,7 @@ class DemandPager final : private MissingFaultEvents {
 
   // ---- while it runs ----
   /// Reads faults without waiting, answers those that need no other host, and appends to `demanded` every missing page
-  /// that somebody waits for, each once.
+  /// that somebody waits for, each once. What an error (kNoMemory, say) left unanswered the next call tries again.
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
   /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings. Who gets
@@ -103,7 +105,8 @@ class DemandPager final : private MissingFaultEvents {
   [[nodiscard]] std::vector<int> descriptors() const { return userfaults_->descriptors(); }
   [[nodiscard]] PagerStats stats() const;
 
-  /// Nothing may be missing. Takes all of this off QEMU's RAM, but for the tracker's marks, and removes the file.
+  /// Nothing may be missing. While somebody still reads faults, takes all of this off QEMU's RAM, but for the tracker's
+  /// marks, and removes the file.
   std::expected<void, Error> end();
 
  private:
@@ -168,15 +171,15 @@ class DemandPager final : private MissingFaultEvents {
   const bool protects_;
   const bool maps_protected_;  // this kernel can give QEMU an entry that is write-protected
   MissingPages missing_;
-  PageFlags claimed_;  // somebody places it, or has placed it
-  PageFlags asked_;    // somebody waits for it
+  PageFlags claimed_;                                // somebody places it, or has placed it
+  PageFlags asked_;                                  // somebody waits for it
   std::vector<std::atomic<std::uint32_t>> lacking_;  // of 2 MiB in the numbering, how many pages the huge page lacks
   std::vector<PerLcore> lcores_;
   SingleWriter<std::uint64_t> faults_, removed_;
   bool attached_ = false;
   std::atomic<bool> ending_{false};
 
-  std::mutex faults_mutex_;  // all below
+  std::mutex faults_mutex_;       // all below
   std::vector<Waiting> fresh_;    // read, not answered
   std::vector<Waiting> waiting_;  // for pages that are missing
   std::optional<Error> failure_;

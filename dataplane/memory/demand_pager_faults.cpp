@@ -64,12 +64,13 @@ std::expected<void, Error> DemandPager::read_faults(std::vector<pages::PageNumbe
     }
     fresh.swap(fresh_);
   }
+  std::expected<void, Error> result;
   for (const Waiting& fault : fresh) {
     if (auto answered = answer(fault, demanded); !answered) {
-      return answered;
+      result = std::move(answered);  // and the others are answered all the same
     }
   }
-  return {};
+  return result;
 }
 
 std::expected<void, Error> DemandPager::answer(const Waiting& fault, std::vector<pages::PageNumber>& demanded) {
@@ -101,7 +102,8 @@ std::expected<void, Error> DemandPager::answer(const Waiting& fault, std::vector
 
 std::expected<void, Error> DemandPager::answer_here(const Unit& unit, bool fresh, PerLcore& lcore) {
   const auto outcome = unit.pages.count == 1 ? fill_with_zeros(unit, lcore) : show_huge(unit, fresh, lcore);
-  if (outcome && *outcome == Outcome::kAgain) {
+  if (!outcome || *outcome == Outcome::kAgain) {
+    // Read once, so it would be lost: it is tried again by the next read_faults().
     const std::lock_guard lock(faults_mutex_);
     fresh_.push_back({unit.pages.first, now_ns()});
   }

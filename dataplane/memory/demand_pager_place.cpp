@@ -34,8 +34,8 @@ void DemandPager::give_back_claims(std::span<const PageWrite> run) {
 /// How many of the first writes are of consecutive pages, of one unit or of one region of small pages, all claimed now.
 std::size_t DemandPager::claim_run(std::span<const PageWrite> writes) {
   const Unit unit = unit_of(writes[0].page);
-  const pages::PageNumber end = unit.pages.count > 1 ? unit.pages.first + unit.pages.count
-                                                     : unit.region->first_page + unit.region->page_count;
+  const pages::PageNumber end =
+      unit.pages.count > 1 ? unit.pages.first + unit.pages.count : unit.region->first_page + unit.region->page_count;
   std::size_t count = 0;
   while (count < writes.size() && count < kJoinedPagesMax && writes[count].page == writes[0].page + count &&
          writes[count].page < end && claim(writes[count].page)) {

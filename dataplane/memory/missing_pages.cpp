@@ -185,9 +185,7 @@ void MissingPages::add(pages::PageNumber first, std::uint64_t count) {
   }
 }
 
-bool MissingPages::test(pages::PageNumber page) const {
-  return (word_of(page).load() >> page % kWordPages & 1) != 0;
-}
+bool MissingPages::test(pages::PageNumber page) const { return (word_of(page).load() >> page % kWordPages & 1) != 0; }
 
 bool MissingPages::clear(pages::PageNumber page) {
   const std::uint64_t bit = std::uint64_t{1} << page % kWordPages;

@@ -2,13 +2,14 @@
 // The missing set: which pages of a guest that runs here are not here yet. A bitmap in a mapped file on tmpfs, so that
 // it outlives the process, however that ends.
 //
-// Owns file and mapping. Sequentially consistent, as page_flags.h. Thread: test(), clear() and count() from any thread at any time; the rest from one, with no
-// other call under way. Units: pages. Failure: one line of text; a file that is not beyond doubt is refused.
+// Owns file and mapping. Sequentially consistent, as page_flags.h. Thread: test(), clear() and count() from any thread
+// at any time; the rest from one, with no other call under way. Units: pages. Failure: one line of text; a file that is
+// not beyond doubt is refused.
 //
-// Rules that make it sound at any kill: a page is entered before its memory is taken away, and cleared after its content
-// is in place. A page that is entered but in place is no harm (placing it says EEXIST, or writes the same again before
-// QEMU can see it); a page that is neither would be lost. The source serves any page that it is asked for until the end.
-// The file survives the process, not the host: a host that goes down takes its guests along.
+// Rules that make it sound at any kill: a page is entered before its memory is taken away, and cleared after its
+// content is in place. A page that is entered but in place is no harm (placing it says EEXIST, or writes the same again
+// before QEMU can see it); a page that is neither would be lost. The source serves any page that it is asked for until
+// the end. The file survives the process, not the host: a host that goes down takes its guests along.
 //
 //   head (4096 bytes): magic u64, version u32, epoch u32, qemu pid i32, 0 u32, qemu start u64, page count u64, shape
 //   hash u64, vm uuid, image id, boot id (16 bytes each), XXH3 of all before it u64, then: may be taken over u32
@@ -65,7 +66,8 @@ class MissingPages {
 
  private:
   struct Head;
-  MissingPages(UniqueFd file, void* mapping, std::size_t bytes) : file_(std::move(file)), mapping_(mapping), bytes_(bytes) {}
+  MissingPages(UniqueFd file, void* mapping, std::size_t bytes)
+      : file_(std::move(file)), mapping_(mapping), bytes_(bytes) {}
   static std::expected<MissingPages, Error> map(UniqueFd file, std::size_t bytes, const std::string& path);
   [[nodiscard]] Head& head() const;
   [[nodiscard]] std::atomic_ref<std::uint64_t> word_of(pages::PageNumber page) const;

@@ -52,7 +52,8 @@ class Userfault {
   Mapped map_cached(QemuRange range, bool protect);
   /// Waits (the retry is bounded by the reader of events, not by time) while QEMU changes its mappings.
   std::expected<void, Error> protect(QemuRange range);
-  /// One try; kLost: not registered, or QEMU maps it no more; false: QEMU is changing its mappings and an event must be read first.
+  /// One try; kLost: not registered, or QEMU maps it no more; false: QEMU is changing its mappings and an event must be
+  /// read first.
   std::expected<bool, Error> try_unprotect(QemuRange range);
   /// Takes the range off the descriptor: no protection, no events; whoever waits goes on.
   std::expected<void, Error> unregister(QemuRange range);

@@ -3,8 +3,9 @@
 // missing pages to the pager, removals to both.
 //
 // Owner: UserfaultSet. Who reads: while a pager is there, whoever calls poll() (an lcore that polls, or sleeps on the
-// descriptors); else a thread of the reader's own, if a tracker has started it. While nobody reads, threads of QEMU that
-// raised an event wait: they go on when a new reader takes the descriptors over. Failure: on_failed() of the owners.
+// descriptors); else a thread of the reader's own, if a tracker has started it. While nobody reads, threads of QEMU
+// that raised an event wait: they go on when a new reader takes the descriptors over. Failure: on_failed() of the
+// owners.
 
 #include <poll.h>
 #include <pthread.h>

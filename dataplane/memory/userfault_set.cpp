@@ -19,7 +19,8 @@ std::expected<std::shared_ptr<UserfaultSet>, Error> UserfaultSet::adopt(std::vec
   for (UserfaultPart& part : parts) {
     const bool wraps = part.range.address > UINT64_MAX - part.range.bytes;
     const bool second_rest = part.range.bytes == 0 && !adopted.empty() && adopted.back().range.bytes == 0;
-    const bool overlaps = part.range.bytes != 0 && !adopted.empty() && end_of(adopted.back().range) > part.range.address;
+    const bool overlaps =
+        part.range.bytes != 0 && !adopted.empty() && end_of(adopted.back().range) > part.range.address;
     if (wraps || second_rest || overlaps) {
       return std::unexpected(Error{ErrorCode::kBadArgument, "two userfaultfds were given for the same addresses"});
     }
@@ -57,8 +58,7 @@ std::expected<std::pair<Userfault*, QemuRange>, Error> UserfaultSet::first_of(Qe
     if (range.address < part.range.address) {
       end = std::min(end, part.range.address);
     } else if (range.address < end_of(part.range)) {
-      return std::pair(&part.userfault,
-                       QemuRange{range.address, std::min(end, end_of(part.range)) - range.address});
+      return std::pair(&part.userfault, QemuRange{range.address, std::min(end, end_of(part.range)) - range.address});
     }
   }
   return std::unexpected(Error{ErrorCode::kBadArgument, "no userfaultfd was given for part of QEMU's RAM"});
@@ -99,7 +99,8 @@ std::expected<void, Error> UserfaultSet::register_write_protect(QemuRange range)
 }
 
 std::expected<void, Error> UserfaultSet::register_missing(QemuRange range, bool huge, bool write_protect) {
-  return for_each(range, [&](Userfault& one, QemuRange part) { return one.register_missing(part, huge, write_protect); });
+  return for_each(range,
+                  [&](Userfault& one, QemuRange part) { return one.register_missing(part, huge, write_protect); });
 }
 
 std::expected<void, Error> UserfaultSet::protect(QemuRange range) {
@@ -125,15 +126,13 @@ std::expected<void, Error> UserfaultSet::wake(QemuRange range) {
 }
 
 Mapped UserfaultSet::copy(QemuRange range, const std::byte* from, bool protect) {
-  return map_each(range, [&](Userfault& one, QemuRange part, std::uint64_t done) {
-    return one.copy(part, from + done, protect);
-  });
+  return map_each(
+      range, [&](Userfault& one, QemuRange part, std::uint64_t done) { return one.copy(part, from + done, protect); });
 }
 
 Mapped UserfaultSet::map_cached(QemuRange range, bool protect) {
-  return map_each(range, [&](Userfault& one, QemuRange part, std::uint64_t /*done*/) {
-    return one.map_cached(part, protect);
-  });
+  return map_each(
+      range, [&](Userfault& one, QemuRange part, std::uint64_t /*done*/) { return one.map_cached(part, protect); });
 }
 
 }  // namespace godwit::memory

@@ -81,9 +81,9 @@ std::expected<void, Error> UserfaultTracker::disarm() {
 }
 
 /// No call takes faults on missing pages off a range and leaves its marks: registering anew with fewer modes changes
-/// nothing, and giving a range up clears its marks. So 2 MiB at a time are given up, registered and protected again, but
-/// for what was written. A write in between shows in the content: what was unwritten before and has the same content
-/// after need not be reported, whoever wrote what in between.
+/// nothing, and giving a range up clears its marks. So 2 MiB at a time are given up, registered and protected again,
+/// but for what was written. A write in between shows in the content: what was unwritten before and has the same
+/// content after need not be reported, whoever wrote what in between.
 std::expected<void, Error> UserfaultTracker::end_paging() {
   for (const Region& region : ram_.regions()) {
     for (std::uint64_t offset = 0; offset < region.bytes; offset += kHugePageSize) {

@@ -55,7 +55,8 @@ class WrittenTracker {
   /// Any thread. These pages of one region cannot be told from written ones.
   virtual std::expected<void, Error> count_as_written(PageRange /*pages*/) { return {}; }
   /// From a job, as collect(). Pages of QEMU's RAM that are not there raise no faults any more; written ones stay
-  /// written, and the others not. Each step takes all faults off 2 MiB at once, so the caller must have nothing missing.
+  /// written, and the others not. Each step takes all faults off 2 MiB at once, so the caller must have nothing
+  /// missing.
   virtual std::expected<void, Error> end_paging() = 0;
 
   /// True: the tracker compares hashes, so tell it of every copy by note_copied() and note_zero(); else those calls are
@@ -72,7 +73,7 @@ struct TrackerRequest {
   std::shared_ptr<KnownHashes> hashes;  // needed for hashes and for huge pages; created when absent (all unknown)
   UniqueFd userfaultfd;                 // of QEMU's address space; may be absent
   std::vector<UserfaultPart> userfaultfds_by_range;  // more of them, for these ranges instead of it
-  UniqueFd pagemap;                     // /proc/PID/pagemap of QEMU; may be absent
+  UniqueFd pagemap;                                  // /proc/PID/pagemap of QEMU; may be absent
   bool has_balloon = false;
   bool learn_hashes = false;  // arm() hashes pages of huge regions that are not known yet (100 ms a GiB), else a first
                               // write to a huge page reports all of it

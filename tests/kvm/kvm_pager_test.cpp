@@ -1,87 +1,48 @@
 // Missing pages under a vCPU of this machine's /dev/kvm, served from outside; with every tracker.
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "dataplane/memory/demand_pager.h"
 #include "dataplane/pages/page_digest.h"
-#include "qemu-bridge/attach/inject.h"
-#include "tests/kvm/tiny_vmm.h"
-#include "tests/unit/memory/guest_process.h"
+#include "tests/kvm/kvm_guest.h"
 
 namespace godwit::kvm_test {
 namespace {
 
-using memory::TrackerKind;
 using memory::test::pattern_of;
 
-constexpr std::uint64_t kRamBytes = 8U << 20;
-
-struct Case {
-  TrackerKind kind;
-  bool huge;
-};
-
-class KvmPager : public testing::TestWithParam<Case> {
+class KvmPager : public KvmGuest {
  protected:
-  void SetUp() override {
-    if (GetParam().huge && !(huge_pages_ = memory::test::HugePages::add(kRamBytes / memory::kHugePageSize))) {
-      GTEST_SKIP() << "the kernel gives no huge pages (vm.nr_hugepages)";
-    }
-    auto vmm = TinyVmm::start(kRamBytes, GetParam().huge);
-    if (!vmm) {
-      GTEST_SKIP() << vmm.error();
-    }
-    vmm_ = std::move(*vmm);
-    std::vector<memory::RegionFile> files;
-    files.push_back({"ram0", kRamBytes, GetParam().huge ? memory::kHugePageSize : 4096U, vmm_->ram_address(), "",
-                     UniqueFd(fcntl(vmm_->ram_file(), F_DUPFD_CLOEXEC, 0))});
-    auto ram = memory::GuestRam::open(std::move(files));
-    ASSERT_TRUE(ram) << ram.error().text;
-    ram_.emplace(std::move(*ram));
-    hashes_ = std::make_shared<memory::KnownHashes>(ram_->page_count());
-  }
-
   void TearDown() override {
     stop_ = true;
     if (server_.joinable()) {
       server_.join();
     }
     pager_.reset();
-    tracker_.reset();
-    ram_.reset();
-    vmm_.reset();
-    huge_pages_.reset();
+    KvmGuest::TearDown();
     EXPECT_TRUE(memory::MissingPages::remove(file_));
   }
 
-  /// The vCPU's RAM is there; then all of it goes, and comes on demand.
+  /// All of the vCPU's RAM goes, and comes on demand.
   void take_all_away() {
-    auto injected = bridge::inject_userfaultfd(vmm_->pid(), bridge::UserfaultUse::kEvents);
-    ASSERT_TRUE(injected) << injected.error().text;
-    memory::TrackerRequest wanted;
-    wanted.ram = &*ram_;
-    wanted.hashes = hashes_;
-    wanted.userfaultfd = std::move(injected->fd);
-    wanted.pagemap.reset(open(("/proc/" + std::to_string(vmm_->pid()) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
-    auto chosen = memory::choose_tracker(std::move(wanted), &GetParam().kind);
-    if (!chosen) {
-      GTEST_SKIP() << chosen.error().text;
+    hashes_ = std::make_shared<memory::KnownHashes>(ram_->page_count());
+    memory::TrackerRequest tracking;
+    tracking.hashes = hashes_;
+    ASSERT_NO_FATAL_FAILURE(arm(std::move(tracking), true));
+    if (IsSkipped()) {
+      return;
     }
-    tracker_ = std::move(chosen->tracker);
-    ASSERT_TRUE(tracker_->arm());
     memory::PagerRequest request;
     request.ram = &*ram_;
     request.tracker = tracker_.get();
-    request.sees_kernel_accesses = !injected->user_mode_only;
+    request.sees_kernel_accesses = !user_mode_only_;
     request.file = file_;
     request.of.page_count = ram_->page_count();
     auto pager = memory::DemandPager::create(std::move(request));
@@ -115,26 +76,13 @@ class KvmPager : public testing::TestWithParam<Case> {
   }
 
   const std::string file_ = "/dev/shm/godwit-test-kvm-missing-" + std::to_string(getpid());
-  std::optional<memory::test::HugePages> huge_pages_;
-  std::unique_ptr<TinyVmm> vmm_;
-  std::optional<memory::GuestRam> ram_;
   std::shared_ptr<memory::KnownHashes> hashes_;
-  std::unique_ptr<memory::WrittenTracker> tracker_;
   std::unique_ptr<memory::DemandPager> pager_;
   std::atomic<bool> stop_{false};
   std::thread server_;
 };
 
-INSTANTIATE_TEST_SUITE_P(All, KvmPager,
-                         testing::Values(Case{TrackerKind::kPagemapScan, false}, Case{TrackerKind::kPagemapScan, true},
-                                         Case{TrackerKind::kWriteProtectEvents, false},
-                                         Case{TrackerKind::kWriteProtectEvents, true},
-                                         Case{TrackerKind::kHashes, false}, Case{TrackerKind::kHashes, true}),
-                         [](const auto& info_of) {
-                           std::string name(memory::name_of(info_of.param.kind));
-                           std::erase(name, '-');
-                           return name + (info_of.param.huge ? "Huge" : "Small");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, KvmPager, testing::ValuesIn(kKvmCases), name_of_kvm_case);
 
 TEST_P(KvmPager, TheVcpuFaultsPagesInAndItsWritesAreExact) {
   std::vector<std::uint32_t> every(ram_->page_count());

@@ -5,10 +5,14 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <random>
+#include <cstring>
+#include <fstream>
 #include <set>
 
 #include "tests/unit/memory/paged_guest.h"
@@ -331,7 +335,27 @@ TEST_P(DemandPagerTest, SeveralUserfaultfdsServeTheirRanges) {
   g_.ranges = {{regions[0].qemu_address + (2U << 20), 2U << 20}, {regions[1].qemu_address + (2U << 20), 2U << 20}};
   ASSERT_NO_FATAL_FAILURE(g_.prepare(some));
   ASSERT_NO_FATAL_FAILURE(g_.arm());
-  EXPECT_EQ(g_.pager->descriptors().size(), 3U);
+  const std::vector<int> descriptors = g_.pager->descriptors();
+  ASSERT_EQ(descriptors.size(), 3U);
+  const pages::PageNumber missing = g_.pager->missing().next_set(0);
+  // By address, the one for the rest last: which of them has the fault to read?
+  std::set<std::size_t> raised;
+  for (const pages::PageNumber page : {missing, missing + kPagesPerHugePage, missing + 3 * kPagesPerHugePage}) {
+    g_.guest->begin_read(g_.pager->missing().next_set(page));
+    std::vector<pollfd> polled;
+    for (const int descriptor : descriptors) {
+      polled.push_back({descriptor, POLLIN, 0});
+    }
+    EXPECT_EQ(::poll(polled.data(), polled.size(), -1), 1);
+    for (std::size_t i = 0; i < polled.size(); ++i) {
+      (polled[i].revents & POLLIN) != 0 ? raised.insert(i) : raised.end();
+    }
+    for (std::size_t before = g_.demanded.size(); g_.demanded.size() == before;) {
+      g_.serve_once();
+    }
+    EXPECT_TRUE(g_.guest->finish());
+  }
+  EXPECT_EQ(raised.size(), 3U);
   g_.guest->begin_workers(3);
   g_.begin_serving();
   EXPECT_TRUE(g_.guest->finish());
@@ -448,9 +472,86 @@ TEST(DemandPagerHuge, AnEmptyPoolIsToldAndThePageStaysMissing) {
   ASSERT_FALSE(placed);
   EXPECT_EQ(placed.error().code, ErrorCode::kNoMemory) << placed.error().text;
   EXPECT_TRUE(g.pager->wants(3));
+  // Likewise zeros for a fault that is read and cannot be answered.
+  ASSERT_TRUE(g.pager->place_zero(0, {kPagesPerHugePage, kPagesPerHugePage}));
+  g.guest->begin_read(kPagesPerHugePage);
+  std::expected<void, Error> answered;
+  while (answered) {
+    answered = g.pager->read_faults(g.demanded);
+  }
+  EXPECT_EQ(answered.error().code, ErrorCode::kNoMemory) << answered.error().text;
   others.clear();
   g.begin_serving();
+  EXPECT_TRUE(g.guest->finish());
   EXPECT_TRUE(g.guest->holds_pattern(3));
+}
+
+/// In a mount of its own that is nowhere to be seen, and goes with the file.
+UniqueFd file_on_tmpfs_of_huge_pages() {
+  const UniqueFd context(fsopen("tmpfs", FSOPEN_CLOEXEC));
+  if (!context.valid() || fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "always", 0) != 0 ||
+      fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
+    return {};
+  }
+  const UniqueFd mounted(fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+  return UniqueFd(openat(mounted.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+}
+
+TEST(DemandPagerTmpfs, PartOfAPinnedHugePageIsNotTakenForMissing) {
+  UniqueFd file = file_on_tmpfs_of_huge_pages();
+  if (!file.valid() || ftruncate(file.get(), 2 * kHugePageSize) != 0) {
+    GTEST_SKIP() << "no tmpfs of huge pages can be made here";
+  }
+  // Twice the size, so that a huge page fits in any case.
+  void* const wide = mmap(nullptr, 4 * kHugePageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const std::uint64_t aligned =
+      (reinterpret_cast<std::uint64_t>(wide) + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
+  auto* const ram = static_cast<std::byte*>(mmap(reinterpret_cast<void*>(aligned), 2 * kHugePageSize,
+                                                 PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(), 0));
+  std::memset(ram, 7, 2 * kHugePageSize);
+  std::ifstream maps("/proc/self/smaps_rollup");
+  std::string huge;
+  for (std::string line; std::getline(maps, line);) {
+    huge = line.starts_with("ShmemPmdMapped:") ? line : huge;
+  }
+  if (huge.find("    0 kB") != std::string::npos) {
+    GTEST_SKIP() << "huge pages on tmpfs are off (shmem_enabled)";
+  }
+  int pinned[2];
+  ASSERT_EQ(pipe(pinned), 0);
+  iovec page{ram + 5 * kPage, kPage};
+  ASSERT_EQ(vmsplice(pinned[1], &page, 1, 0), static_cast<ssize_t>(kPage));
+
+  PagedGuest g(TrackerKind::kHashes, false);
+  std::vector<RegionFile> files;
+  files.push_back({"ram0", 2 * kHugePageSize, kPage, aligned, "", std::move(file)});
+  auto opened = GuestRam::open(std::move(files));
+  ASSERT_TRUE(opened) << opened.error().text;
+  TrackerRequest tracking;
+  tracking.ram = &*opened;
+  tracking.userfaultfd.reset(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  const TrackerKind kind = TrackerKind::kHashes;
+  auto chosen = choose_tracker(std::move(tracking), &kind);
+  ASSERT_TRUE(chosen) << chosen.error().text;
+  PagerRequest request;
+  request.ram = &*opened;
+  request.tracker = chosen->tracker.get();
+  request.sees_kernel_accesses = true;
+  request.file = g.file;
+  request.of.page_count = opened->page_count();
+  auto pager = DemandPager::create(std::move(request));
+  ASSERT_TRUE(pager) << pager.error().text;
+  pages::Bitmap missing(opened->page_count());
+  missing.set(9);
+  const auto taken = (*pager)->add_missing(missing);
+  ASSERT_FALSE(taken) << "the page is still in the file, and no fault would come";
+  EXPECT_NE(taken.error().text.find("pinned"), std::string::npos) << taken.error().text;
+  close(pinned[0]);
+  close(pinned[1]);
+  const auto again = (*pager)->add_missing(missing);
+  EXPECT_TRUE(again) << again.error().text;
+  pager->reset();
+  munmap(wide, 4 * kHugePageSize);
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ struct GuestRegion {
 
 struct GuestOptions {
   std::vector<GuestRegion> regions;
-  bool user_mode_only = false;      // the userfaultfd sees no accesses of the kernel
+  bool user_mode_only = false;  // the userfaultfd sees no accesses of the kernel
   std::uint32_t userfaultfds = 1;
 };
 
@@ -63,7 +63,7 @@ class GuestProcess {
   void fill(pages::PageNumber page, std::uint8_t value);
   void read(pages::PageNumber page);
   void begin_read(pages::PageNumber page);
-  bool holds_pattern(pages::PageNumber page);  // all of it
+  bool holds_pattern(pages::PageNumber page);         // all of it
   bool kernel_reads_pattern(pages::PageNumber page);  // write(2) from the page
   bool kernel_writes(pages::PageNumber page);         // read(2) into the page
   /// Threads that share all pages among them, each in an order of its own: every page must hold its pattern; what
