@@ -163,9 +163,9 @@ std::expected<void, Error> DemandPager::zero_page(pages::PageNumber page, PerLco
   missing_.clear(page);
   ++lcore.zero;
   const Unit unit = unit_of(page);
-  const bool whole = unit.pages.count == 1 ? asked_.test(page) : --lacking(unit.pages.first) == 0;
-  if (!whole) {
-    return {};
+  const bool whole = unit.pages.count == 1 || --lacking(unit.pages.first) == 0;
+  if (!whole || !asked_.test(page)) {
+    return {};  // zeros that nobody waits for need no memory yet
   }
   if (auto answered = answer_here(unit, true, lcore); !answered) {
     return answered;

@@ -348,7 +348,9 @@ TEST_P(DemandPagerTest, SeveralUserfaultfdsServeTheirRanges) {
     }
     EXPECT_EQ(::poll(polled.data(), polled.size(), -1), 1);
     for (std::size_t i = 0; i < polled.size(); ++i) {
-      (polled[i].revents & POLLIN) != 0 ? raised.insert(i) : raised.end();
+      if ((polled[i].revents & POLLIN) != 0) {
+        raised.insert(i);
+      }
     }
     for (std::size_t before = g_.demanded.size(); g_.demanded.size() == before;) {
       g_.serve_once();
