@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::uint64_t kScanFeatures =
     abi::kFeatureWpFaults | abi::kFeatureWpHugeAndShmem | abi::kFeatureWpUnpopulated | abi::kFeatureWpAsync;
+constexpr std::uint64_t kPagingFeatures = abi::kFeatureMissingShmem | abi::kFeatureMissingHuge;
 constexpr std::uint64_t kEventFeatures = abi::kFeatureWpFaults | abi::kFeatureWpHugeAndShmem;
 
 /// What a tracker could not be: one clause, empty if it can.
@@ -23,7 +24,7 @@ struct Obstacles {
 
 Obstacles find_obstacles(const TrackerRequest& request, std::uint64_t offered, std::uint64_t inherited, bool can_scan) {
   Obstacles obstacles;
-  if (!request.userfaultfd.valid()) {
+  if (!request.userfaultfd.valid() && request.userfaultfds_by_range.empty()) {
     obstacles.scan = obstacles.events = "no userfaultfd of QEMU was given";
     return obstacles;
   }
@@ -46,25 +47,33 @@ Obstacles find_obstacles(const TrackerRequest& request, std::uint64_t offered, s
 }
 
 std::expected<ChosenTracker, Error> make(TrackerKind kind, TrackerRequest request, const std::string& reason) {
-  if (kind == TrackerKind::kHashes) {
-    return ChosenTracker{std::make_unique<HashTracker>(request), reason};
-  }
   const bool scan = kind == TrackerKind::kPagemapScan;
-  const std::uint64_t features =
-      (scan ? kScanFeatures : kEventFeatures) | (request.has_balloon ? abi::kFeatureEventRemove : 0);
-  auto userfault = Userfault::adopt(std::move(request.userfaultfd), features);
-  if (!userfault) {
-    return std::unexpected(userfault.error());
+  const bool hashes = kind == TrackerKind::kHashes;
+  const std::uint64_t features = (hashes ? kPagingFeatures
+                                  : scan ? kScanFeatures
+                                         : kEventFeatures) |
+                                 (request.has_balloon ? abi::kFeatureEventRemove : 0);
+  std::vector<UserfaultPart> parts = std::move(request.userfaultfds_by_range);
+  if (request.userfaultfd.valid()) {
+    parts.push_back({std::move(request.userfaultfd), {}});
+  }
+  auto userfaults = UserfaultSet::adopt(std::move(parts), features);
+  if (hashes) {
+    // Any that cannot be used is missed by demand paging only, which says so.
+    return ChosenTracker{std::make_unique<HashTracker>(request, userfaults.value_or(nullptr)), reason};
+  }
+  if (!userfaults) {
+    return std::unexpected(userfaults.error());
   }
   if (scan) {
     Pagemap pagemap(std::move(request.pagemap));
-    return ChosenTracker{std::make_unique<PagemapTracker>(request, std::move(*userfault), std::move(pagemap)), reason};
+    return ChosenTracker{std::make_unique<PagemapTracker>(request, std::move(*userfaults), std::move(pagemap)), reason};
   }
   std::optional<Pagemap> pagemap;
   if (request.pagemap.valid()) {
     pagemap.emplace(std::move(request.pagemap));
   }
-  return ChosenTracker{std::make_unique<EventTracker>(request, std::move(*userfault), std::move(pagemap)), reason};
+  return ChosenTracker{std::make_unique<EventTracker>(request, std::move(*userfaults), std::move(pagemap)), reason};
 }
 
 bool kernel_can_scan() {
@@ -93,8 +102,16 @@ std::expected<ChosenTracker, Error> choose_tracker(TrackerRequest request, const
   }
   GW_ASSERT(request.hashes->size() == request.ram->page_count());
   std::uint64_t inherited = 0;
+  // A former data plane has set up all of them alike; the last one speaks for all, and adopting them checks each.
+  std::vector<int> descriptors;
+  for (const UserfaultPart& part : request.userfaultfds_by_range) {
+    descriptors.push_back(part.fd.get());
+  }
   if (request.userfaultfd.valid()) {
-    const auto features = Userfault::features_of(request.userfaultfd.get());
+    descriptors.push_back(request.userfaultfd.get());
+  }
+  for (const int descriptor : descriptors) {
+    const auto features = Userfault::features_of(descriptor);
     if (!features) {
       return std::unexpected(features.error());
     }

@@ -4,21 +4,22 @@
 
 namespace godwit::memory {
 
-EventTracker::EventTracker(const TrackerRequest& request, Userfault userfault, std::optional<Pagemap> pagemap)
-    : UserfaultTracker(request, std::move(userfault)), pagemap_(std::move(pagemap)), written_(ram_.page_count()) {}
+EventTracker::EventTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults,
+                           std::optional<Pagemap> pagemap)
+    : UserfaultTracker(request, std::move(userfaults)), pagemap_(std::move(pagemap)), written_(ram_.page_count()) {}
 
 EventTracker::~EventTracker() {
-  if (!reader_) {
+  if (!reading_) {
     return;
   }
   // While the reader still answers: a removal under way would make this wait for its event to be read.
   for (const Region& region : ram_.regions()) {
-    for (auto done = userfault_.try_unprotect(range_of(region)); done && !*done;) {
+    for (auto done = userfaults_->try_unprotect(range_of(region)); done && !*done;) {
       std::this_thread::yield();
-      done = userfault_.try_unprotect(range_of(region));
+      done = userfaults_->try_unprotect(range_of(region));
     }
   }
-  reader_.reset();
+  stop_reader();
 }
 
 std::expected<void, Error> EventTracker::arm() {
@@ -58,7 +59,7 @@ std::expected<void, Error> EventTracker::take_over() {
   }
   // A fault that the former data plane had read but not answered is raised again.
   for (const Region& region : ram_.regions()) {
-    if (auto done = userfault_.wake(range_of(region)); !done) {
+    if (auto done = userfaults_->wake(range_of(region)); !done) {
       return done;
     }
   }
@@ -75,12 +76,21 @@ bool EventTracker::on_write_fault(std::uint64_t address) {
   const std::uint64_t offset = (address - region.qemu_address) / region.page_bytes * region.page_bytes;
   const std::lock_guard lock(mutex_);
   written_.set_range(region.first_page + offset / pages::kPageSize, region.page_bytes / pages::kPageSize);
-  const auto done = userfault_.try_unprotect({region.qemu_address + offset, region.page_bytes});
+  const auto done = userfaults_->try_unprotect({region.qemu_address + offset, region.page_bytes});
+  if (!done && done.error().code == ErrorCode::kLost) {
+    return true;  // end_paging() is between two steps: its first has let the writer go on
+  }
   if (!done) {
     failure_ = done.error();
     return true;
   }
   return *done;
+}
+
+std::expected<void, Error> EventTracker::count_as_written(PageRange pages) {
+  const std::lock_guard lock(mutex_);
+  written_.set_range(pages.first, pages.count);
+  return {};
 }
 
 std::expected<void, Error> EventTracker::collect(pages::Bitmap& out) {
@@ -105,7 +115,7 @@ std::expected<void, Error> EventTracker::protect_again(const pages::Bitmap& writ
     for (pages::PageNumber first = written.next_set(region.first_page); first < end;) {
       const pages::PageNumber last = std::min(written.next_clear(first), end);
       const std::uint64_t offset = (first - region.first_page) * pages::kPageSize;
-      if (auto done = userfault_.protect({region.qemu_address + offset, (last - first) * pages::kPageSize}); !done) {
+      if (auto done = userfaults_->protect({region.qemu_address + offset, (last - first) * pages::kPageSize}); !done) {
         return done;
       }
       first = written.next_set(last);

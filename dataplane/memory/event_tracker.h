@@ -17,15 +17,20 @@ namespace godwit::memory {
 class EventTracker final : public UserfaultTracker {
  public:
   /// `pagemap` is needed only to take over from a former data plane; without it all pages count as written then.
-  EventTracker(const TrackerRequest& request, Userfault userfault, std::optional<Pagemap> pagemap);
+  EventTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults, std::optional<Pagemap> pagemap);
   /// Ends the reader and takes the protection off, so that no thread of QEMU waits for an answer that nobody gives.
   ~EventTracker() override;
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kWriteProtectEvents; }
   std::expected<void, Error> arm() override;
   std::expected<void, Error> collect(pages::Bitmap& out) override;
+  /// What was written is in the set here, whatever becomes of its entry.
+  std::expected<bool, Error> may_protect(PageRange /*pages*/) override { return true; }
+  std::expected<void, Error> count_as_written(PageRange pages) override;
 
  private:
+  /// Nothing: it is in the set here already, and may be protected again.
+  std::expected<void, Error> find_written(QemuRange /*range*/, std::vector<QemuRange>& /*out*/) override { return {}; }
   bool on_write_fault(std::uint64_t address) override;
   std::expected<void, Error> take_over();
   std::expected<void, Error> protect_again(const pages::Bitmap& written);

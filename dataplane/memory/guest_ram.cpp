@@ -135,6 +135,12 @@ const Region& GuestRam::region_of(pages::PageNumber page) const {
   return *std::prev(after);
 }
 
+QemuRange GuestRam::qemu_range(PageRange pages) const {
+  const Region& region = region_of(pages.first);
+  GW_ASSERT(pages.first + pages.count <= region.first_page + region.page_count);
+  return {region.qemu_address + (pages.first - region.first_page) * kPage, pages.count * kPage};
+}
+
 PageRange GuestRam::pages_at(std::uint64_t address, std::uint64_t bytes) const {
   for (const Region& region : regions_) {
     if (address < region.qemu_address || address - region.qemu_address >= region.bytes || bytes == 0) {

@@ -65,6 +65,12 @@ struct PageRange {
   std::uint64_t count = 0;
 };
 
+/// Addresses of QEMU's.
+struct QemuRange {
+  std::uint64_t address = 0;
+  std::uint64_t bytes = 0;
+};
+
 class GuestRam {
  public:
   /// Checks every region against its file (size, kind of file system, page size) and maps it.
@@ -76,6 +82,8 @@ class GuestRam {
   [[nodiscard]] std::uint64_t page_count() const { return page_count_; }
   [[nodiscard]] bool any_huge() const;
   [[nodiscard]] const Region& region_of(pages::PageNumber page) const;
+  /// Where QEMU addresses these pages of one region.
+  [[nodiscard]] QemuRange qemu_range(PageRange pages) const;
   /// The pages that QEMU addresses [address, address + bytes) touch in the region where they begin; nothing if in none.
   [[nodiscard]] PageRange pages_at(std::uint64_t address, std::uint64_t bytes) const;
 
@@ -92,6 +100,8 @@ class GuestRam {
   /// Sets in `out` the pages that may hold memory. Exact on tmpfs; on hugetlbfs the kernel tells no holes, so every
   /// page of a region that holds any memory is set.
   std::expected<void, Error> find_present(pages::Bitmap& out) const;
+  /// The file has none of these pages of one region on tmpfs: neither content nor zeros put in its place.
+  [[nodiscard]] std::expected<bool, Error> is_hole(PageRange pages) const;
   /// Sets in `out` exactly the pages among `among` that read as zero now; touches no hole. Parallel.
   std::expected<void, Error> find_zero(const pages::Bitmap& among, pages::Bitmap& out) const;
   /// An access to a mapping has met memory that is not there; for good. A load a region.

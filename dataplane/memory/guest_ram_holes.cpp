@@ -122,6 +122,13 @@ std::expected<void, Error> GuestRam::find_present(pages::Bitmap& out) const {
   return check_whole();  // beyond the end of a file everything looks like a hole
 }
 
+std::expected<bool, Error> GuestRam::is_hole(PageRange pages) const {
+  const Region& region = region_of(pages.first);
+  const pages::PageNumber end = pages.first + pages.count;
+  const auto data = next_data(region, pages.first, end);
+  return data ? std::expected<bool, Error>(*data == end) : std::unexpected(data.error());
+}
+
 std::expected<void, Error> GuestRam::find_zero(const pages::Bitmap& among, pages::Bitmap& out) const {
   GW_ASSERT(among.size() == page_count_ && out.size() == page_count_);
   out.clear_all();

@@ -5,8 +5,12 @@
 
 namespace godwit::memory {
 
-HashTracker::HashTracker(const TrackerRequest& request)
-    : ram_(*request.ram), hashes_(request.hashes), all_(ram_.page_count()), continuing_(request.continuing) {
+HashTracker::HashTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults)
+    : ram_(*request.ram),
+      hashes_(request.hashes),
+      userfaults_(std::move(userfaults)),
+      all_(ram_.page_count()),
+      continuing_(request.continuing) {
   all_.set_all();
 }
 
@@ -17,6 +21,15 @@ std::expected<void, Error> HashTracker::arm() {
 std::expected<void, Error> HashTracker::collect(pages::Bitmap& out) {
   GW_ASSERT(out.size() == ram_.page_count());
   return find_changed(ram_, all_, *hashes_, out);
+}
+
+std::expected<void, Error> HashTracker::end_paging() {
+  for (const Region& region : ram_.regions()) {
+    if (auto done = userfaults_->unregister({region.qemu_address, region.bytes}); !done) {
+      return done;
+    }
+  }
+  return {};
 }
 
 void HashTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {

@@ -12,12 +12,15 @@ namespace godwit::memory {
 
 class HashTracker final : public WrittenTracker {
  public:
-  explicit HashTracker(const TrackerRequest& request);
+  /// The userfaultfds serve demand paging only.
+  HashTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults);
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kHashes; }
   /// Hashes what is unknown; continuing: nothing, so that the first collect() reports every page that nobody knows.
   std::expected<void, Error> arm() override;
   std::expected<void, Error> collect(pages::Bitmap& out) override;
+  [[nodiscard]] std::shared_ptr<UserfaultSet> userfaults() const override { return userfaults_; }
+  std::expected<void, Error> end_paging() override;
   [[nodiscard]] bool wants_copies() const override { return true; }
   void note_copied(pages::PageNumber page, pages::PageBytes bytes) override;
   void note_zero(pages::PageNumber page) override;
@@ -25,6 +28,7 @@ class HashTracker final : public WrittenTracker {
  private:
   const GuestRam& ram_;
   std::shared_ptr<KnownHashes> hashes_;
+  std::shared_ptr<UserfaultSet> userfaults_;  // may be nullptr
   pages::Bitmap all_;
   const bool continuing_;
 };

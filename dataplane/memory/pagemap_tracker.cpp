@@ -1,5 +1,7 @@
 #include "dataplane/memory/pagemap_tracker.h"
 
+#include <thread>
+
 namespace godwit::memory {
 namespace {
 
@@ -71,10 +73,34 @@ std::expected<void, Error> PagemapTracker::collect_huge(const Region& region, pa
   }
   // Exactly what was seen written is armed again: a page between two of them may be written right now.
   for (const QemuRange& range : written) {
-    if (auto done = userfault_.protect(range); !done) {
+    if (auto done = userfaults_->protect(range); !done) {
       return done;
     }
     mark(range, out);
+  }
+  return {};
+}
+
+std::expected<void, Error> PagemapTracker::find_written(QemuRange range, std::vector<QemuRange>& out) {
+  const PageRange pages = ram_.pages_at(range.address, range.bytes);
+  return pagemap_.find_unprotected(range, ram_.region_of(pages.first).page_bytes, out);
+}
+
+std::expected<bool, Error> PagemapTracker::may_protect(PageRange pages) {
+  std::vector<QemuRange> written;
+  if (auto done = find_written(ram_.qemu_range(pages), written); !done) {
+    return std::unexpected(done.error());
+  }
+  return written.empty();
+}
+
+std::expected<void, Error> PagemapTracker::count_as_written(PageRange pages) {
+  for (auto done = userfaults_->try_unprotect(ram_.qemu_range(pages)); !done || !*done;
+       done = userfaults_->try_unprotect(ram_.qemu_range(pages))) {
+    if (!done) {
+      return std::unexpected(done.error());
+    }
+    std::this_thread::yield();  // until the reader has read what QEMU changes
   }
   return {};
 }

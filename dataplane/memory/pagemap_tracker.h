@@ -14,15 +14,18 @@ namespace godwit::memory {
 
 class PagemapTracker final : public UserfaultTracker {
  public:
-  PagemapTracker(const TrackerRequest& request, Userfault userfault, Pagemap pagemap)
-      : UserfaultTracker(request, std::move(userfault)), pagemap_(std::move(pagemap)) {}
-  ~PagemapTracker() override { reader_.reset(); }
+  PagemapTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults, Pagemap pagemap)
+      : UserfaultTracker(request, std::move(userfaults)), pagemap_(std::move(pagemap)) {}
+  ~PagemapTracker() override { stop_reader(); }
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kPagemapScan; }
   std::expected<void, Error> arm() override;
   std::expected<void, Error> collect(pages::Bitmap& out) override;
+  std::expected<bool, Error> may_protect(PageRange pages) override;
+  std::expected<void, Error> count_as_written(PageRange pages) override;
 
  private:
+  std::expected<void, Error> find_written(QemuRange range, std::vector<QemuRange>& out) override;
   std::expected<void, Error> collect_small(const Region& region, pages::Bitmap& out);
   std::expected<void, Error> collect_huge(const Region& region, pages::Bitmap& out);
 

@@ -35,7 +35,32 @@ int write_protect(int fd, QemuRange range, std::uint64_t mode) {
   return ioctl(fd, UFFDIO_WRITEPROTECT, &request) == 0 ? 0 : errno;
 }
 
+/// Goes on after a part, which the kernel reports as EAGAIN. `step` maps what is left and returns bytes or -errno; 0
+/// where the kernel did not even begin.
+template <class Step>
+Mapped map_all(QemuRange range, Step step) {
+  Mapped mapped;
+  while (mapped.bytes < range.bytes) {
+    errno = 0;
+    const std::int64_t got = step({range.address + mapped.bytes, range.bytes - mapped.bytes}, mapped.bytes);
+    if (got <= 0) {
+      mapped.error = got < 0 ? static_cast<int>(-got) : errno;
+      break;
+    }
+    mapped.bytes += static_cast<std::uint64_t>(got);
+  }
+  return mapped;
+}
+
 }  // namespace
+
+Error mapping_error(const std::string& call, QemuRange range, int error_number) {
+  Error error = kernel_error(call, describe(range), error_number);
+  if (error_number == ENOENT) {
+    error = {ErrorCode::kLost, error.text + " (QEMU maps it no more, or it is not registered)"};
+  }
+  return error;
+}
 
 std::expected<std::uint64_t, Error> Userfault::features_of(int fd) {
   std::ifstream info("/proc/self/fdinfo/" + std::to_string(fd));
@@ -93,6 +118,37 @@ std::expected<void, Error> Userfault::register_write_protect(QemuRange range) {
   return {};
 }
 
+std::expected<void, Error> Userfault::register_missing(QemuRange range, bool huge, bool write_protect) {
+  uffdio_register request{};
+  request.range = {range.address, range.bytes};
+  request.mode = UFFDIO_REGISTER_MODE_MISSING | (huge ? UFFDIO_REGISTER_MODE_MINOR : 0) |
+                 (write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
+  if (ioctl(fd_.get(), UFFDIO_REGISTER, &request) != 0) {
+    return std::unexpected(kernel_error("UFFDIO_REGISTER (missing)", describe(range), errno));
+  }
+  return {};
+}
+
+Mapped Userfault::copy(QemuRange range, const std::byte* from, bool protect) {
+  return map_all(range, [&](QemuRange rest, std::uint64_t done) -> std::int64_t {
+    uffdio_copy request{};
+    request.dst = rest.address;
+    request.src = reinterpret_cast<std::uint64_t>(from + done);
+    request.len = rest.bytes;
+    request.mode = protect ? UFFDIO_COPY_MODE_WP : 0;
+    return ioctl(fd_.get(), UFFDIO_COPY, &request) == 0 ? static_cast<std::int64_t>(rest.bytes) : request.copy;
+  });
+}
+
+Mapped Userfault::map_cached(QemuRange range, bool protect) {
+  return map_all(range, [&](QemuRange rest, std::uint64_t /*done*/) -> std::int64_t {
+    uffdio_continue request{};
+    request.range = {rest.address, rest.bytes};
+    request.mode = protect ? abi::kContinueWriteProtected : 0;
+    return ioctl(fd_.get(), UFFDIO_CONTINUE, &request) == 0 ? static_cast<std::int64_t>(rest.bytes) : request.mapped;
+  });
+}
+
 std::expected<void, Error> Userfault::protect(QemuRange range) {
   for (;;) {
     const int failed = write_protect(fd_.get(), range, UFFDIO_WRITEPROTECT_MODE_WP);
@@ -109,7 +165,7 @@ std::expected<void, Error> Userfault::protect(QemuRange range) {
 std::expected<bool, Error> Userfault::try_unprotect(QemuRange range) {
   const int failed = write_protect(fd_.get(), range, 0);
   if (failed != 0 && failed != EAGAIN) {
-    return std::unexpected(kernel_error("UFFDIO_WRITEPROTECT (off)", describe(range), failed));
+    return std::unexpected(mapping_error("UFFDIO_WRITEPROTECT (off)", range, failed));
   }
   return failed == 0;
 }

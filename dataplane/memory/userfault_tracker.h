@@ -6,10 +6,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "dataplane/memory/removed_pages.h"
-#include "dataplane/memory/userfault.h"
-#include "dataplane/memory/userfault_reader.h"
+#include "dataplane/memory/userfault_set.h"
 #include "dataplane/memory/written_tracker.h"
 
 namespace godwit::memory {
@@ -17,13 +18,18 @@ namespace godwit::memory {
 class UserfaultTracker : public WrittenTracker, protected UserfaultEvents {
  public:
   std::expected<void, Error> disarm() final;
+  [[nodiscard]] std::shared_ptr<UserfaultSet> userfaults() const final { return userfaults_; }
+  [[nodiscard]] bool protects() const final { return true; }
+  std::expected<void, Error> end_paging() final;
   [[nodiscard]] bool wants_copies() const final { return any_huge_; }
   void note_copied(pages::PageNumber page, pages::PageBytes bytes) final;
   void note_zero(pages::PageNumber page) final;
 
  protected:
   /// `request` is complete but for the descriptors, which come opened.
-  UserfaultTracker(const TrackerRequest& request, Userfault userfault);
+  UserfaultTracker(const TrackerRequest& request, std::shared_ptr<UserfaultSet> userfaults);
+  /// Whoever derives ends the reading in its destructor, before anything of itself is gone.
+  void stop_reader();
 
   static QemuRange range_of(const Region& region) { return {region.qemu_address, region.bytes}; }
   /// Learns hashes if asked to, then registers and protects all regions.
@@ -33,22 +39,28 @@ class UserfaultTracker : public WrittenTracker, protected UserfaultEvents {
   std::expected<void, Error> finish_collect(pages::Bitmap written, pages::Bitmap& out);
   void mark(const QemuRange& range, pages::Bitmap& out) const;
 
+  /// For end_paging(), from a job: appends what of `range` lost its protection since it was last armed.
+  virtual std::expected<void, Error> find_written(QemuRange range, std::vector<QemuRange>& out) = 0;
+
   void on_removed(QemuRange range) final { removed_.on_removed(range); }
   void on_failed(Error error) final;
 
   const GuestRam& ram_;
   const std::shared_ptr<KnownHashes> hashes_;
-  Userfault userfault_;
+  const std::shared_ptr<UserfaultSet> userfaults_;
   RemovedPages removed_;
   const bool has_balloon_;
   const bool continuing_;
 
   std::mutex mutex_;
   std::optional<Error> failure_;  // of the reader
-  /// Calls this object: whoever derives ends it in its destructor, before anything of itself is gone.
-  std::unique_ptr<UserfaultReader> reader_;
+  bool reading_ = false;
 
  private:
+  std::expected<void, Error> end_paging_of(const Region& region, std::uint64_t offset, std::uint64_t bytes);
+  std::expected<void, Error> count_changed(const Region& region, std::uint64_t offset,
+                                           std::span<const std::byte> before);
+
   const bool learn_hashes_;
   const bool any_huge_;
 };

@@ -19,6 +19,7 @@
 #include "dataplane/memory/error.h"
 #include "dataplane/memory/guest_ram.h"
 #include "dataplane/memory/known_hashes.h"
+#include "dataplane/memory/userfault_set.h"
 #include "dataplane/pages/bitmap.h"
 
 namespace godwit::memory {
@@ -43,6 +44,21 @@ class WrittenTracker {
   /// is armed stays armed for the successor. A QEMU that has exited is fine.
   virtual std::expected<void, Error> disarm() { return {}; }
 
+  // ---- for demand paging (demand_pager.h), which shares QEMU's userfaultfds ----
+  /// None were given, or none that can be used: nullptr.
+  [[nodiscard]] virtual std::shared_ptr<UserfaultSet> userfaults() const = 0;
+  /// A page must be placed write-protected to count as unwritten.
+  [[nodiscard]] virtual bool protects() const { return false; }
+  /// Any thread. These pages, which the file has and QEMU has no entry of, may be mapped write-protected: no write to
+  /// them would be forgotten.
+  virtual std::expected<bool, Error> may_protect(PageRange /*pages*/) { return false; }
+  /// Any thread. These pages of one region cannot be told from written ones.
+  virtual std::expected<void, Error> count_as_written(PageRange /*pages*/) { return {}; }
+  /// From a job, as collect(). Pages of QEMU's RAM that are not there raise no faults any more; written ones stay
+  /// written, and the others not. Each step takes all faults off 2 MiB at once, so the caller must have nothing
+  /// missing.
+  virtual std::expected<void, Error> end_paging() = 0;
+
   /// True: the tracker compares hashes, so tell it of every copy by note_copied() and note_zero(); else those calls are
   /// not needed.
   [[nodiscard]] virtual bool wants_copies() const { return false; }
@@ -56,7 +72,8 @@ struct TrackerRequest {
   const GuestRam* ram = nullptr;        // outlives the tracker
   std::shared_ptr<KnownHashes> hashes;  // needed for hashes and for huge pages; created when absent (all unknown)
   UniqueFd userfaultfd;                 // of QEMU's address space; may be absent
-  UniqueFd pagemap;                     // /proc/PID/pagemap of QEMU; may be absent
+  std::vector<UserfaultPart> userfaultfds_by_range;  // more of them, for these ranges instead of it
+  UniqueFd pagemap;                                  // /proc/PID/pagemap of QEMU; may be absent
   bool has_balloon = false;
   bool learn_hashes = false;  // arm() hashes pages of huge regions that are not known yet (100 ms a GiB), else a first
                               // write to a huge page reports all of it

@@ -55,8 +55,7 @@ class Guest {
   [[noreturn]] void run() {
     Command command{};
     while (recv(socket_, &command, sizeof command, 0) == sizeof command) {
-      obey(command);
-      const char done = 'k';
+      const char done = obey(command) ? 'k' : 'x';
       if (send(socket_, &done, 1, MSG_NOSIGNAL) != 1) {
         break;
       }
@@ -82,7 +81,57 @@ class Guest {
     std::atomic_ref<std::uint64_t>(*word).store(value << 8 | 1);
   }
 
-  void obey(const Command& command) {
+  bool holds_pattern(std::uint64_t page) const {
+    const auto* words = reinterpret_cast<const volatile std::uint64_t*>(at(page));
+    for (std::uint64_t word = 0; word < kPage / 8; ++word) {
+      if (words[word] != pattern_word(page, word)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /// The kernel reads, or writes, the page in a system call of ours.
+  bool exchange_by_kernel(std::uint64_t page, bool into_page) {
+    const UniqueFd file(memfd_create("exchange", MFD_CLOEXEC));
+    const std::vector<std::byte> other = pattern_of(page + 1);
+    if (into_page) {
+      return pwrite(file.get(), other.data(), kPage, 0) == kPage && pread(file.get(), at(page), kPage, 0) == kPage &&
+             std::memcmp(at(page), other.data(), kPage) == 0;
+    }
+    std::vector<std::byte> copy(kPage);
+    return pwrite(file.get(), at(page), kPage, 0) == kPage && pread(file.get(), copy.data(), kPage, 0) == kPage &&
+           copy == pattern_of(page);
+  }
+
+  bool work(std::uint64_t count) {
+    std::atomic<bool> right{true};
+    std::vector<std::thread> workers;
+    for (std::uint64_t id = 0; id < count; ++id) {
+      workers.emplace_back([&, id] {
+        // A step without a common divisor: every page of its share once, far apart.
+        const std::uint64_t share = page_count_ / count + 1;
+        const std::uint64_t step = share % 89 == 0 ? 97 : 89;
+        for (std::uint64_t i = 0; i < share; ++i) {
+          const std::uint64_t page = (i * step + id * 7) % share * count + id;
+          if (page < page_count_) {
+            if (!holds_pattern(page)) {
+              right = false;
+            }
+            if (workers_write(page)) {
+              write(page, page);
+            }
+          }
+        }
+      });
+    }
+    for (std::thread& worker : workers) {
+      worker.join();
+    }
+    return right;
+  }
+
+  bool obey(const Command& command) {
     switch (command.op) {
       case 'w':
         write(command.page, command.argument);
@@ -103,6 +152,14 @@ class Guest {
           _exit(7);
         }
         break;
+      case 'v':
+        return holds_pattern(command.page);
+      case 'R':
+        return exchange_by_kernel(command.page, true);
+      case 'W':
+        return exchange_by_kernel(command.page, false);
+      case 'p':
+        return work(command.page);
       case 's':
         start_writers(command.page, command.argument != 0);
         break;
@@ -116,6 +173,7 @@ class Guest {
       default:
         _exit(6);
     }
+    return true;
   }
 
   void start_writers(std::uint64_t count, bool with_balloon) {
@@ -151,6 +209,19 @@ class Guest {
 };
 
 }  // namespace
+
+std::uint64_t pattern_word(pages::PageNumber page, std::uint64_t word) {
+  return page % 5 == 4 ? 0 : (page + 1) * 0x9e3779b97f4a7c15U + word;
+}
+
+std::vector<std::byte> pattern_of(pages::PageNumber page) {
+  std::vector<std::byte> bytes(kPage);
+  for (std::uint64_t word = 0; word < kPage / 8; ++word) {
+    const std::uint64_t value = pattern_word(page, word);
+    std::memcpy(&bytes[word * 8], &value, 8);
+  }
+  return bytes;
+}
 
 std::optional<HugePages> HugePages::add(std::uint64_t count) {
   const std::uint64_t before = read_pool();
@@ -192,9 +263,11 @@ std::unique_ptr<GuestProcess> GuestProcess::start(const GuestOptions& options) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     close(sockets[0]);
     const int flags = O_CLOEXEC | O_NONBLOCK | (options.user_mode_only ? UFFD_USER_MODE_ONLY : 0);
-    const int userfaultfd = static_cast<int>(syscall(SYS_userfaultfd, flags));
-    if (send(sockets[1], &userfaultfd, sizeof userfaultfd, MSG_NOSIGNAL) < 0) {
-      _exit(1);
+    for (std::uint32_t i = 0; i < options.userfaultfds; ++i) {
+      const int userfaultfd = static_cast<int>(syscall(SYS_userfaultfd, flags));
+      if (send(sockets[1], &userfaultfd, sizeof userfaultfd, MSG_NOSIGNAL) < 0) {
+        _exit(1);
+      }
     }
     Guest(std::move(spans), sockets[1]).run();
   }
@@ -202,7 +275,10 @@ std::unique_ptr<GuestProcess> GuestProcess::start(const GuestOptions& options) {
   for (Mapped& region : guest->regions_) {
     munmap(region.address, region.bytes);
   }
-  GW_ASSERT(recv(sockets[0], &guest->userfaultfd_, sizeof(int), 0) == sizeof(int));
+  guest->userfaultfds_.resize(options.userfaultfds);
+  for (int& userfaultfd : guest->userfaultfds_) {
+    GW_ASSERT(recv(sockets[0], &userfaultfd, sizeof userfaultfd, 0) == sizeof userfaultfd);
+  }
   return guest;
 }
 
@@ -221,15 +297,21 @@ void GuestProcess::tell(char op, std::uint64_t page, std::uint64_t argument) {
   GW_ASSERT(send(socket_.get(), &command, sizeof command, MSG_NOSIGNAL) == sizeof command);
 }
 
-void GuestProcess::finish() {
+bool GuestProcess::finish() {
   char done = 0;
   GW_ASSERT(recv(socket_.get(), &done, 1, 0) == 1);
+  return done == 'k';
 }
 
 void GuestProcess::begin_write(pages::PageNumber page) { tell('w', page, page * 7919); }
 void GuestProcess::write(pages::PageNumber page) { begin_write(page), finish(); }
 void GuestProcess::fill(pages::PageNumber page, std::uint8_t value) { tell('f', page, value), finish(); }
-void GuestProcess::read(pages::PageNumber page) { tell('r', page, 0), finish(); }
+void GuestProcess::begin_read(pages::PageNumber page) { tell('r', page, 0); }
+void GuestProcess::read(pages::PageNumber page) { begin_read(page), finish(); }
+bool GuestProcess::holds_pattern(pages::PageNumber page) { return tell('v', page, 0), finish(); }
+bool GuestProcess::kernel_reads_pattern(pages::PageNumber page) { return tell('W', page, 0), finish(); }
+bool GuestProcess::kernel_writes(pages::PageNumber page) { return tell('R', page, 0), finish(); }
+void GuestProcess::begin_workers(std::uint32_t count) { tell('p', count, 0); }
 void GuestProcess::give_back(pages::PageNumber first, std::uint64_t count) { tell('b', first, count), finish(); }
 void GuestProcess::unmap_entries(pages::PageNumber first, std::uint64_t count) { tell('d', first, count), finish(); }
 void GuestProcess::start_writers(std::uint32_t count, bool with_balloon) { tell('s', count, with_balloon), finish(); }
@@ -248,9 +330,9 @@ std::vector<RegionFile> GuestProcess::region_files() const {
   return files;
 }
 
-UniqueFd GuestProcess::userfaultfd() const {
+UniqueFd GuestProcess::userfaultfd(std::uint32_t index) const {
   const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
-  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), userfaultfd_, 0)));
+  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), userfaultfds_.at(index), 0)));
 }
 
 UniqueFd GuestProcess::pagemap() const {

@@ -42,7 +42,14 @@ struct GuestRegion {
 struct GuestOptions {
   std::vector<GuestRegion> regions;
   bool user_mode_only = false;  // the userfaultfd sees no accesses of the kernel
+  std::uint32_t userfaultfds = 1;
 };
+
+/// What a page of a test is to hold: of its own in every word; every fifth one is zero.
+std::uint64_t pattern_word(pages::PageNumber page, std::uint64_t word);
+std::vector<std::byte> pattern_of(pages::PageNumber page);
+/// What the workers write, besides checking.
+constexpr bool workers_write(pages::PageNumber page) { return page % 3 == 0; }
 
 class GuestProcess {
  public:
@@ -52,9 +59,16 @@ class GuestProcess {
   // ---- what the guest does; each returns when it is done, unless it says so ----
   void write(pages::PageNumber page);
   void begin_write(pages::PageNumber page);  // returns at once; finish() waits
-  void finish();
+  bool finish();                             // what was begun: was all as it should be?
   void fill(pages::PageNumber page, std::uint8_t value);
   void read(pages::PageNumber page);
+  void begin_read(pages::PageNumber page);
+  bool holds_pattern(pages::PageNumber page);         // all of it
+  bool kernel_reads_pattern(pages::PageNumber page);  // write(2) from the page
+  bool kernel_writes(pages::PageNumber page);         // read(2) into the page
+  /// Threads that share all pages among them, each in an order of its own: every page must hold its pattern; what
+  /// workers_write() names is written then. finish() waits.
+  void begin_workers(std::uint32_t count);
   void give_back(pages::PageNumber first, std::uint64_t count);      // MADV_REMOVE
   void unmap_entries(pages::PageNumber first, std::uint64_t count);  // MADV_DONTNEED: the content stays
   void start_writers(std::uint32_t count, bool with_balloon);
@@ -63,7 +77,7 @@ class GuestProcess {
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   [[nodiscard]] std::vector<RegionFile> region_files() const;
-  [[nodiscard]] UniqueFd userfaultfd() const;  // its own, fetched
+  [[nodiscard]] UniqueFd userfaultfd(std::uint32_t index = 0) const;  // its own, fetched
   [[nodiscard]] UniqueFd pagemap() const;
 
  private:
@@ -79,7 +93,7 @@ class GuestProcess {
   std::vector<Mapped> regions_;
   UniqueFd socket_;
   pid_t pid_ = -1;
-  int userfaultfd_ = -1;  // number in the guest
+  std::vector<int> userfaultfds_;  // numbers in the guest
   bool reaped_ = false;
 };
 

@@ -1,0 +1,177 @@
+// DemandPager: pages that arrive.
+
+#include <cstring>
+#include <thread>
+
+#include "dataplane/memory/demand_pager.h"
+
+namespace godwit::memory {
+namespace {
+
+/// QEMU changes its mappings for microseconds, unless its thread is not scheduled: then the page comes again.
+constexpr int kTriesMax = 64;
+
+}  // namespace
+
+/// With removals kept out. A claim is given back only when placing has failed, so each page is placed once.
+bool DemandPager::claim(pages::PageNumber page) {
+  if (!missing_.test(page) || !claimed_.set(page)) {
+    return false;
+  }
+  if (!missing_.test(page)) {
+    claimed_.clear(page);
+    return false;
+  }
+  return true;
+}
+
+void DemandPager::give_back_claims(std::span<const PageWrite> run) {
+  for (const PageWrite& write : run) {
+    claimed_.clear(write.page);
+  }
+}
+
+/// How many of the first writes are of consecutive pages, of one unit or of one region of small pages, all claimed now.
+std::size_t DemandPager::claim_run(std::span<const PageWrite> writes) {
+  const Unit unit = unit_of(writes[0].page);
+  const pages::PageNumber end =
+      unit.pages.count > 1 ? unit.pages.first + unit.pages.count : unit.region->first_page + unit.region->page_count;
+  std::size_t count = 0;
+  while (count < writes.size() && count < kJoinedPagesMax && writes[count].page == writes[0].page + count &&
+         writes[count].page < end && claim(writes[count].page)) {
+    ++count;
+  }
+  return count;
+}
+
+std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes) {
+  GW_ASSERT(lcore + 1 < lcores_.size());
+  PerLcore& mine = lcores_[lcore];
+  for (int tries = 0; !writes.empty();) {
+    GW_ASSERT(writes[0].offset == 0 && writes[0].bytes.size() == pages::kPageSize);
+    if (!wants(writes[0].page)) {
+      ++mine.dropped;
+      writes = writes.subspan(1);
+      continue;
+    }
+    auto apart = userfaults_->reader().keep_removals_out();
+    const auto run = writes.first(claim_run(writes));
+    if (run.empty()) {
+      continue;  // not wanted any more
+    }
+    const bool huge = unit_of(run[0].page).pages.count > 1;
+    std::size_t placed = 0;
+    const auto outcome = huge ? write_huge_run(run, mine, placed) : copy_run(run, mine, placed);
+    give_back_claims(run.subspan(placed));
+    if (!outcome) {
+      return std::unexpected(outcome.error());
+    }
+    writes = writes.subspan(placed);
+    if (*outcome == Outcome::kAgain) {
+      if (++tries == kTriesMax) {
+        return false;
+      }
+      apart = {};
+      userfaults_->reader().poll();
+      std::this_thread::yield();
+    }
+  }
+  return true;
+}
+
+std::expected<DemandPager::Outcome, Error> DemandPager::copy_run(std::span<const PageWrite> run, PerLcore& lcore,
+                                                                 std::size_t& placed) {
+  const std::byte* from = run[0].bytes.data();
+  for (std::size_t i = 1; i < run.size(); ++i) {
+    if (run[i].bytes.data() != from + i * pages::kPageSize) {
+      for (std::size_t k = 0; k < run.size(); ++k) {
+        std::memcpy(&lcore.joined[k * pages::kPageSize], run[k].bytes.data(), pages::kPageSize);
+      }
+      from = lcore.joined.data();
+      break;
+    }
+  }
+  while (placed < run.size()) {
+    const QemuRange range = ram_.qemu_range({run[placed].page, run.size() - placed});
+    const Mapped mapped = userfaults_->copy(range, from + placed * pages::kPageSize, protects_);
+    std::uint64_t here = mapped.bytes / pages::kPageSize;
+    // The next one is there already: a former process placed it, and wakes nobody any more.
+    const QemuRange next{range.address + mapped.bytes, pages::kPageSize};
+    const auto outcome = outcome_of(mapped, next);
+    here += mapped.error == EEXIST ? 1U : 0U;
+    for (; here > 0; --here, ++placed) {
+      if (auto settled = settle(run[placed].page, lcore); !settled) {
+        return std::unexpected(settled.error());
+      }
+    }
+    if (!outcome || *outcome == Outcome::kAgain) {
+      return outcome;
+    }
+  }
+  return Outcome::kDone;
+}
+
+std::expected<DemandPager::Outcome, Error> DemandPager::write_huge_run(std::span<const PageWrite> run, PerLcore& lcore,
+                                                                       std::size_t& placed) {
+  if (auto written = ram_.write(run); !written) {
+    return std::unexpected(written.error());
+  }
+  for (const PageWrite& write : run) {
+    ++placed;
+    if (auto settled = settle(write.page, lcore); !settled) {
+      return std::unexpected(settled.error());
+    }
+  }
+  return Outcome::kDone;
+}
+
+/// The page's content is in place: it is not missing any more, and who waits for it goes on.
+std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore& lcore) {
+  missing_.clear(page);
+  const bool asked = asked_.test(page);
+  ++(asked ? lcore.demand : lcore.background);
+  const Unit unit = unit_of(page);
+  if (unit.pages.count > 1) {
+    if (--lacking(unit.pages.first) > 0) {
+      return {};
+    }
+    if (auto shown = answer_here(unit, true, lcore); !shown) {
+      return shown;
+    }
+  }
+  if (asked || unit.pages.count > 1) {
+    finish_waiting(unit.pages.first, lcore);
+  }
+  return {};
+}
+
+std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages) {
+  GW_ASSERT(lcore + 1 < lcores_.size());
+  for (pages::PageNumber page = pages.first; page < pages.first + pages.count; ++page) {
+    const auto apart = userfaults_->reader().keep_removals_out();
+    if (claim(page)) {
+      if (auto done = zero_page(page, lcores_[lcore]); !done) {
+        return done;
+      }
+    }
+  }
+  return {};
+}
+
+/// A hole on tmpfs, and zeros in a huge page that is held back, already are what is wanted.
+std::expected<void, Error> DemandPager::zero_page(pages::PageNumber page, PerLcore& lcore) {
+  missing_.clear(page);
+  ++lcore.zero;
+  const Unit unit = unit_of(page);
+  const bool whole = unit.pages.count == 1 || --lacking(unit.pages.first) == 0;
+  if (!whole || !asked_.test(page)) {
+    return {};  // zeros that nobody waits for need no memory yet
+  }
+  if (auto answered = answer_here(unit, true, lcore); !answered) {
+    return answered;
+  }
+  finish_waiting(unit.pages.first, lcore);
+  return {};
+}
+
+}  // namespace godwit::memory

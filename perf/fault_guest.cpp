@@ -1,0 +1,159 @@
+#include "perf/fault_guest.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+
+namespace godwit::perf {
+namespace {
+
+constexpr std::uint64_t kPage = pages::kPageSize;
+
+std::uint64_t now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+}  // namespace
+
+/// The times, one a page, lie behind it.
+struct alignas(8) FaultGuest::Shared {
+  std::atomic<bool> done;
+  std::atomic<bool> wrong;
+
+  [[nodiscard]] std::uint64_t* times_ns() { return reinterpret_cast<std::uint64_t*>(this + 1); }
+};
+
+void pin_to(unsigned cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  // Refused where there is no such CPU: then it runs anywhere.
+  static_cast<void>(sched_setaffinity(0, sizeof set, &set));
+}
+
+std::expected<std::unique_ptr<FaultGuest>, std::string> FaultGuest::start(std::uint64_t pages, unsigned cpu) {
+  const auto failed = [](const char* what) { return std::unexpected(std::string(what) + ": " + std::strerror(errno)); };
+  std::unique_ptr<FaultGuest> guest(new FaultGuest);
+  guest->pages_ = pages;
+  guest->file_.reset(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (!guest->file_.valid() || ftruncate(guest->file_.get(), static_cast<off_t>(pages * kPage)) != 0) {
+    return failed("RAM of the guest in /dev/shm");
+  }
+  void* const ram = mmap(nullptr, pages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, guest->file_.get(), 0);
+  guest->shared_bytes_ = sizeof(Shared) + pages * sizeof(std::uint64_t);
+  void* const shared =
+      mmap(nullptr, guest->shared_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  int begin[2];
+  int ready[2];
+  if (ram == MAP_FAILED || shared == MAP_FAILED || pipe2(begin, O_CLOEXEC) != 0 || pipe2(ready, O_CLOEXEC) != 0) {
+    return failed("memory of the guest");
+  }
+  guest->ram_ = static_cast<std::byte*>(ram);
+  guest->shared_ = static_cast<Shared*>(shared);
+  const UniqueFd begin_read(begin[0]);
+  guest->begin_.reset(begin[1]);
+  const UniqueFd ready_read(ready[0]);
+  UniqueFd ready_write(ready[1]);
+  guest->pid_ = fork();
+  if (guest->pid_ < 0) {
+    return failed("fork");
+  }
+  if (guest->pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    guest->begin_.reset(begin_read.get());
+    guest->run(cpu, ready_write.get());
+  }
+  munmap(ram, pages * kPage);
+  ready_write.reset();
+  if (read(ready_read.get(), &guest->userfaultfd_, sizeof(int)) != sizeof(int) || guest->userfaultfd_ < 0) {
+    return std::unexpected("the guest got no userfaultfd: run as root");
+  }
+  return guest;
+}
+
+void FaultGuest::run(unsigned cpu, int ready) {
+  pin_to(cpu);
+  const int userfaultfd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  char go = 0;
+  if (write(ready, &userfaultfd, sizeof userfaultfd) < 0 || read(begin_.get(), &go, 1) != 1) {
+    _exit(1);
+  }
+  // A step without a common divisor: every page once.
+  const std::uint64_t step = pages_ % 1009 == 0 ? 1013 : 1009;
+  for (std::uint64_t i = 0; i < pages_; ++i) {
+    const std::uint64_t page = i * step % pages_;
+    const std::uint64_t since = now_ns();
+    const std::uint64_t first = *reinterpret_cast<const volatile std::uint64_t*>(ram_ + page * kPage);
+    shared_->times_ns()[i] = now_ns() - since;
+    if (first != page + 1) {
+      shared_->wrong = true;
+    }
+  }
+  shared_->done = true;
+  for (;;) {
+    pause();
+  }
+}
+
+FaultGuest::~FaultGuest() {
+  if (pid_ > 0) {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  if (shared_ != nullptr) {
+    munmap(shared_, shared_bytes_);
+  }
+}
+
+void FaultGuest::begin() {
+  const char go = 'g';
+  [[maybe_unused]] const ssize_t put = write(begin_.get(), &go, 1);
+}
+
+bool FaultGuest::done() const { return shared_->done; }
+
+std::vector<std::uint64_t> FaultGuest::times_ns() const {
+  if (shared_->wrong) {
+    return {};
+  }
+  std::vector<std::uint64_t> sorted(shared_->times_ns(), shared_->times_ns() + pages_);
+  std::ranges::sort(sorted);
+  return sorted;
+}
+
+memory::RegionFile FaultGuest::region_file() const {
+  return {.name = "ram0",
+          .bytes = pages_ * kPage,
+          .page_bytes = kPage,
+          .qemu_address = reinterpret_cast<std::uint64_t>(ram_),
+          .path = "",
+          .file = UniqueFd(fcntl(file_.get(), F_DUPFD_CLOEXEC, 0))};
+}
+
+UniqueFd FaultGuest::userfaultfd() const {
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), userfaultfd_, 0)));
+}
+
+UniqueFd FaultGuest::pagemap() const {
+  return UniqueFd(open(("/proc/" + std::to_string(pid_) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+}
+
+std::uint64_t percentile_ns(std::span<const std::uint64_t> sorted, double share) {
+  const auto at = static_cast<std::size_t>(share * static_cast<double>(sorted.size()));
+  return sorted[std::min(at, sorted.size() - 1)];
+}
+
+}  // namespace godwit::perf

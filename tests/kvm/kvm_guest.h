@@ -1,0 +1,50 @@
+#pragma once
+// The fixture of tests under KVM: a vCPU whose RAM is attached from outside as the bridge does it, with each tracker,
+// on tmpfs and on hugetlbfs. Skips where there is no KVM, or no huge pages.
+//
+// One test at a time; failures are gtest's.
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "dataplane/memory/written_tracker.h"
+#include "tests/kvm/tiny_vmm.h"
+#include "tests/unit/memory/guest_process.h"
+
+namespace godwit::kvm_test {
+
+struct KvmCase {
+  memory::TrackerKind kind;
+  bool huge;
+};
+
+class KvmGuest : public testing::TestWithParam<KvmCase> {
+ protected:
+  static constexpr std::uint64_t kRamBytes = 16U << 20;
+
+  void SetUp() override;
+  void TearDown() override;
+
+  /// Arms the tracker of the case, or skips the test. Injects a userfaultfd if the tracker needs one, or paging does.
+  void arm(memory::TrackerRequest request, bool for_paging);
+
+  std::optional<memory::test::HugePages> huge_pages_;
+  std::unique_ptr<TinyVmm> vmm_;
+  std::optional<memory::GuestRam> ram_;
+  std::unique_ptr<memory::WrittenTracker> tracker_;
+  bool user_mode_only_ = false;  // of the userfaultfd
+};
+
+/// Every tracker, on both kinds of memory.
+inline const KvmCase kKvmCases[] = {{memory::TrackerKind::kPagemapScan, false},
+                                    {memory::TrackerKind::kPagemapScan, true},
+                                    {memory::TrackerKind::kWriteProtectEvents, false},
+                                    {memory::TrackerKind::kWriteProtectEvents, true},
+                                    {memory::TrackerKind::kHashes, false},
+                                    {memory::TrackerKind::kHashes, true}};
+std::string name_of_kvm_case(const testing::TestParamInfo<KvmCase>& info);
+
+}  // namespace godwit::kvm_test
