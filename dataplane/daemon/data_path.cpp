@@ -100,17 +100,13 @@ Instant DataPath::deadline() const {
   return first;
 }
 
-// The sleeper says so and then looks once more; who has something for it puts it there and then asks. Both fences
-// together: one of the two sees the other.
 void DataPath::sleeping(bool asleep) {
-  asleep_.store(asleep, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  sleep_flag_.set(asleep);
   on_sleeping_(asleep);
 }
 
 void DataPath::nudge() {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (asleep_.load(std::memory_order_relaxed)) {
+  if (sleep_flag_.take()) {
     wake_();
   }
 }

@@ -7,7 +7,6 @@
 // never answered.
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -22,6 +21,7 @@
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
+#include "dataplane/port/sleep_flag.h"
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
 
@@ -116,7 +116,7 @@ class DataPath final : public port::PollLoopUser {
   std::size_t self_ = 0;                                                   // our place among them
   std::vector<std::unique_ptr<SpscRing<port::ReceivedFrame>>> handed_by_;  // one a lcore, ours stays empty
   std::array<port::ReceivedFrame, port::kBurst> handed_;                   // until they are flushed
-  std::atomic<bool> asleep_{false};
+  port::SleepFlag sleep_flag_;
   port::Neighbours neighbours_;
   FlowTable<MigrationFlow> table_;
   std::vector<std::unique_ptr<MigrationFlow>> flows_;

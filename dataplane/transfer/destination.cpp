@@ -115,7 +115,7 @@ Instant Destination::Impl::deadline() const {
     return kNever;
   }
   if (wake_) {
-    return Instant{INT64_MIN};
+    return kAtOnce;
   }
   // From the last tick, not from the last frame: frames of anybody come between.
   const Instant pump = outbox_.empty() ? kNever : ticked_at_ + kPumpInterval;

@@ -14,6 +14,8 @@
 namespace godwit::transfer {
 
 inline constexpr Duration kPumpInterval = milliseconds(1);  // of what waits for room on the priority lane
+/// A deadline that has passed: no clock shows less. Not INT64_MIN, from which nobody could subtract the time.
+inline constexpr Instant kAtOnce{0};
 
 /// A table piece carries at least 4 bytes a page in the worst case, and some heads.
 constexpr std::uint64_t table_bytes_max(std::uint64_t page_count) { return page_count * 5 + (1 << 20); }

@@ -158,7 +158,7 @@ Instant Source::Impl::deadline() const {
     return kNever;
   }
   if (wake_) {
-    return Instant{INT64_MIN};
+    return kAtOnce;
   }
   Instant at = outbox_.empty() ? kNever : now_ + kPumpInterval;
   if (phase_ >= Phase::kDone) {
