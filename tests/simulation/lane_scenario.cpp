@@ -48,14 +48,14 @@ Scenario draw_scenario(Random& random, Size size) {
   constexpr std::array<transport::Cipher, 3> kCiphers = {transport::Cipher::kNone, transport::Cipher::kAes128Gcm,
                                                          transport::Cipher::kAes256Gcm};
   s.cipher = kCiphers[random.below(kCiphers.size())];
+  s.key_limits.rekey_packets = random.between(1, 500);
+  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
+  s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;
   constexpr std::array<std::uint32_t, 3> kNarrow = {1472, 1372, 1232};
   s.narrow_datagram_bytes = kNarrow[random.below(kNarrow.size())];
   s.mtu_heals = random.chance_ppm(500'000);
   s.path_mtu.probe = milliseconds(static_cast<std::int64_t>(random.between(1, 100)));
   s.path_mtu.raise = milliseconds(static_cast<std::int64_t>(random.between(1, 1000)));
-  s.key_limits.rekey_packets = random.between(1, 500);
-  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
-  s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;
   return s;
 }
 
