@@ -48,6 +48,9 @@ Scenario draw_scenario(Random& random, Size size) {
   constexpr std::array<transport::Cipher, 3> kCiphers = {transport::Cipher::kNone, transport::Cipher::kAes128Gcm,
                                                          transport::Cipher::kAes256Gcm};
   s.cipher = kCiphers[random.below(kCiphers.size())];
+  s.key_limits.rekey_packets = random.between(1, 500);
+  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
+  s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;
   constexpr std::array<std::uint32_t, 3> kNarrow = {1472, 1372, 1232};
   s.narrow_datagram_bytes = kNarrow[random.below(kNarrow.size())];
   s.mtu_heals = random.chance_ppm(500'000);
@@ -55,9 +58,6 @@ Scenario draw_scenario(Random& random, Size size) {
   s.path_mtu.raise = milliseconds(static_cast<std::int64_t>(random.between(1, 1000)));
   s.in_place = random.chance_ppm(700'000);
   s.tear_ppm = random.chance_ppm(200'000) ? 1'000'000 : draw_rate(random, 600'000, 300'000);
-  s.key_limits.rekey_packets = random.between(1, 500);
-  s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
-  s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;
   return s;
 }
 

@@ -95,7 +95,7 @@ Script World::draw_script() {
   script.lane_dead = random_.below(8) == 0;
   script.mtu_shrinks = random_.below(6) == 0;
   constexpr std::array<std::uint32_t, 3> kNarrow = {1472, 1372, 1232};
-  script.narrow_datagram_bytes = kNarrow[random_.below(3)];
+  script.narrow_datagram_bytes = kNarrow[attempts_ % 3];
   script.shrinks_after = microseconds(static_cast<std::int64_t>(random_.below(20'000)));
   script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
   script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;

@@ -61,7 +61,7 @@ MUTATIONS = (
              '''Instant LossRecovery::probe_deadline() const {
   if (outstanding_count_ == 0 || probe_count_ >= 3) {'''),
     Mutation('probe-without-data', 'a probe timeout sends nothing', TRANSPORT + 'lane.cpp',
-             'probes_allowed_ = early_probe_wanted_ ? kProbePackets - 1 : kProbePackets;', 'probes_allowed_ = 0;'),
+             'probes_allowed_ = kProbesWithData;', 'probes_allowed_ = 0;'),
     Mutation('stale-life', 'the seal does not look at the secret: packets of another life are taken', TRANSPORT + 'seal.cpp',
              'return (low | high) == 0;', 'return (low | high) == 0 || packet[4] != std::byte{0};'),
     Mutation('black-hole', 'an MTU black hole is never seen', TRANSPORT + 'path_mtu.h',

@@ -35,8 +35,8 @@ class OnePage final : public transport::LaneUser {
     std::fill(out.begin(), out.end(), std::byte{1});
   }
   void on_acknowledged(const transport::Work&) override {}
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
+  void on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {}
   void on_message(std::span<const std::byte>) override {}
 };
 
