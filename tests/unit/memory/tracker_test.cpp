@@ -186,6 +186,25 @@ TEST_P(TrackerTest, WrittenPageWhoseEntryWasDroppedIsReported) {
   EXPECT_EQ(collect(), expected);
 }
 
+TEST_P(TrackerTest, WhatIsToCountAsWrittenIsReportedOnce) {
+  if (GetParam().kind == TrackerKind::kHashes) {
+    GTEST_SKIP() << "hashes find out by themselves";
+  }
+  start_guest();
+  start_tracker();
+  const std::uint64_t unit = GetParam().huge ? kPagesPerHugePage : 1;
+  guest_->read(2 * unit);
+  ASSERT_FALSE(collect().any());
+  const std::vector<std::byte> bytes(kPage, std::byte{7});
+  const PageWrite write{2 * unit, 0, bytes};  // so that hashes of a huge page agree
+  ASSERT_TRUE(ram_->write({&write, 1}));
+  ASSERT_TRUE(tracker_->count_as_written({2 * unit, unit}));
+  pages::Bitmap expected(ram_->page_count());
+  expected.set(2 * unit);
+  EXPECT_EQ(collect(), expected);
+  EXPECT_FALSE(collect().any());
+}
+
 TEST_P(TrackerTest, CopyKeptByCollectEqualsRamUnderConcurrentWriters) {
   start_guest();
   start_tracker();
