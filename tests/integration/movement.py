@@ -3,7 +3,6 @@
 import contextlib
 import pwd
 import subprocess
-import time
 
 from tests.lab.console import Console
 from tests.lab.lab import Lab
@@ -38,10 +37,11 @@ def moved(lab, vm, destination, **plan):
 
 def home_and_away(lab, **guest):
     """A to B to A; the way home must be cheap: only what was written in between."""
-    lab.start_vm(**{**SMALL, "rate": 100, **guest})
+    rate = 100
+    lab.start_vm(**{**SMALL, "rate": rate, **guest})
     first = moved(lab, "guest", "host-b")
     check_equal(first["stats"]["pages_reused"], 0, "pages reused on the first move")
-    time.sleep(2)
+    wait_until("two seconds' writes on host-b", lambda: lab.console("guest", "host-b").written() >= 2 * rate)
     second = moved(lab, "guest", "host-a")
     total = second["stats"]["pages_total"]
     check(second["stats"]["pages_reused"] > total * 0.8, f"only {second['stats']['pages_reused']} of {total} pages reused")
