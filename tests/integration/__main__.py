@@ -1,4 +1,4 @@
-"""usage: python3 -m tests.integration [--list] [SCENARIO ...]
+"""usage: python3 -m tests.integration [--list | --list-beside-others] [SCENARIO ...]
 
 Runs scenarios (all without arguments), one after another, each in a lab of its own. A scenario also fails if a daemon
 that was built with sanitizers (GODWIT_BUILD) reported anything. Exit status 0: all passed, 77: all skipped, 1: any failed.
@@ -13,18 +13,21 @@ import traceback
 from tests.sanitizers.options import environment, take_reports
 
 from . import certificates, encryption, failures, metrics, movement, operating, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
-from .registry import SCENARIOS, Skip
+from .registry import BESIDE_OTHERS, SCENARIOS, Skip
 
 
 def main(arguments):
     if arguments == ["--list"]:
         print("\n".join(SCENARIOS))
         return 0
+    if arguments == ["--list-beside-others"]:
+        print("\n".join(sorted(BESIDE_OTHERS)))
+        return 0
     if os.geteuid() != 0:
         print("SKIP: integration needs root (network namespaces, ptrace)")
         return 77
     with tempfile.TemporaryDirectory(prefix="godwit-reports-") as reports:
-        os.environ.update(environment(reports))
+        os.environ.update(environment(reports, aborts=True))
         return run(arguments or SCENARIOS, reports)
 
 

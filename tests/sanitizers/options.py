@@ -8,13 +8,15 @@ import os
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
-def environment(reports):
-    """Environment variables. `reports`: a folder into which each process writes what it finds, whoever started it."""
+def environment(reports, aborts=False):
+    """Environment variables. `reports`: a folder into which each process writes what it finds, whoever started it. `aborts`: an abort is a
+    finding, too; gcc's UBSan writes to standard error whatever it is told, and reports only so.
+    """
     log_path = f':log_path={reports}/report'
     return {
-        'ASAN_OPTIONS': 'detect_leaks=1:detect_stack_use_after_return=1' + log_path,
+        'ASAN_OPTIONS': 'detect_leaks=1:detect_stack_use_after_return=1' + f':handle_abort={aborts:d}' + log_path,
         'LSAN_OPTIONS': f'suppressions={FOLDER}/lsan.supp:print_suppressions=0',
-        'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1' + log_path,
+        'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1:abort_on_error=1' + log_path,
         'TSAN_OPTIONS': f'suppressions={FOLDER}/tsan.supp:halt_on_error=0:second_deadlock_stack=1' + log_path,
     }
 
