@@ -38,11 +38,6 @@ bool is_cpu_list(const std::string& text) {
                                       [](unsigned char c) { return std::isdigit(c) != 0 || c == '-' || c == ','; });
 }
 
-int run_body(void* body) {
-  (*static_cast<std::function<void()>*>(body))();
-  return 0;
-}
-
 }  // namespace
 
 std::expected<std::vector<std::string>, PortError> eal_arguments(const EnvironmentOptions& options) {
@@ -112,9 +107,7 @@ std::expected<Environment, PortError> Environment::start(const EnvironmentOption
     }
     return std::unexpected(PortError{text + " (EAL's own messages are on stderr; log_level = \"debug\" shows more)"});
   }
-  Environment environment;
-  environment.bodies_.resize(kControlLcore);
-  return environment;
+  return Environment();
 }
 
 Environment::Environment(Environment&& other) noexcept : bodies_(std::move(other.bodies_)) {
@@ -127,9 +120,17 @@ Environment::~Environment() {
   }
 }
 
+int Environment::run_body(void* body) {
+  Body& ours = *static_cast<Body*>(body);
+  ours.run();
+  ours.returned.store(true, std::memory_order_release);
+  return 0;
+}
+
 void Environment::launch(unsigned lcore, std::function<void()> body) {
   GW_ASSERT(lcore < bodies_.size());
-  bodies_[lcore] = std::move(body);
+  bodies_[lcore].run = std::move(body);
+  bodies_[lcore].returned.store(false, std::memory_order_relaxed);
   const int rc = rte_eal_remote_launch(run_body, &bodies_[lcore], lcore);
   GW_ASSERT(rc == 0);
 }
@@ -138,7 +139,7 @@ void Environment::wait(unsigned lcore) {
   GW_ASSERT(lcore < bodies_.size());
   // EAL's own wait spins, on a core that the data path may want.
   constexpr timespec kBetween{.tv_sec = 0, .tv_nsec = 1'000'000};
-  while (rte_eal_get_lcore_state(lcore) == RUNNING) {
+  while (!bodies_[lcore].returned.load(std::memory_order_acquire)) {
     nanosleep(&kBetween, nullptr);
   }
   rte_eal_wait_lcore(lcore);

@@ -4,6 +4,7 @@
 // an lcore of the data path. Failure: start() says which option EAL refused; nothing is left running. EAL cannot be
 // started twice in one process.
 
+#include <atomic>
 #include <cstdint>
 #include <expected>
 #include <functional>
@@ -51,9 +52,15 @@ class Environment {
   void wait(unsigned lcore);
 
  private:
-  Environment() = default;
+  struct Body {
+    std::function<void()> run;
+    std::atomic<bool> returned{false};  // what the body did is seen by who sees this
+  };
+  Environment() : bodies_(kControlLcore) {}
+  static int run_body(void* body);
+
   bool owner_ = true;
-  std::vector<std::function<void()>> bodies_;
+  std::vector<Body> bodies_;  // by lcore
 };
 
 }  // namespace godwit::port

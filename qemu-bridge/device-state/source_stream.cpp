@@ -30,7 +30,7 @@ void SourceStream::guest_stopped() {
 
 bool SourceStream::forward(std::string chunk) {
   const std::lock_guard lock(forward_mutex_);
-  return handlers_.forward(std::move(chunk));
+  return !ended_ && handlers_.forward(std::move(chunk));
 }
 
 void SourceStream::read_loop() {
@@ -59,6 +59,11 @@ void SourceStream::read_loop() {
   // QEMU must not block for ever in a write that nobody reads.
   ::shutdown(socket_.get(), SHUT_RDWR);
   guest_stopped();
+  {
+    // The answer to the marking thread's question may come later than the end.
+    const std::lock_guard lock(forward_mutex_);
+    ended_ = true;
+  }
   handlers_.on_end(result);
 }
 

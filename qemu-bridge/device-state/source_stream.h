@@ -4,8 +4,8 @@
 // while the guest provably still ran (it asks after the bytes are here, so the answer "runs" covers them).
 // Back-pressure: `forward` may block; QEMU then waits in its own write. `forward` false ends the stream as kRefused.
 // The end of the stream says nothing about success: whoever owns this asks QEMU how its migration ended.
-// Threads: start() and the destructor by the owner; `forward` by both threads, one at a time; `on_end` once, by the
-// reader, unless destroyed before.
+// Threads: start() and the destructor by the owner; `forward` by both threads, one at a time, and never after `on_end`;
+// `on_end` once, by the reader, unless destroyed before.
 
 #include <atomic>
 #include <condition_variable>
@@ -44,6 +44,7 @@ class SourceStream {
   UniqueFd socket_;
   Handlers handlers_;
   std::mutex forward_mutex_;  // order: before mutex_
+  bool ended_ = false;        // under forward_mutex_
   std::mutex mutex_;
   std::condition_variable changed_;
   std::uint64_t bytes_read_ = 0;  // and forwarded

@@ -10,7 +10,7 @@ from tests.lab.processes import LabError, run, wait_until
 
 from .failures import runs_in_one_place
 from .movement import SMALL, guest_at_home, moved
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 
 def connected(lab, host):
@@ -43,7 +43,7 @@ def guest_runs_on_and_comes_back(lab, host):
     moved(lab, "guest", "host-b" if host == "host-a" else "host-a")
 
 
-@scenario
+@scenario_beside_others
 def insecure_everywhere():
     """Without certificates all works, and says what that means."""
     with Lab(options={"insecure": True}) as lab:
@@ -55,7 +55,7 @@ def insecure_everywhere():
         moved(lab, "guest", "host-b")
 
 
-@scenario
+@scenario_beside_others
 def foreign_ca():
     with guest_at_home() as lab:
         lab.pki("init", "host-a", "host-b", directory="foreign")
@@ -68,7 +68,7 @@ def foreign_ca():
         guest_runs_on_and_comes_back(lab, "host-a")
 
 
-@scenario
+@scenario_beside_others
 def another_hosts_certificate():
     with guest_at_home() as lab:
         log = restart_bridge(lab, "host-a", configs.tls(f"{lab.directory}/pki", "host-b"))
@@ -80,7 +80,7 @@ def another_hosts_certificate():
         guest_runs_on_and_comes_back(lab, "host-a")
 
 
-@scenario
+@scenario_beside_others
 def no_certificate():
     with guest_at_home() as lab:
         log = restart_bridge(lab, "host-a", "")
@@ -96,7 +96,7 @@ def no_certificate():
         guest_runs_on_and_comes_back(lab, "host-a")
 
 
-@scenario
+@scenario_beside_others
 def expired_then_renewed_without_restart():
     with guest_at_home() as lab:
         lab.pki("issue", "host-a", "--days", "0.00003", "--force")  # under 3 s
@@ -117,7 +117,7 @@ def expired_then_renewed_without_restart():
         moved(lab, "guest", "host-b")
 
 
-@scenario
+@scenario_beside_others
 def all_certificates_renewed_while_a_guest_moves():
     """Who is connected stays so, and the next connections are made with the new ones; near their end there are warnings."""
     with guest_at_home() as lab:

@@ -3,10 +3,10 @@
 import time
 
 from .movement import guest_at_home, moved
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 
-@scenario
+@scenario_beside_others
 def aes_256():
     with guest_at_home() as lab:
         moved(lab, "guest", "host-b", encryption="aes-256-gcm")
@@ -28,7 +28,7 @@ def clear_text_refused(lab):
     return summary["reason"]
 
 
-@scenario
+@scenario_beside_others
 def clear_text_needs_both_hosts():
     for allowed, refuses in (({}, "source"), ({"host-a": True}, "destination"), ({"host-b": True}, "source")):
         with guest_at_home(options={"allow_clear_text": allowed}) as lab:
@@ -37,7 +37,7 @@ def clear_text_needs_both_hosts():
             moved(lab, "guest", "host-b")
 
 
-@scenario
+@scenario_beside_others
 def clear_text_where_both_allow_it():
     with guest_at_home(options={"allow_clear_text": {"host-a": True, "host-b": True}}) as lab:
         moved(lab, "guest", "host-b", encryption="none")

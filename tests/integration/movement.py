@@ -3,13 +3,12 @@
 import contextlib
 import pwd
 import subprocess
-import time
 
 from tests.lab.console import Console
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .registry import Skip, check, check_equal, scenario
+from .registry import Skip, check, check_equal, scenario, scenario_beside_others
 
 SMALL = {"mem_mib": 256, "mb": 96}
 
@@ -38,10 +37,11 @@ def moved(lab, vm, destination, **plan):
 
 def home_and_away(lab, **guest):
     """A to B to A; the way home must be cheap: only what was written in between."""
-    lab.start_vm(**{**SMALL, "rate": 100, **guest})
+    rate = 100
+    lab.start_vm(**{**SMALL, "rate": rate, **guest})
     first = moved(lab, "guest", "host-b")
     check_equal(first["stats"]["pages_reused"], 0, "pages reused on the first move")
-    time.sleep(2)
+    wait_until("two seconds' writes on host-b", lambda: lab.console("guest", "host-b").written() >= 2 * rate)
     second = moved(lab, "guest", "host-a")
     total = second["stats"]["pages_total"]
     check(second["stats"]["pages_reused"] > total * 0.8, f"only {second['stats']['pages_reused']} of {total} pages reused")
@@ -49,7 +49,7 @@ def home_and_away(lab, **guest):
     return first, second
 
 
-@scenario
+@scenario_beside_others
 def a_b_a():
     with Lab() as lab:
         lab.start()
@@ -58,21 +58,21 @@ def a_b_a():
         check_equal([i["host"] for i in images if not i["in_use"]], ["host-b"], "hosts with a retained image")
 
 
-@scenario
+@scenario_beside_others
 def a_b_a_mtu_1500():
     with Lab(mtu=1500) as lab:
         lab.start()
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def a_b_a_ipv6():
     with Lab(options={"ipv6": True}) as lab:
         lab.start()
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def memif_a_b_a():
     """Two data planes of one machine, joined by shared memory."""
     with Lab(options={"device": "net_memif"}) as lab:
@@ -80,7 +80,7 @@ def memif_a_b_a():
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def several_lcores():
     """Two lcores and queues on each host: frames land on either, whoever owns their lane."""
     with Lab(options={"lcores": 2}) as lab:
@@ -89,14 +89,14 @@ def several_lcores():
         moved(lab, "guest", "host-b", verify="full")
 
 
-@scenario
+@scenario_beside_others
 def several_lcores_memif_mtu_1500():
     with Lab(mtu=1500, options={"lcores": 2, "device": "net_memif"}) as lab:
         lab.start()
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def other_devices_start():
     """Any DPDK port by its own devargs: these carry nothing anywhere, but the daemon must open them and be ready."""
     for device in ("net_null0,size=64", "net_ring0"):
@@ -114,7 +114,7 @@ def dpdk_on_hugepages():
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def a_b_c_a():
     with guest_at_home(hosts=3) as lab:
         moved(lab, "guest", "host-b")
@@ -133,17 +133,17 @@ def with_tracker(tracker, **lab_options):
             check_equal(summary["tracker"], tracker, f"tracker used ({summary.get('tracker_reason')})")
 
 
-@scenario
+@scenario_beside_others
 def tracker_pagemap_scan():
     with_tracker("pagemap-scan")
 
 
-@scenario
+@scenario_beside_others
 def tracker_write_protect_events():
     with_tracker("write-protect-events")
 
 
-@scenario
+@scenario_beside_others
 def tracker_hashes():
     with_tracker("hashes")
 
@@ -163,7 +163,7 @@ def hugetlbfs():
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def two_regions():
     with Lab() as lab:
         lab.start()
@@ -180,31 +180,31 @@ def of_another_user(**lab_options):
         home_and_away(lab, user=user)
 
 
-@scenario
+@scenario_beside_others
 def qemu_not_root():
     of_another_user()
 
 
-@scenario
+@scenario_beside_others
 def qemu_not_root_write_protect_events():
     of_another_user(tracker="write-protect-events")
 
 
-@scenario
+@scenario_beside_others
 def qemu_not_root_as_the_units_have_it():
     """Daemons with the capabilities of their units, directories with the modes that units and daemons give them."""
     for tracker in ("auto", "write-protect-events"):
         of_another_user(tracker=tracker, options={"as_units": True})
 
 
-@scenario
+@scenario_beside_others
 def verify_full():
     with guest_at_home() as lab:
         moved(lab, "guest", "host-b", verify="full")
         moved(lab, "guest", "host-a", verify="full")
 
 
-@scenario
+@scenario_beside_others
 def attach_to_running_qemu():
     """A QEMU that someone else started moves away and comes home."""
     with Lab() as lab:
@@ -246,12 +246,12 @@ def balloon_taken_and_given_back(**lab_options):
         moved(lab, "guest", "host-a", verify="full")
 
 
-@scenario
+@scenario_beside_others
 def balloon():
     balloon_taken_and_given_back()
 
 
-@scenario
+@scenario_beside_others
 def images_are_listed_and_dropped():
     with Lab() as lab:
         lab.start()
@@ -265,7 +265,7 @@ def images_are_listed_and_dropped():
         check_equal(home["stats"]["pages_reused"], 0, "pages reused without an image")
 
 
-@scenario
+@scenario_beside_others
 def reuse_never_and_require():
     with Lab() as lab:
         lab.start()

@@ -9,7 +9,7 @@ from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
 from .movement import SMALL, guest_at_home, moved
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 UUID = "11111111-2222-4333-8444-555555555555"
 
@@ -52,7 +52,7 @@ def ram(lab, share):
             f"memory-backend-file,id=ram0,size=256M,mem-path={lab.memory_dir('host-a')}/theirs.ram,share={share}"]
 
 
-@scenario
+@scenario_beside_others
 def ram_not_shared():
     with Lab() as lab:
         lab.start()
@@ -61,7 +61,7 @@ def ram_not_shared():
             check(theirs.process.poll() is None, "the QEMU that was refused has ended")
 
 
-@scenario
+@scenario_beside_others
 def ram_size_differs():
     with Lab() as lab:
         lab.start()
@@ -69,7 +69,7 @@ def ram_size_differs():
             refused(lab, ["ram0"], lambda: attach(lab, theirs, mem_mib=512))
 
 
-@scenario
+@scenario_beside_others
 def machine_type_differs():
     with Lab() as lab:
         lab.start()
@@ -102,7 +102,7 @@ class VhostUserBackend:
         self.listener.close()
 
 
-@scenario
+@scenario_beside_others
 def vhost_user_device():
     with Lab() as lab:
         lab.start()
@@ -114,7 +114,7 @@ def vhost_user_device():
         backend.close()
 
 
-@scenario
+@scenario_beside_others
 def destination_without_memory():
     with Lab(options={"memory_budget": {"host-b": "128MiB"}}) as lab:
         lab.start()
@@ -124,7 +124,7 @@ def destination_without_memory():
         check(ok, text)
 
 
-@scenario
+@scenario_beside_others
 def unknown_names():
     with Lab() as lab:
         lab.start()
@@ -135,7 +135,7 @@ def unknown_names():
         moved(lab, "guest", "host-b")
 
 
-@scenario
+@scenario_beside_others
 def image_that_does_not_match():
     """A damaged table makes the move a full one, and says why."""
     with guest_at_home() as lab:

@@ -1,6 +1,7 @@
 """Scenarios by name. Each is a function without arguments that raises on failure, and Skip where the machine lacks something it needs."""
 
 SCENARIOS = {}
+BESIDE_OTHERS = set()  # names of those that may run while another one runs
 
 
 class Skip(Exception):
@@ -10,6 +11,12 @@ class Skip(Exception):
 def scenario(function):
     SCENARIOS[function.__name__] = function
     return function
+
+
+def scenario_beside_others(function):
+    """It waits for events, hits no moment, and changes nothing of the machine that another lab sees, as the pool of huge pages."""
+    BESIDE_OTHERS.add(function.__name__)
+    return scenario(function)
 
 
 def check(condition, text):

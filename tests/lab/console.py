@@ -40,6 +40,11 @@ class Console:
         found = self.statuses()
         return found[-1] if found else None
 
+    def written(self):
+        """Pages that the guest has written since its first word here."""
+        found = self.statuses()
+        return found[-1].writes - found[0].writes if found else 0
+
     def bench_rates(self):
         return [int(m.group(2)) for m in BENCH.finditer(self.text())]
 

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <future>
 #include <random>
 
@@ -176,6 +177,38 @@ TEST(SourceStream, EndToEndWithMarks) {
   destination.release();
   destination.arrive({}, true);
   EXPECT_EQ(read_all(down->qemu.get()), (live + rest).substr(1));
+}
+
+TEST(SourceStream, AnAnswerThatComesAfterTheEndMarksNothing) {
+  auto up = make_stream_sockets();
+  ASSERT_TRUE(up);
+  std::promise<void> asked, ended;
+  auto answer = ended.get_future();
+  std::atomic<bool> has_ended{false};
+  std::atomic<int> late{0};
+  {
+    const SourceStream source(std::move(up->ours), {.forward =
+                                                        [&](const std::string&) {
+                                                          late += has_ended ? 1 : 0;
+                                                          return true;
+                                                        },
+                                                    .guest_runs =
+                                                        [&] {
+                                                          asked.set_value();
+                                                          answer.wait();
+                                                          return true;
+                                                        },
+                                                    .on_end =
+                                                        [&](const auto&) {
+                                                          has_ended = true;
+                                                          ended.set_value();
+                                                        }});
+    ASSERT_EQ(::write(up->qemu.get(), "x", 1), 1);
+    asked.get_future().wait();
+    up->qemu.reset();
+    answer.wait();
+  }
+  EXPECT_EQ(late, 0);
 }
 
 TEST(SourceStream, ARefusedChunkEndsTheStreamAndQemusWrite) {

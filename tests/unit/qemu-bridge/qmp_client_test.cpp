@@ -33,6 +33,7 @@ class FakeMonitor {
     EXPECT_EQ(::listen(listener_.get(), 1), 0);
     thread_ = std::thread([this, script = std::move(script)] {
       client_.reset(::accept(listener_.get(), nullptr, nullptr));
+      accepted_.set_value();
       script(*this);
       std::string rest;
       while (done_.wait_for(milliseconds(0)) != std::future_status::ready && !read_line().empty()) {
@@ -41,7 +42,8 @@ class FakeMonitor {
   }
   ~FakeMonitor() {
     finish_.set_value();
-    ::shutdown(listener_.get(), SHUT_RDWR);
+    ::shutdown(listener_.get(), SHUT_RDWR);  // ends the wait for a client
+    accepted_.get_future().wait();
     ::shutdown(client_.get(), SHUT_RDWR);
     thread_.join();
   }
@@ -77,6 +79,7 @@ class FakeMonitor {
   std::filesystem::path path_;
   UniqueFd listener_;
   UniqueFd client_;
+  std::promise<void> accepted_;
   std::promise<void> finish_;
   std::future<void> done_ = finish_.get_future();
   std::thread thread_;
