@@ -167,8 +167,8 @@ int run(const config::DataplaneConfig& config) {
   ServiceOptions service_options = settings.service;
   service_options.lender = port->get();
   Service service(
-      service_options, **images, inbox, (*lcores)[0]->data_path,
-      [&](const api::Event& event) { control->emit(event); }, [&](int pidfd) { control->watch_process(pidfd); });
+      service_options, **images, inbox, (*lcores)[0]->data_path, [&](const api::Event& event) { control->emit(event); },
+      [&](int pidfd) { control->watch_process(pidfd); });
   std::vector<LcoreFigures> figures;
   for (const auto& lcore : *lcores) {
     figures.push_back({&lcore->data_path, &lcore->loop});
