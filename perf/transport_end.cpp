@@ -69,7 +69,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     lane_.emplace(config, *this, port::now());
     if (options.role == Role::kSender) {
       // The memory outlives the port, which is made after it.
-      loan_ = port.lend({.owner = nullptr, .memory = {{ram.regions()[0].mapping, ram.regions()[0].bytes}}}).value_or(nullptr);
+      loan_ = port.lend(nullptr).value_or(nullptr);
     }
     writes_.reserve(port::kBurst * 2);
   }

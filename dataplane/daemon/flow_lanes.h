@@ -41,7 +41,7 @@ struct FlowConfig {
   Duration peer_timeout = milliseconds(3000);
   Duration base_rtt = microseconds(500);
   Duration rtt_granularity = milliseconds(2);
-  std::shared_ptr<FlowFigures> figures;  // with counters for each lane
+  std::shared_ptr<FlowFigures> figures;    // with counters for each lane
   std::shared_ptr<const port::Loan> loan;  // the guest's RAM, if frames may refer to it
 };
 

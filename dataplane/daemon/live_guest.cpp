@@ -30,7 +30,7 @@ LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memo
       // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory
       // is full.
       read_by_mapping_(!memory_may_vanish && !ram_->any_huge()),
-      // Where each page that is sent is noted with its content, the note must be of what was sent.
+      // A tracker that compares content must be told of the very bytes that left; of what lies open nobody knows them.
       sent_in_place_(!memory_may_vanish && !tracker_->wants_copies()),
       present_((ram_->page_count() + 63) / 64) {}
 
@@ -136,7 +136,6 @@ void LiveGuest::read_page(pages::PageNumber page, std::uint32_t offset, std::spa
 
 std::span<const std::byte> LiveGuest::page_in_place(pages::PageNumber page) {
   GW_ASSERT(page < ram_->page_count());
-  // Of huge pages nobody knows the holes; but what is to be sent was not zero when it was looked at, so it is there.
   if (!sent_in_place_ || !present(page)) {
     return {};
   }

@@ -38,7 +38,7 @@ struct ServiceOptions {
   std::vector<port::LocalAddress> addresses;
   bool allow_clear_text = false;
   port::Lender* lender = nullptr;  // of the port; null: pages in clear text are always copied
-  std::string config_file;  // where that stands
+  std::string config_file;         // where that stands
   Id128 host_boot_id;
   Id128 daemon_boot_id;
 };

@@ -271,13 +271,9 @@ std::shared_ptr<const port::Loan> Service::lend(const LiveGuest& guest) {
   if (options_.lender == nullptr) {
     return nullptr;
   }
-  port::Lent lent{.owner = guest.shared_ram(), .memory = {}};
-  for (const memory::Region& region : guest.ram().regions()) {
-    lent.memory.emplace_back(region.mapping, region.bytes);
-  }
-  auto loan = options_.lender->lend(std::move(lent));
+  auto loan = options_.lender->lend(guest.shared_ram());
   if (!loan) {
-    spdlog::info("{}; it is copied", loan.error().text);
+    spdlog::debug("{}", loan.error().text);
     return nullptr;
   }
   return *loan;

@@ -89,6 +89,7 @@ port::Figures lane_figures(const transport::LaneCounters& lane) {
           {"pages_sent", lane.pages_sent},
           {"pages_received", lane.pages_received},
           {"pages_retransmitted", lane.pages_retransmitted},
+          {"pages_in_place", lane.pages_in_place},
           {"packets_lost", lane.packets_lost},
           {"probe_timeouts", lane.probe_timeouts},
           {"spurious_losses", lane.spurious_losses},

@@ -10,24 +10,18 @@
 #include <cstdint>
 #include <expected>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "dataplane/port/port.h"
-
-struct rte_device;
 
 namespace godwit::port {
 
 class LoanImpl final : public Loan {
  public:
-  LoanImpl(Lent lent, std::uint16_t queues);
-  ~LoanImpl() override;
-  LoanImpl(const LoanImpl&) = delete;
-  LoanImpl& operator=(const LoanImpl&) = delete;
+  LoanImpl(std::shared_ptr<const void> owner, std::uint16_t queues);
 
-  /// For the DMA of a device; undone at the end. Error: the device or the kernel refuses.
-  std::expected<void, PortError> register_for(rte_device* device);
-  /// Makes `buffer` refer to `bytes` of the loan. On the queue's lcore.
+  /// Makes `buffer` refer to `bytes`. On the queue's lcore.
   void attach(rte_mbuf* buffer, std::uint16_t queue, std::span<const std::byte> bytes) const;
   /// Nothing refers to it. Only once nobody can attach any more.
   [[nodiscard]] bool idle() const;
@@ -37,34 +31,19 @@ class LoanImpl final : public Loan {
   struct alignas(64) Count {
     rte_mbuf_ext_shared_info info;
   };
-  const Lent lent_;
+  const std::shared_ptr<const void> owner_;
   const std::unique_ptr<Count[]> counts_;
   const std::uint16_t queues_;
-  rte_device* device_ = nullptr;
-  std::size_t registered_ = 0;  // of lent_.memory, in its order
-};
-
-/// How the frames of a driver may refer to memory.
-enum class Reference : std::uint8_t {
-  kNever,
-  kCopied,      // the CPU reads it, in our address space
-  kRegistered,  // the device does
 };
 
 class Loans {
  public:
-  void set(Reference reference, rte_device* device, std::uint16_t queues) {
-    reference_ = reference;
-    device_ = device;
-    queues_ = queues;
-  }
-  [[nodiscard]] bool possible() const { return reference_ != Reference::kNever; }
-  std::expected<std::shared_ptr<const Loan>, PortError> lend(Lent lent);
+  void allow(std::uint16_t queues) { queues_ = queues; }
+  [[nodiscard]] bool allowed() const { return queues_ != 0; }
+  std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner);
   std::size_t end();
 
  private:
-  Reference reference_ = Reference::kNever;
-  rte_device* device_ = nullptr;
   std::uint16_t queues_ = 0;
   std::vector<std::shared_ptr<const LoanImpl>> loans_;
 };

@@ -14,6 +14,7 @@
 #include <future>
 #include <mutex>
 #include <span>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -256,7 +257,9 @@ class PortImpl final : public Port {
         family == wire::IpFamily::kV4 ? RTE_ETH_RSS_NONFRAG_IPV4_UDP : RTE_ETH_RSS_NONFRAG_IPV6_UDP;
     return (hashed_ & wanted) != 0 ? std::optional(spread_) : std::nullopt;
   }
-  std::expected<std::shared_ptr<const Loan>, PortError> lend(Lent lent) override { return loans_.lend(std::move(lent)); }
+  std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner) override {
+    return loans_.lend(std::move(owner));
+  }
   std::size_t end_loans() override { return loans_.end(); }
   [[nodiscard]] PortDrops drops() const override {
     const std::lock_guard lock(control_mutex_);
@@ -286,7 +289,6 @@ class PortImpl final : public Port {
   std::expected<void, PortError> set_up_queue(std::uint16_t queue);
   void learn_spread();
 
-  void choose_references(const rte_eth_dev_info& info);
   /// memif joins queue i to queue i, so urgent frames can have one of their own: the first. Elsewhere nobody can say on
   /// which queue they would arrive.
   [[nodiscard]] std::uint16_t urgent_queues() const { return options_.driver == Driver::kMemif ? 1 : 0; }
@@ -305,18 +307,12 @@ class PortImpl final : public Port {
   std::vector<std::unique_ptr<QueueImpl>> queues_;
 };
 
-/// Only of drivers whose source says what they do with a frame's memory.
-void PortImpl::choose_references(const rte_eth_dev_info& info) {
-  const std::string driver = info.driver_name;
-  const bool pieces = (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 &&
-                      (info.tx_desc_lim.nb_seg_max == 0 || info.tx_desc_lim.nb_seg_max > kPieces);
-  Reference reference = Reference::kNever;
-  if (pieces && options_.driver == Driver::kPci) {
-    reference = Reference::kRegistered;
-  } else if (pieces && (driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring")) {
-    reference = Reference::kCopied;
-  }
-  loans_.set(reference, info.device, options_.queues);
+/// Of drivers that read a frame's memory with the CPU, in this process, as their source says. A NIC would need guest
+/// RAM mapped for its DMA, in huge pages; and a guest in huge pages is copied anyway (LiveGuest::page_in_place).
+bool reads_frames_in_pieces(const rte_eth_dev_info& info) {
+  const std::string_view driver = info.driver_name;
+  return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 &&
+         (driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring");
 }
 
 std::expected<void, PortError> PortImpl::configure() {
@@ -329,9 +325,9 @@ std::expected<void, PortError> PortImpl::configure() {
                                      std::to_string(std::min(info.max_rx_queues, info.max_tx_queues)) +
                                      "; lower queues or the number of lcores"});
   }
-  choose_references(info);
   rte_eth_conf conf{};
-  if (loans_.possible()) {
+  if (reads_frames_in_pieces(info)) {
+    loans_.allow(options_.queues);
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
   // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
@@ -395,15 +391,15 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
     }
   }
   rte_mempool* pieces = nullptr;
-  if (loans_.possible()) {
+  if (loans_.allowed()) {
     const std::uint32_t frames = transmit_entries + 2 * static_cast<std::uint32_t>(kBurst) + 1;
     const std::uint32_t piece_entries =
         std::bit_ceil(frames * static_cast<std::uint32_t>(kPieces) + 2 * kCacheEntries + 1) - 1;
     pieces = rte_pktmbuf_pool_create((name + "p").c_str(), piece_entries, kCacheEntries, 0,
                                      RTE_PKTMBUF_HEADROOM + kPieceBytes, rte_eth_dev_socket_id(id_));
     if (pieces == nullptr) {
-      return std::unexpected(PortError{"port: " + std::to_string(piece_entries) + " small buffers: " +
-                                       rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
+      return std::unexpected(PortError{"port: " + std::to_string(piece_entries) +
+                                       " small buffers: " + rte_strerror(rte_errno) + "; raise [eal] memory_mb"});
     }
     pools_.push_back(pieces);
   }

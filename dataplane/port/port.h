@@ -1,8 +1,8 @@
 #pragma once
 // One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone
-// may call it. Frames are Ethernet frames of at most frame_bytes_max, received ones never in several segments. Sizes in bytes.
-// Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped and
-// counted.
+// may call it. Frames are Ethernet frames of at most frame_bytes_max, received ones never in several segments. Sizes in
+// bytes. Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped
+// and counted.
 
 #include <array>
 #include <cstddef>
@@ -69,12 +69,6 @@ struct ReceivedFrame {
   std::span<std::byte> bytes;
 };
 
-/// Memory of a guest, which `owner` keeps mapped.
-struct Lent {
-  std::shared_ptr<const void> owner;
-  std::vector<std::span<std::byte>> memory;
-};
-
 /// Guest RAM that frames may refer to, on all queues of one port. Kept by whoever sends from it, on any thread. When it
 /// is dropped the memory stays until the driver has given back the last frame that refers to it.
 class Loan {
@@ -86,8 +80,8 @@ class Loan {
 class Lender {
  public:
   virtual ~Lender() = default;
-  /// Makes memory known that frames are to refer to. The error says why they must be copied.
-  virtual std::expected<std::shared_ptr<const Loan>, PortError> lend(Lent lent) = 0;
+  /// For memory that frames are to refer to, and that `owner` keeps mapped. The error says why it must be copied.
+  virtual std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner) = 0;
   /// Lets go of what nobody sends from and no frame refers to; how many loans are left.
   virtual std::size_t end_loans() = 0;
 };

@@ -110,7 +110,7 @@ class Lane::Impl {
   std::optional<MessageReceiver> receiver_;
   std::uint32_t messages_in_flight_ = 0;   // packets
   std::uint32_t page_packets_in_row_ = 0;  // since the last packet of messages
-  PagesInPlace* in_place_ = nullptr;  // of the poll_transmit() under way
+  PagesInPlace* in_place_ = nullptr;       // of the poll_transmit() under way
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;

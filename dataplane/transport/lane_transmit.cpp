@@ -186,8 +186,7 @@ PagesInPlace Lane::Impl::find_in_place(const SentContent& content) {
     const WorkSlot& entry = works_.at(slot);
     // What goes out again is copied: then no tag can be wrong because the guest writes, however often it does.
     const bool again = entry.lost != 0 && !sealer_->encrypts();
-    const std::span<const std::byte> page =
-        again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page);
+    const std::span<const std::byte> page = again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page);
     if (page.empty()) {
       return {};
     }

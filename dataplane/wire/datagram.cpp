@@ -153,7 +153,8 @@ void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std:
                             std::size_t bytes_elsewhere) {
   const IpFamily family = path.destination.address.family;
   GW_ASSERT(path.source.address.family == family && path.dscp < 64);
-  GW_ASSERT(frame.size() >= datagram_header_bytes(family) && frame.size() + bytes_elsewhere <= kEthernetBytes + UINT16_MAX);
+  GW_ASSERT(frame.size() >= datagram_header_bytes(family) &&
+            frame.size() + bytes_elsewhere <= kEthernetBytes + UINT16_MAX);
   const bool v4 = family == IpFamily::kV4;
   GW_ASSERT(bytes_elsewhere == 0 || (v4 && checksum == UdpChecksum::kNone));
   write_ethernet(frame, path.destination_mac, path.source_mac, v4 ? kEtherTypeIpv4 : kEtherTypeIpv6);

@@ -25,12 +25,12 @@ struct Scenario {
   transport::KeyLimits key_limits;
   // ---- faults beside those of the links, until faults_end ----
   Duration faults_end{};
-  std::uint32_t pause_ppm = 0;                       // a node stops for 1 to 50 ms, at one of its turns
-  std::uint32_t stop_reading_ppm = 0;                // the same, but it still sends
-  std::uint32_t replay_ppm = 0;                      // a recorded datagram comes again, as it was or aimed elsewhere
-  std::uint32_t write_ppm = 0;                       // the guest writes a page
-  bool in_place = false;       // in clear text pages are sent from where they lie
-  std::uint32_t tear_ppm = 0;  // such a packet's page is written before it is sent; after the faults too
+  std::uint32_t pause_ppm = 0;         // a node stops for 1 to 50 ms, at one of its turns
+  std::uint32_t stop_reading_ppm = 0;  // the same, but it still sends
+  std::uint32_t replay_ppm = 0;        // a recorded datagram comes again, as it was or aimed elsewhere
+  std::uint32_t write_ppm = 0;         // the guest writes a page
+  bool in_place = false;               // in clear text pages are sent from where they lie
+  std::uint32_t tear_ppm = 0;          // such a packet's page is written before it is sent; after the faults too
   std::array<std::size_t, 2> inbox_datagrams_max{};  // receive ring: more are dropped
   std::array<std::size_t, 2> burst_datagrams{};      // that a node handles in a turn
   bool blackhole = false;                            // nothing passes, from some moment on

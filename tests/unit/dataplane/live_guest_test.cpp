@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -117,6 +118,82 @@ TEST_P(CutShort, AGuestThatIsWholeIsBelieved) {
   EXPECT_FALSE(guest_->damaged());
   pages::Bitmap written(kPages);
   EXPECT_TRUE(guest_->collect_written(written));
+}
+
+/// Of a guest whose pages are found by the kernel, or by comparing what is sent.
+class Tracker final : public memory::WrittenTracker {
+ public:
+  explicit Tracker(bool copies) : copies_(copies) {}
+  [[nodiscard]] memory::TrackerKind kind() const override {
+    return copies_ ? memory::TrackerKind::kHashes : memory::TrackerKind::kPagemapScan;
+  }
+  std::expected<void, memory::Error> arm() override { return {}; }
+  std::expected<void, memory::Error> collect(pages::Bitmap&) override { return {}; }
+  [[nodiscard]] bool wants_copies() const override { return copies_; }
+
+ private:
+  const bool copies_;
+};
+
+struct OpenGuest {
+  explicit OpenGuest(bool copies = false, bool may_vanish = false) {
+    UniqueFd file(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    owner.reset(fcntl(file.get(), F_DUPFD_CLOEXEC, 0));
+    EXPECT_EQ(ftruncate(owner.get(), kPages * kPage), 0);
+    Page ones;
+    ones.fill(std::byte{1});
+    EXPECT_EQ(pwrite(owner.get(), ones.data(), kPage, 2 * kPage), static_cast<ssize_t>(kPage));
+    std::vector<memory::RegionFile> files;
+    files.push_back({"ram0", kPages * kPage, 4096, 0x7f0000000000, "/dev/shm/vm.ram", std::move(file)});
+    auto ram = memory::GuestRam::open(std::move(files));
+    EXPECT_TRUE(ram) << ram.error().text;
+    guest = std::make_unique<LiveGuest>(std::make_unique<memory::GuestRam>(std::move(*ram)),
+                                        std::make_unique<Tracker>(copies),
+                                        std::make_shared<memory::KnownHashes>(kPages), std::nullopt, may_vanish);
+    EXPECT_TRUE(guest->refresh_present());
+  }
+  [[nodiscard]] std::uint64_t bytes_in_file() const {
+    struct stat status {};
+    EXPECT_EQ(fstat(owner.get(), &status), 0);
+    return static_cast<std::uint64_t>(status.st_blocks) * 512;
+  }
+  UniqueFd owner;
+  std::unique_ptr<LiveGuest> guest;
+};
+
+TEST(InPlace, IsThePageItselfAndNeverAHole) {
+  OpenGuest open;
+  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  ASSERT_EQ(page.size(), kPage);
+  const std::byte written{7};
+  ASSERT_EQ(pwrite(open.owner.get(), &written, 1, 2 * kPage + 5), 1);
+  EXPECT_EQ(page[5], written);
+  for (pages::PageNumber hole = 3; hole < kPages; ++hole) {
+    EXPECT_TRUE(open.guest->page_in_place(hole).empty());
+  }
+  EXPECT_EQ(open.bytes_in_file(), kPage);
+}
+
+TEST(InPlace, NotWhereMemoryVanishesOrContentIsNoted) {
+  EXPECT_TRUE(OpenGuest(false, true).guest->page_in_place(2).empty());
+  EXPECT_TRUE(OpenGuest(true, false).guest->page_in_place(2).empty());
+}
+
+TEST(InPlace, AFileThatIsCutShortGivesZerosAndIsNoticed) {
+  OpenGuest open;
+  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  ASSERT_EQ(ftruncate(open.owner.get(), 0), 0);
+  EXPECT_EQ(page[5], std::byte{0});
+  EXPECT_TRUE(open.guest->damaged());
+  EXPECT_FALSE(open.guest->check_whole());
+}
+
+TEST(InPlace, TheMappingOutlivesTheGuest) {
+  OpenGuest open;
+  const std::shared_ptr<const memory::GuestRam> kept = open.guest->shared_ram();
+  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  open.guest.reset();
+  EXPECT_EQ(page[5], std::byte{1});
 }
 
 }  // namespace

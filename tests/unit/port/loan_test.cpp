@@ -51,7 +51,7 @@ class LoanTest : public testing::Test {
     }
     ram_ = ram;
     owner_ = ram;
-    auto lent = port_->lend({.owner = ram, .memory = {std::span(*ram)}});
+    auto lent = port_->lend(ram);
     ASSERT_TRUE(lent) << lent.error().text;
     loan_ = std::move(*lent);
   }

@@ -40,7 +40,9 @@ TEST(SourceShareThreads, EveryWorkIsReadAndAcknowledgedOnceAndInThatOrder) {
       Work work;
       for (const std::uint16_t lane : std::array<std::uint16_t, 2>{2, 4}) {
         while (burst.size() < 64 && share.next_work(lane, work)) {
-          share.read_page(work.page, 0, bytes);
+          if (work.page % 2 != 0 || share.page_in_place(work.page).empty()) {
+            share.read_page(work.page, 0, bytes);
+          }
           burst.push_back(work);
         }
       }

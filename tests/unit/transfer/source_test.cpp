@@ -37,7 +37,9 @@ class SourceTest : public ::testing::Test {
     while (source->next_work(lane, work)) {
       if (!work.zero) {
         std::array<std::byte, pages::kPageSize> bytes;
-        source->read_page(work.page, 0, bytes);
+        if (work.page % 2 != 0 || source->page_in_place(work.page).empty()) {
+          source->read_page(work.page, 0, bytes);
+        }
       }
       result.push_back(work);
       lane = lane == 1 ? 2 : 1;

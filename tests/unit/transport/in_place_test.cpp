@@ -1,13 +1,17 @@
 // Goal: a page that is sent from where it lies arrives as it was when its tag was made, or not at all; and it arrives
 // in the end, however often the guest writes it.
 
+#include "simulation/in_place.h"
+
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
+#include <optional>
+#include <thread>
 
 #include "dataplane/transport/lane.h"
 #include "dataplane/transport/seal.h"
-#include "simulation/in_place.h"
 #include "tests/unit/transport/lane_pair.h"
 
 namespace godwit::transport {
@@ -150,6 +154,34 @@ TEST(InPlace, EncryptionLeavesNothingToTheDriver) {
   EXPECT_EQ(packet.in_place.count, 0U);
   hosts.source.bytes[2 * kPage] ^= std::byte{1};
   EXPECT_EQ(hosts.give(packet.sent()), Received::kAccepted);
+}
+
+TEST(InPlace, AnEncryptedPacketOpensThoughItsPageIsWrittenMeanwhile) {
+  for (const Cipher cipher : {Cipher::kAes128Gcm, Cipher::kAes256Gcm}) {
+    const SealConfig settings{.cipher = cipher, .secret = {}, .lane = 1, .direction = {}, .limits = {}};
+    const auto sealer = make_sealer(settings, {});
+    const auto opener = make_opener(settings);
+    std::vector<std::uint64_t> page(kPage / sizeof(std::uint64_t));
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(page));
+    std::atomic<bool> stop{false};
+    std::thread guest([&] {
+      for (std::uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
+        std::atomic_ref<std::uint64_t>(page[i * 97 % page.size()]).store(i, std::memory_order_relaxed);
+      }
+    });
+    std::uint64_t opened = 0;
+    for (std::uint64_t number = 0; number < 20'000; ++number) {
+      Bytes packet(wire::kHeaderBytes + 56 + kPage + wire::kTagBytes);
+      const wire::PacketHeader header{.lane = 1, .flow_id = 7, .packet_number = number};
+      wire::write_header(header, packet);
+      ASSERT_TRUE(sealer->ready({}, number));
+      sealer->seal(number, packet, {&bytes, 1});
+      opened += opener->open({}, header, packet, milliseconds(1)) == Opened::kYes ? 1 : 0;
+    }
+    stop = true;
+    guest.join();
+    EXPECT_EQ(opened, 20'000U);
+  }
 }
 
 TEST(InPlace, WhatIsWrittenBeforeItIsSentIsNotPlaced) {
