@@ -166,7 +166,7 @@ void Lane::Impl::on_content_acknowledged(const SentContent& content) {
 }
 
 void Lane::Impl::on_content_lost(const SentContent& content) {
-  if (is_large(content)) {
+  if (is_large(content) && !content.in_place) {
     mtu_watch_.on_large_lost();
   }
   switch (content.kind) {
