@@ -175,7 +175,7 @@ void Lane::Impl::on_content_acknowledged(const SentContent& content) {
 }
 
 void Lane::Impl::on_content_lost(Instant now, const SentContent& content) {
-  if (content.kind != ContentKind::kMtuProbe) {
+  if (content.kind != ContentKind::kMtuProbe && !content.in_place) {
     path_mtu_.on_lost(content.packet_bytes);
   }
   switch (content.kind) {

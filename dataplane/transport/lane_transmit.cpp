@@ -125,6 +125,7 @@ std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent con
     waiting_since_ = now;
   }
   content.packet_bytes = static_cast<std::uint32_t>(length);
+  content.in_place = in_place;
   recovery_.on_sent(now, content);
   ++counters_.packets_sent;
   counters_.bytes_sent += length;

@@ -47,6 +47,7 @@ struct SentContent {
   std::uint32_t slot = kNoSlot;    // kPages: first page; kZeroRuns: head of the chain
   std::uint32_t second = kNoSlot;  // kPages: second page
   std::uint32_t packet_bytes = 0;
+  bool in_place = false;     // perhaps lost because the guest wrote: says nothing of the path
   std::uint64_t offset = 0;  // kMessage
 };
 
