@@ -183,6 +183,7 @@ TEST_F(NeverGivenUp, ARepeatedSwitchDoesNothingTwice) {
   ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
   ASSERT_NO_FATAL_FAILURE(switch_over());
   EXPECT_EQ(middle->count_of("migrate"), 1);
+  ASSERT_TRUE(source_.dataplane.wait_for(Request::kDeviceStateEnd));  // forwarded before it is counted
   EXPECT_EQ(source_.dataplane.count(Request::kGuestStopped), 1);
   EXPECT_EQ(source_.dataplane.count(Request::kDeviceStateEnd), 1);
   EXPECT_EQ(source_.count_events(MigrationEvent::FAILED), 0);
