@@ -25,9 +25,10 @@ SLOWER = 6         # the time that a test may take, in times of its own limit
 CORE = {'pages', 'wire', 'transport', 'transfer', 'memory', 'generations', 'lane-sim-from-1', 'transfer-sim-from-1'}
 LINK_GRPC = ('bridge_', 'controlplane_', 'godwitctl_')
 # Under TSan: those with threads of their own. Not here: pages, whose only threads are oneTBB's; controlplane_service,
-# controlplane_tls, bridge_agent and the integration, whose threads are gRPC's. Both synchronise by atomics in libraries that
-# TSan cannot see into, so it takes every task and every call for a race.
-THREADED = {'base', 'port', 'memory', 'dataplane', 'dataplane-smoke', 'transfer', 'bridge_qmp_client', 'bridge_device_state',
+# controlplane_tls, bridge_agent and the integration, whose threads are gRPC's; dataplane-smoke and the daemons, for both
+# and for DPDK's buffers. These synchronise by atomics in libraries that TSan cannot see into, so it takes every task,
+# call and buffer for a race.
+THREADED = {'base', 'port', 'memory', 'dataplane', 'transfer', 'bridge_qmp_client', 'bridge_device_state',
             'bridge_switchover', 'bridge_never_given_up-1', 'bridge_never_given_up-2', 'bridge_never_given_up-3'}
 
 
