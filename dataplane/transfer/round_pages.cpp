@@ -26,18 +26,8 @@ std::uint64_t RoundPages::drop(const pages::Bitmap& pages) {
 }
 
 bool RoundPages::next_zero(transport::Work& out) {
-  const pages::PageNumber first = zero_.next_set(zero_from_);
-  const pages::PageNumber limit = std::min(first + kZeroRunPagesMax, zero_.size());
-  pages::PageNumber end = first;
-  while (end < limit && zero_.test(end)) {
-    ++end;
-  }
-  zero_.clear_range(first, end - first);
-  zero_left_ -= end - first;
-  zero_from_ = end;
-  out.page = first;
-  out.count = end - first;
-  out.zero = true;
+  take_zero_run(zero_, zero_from_, out);
+  zero_left_ -= out.count;
   return true;
 }
 
