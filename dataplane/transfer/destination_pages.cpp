@@ -27,15 +27,28 @@ std::unique_ptr<DestinationShare> Destination::Impl::make_share() {
   return share;
 }
 
-void Destination::Impl::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
-                                std::span<const std::byte> bytes) {
-  round == kPullRound ? pull_placer_.on_page(page, offset, bytes) : placer_.on_page(round, page, offset, bytes);
-  fetch_own();
+bool Destination::Impl::expects_pages(std::uint16_t lane, std::uint32_t round) {
+  const bool expected = lane != transport::kPriorityLane || round == kPullRound;
+  if (!expected) {
+    protocol_error("sent a page of a round on the priority lane");
+  }
+  return expected;
 }
 
-void Destination::Impl::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  round == kPullRound ? pull_placer_.on_zero_run(first, count) : placer_.on_zero_run(round, first, count);
-  fetch_own();
+void Destination::Impl::on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+                                std::span<const std::byte> bytes) {
+  if (expects_pages(lane, round)) {
+    round == kPullRound ? pull_placer_.on_page(page, offset, bytes) : placer_.on_page(round, page, offset, bytes);
+    fetch_own();
+  }
+}
+
+void Destination::Impl::on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first,
+                                    std::uint64_t count) {
+  if (expects_pages(lane, round)) {
+    round == kPullRound ? pull_placer_.on_zero_run(first, count) : placer_.on_zero_run(round, first, count);
+    fetch_own();
+  }
 }
 
 void Destination::Impl::place() {

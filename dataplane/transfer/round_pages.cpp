@@ -7,6 +7,16 @@ namespace {
 constexpr std::uint64_t kBlockPages = 32;
 }
 
+void take_zero_run(pages::Bitmap& zero, pages::PageNumber& from, transport::Work& out) {
+  const pages::PageNumber first = zero.next_set(from);
+  const pages::PageNumber end = zero.next_clear(first, std::min(first + kZeroRunPagesMax, zero.size()));
+  zero.clear_range(first, end - first);
+  from = end;
+  out.page = first;
+  out.count = end - first;
+  out.zero = true;
+}
+
 void RoundPages::add(const pages::Bitmap& content, const pages::Bitmap& zero) {
   content_ |= content;
   zero_ |= zero;

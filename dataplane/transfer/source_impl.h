@@ -83,7 +83,15 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
 
   // ---- source_rounds.cpp: jobs and rounds ----
   template <class Job>
-  void submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&));
+  void submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&)) {
+    executor_.submit([job, guest = JobGuest{memory_, table_}] { run(*job, guest); },
+                     [weak = weak_from_this(), job, done] {
+                       if (const auto self = weak.lock()) {
+                         (self.get()->*done)(*job);
+                         self->wake_ = true;
+                       }
+                     });
+  }
   void compare();
   void compared(CompareJob& job);
   void advance();

@@ -177,7 +177,7 @@ bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
   if (!connected_) {
     return false;
   }
-  if (lane == 0) {
+  if (lane == transport::kPriorityLane) {
     if (!pull_.next_asked(out)) {
       return false;
     }

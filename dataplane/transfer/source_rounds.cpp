@@ -16,17 +16,6 @@ constexpr std::uint64_t kFeedWorksMin = 8;          // of a lane on another lcor
 static_assert(kEpochsMin > kEpochsForSwitchover);
 }  // namespace
 
-template <class Job>
-void Source::Impl::submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&)) {
-  executor_.submit([job, guest = JobGuest{memory_, table_}] { run(*job, guest); },
-                   [weak = weak_from_this(), job, done] {
-                     if (const auto self = weak.lock()) {
-                       (self.get()->*done)(*job);
-                       self->wake_ = true;
-                     }
-                   });
-}
-
 void Source::Impl::compare() {
   phase_ = Phase::kComparing;
   auto job = std::make_shared<CompareJob>();
@@ -311,7 +300,7 @@ bool Source::Impl::next_work(std::uint16_t lane, transport::Work& out) {
   if (phase_ == Phase::kServing) {
     return next_pulled(lane, out);
   }
-  if (lane == 0 || !loaded_ || holds_back() || phase_ != Phase::kMoving) {
+  if (lane == transport::kPriorityLane || !loaded_ || holds_back() || phase_ != Phase::kMoving) {
     return false;
   }
   // While the guest stands still nothing is gained by holding back.

@@ -84,6 +84,7 @@ TEST_F(SourceTest, SendsNoPageBeforeTheDestinationTakesTheRound) {
   EXPECT_TRUE(s.find<wire::RoundBegin>(s.sent()));
   EXPECT_FALSE(source->next_work(1, work));
   acknowledge_round(1);
+  EXPECT_FALSE(source->next_work(transport::kPriorityLane, work));  // nobody waits for a page
   const auto works = take();
   ASSERT_EQ(works.size(), 1U);
   EXPECT_EQ(works[0].page, 3U);
@@ -324,10 +325,10 @@ TEST_F(ConvergenceTest, StopsAnywayWhenToldTo) {
   EXPECT_EQ(s.events.failed, 0);
 }
 
-TEST_F(ConvergenceTest, PostcopyIsRefusedClearly) {
+TEST_F(ConvergenceTest, PostcopyIsRefusedClearlyWhereTheDestinationCannotDoIt) {
   write_without_end(OnNoConvergence::kPostcopy);
   EXPECT_EQ(s.events.failure, Failure::kNoConvergence);
-  EXPECT_NE(s.events.text.find("not available yet"), std::string::npos) << s.events.text;
+  EXPECT_NE(s.events.text.find("cannot catch the faults"), std::string::npos) << s.events.text;
 }
 
 TEST_F(SourceTest, TheTimeLimitHoldsInTheFirstRoundToo) {
