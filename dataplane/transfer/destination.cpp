@@ -41,6 +41,7 @@ void Destination::Impl::fail(Failure failure, std::string text) {
     return;
   }
   gate_.close();
+  failed_.store(true, std::memory_order_relaxed);
   if (paging_ != nullptr && phase_ >= Phase::kRounds && phase_ < Phase::kReady) {
     forget_missing();
   }

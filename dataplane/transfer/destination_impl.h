@@ -6,6 +6,7 @@
 // alone, which run one after the other. Sets of pages come when nothing is in flight; jobs punch them out and have the
 // table to themselves until they are armed.
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -186,6 +187,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   std::uint32_t punching_ = 0;
   std::optional<wire::AllAnnounced> all_announced_;
   bool arming_ = false;
+  std::atomic<bool> failed_{false};  // jobs that wait need not begin
   pages::Bitmap missing_;
   std::vector<MissingSet> sets_;
 

@@ -64,13 +64,16 @@ void Destination::Impl::take_set(MissingSet set) {
   job->set = std::move(set);
   if (job->set.round == 1) {
     job->not_carried = not_carried();
+    completing_ = true;
   } else if (!first_round_complete_ && !completing_) {
     complete_first_round();
   }
   ++punching_;
   executor_.submit(
       [self = shared_from_this(), job] {
-        self->punch(job->set, job->not_carried, job->guest_error, job->peer_error);
+        if (!self->failed_.load(std::memory_order_relaxed)) {
+          self->punch(job->set, job->not_carried, job->guest_error, job->peer_error);
+        }
       },
       [weak = weak_from_this(), job] {
         const auto self = weak.lock();
@@ -86,6 +89,7 @@ void Destination::Impl::take_set(MissingSet set) {
           return self->fail(Failure::kGuestMemory, job->guest_error->text);
         }
         if (job->set.round == 1) {
+          self->completing_ = false;
           self->first_round_complete_ = true;
           self->ahead_punched_ = self->mode_ == wire::TransferMode::kPostcopy;
           self->hash_rest(std::move(job->not_carried));
@@ -162,7 +166,7 @@ void Destination::Impl::on(const wire::AllAnnounced& message) {
   all_announced_ = message;
   round_ = message.last_round;
   placed_pages_ = 0;
-  if (!first_round_complete_ && !completing_ && punching_ == 0) {
+  if (!first_round_complete_ && !completing_) {
     complete_first_round();
   }
   wake_ = true;
@@ -176,7 +180,9 @@ void Destination::Impl::arm_if_due() {
   auto result = std::make_shared<Armed>();
   executor_.submit(
       [self = shared_from_this(), announced = *all_announced_, unhashed = take_all_unhashed(), result] {
-        self->arm(announced, unhashed, *result);
+        if (!self->failed_.load(std::memory_order_relaxed)) {
+          self->arm(announced, unhashed, *result);
+        }
       },
       [weak = weak_from_this(), result] {
         if (const auto self = weak.lock()) {

@@ -45,6 +45,12 @@ struct Script {
   bool lane_dead = false;              // nothing passes on the last bulk lane
   bool mtu_shrinks = false;            // for good, from some moment on
   Duration shrinks_after{};
+  // ---- post-copy ----
+  bool can_page = false;
+  Duration switch_after{};          // 0: nobody asks for it
+  std::uint32_t vcpus = 1;
+  std::uint32_t breaks = 0;         // connections cut and ends killed while the guest runs at the destination
+  std::uint32_t refuse_one_in = 0;  // pages are not placed for want of memory
 };
 
 /// A datagram that somebody has kept.
@@ -64,6 +70,7 @@ struct AttemptInput {
 
 struct AttemptResult {
   bool memory_ready = false, source_done = false;
+  bool pulled = false;  // committed, and moved by post-copy to its end
   bool source_killed = false, destination_killed = false;
   std::string source_failure, destination_failure;
   transfer::Stats stats;
