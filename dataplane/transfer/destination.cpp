@@ -144,6 +144,9 @@ void Destination::Impl::on_message(std::span<const std::byte> bytes) {
   if (!message) {
     return protocol_error(message.error());
   }
+  if (phase_ == Phase::kReady && equal_) {
+    return;  // a source that came back goes on for a while
+  }
   if (phase_ == Phase::kReady && !std::holds_alternative<wire::Abort>(*message) &&
       !std::holds_alternative<wire::Keepalive>(*message)) {
     return protocol_error(std::string(wire::message_name(*message)) + " after the end");

@@ -365,7 +365,6 @@ void Attempt::step() {
 AttemptResult Attempt::run() {
   while (!over() && !verdict_.broken()) {
     step();
-    {static long n=0; if (getenv("DBG") && ++n % 20000 == 0) fprintf(stderr, "now %ld us committed %d aborted %d vcpu %ld cut %d lost %d/%d complete %d/%d failed %d/%d rec %ld missing %lu wr %ld sdl %ld ddl %ld net %ld\n", (now_-kStart).us(), committed_, aborted_, (vcpu_at_-now_).us(), cut_, source_events_.lost, destination_events_.lost, source_events_.complete, destination_events_.complete, source_events_.failed, destination_events_.failed, (reconnect_at_-now_).us(), paging_.missing_pages().count(), (write_at_-now_).us(),(source_.deadline()-now_).us(), (destination_.deadline()-now_).us(), (network_.next_delivery()-now_).us()); }
     check_loss();
     const Instant next = next_event();
     if (over()) {

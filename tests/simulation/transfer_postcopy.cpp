@@ -43,6 +43,10 @@ void Attempt::note_paging() {
   }
   decide_at_ = now_ + some(random_, 3000);
   vcpu_at_ = now_;
+  if (disturbed_ && script_.disturbance == Script::Disturbance::kCutNetwork) {
+    cut_ = true;
+    heal_at_ = now_ + some(random_, 50'000);
+  }
 }
 
 void Attempt::decide() {
@@ -80,6 +84,7 @@ void Attempt::settle() {
 
 void Attempt::disturb_pulling() {
   using D = Script::Disturbance;
+  disturbed_ = !committed_;
   if (committed_) {
     breaks_left_ += 1;
     break_at_ = now_;
