@@ -42,9 +42,9 @@ class Destination final : public transport::LaneUser {
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void cancel(Instant now, const std::string& reason);
   /// The lanes and shares may go when this returns; their lcores have forgotten them before. Only after
-  /// on_memory_ready() of a post-copy, or in a new object.
+  /// on_memory_ready() of a post-copy.
   void detach(Instant now);
-  /// Goes on with new lanes, and shares made in between.
+  /// Goes on with new lanes, and shares made in between. In a new object instead of start().
   void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;

@@ -57,9 +57,9 @@ class Source final : public transport::LaneUser {
   /// The rest by post-copy, as soon as can be. False: neither policy nor destination allow it, or it is too late.
   bool switch_to_postcopy(Instant now);
   void cancel(Instant now, const std::string& reason);
-  /// The lanes and shares may go when this returns. Only once all is announced, or in a new object.
+  /// The lanes and shares may go when this returns. Only once all is announced.
   void detach(Instant now);
-  /// Goes on with new lanes, and shares made in between: whoever drives the old ones has forgotten them.
+  /// Goes on with new lanes, and shares made in between. In a new object instead of start().
   void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;

@@ -205,6 +205,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   std::uint32_t connection_ = 0;  // jobs of an older one are of no use
   bool resumed_ = false;          // the destination has begun on these lanes
   PageSetPieces pieces_;
+  bool still_missing_come_ = false, got_come_ = false;  // whole, on these lanes
   std::optional<wire::Complete> complete_;
   bool digesting_ = false, equal_ = false;
   std::optional<pages::Bitmap> got_;

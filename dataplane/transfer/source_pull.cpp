@@ -194,8 +194,8 @@ bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
 // ---- the end ----
 
 void Source::Impl::on(const wire::PageSetPiece& message) {
-  const bool still_missing = message.kind == wire::PageSet::kStillMissing && resumed_ && !serving_;
-  const bool got = message.kind == wire::PageSet::kGot && (serving_ || resumed_);
+  const bool still_missing = message.kind == wire::PageSet::kStillMissing && resumed_ && !still_missing_come_;
+  const bool got = message.kind == wire::PageSet::kGot && (serving_ || resumed_) && !got_come_;
   if (phase_ == Phase::kDone && postcopy_) {
     return;
   }
@@ -206,6 +206,7 @@ void Source::Impl::on(const wire::PageSetPiece& message) {
     return protocol_error(wrong);
   }
   if (pieces_.complete()) {
+    (got ? got_come_ : still_missing_come_) = true;
     auto job = std::make_shared<DecodeJob>();
     job->pieces = pieces_.take();
     job->kind = message.kind;
@@ -244,8 +245,10 @@ void Source::Impl::on(const wire::Resume& message) {
 
 void Source::Impl::on(const wire::Complete& message) {
   if (phase_ == Phase::kDone && postcopy_) {
-    outbox_.push(wire::Completed{.equal = equal_});  // it has not heard the first one
-    wake_ = true;
+    if (outbox_.empty()) {
+      outbox_.push(wire::Completed{.equal = equal_});  // it has not heard the first one
+      wake_ = true;
+    }
     return;
   }
   if (phase_ != Phase::kServing || !(serving_ || resumed_) || complete_) {
@@ -315,7 +318,7 @@ void Source::Impl::detach(Instant now) {
   pieces_.clear();
   complete_.reset();
   got_.reset();
-  serving_ = resumed_ = pull_sorting_ = all_sent_told_ = false;
+  serving_ = resumed_ = pull_sorting_ = all_sent_told_ = still_missing_come_ = got_come_ = false;
   bytes_charged_ = 0;
 }
 
