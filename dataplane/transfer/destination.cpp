@@ -9,7 +9,7 @@
 
 namespace godwit::transfer {
 namespace {
-constexpr Duration kHelloWait = milliseconds(30'000);   // the source is told to start after us
+constexpr Duration kHelloWait = milliseconds(30'000);  // the source is told to start after us
 constexpr Duration kLookInterval = milliseconds(500);
 constexpr std::uint64_t kHashPagesMin = 8192;  // waiting before a job is worth it
 }  // namespace
@@ -281,8 +281,8 @@ void Destination::Impl::decode_source_table() {
 }
 
 void Destination::Impl::on(const wire::RoundBegin& message) {
-  const bool expected =
-      phase_ == Phase::kTables ? table_ended_ && round_ == 0 : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0;
+  const bool expected = phase_ == Phase::kTables ? table_ended_ && round_ == 0
+                                                 : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0;
   if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
   }

@@ -99,9 +99,9 @@ struct Stats {
   // the transport, all lanes together; rtt_us: of the slowest bulk lane
   std::uint64_t packets_sent = 0, packets_lost = 0, probe_timeouts = 0, spurious_losses = 0, rtt_us = 0,
                 window_packets = 0;
-  // post-copy, not in MigrationStats. Of pages_left: the source has not handed them out, the destination misses them. At the destination, of
-  // pages_sent and pages_zero: pages_demand came after they were asked for, pages_background unasked. At the source
-  // pages_demand are those that went out because they were asked for.
+  // post-copy, not in MigrationStats. Of pages_left: the source has not handed them out, the destination misses them.
+  // At the destination, of pages_sent and pages_zero: pages_demand came after they were asked for, pages_background
+  // unasked. At the source pages_demand are those that went out because they were asked for.
   std::uint64_t faults = 0, pages_demand = 0, pages_background = 0, pages_given_back = 0, pages_asked_again = 0;
 };
 

@@ -5,7 +5,8 @@
 
 namespace godwit::transfer {
 namespace {
-constexpr std::uint32_t kDoublingsMax = 6;  // of the wait: a lost answer is the lane's to repeat, a request costs little
+constexpr std::uint32_t kDoublingsMax =
+    6;  // of the wait: a lost answer is the lane's to repeat, a request costs little
 }
 
 bool PageRequests::want(pages::PageNumber page) {

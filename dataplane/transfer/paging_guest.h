@@ -3,9 +3,9 @@
 // look. Beside GuestMemory (guest.h). The daemon implements it over memory/, the simulation over a model.
 //
 // It owns the missing set: exactly the pages that are not in RAM and that only place() or place_zero() may put there. A
-// page leaves the set when it is placed or given back (balloon), and never comes back; what comes for a page that is not
-// in the set is dropped without a look at its bytes, so a newer write of the guest is never overwritten. Faults on pages
-// that are not missing (holes) it answers by itself. The set survives the process once arm() has been called.
+// page leaves the set when it is placed or given back (balloon), and never comes back; what comes for a page that is
+// not in the set is dropped without a look at its bytes, so a newer write of the guest is never overwritten. Faults on
+// pages that are not missing (holes) it answers by itself. The set survives the process once arm() has been called.
 //
 // Threads: each method says which. At most one job of a guest runs at a time; lcores go on meanwhile. Errors are for
 // good: the memory cannot be served any more. What may pass (no memory free just now, a mapping being changed) is no

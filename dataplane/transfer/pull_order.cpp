@@ -53,9 +53,9 @@ class AroundFaults final : public PullOrder {
 
  private:
   struct Centre {
-    pages::PageNumber low = 0, high = 0;       // the window: what is in it was handed out
-    pages::PageNumber from = 0, to = 0;        // where it began
-    bool down = false;                         // the side whose turn it is
+    pages::PageNumber low = 0, high = 0;  // the window: what is in it was handed out
+    pages::PageNumber from = 0, to = 0;   // where it began
+    bool down = false;                    // the side whose turn it is
   };
 
   static PageRun grow(Centre& centre, const pages::Bitmap& left) {

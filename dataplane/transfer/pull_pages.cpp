@@ -33,8 +33,8 @@ void PullPages::forget_lanes() {
 }
 
 void PullPages::take(pages::PageNumber page) {
-  for (const auto& [set, left] : {std::pair(&unsorted_, &unsorted_left_), std::pair(&content_, &content_left_),
-                                  std::pair(&zero_, &zero_left_)}) {
+  for (const auto& [set, left] :
+       {std::pair(&unsorted_, &unsorted_left_), std::pair(&content_, &content_left_), std::pair(&zero_, &zero_left_)}) {
     if (set->test(page)) {
       set->clear(page);
       --*left;

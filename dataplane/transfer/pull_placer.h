@@ -2,10 +2,9 @@
 // How a destination whose guest may run already places what arrives on the lanes of one lcore: whole pages only, put
 // together from fragments first, each as one step for whoever looks (paging_guest.h).
 //
-// One per lcore; only that lcore calls it. Placers may get the same page (asked for, and in the background): the missing
-// set lets one of them place it. The table is not touched: it says already what the page will be. Hashes are of what
-// arrived: memory may be another when somebody looks.
-// Failure: error(), once; nothing is placed after it.
+// One per lcore; only that lcore calls it. Placers may get the same page (asked for, and in the background): the
+// missing set lets one of them place it. The table is not touched: it says already what the page will be. Hashes are of
+// what arrived: memory may be another when somebody looks. Failure: error(), once; nothing is placed after it.
 
 #include <memory>
 #include <optional>

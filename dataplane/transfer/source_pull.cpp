@@ -32,8 +32,8 @@ void Source::Impl::begin_postcopy(Duration estimate) {
 }
 
 void Source::Impl::begin_postcopy_if_due() {
-  const bool late = policy_.mode == Mode::kHybrid && policy_.hybrid_time.ns > 0 && !ready_ &&
-                    now_ - started_ >= policy_.hybrid_time;
+  const bool late =
+      policy_.mode == Mode::kHybrid && policy_.hybrid_time.ns > 0 && !ready_ && now_ - started_ >= policy_.hybrid_time;
   // Not before the destination has the table that sets of round 1 rest on.
   const bool possible = may_pull() && !at_once() && !postcopy_ && !announced_ && (round_ > 1 || opened_);
   if ((switch_asked_ || late) && possible) {

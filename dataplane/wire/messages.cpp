@@ -8,10 +8,10 @@ namespace godwit::wire {
 namespace {
 
 // The type byte is the alternative's index plus one, so that a buffer of zeros is no message.
-constexpr std::array kNames = {"Hello",          "HelloReply",   "TablePiece", "RoundBegin", "RoundAck",
-                               "DeviceState",    "DeviceStateEnd", "AllPlaced", "Verified",   "ChunkDigests",
-                               "Abort",          "Keepalive",    "PageSetPiece", "PageSetAck", "AllAnnounced",
-                               "DemandRequest",  "AllSent",      "Complete",   "Completed",  "Resume"};
+constexpr std::array kNames = {"Hello",         "HelloReply",     "TablePiece",   "RoundBegin", "RoundAck",
+                               "DeviceState",   "DeviceStateEnd", "AllPlaced",    "Verified",   "ChunkDigests",
+                               "Abort",         "Keepalive",      "PageSetPiece", "PageSetAck", "AllAnnounced",
+                               "DemandRequest", "AllSent",        "Complete",     "Completed",  "Resume"};
 static_assert(kNames.size() == std::variant_size_v<Message>);
 
 class Writer {

@@ -60,8 +60,9 @@ std::expected<void, transfer::GuestError> PagingModel::read_events(transfer::Pag
 
 std::expected<void, transfer::GuestError> PagingModel::place(std::span<transfer::PageWrite> pages) {
   for (transfer::PageWrite& write : pages) {
-    verdict_.require(!std::all_of(write.bytes.begin(), write.bytes.end(), [](std::byte b) { return b == std::byte{0}; }),
-                     "zero-pages", "page " + std::to_string(write.page) + " is zero and came with its content");
+    verdict_.require(
+        !std::all_of(write.bytes.begin(), write.bytes.end(), [](std::byte b) { return b == std::byte{0}; }),
+        "zero-pages", "page " + std::to_string(write.page) + " is zero and came with its content");
     if (missing_.test(write.page) && !refused()) {
       memory_.place(write.page, write.bytes);
       missing_.clear(write.page);

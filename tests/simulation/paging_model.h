@@ -1,7 +1,7 @@
 #pragma once
-// What the simulation of transfers puts in place of a guest that faults: memory with a missing set, as transfer knows it
-// (transfer/paging_guest.h), and vCPUs that read and write any page, wait for those that are missing, and know what each
-// page must contain. Both outlive the destination's object, as they outlive its process. Single thread.
+// What the simulation of transfers puts in place of a guest that faults: memory with a missing set, as transfer knows
+// it (transfer/paging_guest.h), and vCPUs that read and write any page, wait for those that are missing, and know what
+// each page must contain. Both outlive the destination's object, as they outlive its process. Single thread.
 
 #include <optional>
 #include <string>

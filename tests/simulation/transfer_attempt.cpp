@@ -438,13 +438,13 @@ void Attempt::finish(AttemptResult& result) {
                               result.destination_failure + "'");
   }
   if (trace_) {
-    std::printf("  attempt: ready=%d done=%d pulled=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
-                result.memory_ready, result.source_done, result.pulled, result.stats.round,
-                static_cast<unsigned long long>(result.stats.pages_sent),
-                static_cast<unsigned long long>(result.stats.pages_zero),
-                static_cast<unsigned long long>(result.stats.pages_reused),
-                static_cast<long long>((now_ - kStart).us()), result.source_failure.c_str(),
-                result.destination_failure.c_str());
+    std::printf(
+        "  attempt: ready=%d done=%d pulled=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
+        result.memory_ready, result.source_done, result.pulled, result.stats.round,
+        static_cast<unsigned long long>(result.stats.pages_sent),
+        static_cast<unsigned long long>(result.stats.pages_zero),
+        static_cast<unsigned long long>(result.stats.pages_reused), static_cast<long long>((now_ - kStart).us()),
+        result.source_failure.c_str(), result.destination_failure.c_str());
   }
   result.violation = verdict_.text();
   result.trace_hash = trace_hash_;

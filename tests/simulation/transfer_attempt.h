@@ -47,7 +47,7 @@ struct Script {
   Duration shrinks_after{};
   // ---- post-copy ----
   bool can_page = false;
-  Duration switch_after{};          // 0: nobody asks for it
+  Duration switch_after{};  // 0: nobody asks for it
   std::uint32_t vcpus = 1;
   std::uint32_t breaks = 0;         // connections cut and ends killed while the guest runs at the destination
   std::uint32_t refuse_one_in = 0;  // pages are not placed for want of memory

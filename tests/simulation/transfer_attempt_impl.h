@@ -117,7 +117,9 @@ struct Side {
       config.secret.fill(secret);
       config.datagram_bytes_max = script.datagram_bytes_max;
       transfer::Share* const share = share_of(i);
-      transport::LaneUser* const user = i == 0 ? &*watch : share != nullptr ? share : static_cast<transport::LaneUser*>(end.get());
+      transport::LaneUser* const user = i == 0             ? &*watch
+                                        : share != nullptr ? share
+                                                           : static_cast<transport::LaneUser*>(end.get());
       lanes.push_back(std::make_unique<transport::Lane>(config, *user, clock.local(now)));
     }
   }

@@ -150,8 +150,9 @@ void Attempt::reconnect() {
     source_.end->detach(source_.clock.local(now_));
   } else {
     source_.end = std::make_unique<transfer::Source>(
-        input_.config, script_.policy, transfer::SourceGuest{*input_.source.memory, input_.source.table, input_.epoch_now},
-        *source_.executor, source_events_);
+        input_.config, script_.policy,
+        transfer::SourceGuest{*input_.source.memory, input_.source.table, input_.epoch_now}, *source_.executor,
+        source_events_);
   }
   destination_.drop_lanes();
   source_.drop_lanes();
@@ -193,8 +194,8 @@ void Attempt::postcopy() {
     vcpus_->step();
     // While nothing comes, few looks say as much as many.
     const std::uint64_t slowly = cut_ || lost ? 1000 : 1;
-    vcpu_at_ = now_ + microseconds(1) +
-               some(random_, script_.write_interval.us() * static_cast<std::int64_t>(slowly) + 1);
+    vcpu_at_ =
+        now_ + microseconds(1) + some(random_, script_.write_interval.us() * static_cast<std::int64_t>(slowly) + 1);
   }
 }
 
@@ -202,9 +203,9 @@ void Attempt::check_pulling() {
   if (!pulling()) {
     return;
   }
-  verdict_.require(!committed_ || (source_events_.failed == 0 && destination_events_.failed == 0), "after-commit",
-                   "an end failed after the commit: '" + source_events_.failure + "' / '" +
-                       destination_events_.failure + "'");
+  verdict_.require(
+      !committed_ || (source_events_.failed == 0 && destination_events_.failed == 0), "after-commit",
+      "an end failed after the commit: '" + source_events_.failure + "' / '" + destination_events_.failure + "'");
   const bool complete = source_events_.complete + destination_events_.complete != 0;
   verdict_.require(!complete || !paging_.missing_pages().any(), "complete", "complete, and pages are missing");
   verdict_.require(broken_ || (source_events_.complete <= 1 && destination_events_.complete <= 1), "told-once",

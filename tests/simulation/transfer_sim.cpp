@@ -111,8 +111,8 @@ void World::draw_postcopy(Script& script) {
   script.policy.hybrid_rounds = static_cast<std::uint32_t>(random_.below(4));
   script.policy.hybrid_time =
       random_.below(3) == 0 ? milliseconds(static_cast<std::int64_t>(random_.between(1, 50))) : Duration{0};
-  script.switch_after = random_.below(3) == 0 ? microseconds(static_cast<std::int64_t>(random_.between(1, 30'000)))
-                                              : Duration{0};
+  script.switch_after =
+      random_.below(3) == 0 ? microseconds(static_cast<std::int64_t>(random_.between(1, 30'000))) : Duration{0};
   script.policy.pull_order = static_cast<transfer::PullOrderKind>(random_.below(3));
   for (std::uint64_t i = random_.below(6); i > 0; --i) {
     script.policy.pull_rank.push_back({random_.below(2 * page_count_), random_.below(page_count_)});

@@ -130,8 +130,8 @@ TEST(Messages, GarbageNeverGetsThroughUnread) {
     if (!bytes.empty()) {
       bytes[0] = static_cast<std::byte>(random.between(0, std::variant_size_v<Message> + 1));
     }
-    if (const auto message = decode_message(bytes); message && !std::holds_alternative<Hello>(*message) &&
-                                                        !std::holds_alternative<Resume>(*message)) {
+    if (const auto message = decode_message(bytes);
+        message && !std::holds_alternative<Hello>(*message) && !std::holds_alternative<Resume>(*message)) {
       EXPECT_EQ(encode_message(*message).size(), bytes.size());
     }
   }

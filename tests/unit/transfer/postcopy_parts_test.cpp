@@ -1,5 +1,5 @@
-// The parts of post-copy by themselves: what is asked for when, in which order pages stream, what goes out twice, sets as
-// messages, and pages put together while a guest looks.
+// The parts of post-copy by themselves: what is asked for when, in which order pages stream, what goes out twice, sets
+// as messages, and pages put together while a guest looks.
 
 #include <set>
 
@@ -252,7 +252,8 @@ TEST_F(PullPlacerTest, AGuestNeverSeesHalfAPage) {
   }
   EXPECT_FALSE(paging.missing(3));
   ASSERT_EQ(placer.placed().size(), 1U);
-  EXPECT_EQ(placer.placed()[0].digest, pages::digest_term(3, pages::hash_page(std::span(page).first<pages::kPageSize>())));
+  EXPECT_EQ(placer.placed()[0].digest,
+            pages::digest_term(3, pages::hash_page(std::span(page).first<pages::kPageSize>())));
   EXPECT_EQ(memory.page(3)[4095], std::byte{7});
 }
 

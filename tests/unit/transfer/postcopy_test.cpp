@@ -1,5 +1,5 @@
-// Post-copy of a Source and of a Destination, each against a peer that the test plays: what is announced when, what is a
-// failure before the guest may run at the destination and what is not after it.
+// Post-copy of a Source and of a Destination, each against a peer that the test plays: what is announced when, what is
+// a failure before the guest may run at the destination and what is not after it.
 
 #include <map>
 
@@ -151,7 +151,8 @@ TEST_F(SourcePostcopyTest, PrecopyNeverSwitches) {
 }
 
 TEST_F(SourcePostcopyTest, ADestinationThatCannotPageIsRefusedWhereNothingElseIsWanted) {
-  source.emplace(make_config(), Policy{.mode = Mode::kHybrid}, SourceGuest{s.memory, table, kVisit}, s.executor, s.events);
+  source.emplace(make_config(), Policy{.mode = Mode::kHybrid}, SourceGuest{s.memory, table, kVisit}, s.executor,
+                 s.events);
   source->start(s.now, s.lanes);
   tell(*source, wire::HelloReply{});
   s.settle(*source);
