@@ -14,6 +14,7 @@
 
 #include "base/time.h"
 #include "dataplane/port/poll_loop.h"
+#include "perf/network.h"
 
 namespace godwit::perf {
 namespace {
@@ -25,7 +26,7 @@ constexpr const char* kProgram = "dpdk-testpmd";
 /// A child whose output goes to a file; killed at the end.
 class Program {
  public:
-  Program(std::vector<std::string> arguments, const std::string& output) {
+  Program(std::vector<std::string> arguments, const std::string& output, int network_namespace = -1) {
     std::vector<char*> pointers;
     for (std::string& argument : arguments) pointers.push_back(argument.data());
     pointers.push_back(nullptr);
@@ -35,8 +36,8 @@ class Program {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       const int in = ::open("/dev/null", O_RDONLY);
       const int out = ::open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-      if (::getppid() == parent && in >= 0 && out >= 0 && ::dup2(in, 0) == 0 && ::dup2(out, 1) == 1 &&
-          ::dup2(out, 2) == 2) {
+      if (::getppid() == parent && join_network_namespace(network_namespace) && in >= 0 && out >= 0 &&
+          ::dup2(in, 0) == 0 && ::dup2(out, 1) == 1 && ::dup2(out, 2) == 2) {
         ::execvp(pointers[0], pointers.data());
       }
       ::_exit(127);
@@ -60,30 +61,35 @@ class Program {
   pid_t pid_ = -1;
 };
 
-std::vector<std::string> arguments(const std::string& role, const std::string& socket, const std::string& cpu,
-                                   std::uint32_t frame_bytes) {
-  const std::uint32_t buffer_bytes = (frame_bytes + 127) / 128 * 128;
+std::uint32_t memif_buffer_bytes(std::uint32_t frame_bytes) { return (frame_bytes + 127) / 128 * 128; }
+
+std::string memif_device(const std::string& role, const std::string& socket, std::uint32_t frame_bytes) {
+  return fmt::format("net_memif0,role={},socket-abstract=no,socket={},bsize={},rsize=9", role, socket,
+                     memif_buffer_bytes(frame_bytes));
+}
+
+std::vector<std::string> arguments(bool receives, const std::string& device, const std::string& cpu,
+                                   std::uint32_t frame_bytes, std::uint32_t buffer_bytes) {
   constexpr std::uint32_t kHeadroomBytes = 128;
-  std::vector<std::string> all{
-      kProgram,
-      "--lcores",
-      fmt::format("0@{0},1@{0}", cpu),
-      "--no-huge",
-      "-m",
-      "192",
-      "--no-pci",
-      "--no-shconf",
-      "--no-telemetry",
-      "--log-level=*:error",
-      "--vdev",
-      fmt::format("net_memif0,role={},socket-abstract=no,socket={},bsize={},rsize=9", role, socket, buffer_bytes),
-      "--",
-      "--no-mlockall",
-      fmt::format("--mbuf-size={}", buffer_bytes + kHeadroomBytes),
-      "--total-num-mbufs=4095",
-      "--auto-start",
-      "--stats-period=1"};
-  if (role == "server") {
+  std::vector<std::string> all{kProgram,
+                               "--lcores",
+                               fmt::format("0@{0},1@{0}", cpu),
+                               "--no-huge",
+                               "-m",
+                               "192",
+                               "--no-pci",
+                               "--no-shconf",
+                               "--no-telemetry",
+                               "--log-level=*:error",
+                               "--vdev",
+                               device,
+                               "--",
+                               "--no-mlockall",
+                               fmt::format("--mbuf-size={}", buffer_bytes + kHeadroomBytes),
+                               "--total-num-mbufs=4095",
+                               "--auto-start",
+                               "--stats-period=1"};
+  if (receives) {
     all.emplace_back("--forward-mode=rxonly");
   } else {
     all.insert(all.end(), {"--forward-mode=txonly", fmt::format("--txpkts={}", frame_bytes)});
@@ -104,20 +110,9 @@ std::vector<double> received_pps(const std::string& output) {
   return rates;
 }
 
-}  // namespace
-
-std::expected<double, std::string> testpmd_memif_gbps(const std::string& directory, std::uint32_t frame_bytes,
-                                                      const std::array<std::string, 2>& cpus) {
-  const std::string socket = directory + "/testpmd.sock";
-  const std::string output = directory + "/receiver";
-  const Instant end = port::now() + kPatience;
-  Program receiver(arguments("server", socket, cpus[1], frame_bytes), output);
-  while (::access(socket.c_str(), F_OK) != 0) {
-    if (receiver.ended()) return std::unexpected(fmt::format("{} does not start; install package dpdk", kProgram));
-    if (port::now() > end) return std::unexpected(fmt::format("{} made no memif socket", kProgram));
-    ::usleep(50'000);
-  }
-  Program sender(arguments("client", socket, cpus[0], frame_bytes), directory + "/sender");
+/// Waits until the receiver has seen enough periods.
+std::expected<double, std::string> median_gbps(Program& receiver, Program& sender, const std::string& output,
+                                               std::uint32_t frame_bytes, Instant end) {
   std::vector<double> rates;
   while (rates.size() <= kPeriods) {
     if (receiver.ended() || sender.ended() || port::now() > end) {
@@ -129,6 +124,39 @@ std::expected<double, std::string> testpmd_memif_gbps(const std::string& directo
   rates.erase(rates.begin());  // a part of a second
   std::sort(rates.begin(), rates.end());
   return rates[rates.size() / 2] * frame_bytes * 8e-9;
+}
+
+}  // namespace
+
+std::expected<double, std::string> testpmd_memif_gbps(const std::string& directory, std::uint32_t frame_bytes,
+                                                      const std::array<std::string, 2>& cpus) {
+  const std::string socket = directory + "/testpmd.sock";
+  const std::string output = directory + "/receiver";
+  const Instant end = port::now() + kPatience;
+  const std::uint32_t buffer_bytes = memif_buffer_bytes(frame_bytes);
+  Program receiver(arguments(true, memif_device("server", socket, frame_bytes), cpus[1], frame_bytes, buffer_bytes),
+                   output);
+  while (::access(socket.c_str(), F_OK) != 0) {
+    if (receiver.ended()) return std::unexpected(fmt::format("{} does not start; install package dpdk", kProgram));
+    if (port::now() > end) return std::unexpected(fmt::format("{} made no memif socket", kProgram));
+    ::usleep(50'000);
+  }
+  Program sender(arguments(false, memif_device("client", socket, frame_bytes), cpus[0], frame_bytes, buffer_bytes),
+                 directory + "/sender");
+  return median_gbps(receiver, sender, output, frame_bytes, end);
+}
+
+std::expected<double, std::string> testpmd_packet_gbps(const std::string& directory, std::uint32_t frame_bytes,
+                                                       const std::array<std::string, 2>& cpus, const VethPair& network,
+                                                       const std::string& device) {
+  constexpr std::uint32_t kBufferBytes = 9216 + 1024;  // the driver refuses one smaller than its ring's frames
+  const std::string output = directory + "/receiver";
+  const Instant end = port::now() + kPatience;
+  Program receiver(arguments(true, device, cpus[1], frame_bytes, kBufferBytes), output, network.network_namespace(1));
+  ::usleep(1'000'000);  // or the sender's first frames find nobody; nothing tells when it is there
+  Program sender(arguments(false, device, cpus[0], frame_bytes, kBufferBytes), directory + "/sender",
+                 network.network_namespace(0));
+  return median_gbps(receiver, sender, output, frame_bytes, end);
 }
 
 }  // namespace godwit::perf

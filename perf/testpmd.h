@@ -1,6 +1,6 @@
 #pragma once
-// DPDK's own testpmd as the yardstick of memif: two processes, one forwarding core each, frames of one size that nobody
-// looks into. Whatever happens, the processes end here. Failure: why there is no figure.
+// DPDK's own testpmd as the yardstick of a path: two processes, one forwarding core each, frames of one size that
+// nobody looks into. Whatever happens, the processes end here. Failure: why there is no figure.
 
 #include <array>
 #include <cstdint>
@@ -9,8 +9,15 @@
 
 namespace godwit::perf {
 
-/// Payload rate in Gbit/s: median of one-second periods at the receiver. `directory` is for the memif socket.
+/// Rate of frames in Gbit/s: median of one-second periods at the receiver. `directory` is for the memif socket.
 std::expected<double, std::string> testpmd_memif_gbps(const std::string& directory, std::uint32_t frame_bytes,
                                                       const std::array<std::string, 2>& cpus);
+
+class VethPair;
+
+/// The same over net_af_packet, with the device arguments that our port has (`device`), between the pair's namespaces.
+std::expected<double, std::string> testpmd_packet_gbps(const std::string& directory, std::uint32_t frame_bytes,
+                                                       const std::array<std::string, 2>& cpus, const VethPair& network,
+                                                       const std::string& device);
 
 }  // namespace godwit::perf

@@ -19,6 +19,7 @@
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
+#include "perf/network.h"
 
 namespace godwit::perf {
 namespace {
@@ -281,6 +282,9 @@ void wait_for_server(Role role, const Shared& shared) {
 }
 
 std::expected<void, std::string> run_checked(const EndOptions& options, Shared& shared) {
+  if (!join_network_namespace(options.network_namespace)) {
+    return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
+  }
   std::vector<memory::RegionFile> files;
   files.push_back({.name = "ram0",
                    .bytes = options.pages * pages::kPageSize,
@@ -291,7 +295,8 @@ std::expected<void, std::string> run_checked(const EndOptions& options, Shared& 
     return std::unexpected(ram.error().text);
   }
   port::PortOptions port_options;
-  port_options.driver = port::Driver::kMemif;
+  port_options.driver = options.interface.empty() ? port::Driver::kMemif : port::Driver::kAfPacket;
+  port_options.interface = options.interface;
   port_options.socket = options.socket;
   port_options.memif_server = options.role == Role::kReceiver;
   port_options.mtu = options.mtu;

@@ -42,9 +42,11 @@ enum class Role : std::uint8_t { kSender, kReceiver };
 
 struct EndOptions {
   Role role = Role::kSender;
-  std::string socket;  // of memif
-  std::string cpus;    // of the lcore
-  int ram = -1;        // descriptor of a file of `pages` pages, populated
+  std::string socket;     // of memif
+  std::string interface;  // of af_packet, in the namespace; empty: memif
+  int network_namespace = -1;
+  std::string cpus;  // of the lcore
+  int ram = -1;      // descriptor of a file of `pages` pages, populated
   std::uint64_t pages = 0;
   std::uint32_t passes = 0;
   std::uint32_t mtu = 9000;

@@ -231,6 +231,9 @@ bool DataPath::transmit(Instant now) {
   // While the driver is full no bulk is built; what is urgent is, and goes before the bulk that waits.
   const bool open = queue_.flush();
   const std::size_t urgent = transmit_urgent(now);
+  if (urgent > 0) {
+    queue_.flush();  // before the time that building bulk takes
+  }
   const std::size_t bulk = open && urgent < port::kBurst ? transmit_bulk(now, port::kBurst - urgent) : 0;
   queue_.flush();
   return !open || urgent + bulk > 0;

@@ -18,8 +18,9 @@ enum class Priority : std::uint8_t { kUrgent, kBulk };
 template <class Frame, std::size_t kEach>
 class SendQueue {
  public:
-  [[nodiscard]] bool has_room(Priority priority) const {
-    return (priority == Priority::kUrgent ? urgent_ : count_ - urgent_) < kEach;
+  [[nodiscard]] bool has_room(Priority priority) const { return waiting(priority) < kEach; }
+  [[nodiscard]] std::size_t waiting(Priority priority) const {
+    return priority == Priority::kUrgent ? urgent_ : count_ - urgent_;
   }
   /// Requires has_room().
   void push(Priority priority, Frame frame) {

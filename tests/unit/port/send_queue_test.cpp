@@ -24,6 +24,8 @@ TEST(SendQueue, UrgentFramesPassBulkThatWaits) {
     queue.push(Priority::kUrgent, frame);
   }
   EXPECT_EQ(waiting(queue), (std::vector{10, 11, 1, 2, 3, 4}));
+  EXPECT_EQ(queue.waiting(Priority::kUrgent), 2U);
+  EXPECT_EQ(queue.waiting(Priority::kBulk), 4U);
   queue.pop(1);  // the driver took one
   queue.push(Priority::kUrgent, 12);
   EXPECT_EQ(waiting(queue), (std::vector{11, 12, 1, 2, 3, 4}));

@@ -140,6 +140,20 @@ TEST(PriorityPages, AFullWindowOfPagesLeavesOnePacketForMessages) {
   EXPECT_EQ(rest.front(), 'm');
 }
 
+TEST(PriorityPages, ALostMessageHasItsPlaceBesideAFullWindow) {
+  Pair pair(kPriorityLane, kOnePageBytes);
+  ASSERT_TRUE(pair.a.send_message(Bytes(1)));
+  ASSERT_EQ(kinds(all_packets(pair)), "m");
+  demand(pair.user_a, 60);
+  std::vector<Bytes> pages = all_packets(pair);
+  for (std::size_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(pair.b.on_packet(pair.now, pages[i]), Received::kAccepted);
+  }
+  pair.pass(pair.b, pair.a);
+  ASSERT_GT(pair.a.in_flight_packets(), pair.a.congestion_window_packets());
+  EXPECT_EQ(kinds(all_packets(pair)), "m");
+}
+
 TEST(PriorityPages, NoMoreThanABurstInHand) {
   Pair pair(kPriorityLane);
   demand(pair.user_a, 100);

@@ -1,0 +1,295 @@
+#include "perf/transport_demand_end.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <expected>
+#include <random>
+#include <vector>
+
+#include "dataplane/daemon/flow_lanes.h"
+#include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/doorbell.h"
+#include "dataplane/port/environment.h"
+#include "dataplane/port/neighbours.h"
+#include "dataplane/port/poll_loop.h"
+#include "dataplane/wire/datagram.h"
+#include "dataplane/wire/packet.h"
+
+namespace godwit::perf {
+namespace {
+
+constexpr std::uint32_t kFlowId = 0x1001;
+constexpr std::uint16_t kUdpPort = 7447;
+constexpr std::uint32_t kRound = 1;
+constexpr unsigned kLcore = 0;
+constexpr unsigned kPrefixBits = 24;
+constexpr std::uint32_t kMemoryMb = 128;
+/// A thread that faults works in between; at random, or requests would keep step with the other end's turns.
+constexpr std::int64_t kThinkMaxNs = 100'000;
+/// Bulk reaches its rate, and the clocks their speed, in the first part of the round trips.
+constexpr std::uint32_t kWarmUp = 1'000;
+
+wire::IpAddress address_of(bool is_source) {
+  wire::IpAddress address;
+  address.bytes = {10, 99, 0, static_cast<std::uint8_t>(is_source ? 1 : 2)};
+  return address;
+}
+
+daemon::FlowConfig flow_config(const DemandEndOptions& options) {
+  daemon::FlowConfig config;
+  config.local_flow_id = kFlowId;
+  config.peer_flow_id = kFlowId;
+  config.local = address_of(options.is_source);
+  config.peer = {address_of(!options.is_source), kUdpPort};
+  config.mtu_bytes = options.mtu;
+  config.cipher = transport::Cipher::kNone;
+  config.figures = daemon::make_flow_figures(config.bulk_lanes);
+  return config;
+}
+
+/// The loop's user and the lanes', for both roles: a data path of one flow.
+class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
+ public:
+  DemandEnd(const DemandEndOptions& options, DemandShared& shared, port::Port& port, memory::GuestRam& ram)
+      : options_(options),
+        shared_(shared),
+        port_(port),
+        queue_(port.queue(0)),
+        ram_(ram),
+        mac_{port.mac()},
+        neighbours_({.mac = mac_, .addresses = {{address_of(options.is_source), kPrefixBits}}}),
+        peer_(address_of(!options.is_source)),
+        lanes_(flow_config(options), options.is_source) {
+    for (const std::uint16_t lane : {transport::kPriorityLane, kBulkLane}) lanes_.add(lane, *this, port::now());
+    writes_.reserve(port::kBurst * 2);
+  }
+
+  void run(port::PollLoop& loop) {
+    loop_ = &loop;
+    loop.run();
+  }
+  [[nodiscard]] const std::string& error() const { return error_; }
+
+  // ---- the loop ----
+  bool turn(Instant now) override {
+    if (shared_.stop.load(std::memory_order_relaxed)) {
+      loop_->stop();
+      return false;
+    }
+    bool found = receive(now);
+    if (lanes_.deadline() <= now) {
+      lanes_.tick(now);
+      found = true;
+    }
+    if (!options_.is_source) ask();
+    return transmit(now) || found;
+  }
+  [[nodiscard]] Instant deadline() const override {
+    return std::min({lanes_.deadline(), neighbours_.deadline(), asked_at_ == kNever ? ask_at_ : kNever});
+  }
+
+  // ---- the lanes ----
+  bool next_work(std::uint16_t lane, transport::Work& out) override {
+    if (lane == kBulkLane) {
+      out = {.page = bulk_next_, .round = kRound};
+      if (!options_.is_source || !shared_.bulk.load(std::memory_order_relaxed)) return false;
+      bulk_next_ = (bulk_next_ + 1) % options_.pages;
+      return true;
+    }
+    if (demanded_.empty()) return false;
+    out = {.page = demanded_.front(), .round = kRound};
+    demanded_.pop_front();
+    return true;
+  }
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
+    const memory::Region& region = ram_.region_of(page);
+    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+  }
+  void on_acknowledged(const transport::Work& /*work*/) override {}
+  void on_page(std::uint16_t lane, std::uint32_t /*round*/, pages::PageNumber page, std::uint32_t offset,
+               std::span<const std::byte> bytes) override {
+    if (page >= options_.pages) return fail("the source named a page that there is not");
+    writes_.push_back({page, offset, bytes, true});
+    bulk_pages_ += lane == kBulkLane ? 1 : 0;
+    // A second copy, of a page whose acknowledgement was late, answers nothing.
+    arrived_ = arrived_ || (lane == transport::kPriorityLane && page == wanted_ && asked_at_ != kNever);
+  }
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {
+    fail("a zero run came; none was sent");
+  }
+  void on_message(std::span<const std::byte> message) override {
+    pages::PageNumber page = 0;
+    if (!options_.is_source || message.size() != sizeof(page)) return fail("a message that is no request");
+    std::memcpy(&page, message.data(), sizeof(page));
+    demanded_.push_back(page);
+  }
+
+ private:
+  static constexpr std::uint16_t kBulkLane = 1;
+
+  /// The destination's next request, when its time has come.
+  void ask() {
+    const Instant now = port::now();
+    if (asked_at_ != kNever || now < ask_at_ || !shared_.ready[1] || !port_.link_up()) return;
+    wanted_ = random_() % options_.pages;
+    std::array<std::byte, sizeof(wanted_)> message;
+    std::memcpy(message.data(), &wanted_, sizeof(wanted_));
+    asked_at_ = now;
+    if (!lanes_.lane(0).send_message(message)) fail("no room for a request");
+  }
+
+  void answered(Instant now) {
+    const bool loaded = shared_.bulk;
+    if (done_ == kWarmUp) {
+      bulk_from_ = now;
+      bulk_pages_ = 0;
+    }
+    if (done_ >= kWarmUp) {
+      shared_.round_trips_ns[loaded ? 1 : 0][done_ - kWarmUp] = static_cast<std::uint32_t>((now - asked_at_).ns);
+    }
+    if (++done_ == kWarmUp + options_.round_trips) {
+      done_ = 0;
+      if (loaded) {
+        shared_.bulk_pages = bulk_pages_;
+        shared_.bulk_ns = (now - bulk_from_).ns;
+        shared_.stop = true;
+      }
+      shared_.bulk = true;
+    }
+    arrived_ = false;
+    asked_at_ = kNever;
+    ask_at_ = now + Duration{static_cast<std::int64_t>(random_() % kThinkMaxNs)};
+  }
+
+  bool receive(Instant now) {
+    const auto frames = queue_.receive();
+    for (const std::span<std::byte> frame : frames) {
+      if (wire::classify_frame(frame) == wire::FrameKind::kUdp) {
+        on_datagram(now, frame);
+      } else {
+        neighbours_.on_frame(now, frame);
+      }
+    }
+    if (!writes_.empty()) {
+      if (const auto written = ram_.write(writes_); !written) fail(written.error().text);
+      writes_.clear();
+    }
+    if (arrived_) answered(port::now());
+    return !frames.empty();
+  }
+
+  void on_datagram(Instant now, std::span<std::byte> frame) {
+    const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
+    if (!datagram || datagram->source.address != peer_) return fail("a datagram that is not ours");
+    const auto packet = wire::parse_packet(datagram->payload);
+    if (!packet) return fail("a packet of no flow");
+    if (lanes_.on_packet(now, packet->header.lane, datagram->payload) == transport::Received::kAccepted) {
+      neighbours_.confirm(now, peer_);
+    }
+  }
+
+  /// As DataPath::transmit() does.
+  bool transmit(Instant now) {
+    const bool open = queue_.flush();
+    std::size_t sent = 0;
+    for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kUrgent); !frame.empty();
+         frame = queue_.next_frame(port::Priority::kUrgent), ++sent) {
+      const std::size_t bytes = neighbours_.poll_transmit(now, frame);
+      if (bytes == 0) break;
+      queue_.commit(port::Priority::kUrgent, bytes);
+    }
+    if (const auto to = neighbours_.resolve(now, peer_)) {
+      sent += lanes_.transmit(now, 0, queue_, mac_, to, port::kBurst);
+      if (sent > 0) queue_.flush();
+      sent += open ? lanes_.transmit(now, 1, queue_, mac_, to, port::kBurst) : 0;
+    }
+    queue_.flush();
+    return !open || sent > 0;
+  }
+
+  void fail(const std::string& text) {
+    if (error_.empty()) error_ = text;
+    shared_.stop = true;
+  }
+
+  const DemandEndOptions& options_;
+  DemandShared& shared_;
+  port::Port& port_;
+  port::Queue& queue_;
+  memory::GuestRam& ram_;
+  port::PollLoop* loop_ = nullptr;
+  const wire::MacAddress mac_;
+  port::Neighbours neighbours_;
+  const wire::IpAddress peer_;
+  daemon::FlowLanes lanes_;
+  std::string error_;
+  // source
+  std::deque<pages::PageNumber> demanded_;
+  pages::PageNumber bulk_next_ = 0;
+  // destination
+  std::mt19937_64 random_{1};
+  pages::PageNumber wanted_ = 0;
+  bool arrived_ = false;       // in this burst
+  Instant asked_at_ = kNever;  // kNever: waits for nothing
+  Instant ask_at_{};
+  std::uint32_t done_ = 0;  // round trips of this kind, the first ones to warm up
+  Instant bulk_from_{};
+  std::uint64_t bulk_pages_ = 0;
+  std::vector<memory::PageWrite> writes_;
+};
+
+std::expected<void, std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
+  std::vector<memory::RegionFile> files;
+  files.push_back({.name = "ram0",
+                   .bytes = options.pages * pages::kPageSize,
+                   .page_bytes = pages::kPageSize,
+                   .file = UniqueFd(::dup(options.ram))});
+  auto ram = memory::GuestRam::open(std::move(files));
+  if (!ram) return std::unexpected(ram.error().text);
+  port::PortOptions port_options;
+  port_options.driver = port::Driver::kMemif;
+  port_options.socket = options.socket;
+  port_options.memif_server = !options.is_source;
+  port_options.mtu = options.mtu;
+  const auto device = port::device_arguments(port_options);
+  if (!device) return std::unexpected(device.error().text);
+  port::EnvironmentOptions environment_options;
+  environment_options.hugepages = false;
+  environment_options.memory_mb = kMemoryMb;
+  environment_options.log_level = "error";
+  environment_options.lcores = {{kLcore, options.cpus}};
+  environment_options.vdevs = {*device};
+  // memif's client does not start without its server.
+  while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
+  auto environment = port::Environment::start(environment_options);
+  if (!environment) return std::unexpected(environment.error().text);
+  auto port = port::Port::open(port_options);
+  if (!port) return std::unexpected(port.error().text);
+  auto doorbell = port::Doorbell::open();
+  if (!doorbell) return std::unexpected(doorbell.error().text);
+  DemandEnd end(options, shared, **port, *ram);
+  // As a data plane with a post-copy under way: it polls.
+  port::PollLoop loop(end, *doorbell, {.mode = port::IdleMode::kPoll});
+  shared.ready[options.is_source ? 1 : 0] = true;
+  environment->launch(kLcore, [&] { end.run(loop); });
+  environment->wait(kLcore);
+  if (!end.error().empty()) return std::unexpected(end.error());
+  return {};
+}
+
+}  // namespace
+
+int run_demand_end(const DemandEndOptions& options, DemandShared& shared) {
+  const auto done = run_checked(options, shared);
+  if (!done) {
+    auto& error = shared.errors[options.is_source ? 1 : 0];
+    std::copy_n(done.error().data(), std::min(done.error().size(), error.size() - 1), error.data());
+    shared.stop = true;
+  }
+  return done ? 0 : 1;
+}
+
+}  // namespace godwit::perf
