@@ -24,7 +24,7 @@ Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, E
       placer_(memory_, table_, gate_),
       placed_first_(page_count_),
       pieces_(page_count_),
-      pull_placer_(paging_, page_count_, gate_) {}
+      pull_placer_(paging_, 0, page_count_, gate_) {}
 
 void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   GW_ASSERT(phase_ == Phase::kIdle);

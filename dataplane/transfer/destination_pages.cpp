@@ -22,7 +22,8 @@ void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::Pag
 
 std::unique_ptr<DestinationShare> Destination::Impl::make_share() {
   GW_ASSERT(lanes_.empty());
-  auto share = std::make_unique<DestinationShare>(memory_, paging_, table_, gate_);
+  auto share = std::make_unique<DestinationShare>(memory_, paging_, static_cast<std::uint32_t>(shares_.size() + 1),
+                                                  table_, gate_);
   shares_.push_back(share.get());
   return share;
 }

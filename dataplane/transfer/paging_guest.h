@@ -29,7 +29,7 @@ struct PageWrite {
 /// What happened since the last look.
 struct PagingEvents {
   std::vector<pages::PageNumber> faults;  // a thread of the guest waits for this page, which is missing
-  std::vector<PageRun> given_back;        // of these, what was missing is no more
+  std::vector<PageRun> given_back;        // of these, what was missing is no more; may be told late, or not at all
 };
 
 class PagingGuest {
@@ -49,11 +49,12 @@ class PagingGuest {
   // ---- the home lcore, from arm() until disarm() has returned; never waits ----
   virtual std::expected<void, GuestError> read_events(PagingEvents& out) = 0;
 
-  // ---- the lcores that own lanes, several at once, for different pages or the same ----
+  // ---- the lcores that own lanes, several at once, for different pages or the same; `lcore`: 0 the home lcore, then
+  // the shares in the order in which they were made ----
   /// Called once per receive burst, so that contiguous pages become one system call. Wakes who waits.
-  virtual std::expected<void, GuestError> place(std::span<PageWrite> pages) = 0;
+  virtual std::expected<void, GuestError> place(std::uint32_t lcore, std::span<PageWrite> pages) = 0;
   /// Appends to `placed` what of [first, first + count) was missing and reads as zero now.
-  virtual std::expected<void, GuestError> place_zero(pages::PageNumber first, std::uint64_t count,
+  virtual std::expected<void, GuestError> place_zero(std::uint32_t lcore, pages::PageNumber first, std::uint64_t count,
                                                      std::vector<PageRun>& placed) = 0;
 
   // ---- any thread ----

@@ -59,7 +59,7 @@ void PullPlacer::on_zero_run(pages::PageNumber first, std::uint64_t count) {
     return;
   }
   zeroed_.clear();
-  if (const auto placed = guest_->place_zero(first, count, zeroed_); !placed) {
+  if (const auto placed = guest_->place_zero(lcore_, first, count, zeroed_); !placed) {
     error_ = TransferError{Failure::kGuestMemory, placed.error().text};
     return;
   }
@@ -89,7 +89,7 @@ void PullPlacer::place() {
     return;
   }
   if (!error_ && gate_.judge(kPullRound) == RoundGate::Verdict::kTake) {
-    if (const auto placed = guest_->place(writes_); !placed) {
+    if (const auto placed = guest_->place(lcore_, writes_); !placed) {
       error_ = TransferError{Failure::kGuestMemory, placed.error().text};
     }
     // Also after an error: what was placed before it is there.

@@ -21,8 +21,8 @@ namespace godwit::transfer {
 class PullPlacer {
  public:
   /// `guest` null: nothing is ever pulled. `gate` is open for kPullRound while pages are wanted.
-  PullPlacer(PagingGuest* guest, std::uint64_t page_count, const RoundGate& gate)
-      : guest_(guest), page_count_(page_count), gate_(gate) {}
+  PullPlacer(PagingGuest* guest, std::uint32_t lcore, std::uint64_t page_count, const RoundGate& gate)
+      : guest_(guest), lcore_(lcore), page_count_(page_count), gate_(gate) {}
 
   /// As LaneUser has them, of kPullRound; bytes must stay valid until place().
   void on_page(pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes);
@@ -40,6 +40,7 @@ class PullPlacer {
   void note_placed(const PlacedRun& run);
 
   PagingGuest* const guest_;
+  const std::uint32_t lcore_;  // as PagingGuest counts them
   const std::uint64_t page_count_;
   const RoundGate& gate_;
   PageAssembly assembly_;

@@ -79,9 +79,9 @@ void SourceShare::on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, s
 
 void SourceShare::on_message(std::span<const std::byte>) { GW_ASSERT(!"a bulk lane carries no messages"); }
 
-DestinationShare::DestinationShare(GuestMemory& memory, PagingGuest* paging, pages::GenerationTable& table,
-                                   const RoundGate& gate)
-    : placer_(memory, table, gate), pull_(paging, table.size(), gate), reports_(kReportsMax) {}
+DestinationShare::DestinationShare(GuestMemory& memory, PagingGuest* paging, std::uint32_t lcore,
+                                   pages::GenerationTable& table, const RoundGate& gate)
+    : placer_(memory, table, gate), pull_(paging, lcore, table.size(), gate), reports_(kReportsMax) {}
 
 void DestinationShare::read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) {
   GW_ASSERT(!"a destination hands out no pages");

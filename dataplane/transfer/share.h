@@ -93,8 +93,9 @@ class SourceShare final : public Share {
 
 class DestinationShare final : public Share {
  public:
-  /// `paging` null: no post-copy.
-  DestinationShare(GuestMemory& memory, PagingGuest* paging, pages::GenerationTable& table, const RoundGate& gate);
+  /// `paging` null: no post-copy; `lcore` as it counts them.
+  DestinationShare(GuestMemory& memory, PagingGuest* paging, std::uint32_t lcore, pages::GenerationTable& table,
+                   const RoundGate& gate);
 
   // ---- the share's lcore ----
   bool next_work(std::uint16_t, transport::Work&) override { return false; }

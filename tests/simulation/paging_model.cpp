@@ -21,7 +21,7 @@ bool PagingModel::touch(pages::PageNumber page, bool faults) {
 
 void PagingModel::give_back(pages::PageNumber first, std::uint64_t count) {
   missing_.clear_range(first, count);
-  if (armed_) {
+  if (armed_ && random_.below(4) != 0) {  // nobody promises to tell
     events_.given_back.push_back({first, count});
   }
 }
@@ -58,7 +58,7 @@ std::expected<void, transfer::GuestError> PagingModel::read_events(transfer::Pag
   return {};
 }
 
-std::expected<void, transfer::GuestError> PagingModel::place(std::span<transfer::PageWrite> pages) {
+std::expected<void, transfer::GuestError> PagingModel::place(std::uint32_t, std::span<transfer::PageWrite> pages) {
   for (transfer::PageWrite& write : pages) {
     verdict_.require(
         !std::all_of(write.bytes.begin(), write.bytes.end(), [](std::byte b) { return b == std::byte{0}; }),
@@ -72,7 +72,8 @@ std::expected<void, transfer::GuestError> PagingModel::place(std::span<transfer:
   return {};
 }
 
-std::expected<void, transfer::GuestError> PagingModel::place_zero(pages::PageNumber first, std::uint64_t count,
+std::expected<void, transfer::GuestError> PagingModel::place_zero(std::uint32_t, pages::PageNumber first,
+                                                                  std::uint64_t count,
                                                                   std::vector<transfer::PageRun>& placed) {
   for (pages::PageNumber page = first; page < first + count; ++page) {
     if (missing_.test(page) && !refused()) {

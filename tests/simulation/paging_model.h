@@ -33,8 +33,8 @@ class PagingModel final : public transfer::PagingGuest {
   std::expected<void, transfer::GuestError> arm(const pages::Bitmap& missing) override;
   std::expected<void, transfer::GuestError> disarm() override;
   std::expected<void, transfer::GuestError> read_events(transfer::PagingEvents& out) override;
-  std::expected<void, transfer::GuestError> place(std::span<transfer::PageWrite> pages) override;
-  std::expected<void, transfer::GuestError> place_zero(pages::PageNumber first, std::uint64_t count,
+  std::expected<void, transfer::GuestError> place(std::uint32_t, std::span<transfer::PageWrite> pages) override;
+  std::expected<void, transfer::GuestError> place_zero(std::uint32_t, pages::PageNumber first, std::uint64_t count,
                                                        std::vector<transfer::PageRun>& placed) override;
   [[nodiscard]] bool missing(pages::PageNumber page) const override { return missing_.test(page); }
 

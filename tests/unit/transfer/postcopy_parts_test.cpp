@@ -239,7 +239,7 @@ class PullPlacerTest : public ::testing::Test {
   simulation::Verdict verdict;
   simulation::PagingModel paging{memory, random, verdict};
   RoundGate gate;
-  PullPlacer placer{&paging, kPages, gate};
+  PullPlacer placer{&paging, 0, kPages, gate};
   std::vector<std::byte> page = std::vector<std::byte>(pages::kPageSize, std::byte{7});
 };
 
