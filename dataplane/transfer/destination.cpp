@@ -1,40 +1,30 @@
 #include "dataplane/transfer/destination.h"
 
 #include <algorithm>
-#include <array>
 #include <numeric>
+#include <utility>
 
 #include "dataplane/pages/table_codec.h"
 #include "dataplane/transfer/destination_impl.h"
 
 namespace godwit::transfer {
 namespace {
-constexpr Duration kHelloWait = milliseconds(30'000);   // the source is told to start after us
-constexpr Duration kSilenceMax = milliseconds(10'000);  // the source says something every half second
+constexpr Duration kHelloWait = milliseconds(30'000);  // the source is told to start after us
 constexpr Duration kLookInterval = milliseconds(500);
 constexpr std::uint64_t kHashPagesMin = 8192;  // waiting before a job is worth it
-// Waiting before the next round is let in: bounds memory, and what full verification leaves for the downtime.
-constexpr std::uint64_t kUnhashedPagesMax = 16384;
-
-void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes) {
-  std::array<std::byte, pages::kPageSize> bytes;
-  for (const PageRun& run : runs) {
-    for (pages::PageNumber page = run.first; page < run.first + run.count; ++page) {
-      memory.read_page(page, 0, bytes);
-      hashes.set(page, pages::hash_page(bytes));
-    }
-  }
-}
 }  // namespace
 
 Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, Executor& executor,
                         MigrationEvents& events)
     : MigrationEnd(config, guest.memory, executor, events),
+      paging_(guest.paging),
       has_retained_(guest.retained.has_value()),
       table_(guest.retained ? std::move(*guest.retained)
                             : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
       placer_(memory_, table_, gate_),
-      placed_first_(page_count_) {}
+      placed_first_(page_count_),
+      pieces_(page_count_),
+      pull_placer_(paging_, 0, page_count_, gate_) {}
 
 void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   GW_ASSERT(phase_ == Phase::kIdle);
@@ -51,6 +41,10 @@ void Destination::Impl::fail(Failure failure, std::string text) {
     return;
   }
   gate_.close();
+  failed_.store(true, std::memory_order_relaxed);
+  if (paging_ != nullptr && phase_ >= Phase::kRounds && phase_ < Phase::kReady) {
+    forget_missing();
+  }
   if (doubtful_) {
     table_.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that the source's table has too
   }
@@ -59,6 +53,9 @@ void Destination::Impl::fail(Failure failure, std::string text) {
 }
 
 void Destination::Impl::protocol_error(const std::string& text) {
+  if (phase_ == Phase::kPaging) {
+    return lose_connection("the source broke the protocol: " + text);
+  }
   fail(Failure::kPeerProtocol, "the source broke the protocol: " + text);
 }
 
@@ -68,14 +65,19 @@ void Destination::Impl::tick(Instant now) {
   if (phase_ == Phase::kIdle) {
     return;
   }
-  if (phase_ < Phase::kReady) {
+  if (phase_ < Phase::kPaging) {
     check_peer();
     check_memory_if_due();
     acknowledge_if_due();
+    acknowledge_set_if_due();
     hash_if_due();
     verify_if_due();
+    arm_if_due();
   }
-  outbox_.pump(*lanes_[0]);
+  if (phase_ == Phase::kPaging) {
+    page();
+  }
+  pump_outbox();
   deliver();
 }
 
@@ -88,6 +90,12 @@ void Destination::Impl::check_peer() {
   if (const std::string closed = closed_lane(); !closed.empty()) {
     return fail(Failure::kLaneClosed, closed);
   }
+  if (std::string silent = silence(phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax); !silent.empty()) {
+    fail(Failure::kPeerLost, std::move(silent));
+  }
+}
+
+std::string Destination::Impl::silence(Duration silence_max) {
   const std::uint64_t packets =
       std::accumulate(lanes_.begin(), lanes_.end(), std::uint64_t{0},
                       [](std::uint64_t sum, const auto* lane) { return sum + lane->counters().packets_received; });
@@ -95,18 +103,21 @@ void Destination::Impl::check_peer() {
     packets_heard_ = packets;
     heard_at_ = now_;
   }
-  if (any_lane_dead() || now_ - heard_at_ >= (phase_ == Phase::kWaiting ? kHelloWait : kSilenceMax)) {
-    fail(Failure::kPeerLost, "the source's data plane is silent; check the network between the hosts");
-  }
+  const bool silent = any_lane_dead() || now_ - heard_at_ >= silence_max;
+  return silent ? "the source's data plane is silent; check the network between the hosts" : "";
 }
 
 void Destination::Impl::deliver() {
   if (phase_ == Phase::kFailed) {
     tell_failure();
   }
-  if (phase_ == Phase::kReady && !ready_told_) {
-    ready_told_ = true;
-    events_.on_memory_ready(all_placed_->pages_checked);
+  tell_connection_lost();
+  const bool ready = phase_ == Phase::kPaging || phase_ == Phase::kReady;
+  if (ready && !std::exchange(ready_told_, true)) {
+    events_.on_memory_ready(all_announced_ ? all_announced_->pages_checked : all_placed_->pages_checked);
+  }
+  if (phase_ == Phase::kReady && equal_ && !std::exchange(complete_told_, true)) {
+    events_.on_complete(stats(now_), *equal_);
   }
 }
 
@@ -119,16 +130,22 @@ Instant Destination::Impl::deadline() const {
   }
   // From the last tick, not from the last frame: frames of anybody come between.
   const Instant pump = outbox_.empty() ? kNever : ticked_at_ + kPumpInterval;
+  if (phase_ == Phase::kPaging) {
+    return std::min({pump, connected_ ? requests_.deadline() : kNever, ticked_at_ + kLookInterval});
+  }
   return phase_ < Phase::kReady ? std::min(pump, ticked_at_ + kLookInterval) : pump;
 }
 
 void Destination::Impl::on_message(std::span<const std::byte> bytes) {
-  if (phase_ == Phase::kIdle || phase_ == Phase::kFailed) {
+  if (phase_ == Phase::kIdle || phase_ == Phase::kFailed || !connected_) {
     return;
   }
   const auto message = wire::decode_message(bytes);
   if (!message) {
     return protocol_error(message.error());
+  }
+  if (phase_ == Phase::kReady && equal_) {
+    return;  // a source that came back goes on for a while
   }
   if (phase_ == Phase::kReady && !std::holds_alternative<wire::Abort>(*message) &&
       !std::holds_alternative<wire::Keepalive>(*message)) {
@@ -183,11 +200,12 @@ void Destination::Impl::on(const wire::Hello& message) {
     return fail(Failure::kPeerProtocol, "source and destination do not fit: " + mismatch);
   }
   verify_ = static_cast<Verify>(message.verify);
+  mode_ = message.mode;
   if (hashes()) {
     hashes_ = std::make_shared<pages::PageHashes>(page_count_);
   }
   phase_ = Phase::kTables;
-  outbox_.push(wire::HelloReply{.has_retained = has_retained_});
+  outbox_.push(wire::HelloReply{.has_retained = has_retained_, .can_page = paging_ != nullptr});
   wake_ = true;
   if (has_retained_) {
     send_retained();
@@ -263,8 +281,8 @@ void Destination::Impl::decode_source_table() {
 }
 
 void Destination::Impl::on(const wire::RoundBegin& message) {
-  const bool expected =
-      phase_ == Phase::kTables ? table_ended_ && round_ == 0 : phase_ == Phase::kRounds && acknowledged_;
+  const bool expected = phase_ == Phase::kTables ? table_ended_ && round_ == 0
+                                                 : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0;
   if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
   }
@@ -315,7 +333,8 @@ void Destination::Impl::on(const wire::DeviceStateEnd&) {
 }
 
 void Destination::Impl::on(const wire::AllPlaced& message) {
-  if (phase_ != Phase::kRounds || message.round != round_ || all_placed_ || !device_state_ended_) {
+  if (phase_ != Phase::kRounds || message.round != round_ || all_placed_ || coming_.round != 0 ||
+      !device_state_ended_) {
     return protocol_error("AllPlaced in round " + std::to_string(message.round) + " while round " +
                           std::to_string(round_) + " is open or the device state is not complete");
   }
@@ -330,7 +349,7 @@ void Destination::Impl::on(const wire::Keepalive&) {}
 
 void Destination::Impl::hash_if_due() {
   const bool waiting = unhashed_pages_ >= kHashPagesMin || (round_over_ && unhashed_pages_ != 0) || rest_left_ != 0;
-  if (phase_ != Phase::kRounds || hashing_ || !waiting || (all_placed_ && acknowledged_)) {
+  if (phase_ != Phase::kRounds || hashing_ || !waiting || (all_placed_ && acknowledged_) || all_announced_) {
     return;
   }
   hashing_ = true;
@@ -370,11 +389,7 @@ void Destination::Impl::verify_if_due() {
     bool equal = false;
     std::vector<pages::PageDigest> chunks;
   };
-  std::vector<PageRun> runs = take_unhashed();
-  while (rest_left_ != 0) {
-    const std::vector<PageRun> more = take_unhashed();
-    runs.insert(runs.end(), more.begin(), more.end());
-  }
+  std::vector<PageRun> runs = take_all_unhashed();
   verifying_ = true;
   auto result = std::make_shared<Result>();
   executor_.submit(
@@ -389,12 +404,12 @@ void Destination::Impl::verify_if_due() {
       [weak = weak_from_this(), result] {
         if (const auto self = weak.lock()) {
           self->verifying_ = false;
-          self->verified(result->equal, std::move(result->chunks));
+          self->verified(result->equal, result->chunks);
         }
       });
 }
 
-void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chunks) {
+void Destination::Impl::verified(bool equal, const std::vector<pages::PageDigest>& chunks) {
   if (phase_ != Phase::kRounds) {
     return;
   }
@@ -411,6 +426,10 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
     return;
   }
   all_placed_.reset();
+  send_chunk_digests(chunks);
+}
+
+void Destination::Impl::send_chunk_digests(const std::vector<pages::PageDigest>& chunks) {
   for (std::size_t at = 0; at < chunks.size();) {
     const std::size_t count = std::min(chunks.size() - at, wire::kChunkDigestsMax);
     const auto from = chunks.begin() + static_cast<std::ptrdiff_t>(at);
@@ -424,6 +443,7 @@ void Destination::Impl::verified(bool equal, std::vector<pages::PageDigest> chun
 Stats Destination::Impl::stats(Instant now) const {
   Stats s = totals_;
   s.round = round_;
+  s.pages_left = wanted_count_;
   add_transport(s);
   s.payload_bytes = s.pages_sent * pages::kPageSize;
   s.elapsed_us = phase_ == Phase::kIdle
@@ -442,6 +462,8 @@ std::unique_ptr<DestinationShare> Destination::make_share() { return impl_->make
 bool Destination::pump() { return impl_->pump(); }
 void Destination::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
 void Destination::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }
+void Destination::detach(Instant now) { impl_->detach(now); }
+void Destination::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }
 void Destination::tick(Instant now) { impl_->tick(now); }
 Instant Destination::deadline() const { return impl_->deadline(); }
 void Destination::flush(Instant now) { impl_->flush(now); }

@@ -1,11 +1,18 @@
 #pragma once
-// The end of a pre-copy migration that gets the guest: offers its retained table, places pages, keeps the table,
-// verifies. See migration.h for owner, thread and time.
+// The end of a migration that gets the guest: offers its retained table, places pages, keeps the table, verifies, and
+// fetches what is missing while the guest runs. See migration.h for owner, thread and time.
 //
 // The table. A page becomes unknown when its first byte of a round arrives and gets the round's generation (round 1:
 // that of the source's table) when all of it is in RAM. A page that is wholly placed keeps its generation until then:
 // source.h says why that is safe although the guest may have written it since. Pages of a round are placed once;
 // packets of an older round are dropped; of a round not begun they end the migration.
+//
+// Post-copy. The sets that the source announces are punched out of RAM by jobs; pages of the missing sets are unknown
+// from then until PagingGuest::arm(), which makes the table the VM's table, though they are still missing: what is
+// missing is known by PagingGuest alone. If the migration fails after that, what is missing is unknown again, and the
+// rest may be kept. Each missing page that a thread of the guest waits for is asked for once, and again after two round
+// trips. What resume() needs after a restart: the VM's table (as `retained`), PagingGuest with its missing set, as a
+// predecessor armed it, and MigrationConfig; what came is not verified then.
 
 #include <memory>
 #include <optional>
@@ -19,6 +26,7 @@ struct DestinationGuest {
   GuestMemory& memory;
   /// The retained image's table; nullopt: nothing to reuse, memory is all zero.
   std::optional<pages::GenerationTable> retained;
+  PagingGuest* paging = nullptr;  // null: post-copy is not possible here
 };
 
 class Destination final : public transport::LaneUser {
@@ -28,10 +36,16 @@ class Destination final : public transport::LaneUser {
 
   /// For the lanes of one more lcore; before start().
   [[nodiscard]] std::unique_ptr<DestinationShare> make_share();
-  /// Fetches what the shares have placed: often, and before flush() matters to nobody else. True: there was something.
+  /// Fetches what the shares have placed, and faults: often, and before flush() matters to nobody else. True: there was
+  /// something.
   bool pump();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void cancel(Instant now, const std::string& reason);
+  /// The lanes and shares may go when this returns; their lcores have forgotten them before. Only after
+  /// on_memory_ready() of a post-copy.
+  void detach(Instant now);
+  /// Goes on with new lanes, and shares made in between. In a new object instead of start().
+  void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   /// End of a receive burst: places what arrived in it. Before poll_transmit, so that acknowledged means placed.

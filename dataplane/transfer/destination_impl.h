@@ -3,8 +3,10 @@
 //
 // Threads, apart in time by the protocol: the lcores place pages, the home lcore sets generations; jobs decode the
 // source's table before round 1 is acknowledged and complete the table between rounds 1 and 2. Hashes belong to jobs
-// alone, which run one after the other.
+// alone, which run one after the other. Sets of pages come when nothing is in flight; jobs punch them out and have the
+// table to themselves until they are armed.
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,9 +16,18 @@
 #include "dataplane/transfer/destination.h"
 #include "dataplane/transfer/migration_end.h"
 #include "dataplane/transfer/page_placer.h"
+#include "dataplane/transfer/page_requests.h"
+#include "dataplane/transfer/page_sets.h"
+#include "dataplane/transfer/pull_placer.h"
 #include "dataplane/transfer/share.h"
 
 namespace godwit::transfer {
+
+inline constexpr Duration kSilenceMax = milliseconds(10'000);  // the source says something every half second
+// Waiting before the next round is let in: bounds memory, and what full verification leaves for the downtime.
+inline constexpr std::uint64_t kUnhashedPagesMax = 16384;
+
+void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes);
 
 class Destination::Impl final : public MigrationEnd, public std::enable_shared_from_this<Destination::Impl> {
  public:
@@ -25,6 +36,8 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   std::unique_ptr<DestinationShare> make_share();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   bool pump();
+  void detach(Instant now);
+  void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   void flush(Instant now);
@@ -38,7 +51,18 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void on_message(std::span<const std::byte> bytes);
 
  private:
-  enum class Phase : std::uint8_t { kIdle, kWaiting, kTables, kRounds, kReady, kFailed };
+  enum class Phase : std::uint8_t { kIdle, kWaiting, kTables, kRounds, kPaging, kReady, kFailed };
+  /// A set of the source: as it came, and once a job has decoded it.
+  struct MissingSet {
+    std::uint32_t round = 0;
+    std::vector<std::vector<std::byte>> missing_pieces, zero_pieces;
+    pages::Bitmap missing;
+  };
+  struct Armed {
+    bool equal = false;
+    std::vector<pages::PageDigest> chunks;
+    std::optional<GuestError> error;
+  };
 
   // ---- destination.cpp ----
   void on(const wire::Hello& message);
@@ -48,6 +72,10 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void on(const wire::DeviceStateEnd& message);
   void on(const wire::AllPlaced& message);
   void on(const wire::Abort& message);
+  void on(const wire::PageSetPiece& message);
+  void on(const wire::AllAnnounced& message);
+  void on(const wire::AllSent& message);
+  void on(const wire::Completed& message);
   void on(const wire::Keepalive& message);
   template <class Unexpected>
   void on(const Unexpected& message);
@@ -56,30 +84,61 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void protocol_error(const std::string& text);
   void deliver();
   void check_peer();
+  /// Why the source counts as lost; empty: it does not.
+  [[nodiscard]] std::string silence(Duration silence_max);
+  void send_chunk_digests(const std::vector<pages::PageDigest>& chunks);
   [[nodiscard]] std::string hello_mismatch(const wire::Hello& hello) const;
   void send_retained();
   void decode_source_table();
   void acknowledge_if_due();
   void verify_if_due();
-  void verified(bool equal, std::vector<pages::PageDigest> chunks);
+  void verified(bool equal, const std::vector<pages::PageDigest>& chunks);
   void hash_if_due();
 
   // ---- destination_pages.cpp ----
   /// False: it is a protocol error.
-  [[nodiscard]] bool expects_pages(std::uint16_t lane);
+  [[nodiscard]] bool expects_pages(std::uint16_t lane, std::uint32_t round);
   void place();
   /// Takes note of what this lcore has placed.
   void fetch_own();
   void on_placed(const PlacedRun& run);
+  void on_error(const TransferError& error);
   [[nodiscard]] std::uint64_t partial_pages() const;
   void set_generation(pages::PageNumber first, std::uint64_t count);
   void hash_later(pages::PageNumber first, std::uint64_t count);
   void start_round(std::uint32_t round);
   void complete_first_round();
+  /// Pages that no round has carried: reused, or zero.
+  [[nodiscard]] pages::Bitmap not_carried() const;
+  /// Those are to be hashed too, if all is to be verified.
+  void hash_rest(pages::Bitmap not_carried);
+  std::vector<PageRun> take_all_unhashed();
   /// Takes the pages that wait for their hash, and a stretch of those that no round carried.
   std::vector<PageRun> take_unhashed();
   [[nodiscard]] bool hashes() const { return verify_ != Verify::kOff; }
 
+  // ---- destination_paging.cpp ----
+  void take_set(MissingSet set);
+  void punch(MissingSet& set, pages::Bitmap& not_carried, std::optional<GuestError>& guest_error,
+             std::string& peer_error);
+  void acknowledge_set_if_due();
+  void arm_if_due();
+  void arm(const wire::AllAnnounced& announced, const std::vector<PageRun>& unhashed, Armed& result);
+  void armed(Armed& result);
+  void begin_paging();
+  void forget_missing();
+  void on_pulled(const PlacedRun& run);
+  [[nodiscard]] bool wants(pages::PageNumber page) const { return wanted_.test(page); }
+  /// It is there, or not missing any more. True: it was asked for.
+  bool has(pages::PageNumber page);
+  bool read_events();
+  void page();
+  void ask_for_rest();
+  void complete_if_due();
+  void send_set(std::shared_ptr<pages::Bitmap> set, wire::PageSet kind);
+  [[nodiscard]] Duration answer_time() const;
+
+  PagingGuest* const paging_;
   const bool has_retained_;
   Verify verify_ = Verify::kOff;
 
@@ -119,6 +178,32 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   bool hashing_ = false, verifying_ = false;
   bool doubtful_ = false;  // a digest differed, and none has been equal since
   std::optional<wire::AllPlaced> all_placed_;
+
+  // post-copy, before the guest runs here; `missing_` and `sets_` are the jobs'
+  wire::TransferMode mode_{};
+  PageSetPieces pieces_;
+  MissingSet coming_;
+  bool ahead_punched_ = false, ahead_acknowledged_ = false;
+  std::uint32_t punching_ = 0;
+  std::optional<wire::AllAnnounced> all_announced_;
+  bool arming_ = false;
+  std::atomic<bool> failed_{false};  // jobs that wait need not begin
+  pages::Bitmap missing_;
+  std::vector<MissingSet> sets_;
+
+  // once it may
+  PullPlacer pull_placer_;
+  PageRequests requests_;
+  PagingEvents paging_events_;
+  pages::Bitmap wanted_;  // not placed by us, not given back
+  std::uint64_t wanted_count_ = 0;
+  pages::Bitmap got_;  // verification: what the digest is of
+  pages::PageDigest got_digest_;
+  std::uint64_t got_count_ = 0;
+  bool all_sent_ = false, resuming_ = false;
+  bool complete_sent_ = false, disarming_ = false, disarmed_ = false, complete_told_ = false;
+  std::uint32_t connection_ = 0;
+  std::optional<bool> equal_;
 };
 
 }  // namespace godwit::transfer

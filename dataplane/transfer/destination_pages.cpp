@@ -1,6 +1,7 @@
 // What a destination does with placed pages: which generation they get, what is left to hash.
 
 #include <algorithm>
+#include <array>
 
 #include "dataplane/transfer/destination_impl.h"
 
@@ -9,62 +10,86 @@ namespace {
 constexpr std::uint64_t kHashRestPagesMax = 16384;  // of one job: some 8 ms
 }
 
+void hash_runs(GuestMemory& memory, const std::vector<PageRun>& runs, pages::PageHashes& hashes) {
+  std::array<std::byte, pages::kPageSize> bytes;
+  for (const PageRun& run : runs) {
+    for (pages::PageNumber page = run.first; page < run.first + run.count; ++page) {
+      memory.read_page(page, 0, bytes);
+      hashes.set(page, pages::hash_page(bytes));
+    }
+  }
+}
+
 std::unique_ptr<DestinationShare> Destination::Impl::make_share() {
-  GW_ASSERT(phase_ == Phase::kIdle);
-  auto share = std::make_unique<DestinationShare>(memory_, table_, gate_);
+  GW_ASSERT(lanes_.empty());
+  auto share = std::make_unique<DestinationShare>(memory_, paging_, static_cast<std::uint32_t>(shares_.size() + 1),
+                                                  table_, gate_);
   shares_.push_back(share.get());
   return share;
 }
 
-bool Destination::Impl::expects_pages(std::uint16_t lane) {
-  if (lane == transport::kPriorityLane) {
-    protocol_error("sent a page on the priority lane, where none was asked for");
+bool Destination::Impl::expects_pages(std::uint16_t lane, std::uint32_t round) {
+  const bool expected = lane != transport::kPriorityLane || round == kPullRound;
+  if (!expected) {
+    protocol_error("sent a page of a round on the priority lane");
   }
-  return lane != transport::kPriorityLane;
+  return expected;
 }
 
 void Destination::Impl::on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                                 std::span<const std::byte> bytes) {
-  if (expects_pages(lane)) {
-    placer_.on_page(round, page, offset, bytes);
+  if (expects_pages(lane, round)) {
+    round == kPullRound ? pull_placer_.on_page(page, offset, bytes) : placer_.on_page(round, page, offset, bytes);
     fetch_own();
   }
 }
 
 void Destination::Impl::on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first,
                                     std::uint64_t count) {
-  if (expects_pages(lane)) {
-    placer_.on_zero_run(round, first, count);
+  if (expects_pages(lane, round)) {
+    round == kPullRound ? pull_placer_.on_zero_run(first, count) : placer_.on_zero_run(round, first, count);
     fetch_own();
   }
 }
 
 void Destination::Impl::place() {
   placer_.place();
+  pull_placer_.place();
   fetch_own();
 }
 
 void Destination::Impl::fetch_own() {
-  for (const PlacedRun& run : placer_.placed()) {
-    on_placed(run);
+  for (std::vector<PlacedRun>* placed : {&placer_.placed(), &pull_placer_.placed()}) {
+    for (const PlacedRun& run : *placed) {
+      on_placed(run);
+    }
+    placed->clear();
   }
-  placer_.placed().clear();
-  if (placer_.error()) {
-    fail(placer_.error()->failure, placer_.error()->text);
+  for (const std::optional<TransferError>* error : {&placer_.error(), &pull_placer_.error()}) {
+    if (*error) {
+      on_error(**error);
+    }
   }
 }
 
+void Destination::Impl::on_error(const TransferError& error) {
+  if (phase_ == Phase::kPaging && error.failure == Failure::kPeerProtocol) {
+    return lose_connection(error.text);
+  }
+  fail(error.failure, error.text);
+}
+
 bool Destination::Impl::pump() {
-  bool found = false;
+  bool found = read_events();
   PlacedRun run;
   for (DestinationShare* share : shares_) {
     while (share->fetch(run)) {
       found = true;
       on_placed(run);
     }
-    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed) {
+    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed && connected_) {
       found = true;
-      fail(error->failure, error->text);
+      on_error(*error);
     }
   }
   return found;
@@ -79,6 +104,9 @@ std::uint64_t Destination::Impl::partial_pages() const {
 }
 
 void Destination::Impl::on_placed(const PlacedRun& run) {
+  if (run.round == kPullRound) {
+    return on_pulled(run);
+  }
   if (phase_ != Phase::kRounds) {
     return;  // the pages stay unknown
   }
@@ -123,23 +151,15 @@ void Destination::Impl::start_round(std::uint32_t round) {
 // Round 1 is over: what it did not carry is as at the source. With a retained image these are the reusable pages, of
 // the same generation on both sides already; without one the memory was zero, and so are these pages at the source.
 void Destination::Impl::complete_first_round() {
-  if (verify_ == Verify::kFull) {
-    rest_ = pages::Bitmap(page_count_);
-    rest_.set_all();
-    rest_.and_not(placed_first_);
-    rest_left_ = rest_.count();
-  }
+  hash_rest(not_carried());
   if (has_retained_) {
     first_round_complete_ = true;
     source_table_ = {};
     return;
   }
-  pages::Bitmap rest(page_count_);
-  rest.set_all();
-  rest.and_not(placed_first_);
   completing_ = true;
   executor_.submit(
-      [self = shared_from_this(), rest = std::move(rest)] {
+      [self = shared_from_this(), rest = not_carried()] {
         self->table_.set_from(rest, self->source_table_);
         self->source_table_ = {};
       },
@@ -150,6 +170,29 @@ void Destination::Impl::complete_first_round() {
           self->wake_ = true;
         }
       });
+}
+
+pages::Bitmap Destination::Impl::not_carried() const {
+  pages::Bitmap rest(page_count_);
+  rest.set_all();
+  rest.and_not(placed_first_);
+  return rest;
+}
+
+void Destination::Impl::hash_rest(pages::Bitmap not_carried) {
+  if (verify_ == Verify::kFull) {
+    rest_ = std::move(not_carried);
+    rest_left_ = rest_.count();
+  }
+}
+
+std::vector<PageRun> Destination::Impl::take_all_unhashed() {
+  std::vector<PageRun> runs = take_unhashed();
+  while (rest_left_ != 0) {
+    const std::vector<PageRun> more = take_unhashed();
+    runs.insert(runs.end(), more.begin(), more.end());
+  }
+  return runs;
 }
 
 std::vector<PageRun> Destination::Impl::take_unhashed() {

@@ -31,6 +31,11 @@ struct Arrival {
   std::span<const std::byte> bytes;
 };
 
+struct PageRun {
+  pages::PageNumber first = 0;
+  std::uint64_t count = 0;
+};
+
 class GuestMemory {
  public:
   virtual ~GuestMemory() = default;

@@ -1,6 +1,6 @@
 #pragma once
-// The two ends of one pre-copy migration as sans-IO state machines: Source and Destination (source.h, destination.h)
-// share what is here.
+// The two ends of one migration as sans-IO state machines: Source and Destination (source.h, destination.h) share what
+// is here.
 //
 // Owner: the daemon (or the simulation). Thread: the lcore that owns the lanes; jobs run elsewhere through Executor and
 // come back. Either end lives from PrepareMigration to FinishMigration. After on_failed() it places nothing and sends
@@ -12,6 +12,13 @@
 // cancel() or flush(), on_device_state from within on_message(); do not destroy the object inside one. Jobs in flight
 // outlive the object if it is destroyed, and then use only guest memory and table: those stay until the executor is
 // idle.
+//
+// Post-copy. Until both ends have said that all is placed or announced, every failure is as above: the guest goes on at
+// the source. From on_memory_ready() at the destination, and from AllAnnounced at the source, which cannot know of the
+// other, a lost connection is no failure any more but on_connection_lost(): either end keeps what it has and waits for
+// its owner, who knows what the store says: cancel() if the migration is aborted, else detach() and resume() with new
+// lanes. An owner whose process has died makes a new object and calls resume() instead of start(); what has to survive
+// for that says source.h and destination.h.
 
 #include <array>
 #include <cstddef>
@@ -24,6 +31,7 @@
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/transfer/executor.h"
 #include "dataplane/transfer/guest.h"
+#include "dataplane/transfer/pull_order.h"
 #include "dataplane/transport/lane.h"
 #include "dataplane/wire/messages.h"
 
@@ -32,6 +40,8 @@ namespace godwit::transfer {
 using MigrationId = std::array<std::byte, 16>;
 
 enum class Verify : std::uint8_t { kOff, kSent, kFull };
+/// kPostcopy: the guest is stopped at once, all that is missing follows it. kHybrid: rounds of pre-copy, then that.
+enum class Mode : std::uint8_t { kPrecopy, kPostcopy, kHybrid };
 enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
 enum class Failure : std::uint8_t {
   kGuestMemory,
@@ -54,7 +64,15 @@ struct Policy {
   OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
   std::uint32_t rounds_max = 30;
   Duration time_limit{0};  // 0: none
+  Mode mode = Mode::kPrecopy;
+  std::uint32_t hybrid_rounds = 0;  // kHybrid: at most so many rounds before post-copy; 0: as long as it converges
+  Duration hybrid_time{0};          // kHybrid: the same by time; 0: none
+  PullOrderKind pull_order = PullOrderKind::kAroundFaults;
+  std::vector<PageRun> pull_rank;  // of kByRank
 };
+
+/// What pages of post-copy carry on the wire in place of a round: above every round of pre-copy.
+inline constexpr std::uint32_t kPullRound = UINT32_MAX;
 
 struct MigrationConfig {
   MigrationId id{};
@@ -81,6 +99,10 @@ struct Stats {
   // the transport, all lanes together; rtt_us: of the slowest bulk lane
   std::uint64_t packets_sent = 0, packets_lost = 0, probe_timeouts = 0, spurious_losses = 0, rtt_us = 0,
                 window_packets = 0;
+  // post-copy, not in MigrationStats. Of pages_left: the source has not handed them out, the destination misses them.
+  // At the destination, of pages_sent and pages_zero: pages_demand came after they were asked for, pages_background
+  // unasked. At the source pages_demand are those that went out because they were asked for.
+  std::uint64_t faults = 0, pages_demand = 0, pages_background = 0, pages_given_back = 0, pages_asked_again = 0;
 };
 
 /// What either end tells its owner; called on the lcore.
@@ -93,6 +115,10 @@ class MigrationEvents {
   virtual void on_device_state(std::span<const std::byte>, bool /*end*/) {}  // destination, in order
   virtual void on_memory_ready(std::uint64_t /*pages_checked*/) {}           // destination: all placed and verified
   virtual void on_failed(Failure, const std::string& /*text*/) {}            // either, once
+  // ---- post-copy: on_memory_ready is told when what is missing can be faulted in; on_source_done is not told ----
+  virtual void on_connection_lost(const std::string& /*text*/) {}  // either: waits for cancel(), or detach(), resume()
+  /// Either, once: nothing is missing any more. `equal`: false if what came was to be verified and is not the source's.
+  virtual void on_complete(const Stats&, bool /*equal*/) {}
 };
 
 }  // namespace godwit::transfer

@@ -18,11 +18,9 @@ MigrationEnd::MigrationEnd(const MigrationConfig& config, GuestMemory& memory, E
 }
 
 void MigrationEnd::begin(Instant now, std::span<transport::Lane* const> lanes) {
-  GW_ASSERT(lanes.size() >= 2);
-  lanes_.assign(lanes.begin(), lanes.end());
-  now_ = started_ = now;
+  attach_lanes(now, lanes);
+  started_ = now_;
   memory_check_at_ = now + kMemoryCheckInterval;
-  wake_ = true;
 }
 
 void MigrationEnd::cancel(Instant now, const std::string& reason) {
@@ -30,7 +28,7 @@ void MigrationEnd::cancel(Instant now, const std::string& reason) {
   before_cancel();
   fail(Failure::kCancelled, reason);
   if (!lanes_.empty()) {
-    outbox_.pump(*lanes_[0]);
+    pump_outbox();
   }
   tell_failure();
 }
@@ -44,6 +42,37 @@ void MigrationEnd::end_failed(Failure failure, std::string text) {
   if (failure != Failure::kPeerFailed && failure != Failure::kPeerLost) {
     outbox_.push(wire::Abort{failure_text_});
   }
+}
+
+void MigrationEnd::lose_connection(std::string text) {
+  if (std::exchange(connected_, false)) {
+    lost_text_ = std::move(text);
+    outbox_.clear();
+    wake_ = true;
+  }
+}
+
+void MigrationEnd::tell_connection_lost() {
+  if (!lost_text_.empty()) {
+    events_.on_connection_lost(std::exchange(lost_text_, {}));
+  }
+}
+
+void MigrationEnd::detach_lanes() {
+  connected_ = false;
+  outbox_.clear();
+  lost_text_.clear();
+  add_transport(totals_);
+  totals_.rtt_us = totals_.window_packets = 0;
+  lanes_.clear();
+}
+
+void MigrationEnd::attach_lanes(Instant now, std::span<transport::Lane* const> lanes) {
+  GW_ASSERT(lanes_.empty() && lanes.size() >= 2);
+  now_ = std::max(now_, now);
+  lanes_.assign(lanes.begin(), lanes.end());
+  connected_ = true;
+  wake_ = true;
 }
 
 void MigrationEnd::tell_failure() {

@@ -48,6 +48,18 @@ class MigrationEnd {
   bool check_memory();
   /// What all lanes have counted.
   void add_transport(Stats& stats) const;
+  /// The peer is not reached, or not to be believed, any more; nothing else changes.
+  void lose_connection(std::string text);
+  void tell_connection_lost();
+  /// The lanes go; what they have counted stays.
+  void detach_lanes();
+  /// New ones.
+  void attach_lanes(Instant now, std::span<transport::Lane* const> lanes);
+  void pump_outbox() {
+    if (connected_) {
+      outbox_.pump(*lanes_[0]);
+    }
+  }
 
   const MigrationConfig config_;
   GuestMemory& memory_;
@@ -58,6 +70,7 @@ class MigrationEnd {
 
   Instant now_{};
   bool wake_ = false;
+  bool connected_ = true;  // not after lose_connection(), until attach_lanes()
   Outbox outbox_;
   Instant started_{}, finished_at_{};
   Stats totals_;
@@ -67,6 +80,7 @@ class MigrationEnd {
   Failure failure_{};
   std::string failure_text_;
   bool failure_told_ = false;
+  std::string lost_text_;  // told when not empty
 };
 
 }  // namespace godwit::transfer

@@ -57,7 +57,7 @@ void PagePlacer::note_placed(pages::PageNumber first, std::uint64_t count, bool 
       return;
     }
   }
-  placed_.push_back({first, count, round_, zero});
+  placed_.push_back({.first = first, .count = count, .round = round_, .zero = zero});
 }
 
 void PagePlacer::forget_generation(pages::PageNumber page) {

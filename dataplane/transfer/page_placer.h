@@ -18,16 +18,12 @@
 #include "base/single_writer.h"
 #include "dataplane/pages/bitmap.h"
 #include "dataplane/pages/generation_table.h"
+#include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/guest.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transfer/page_assembly.h"
 
 namespace godwit::transfer {
-
-struct PageRun {
-  pages::PageNumber first = 0;
-  std::uint64_t count = 0;
-};
 
 /// The round that pages are taken of: set by the home lcore, asked by all.
 class RoundGate {
@@ -38,6 +34,9 @@ class RoundGate {
   /// Older rounds are over; this one is not acknowledged yet.
   void begin(std::uint32_t round) { state_.store(std::uint64_t{round} * 2, std::memory_order_release); }
   void open(std::uint32_t round) { state_.store(std::uint64_t{round} * 2 + 1, std::memory_order_release); }
+  /// Pages of kPullRound are hashed as they arrive; before it is opened.
+  void want_hashes() { hashes_.store(true, std::memory_order_relaxed); }
+  [[nodiscard]] bool hashes() const { return hashes_.load(std::memory_order_relaxed); }
   [[nodiscard]] Verdict judge(std::uint32_t round) const {
     const std::uint64_t state = state_.load(std::memory_order_acquire);
     if (round < state / 2) {
@@ -49,6 +48,7 @@ class RoundGate {
  private:
   static constexpr std::uint64_t kClosed = UINT64_MAX;
   std::atomic<std::uint64_t> state_{kClosed};
+  std::atomic<bool> hashes_{false};
 };
 
 struct PlacedRun {
@@ -56,6 +56,7 @@ struct PlacedRun {
   std::uint64_t count = 0;
   std::uint32_t round = 0;
   bool zero = false;
+  pages::PageDigest digest{};  // of kPullRound, where it is wanted
 };
 
 struct TransferError {

@@ -7,6 +7,16 @@ namespace {
 constexpr std::uint64_t kBlockPages = 32;
 }
 
+void take_zero_run(pages::Bitmap& zero, pages::PageNumber& from, transport::Work& out) {
+  const pages::PageNumber first = zero.next_set(from);
+  const pages::PageNumber end = zero.next_clear(first, std::min(first + kZeroRunPagesMax, zero.size()));
+  zero.clear_range(first, end - first);
+  from = end;
+  out.page = first;
+  out.count = end - first;
+  out.zero = true;
+}
+
 void RoundPages::add(const pages::Bitmap& content, const pages::Bitmap& zero) {
   content_ |= content;
   zero_ |= zero;
@@ -26,18 +36,8 @@ std::uint64_t RoundPages::drop(const pages::Bitmap& pages) {
 }
 
 bool RoundPages::next_zero(transport::Work& out) {
-  const pages::PageNumber first = zero_.next_set(zero_from_);
-  const pages::PageNumber limit = std::min(first + kZeroRunPagesMax, zero_.size());
-  pages::PageNumber end = first;
-  while (end < limit && zero_.test(end)) {
-    ++end;
-  }
-  zero_.clear_range(first, end - first);
-  zero_left_ -= end - first;
-  zero_from_ = end;
-  out.page = first;
-  out.count = end - first;
-  out.zero = true;
+  take_zero_run(zero_, zero_from_, out);
+  zero_left_ -= out.count;
   return true;
 }
 

@@ -13,6 +13,9 @@ namespace godwit::transfer {
 /// One zero run, limited so that the destination's giving back of memory never holds up its lcore for long.
 inline constexpr std::uint64_t kZeroRunPagesMax = 512;
 
+/// Takes the first run of `zero`, in which nothing is set below `from`, into a work; moves `from` behind it.
+void take_zero_run(pages::Bitmap& zero, pages::PageNumber& from, transport::Work& out);
+
 class RoundPages {
  public:
   RoundPages() = default;
@@ -26,6 +29,8 @@ class RoundPages {
   bool next(std::uint16_t lane, transport::Work& out);
   [[nodiscard]] std::uint64_t left() const { return content_left_ + zero_left_; }
   [[nodiscard]] std::uint64_t content_left() const { return content_left_; }
+  [[nodiscard]] const pages::Bitmap& content() const { return content_; }
+  [[nodiscard]] const pages::Bitmap& zero() const { return zero_; }
 
  private:
   struct Block {

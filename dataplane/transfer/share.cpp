@@ -87,8 +87,9 @@ void SourceShare::on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, s
 
 void SourceShare::on_message(std::span<const std::byte>) { GW_ASSERT(!"a bulk lane carries no messages"); }
 
-DestinationShare::DestinationShare(GuestMemory& memory, pages::GenerationTable& table, const RoundGate& gate)
-    : placer_(memory, table, gate), reports_(kReportsMax) {}
+DestinationShare::DestinationShare(GuestMemory& memory, PagingGuest* paging, std::uint32_t lcore,
+                                   pages::GenerationTable& table, const RoundGate& gate)
+    : placer_(memory, table, gate), pull_(paging, lcore, table.size(), gate), reports_(kReportsMax) {}
 
 void DestinationShare::read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) {
   GW_ASSERT(!"a destination hands out no pages");
@@ -96,18 +97,29 @@ void DestinationShare::read_page(pages::PageNumber, std::uint32_t, std::span<std
 
 void DestinationShare::on_page(std::uint16_t, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                                std::span<const std::byte> bytes) {
-  placer_.on_page(round, page, offset, bytes);
+  round == kPullRound ? pull_.on_page(page, offset, bytes) : placer_.on_page(round, page, offset, bytes);
 }
 
 void DestinationShare::on_zero_run(std::uint16_t, std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  placer_.on_zero_run(round, first, count);
+  round == kPullRound ? pull_.on_zero_run(first, count) : placer_.on_zero_run(round, first, count);
 }
 
 void DestinationShare::on_message(std::span<const std::byte>) { GW_ASSERT(!"a bulk lane carries no messages"); }
 
 bool DestinationShare::flush() {
   placer_.place();
-  std::vector<PlacedRun>& placed = placer_.placed();
+  pull_.place();
+  report(placer_.placed());
+  report(pull_.placed());
+  for (const auto* error : {&placer_.error(), &pull_.error()}) {
+    if (*error) {
+      fail(**error);
+    }
+  }
+  return placer_.placed().empty() && pull_.placed().empty();
+}
+
+void DestinationShare::report(std::vector<PlacedRun>& placed) {
   auto next = placed.begin();
   while (next != placed.end() && reports_.push(std::move(*next))) {
     ++next;
@@ -116,10 +128,6 @@ bool DestinationShare::flush() {
     tell();
     placed.erase(placed.begin(), next);
   }
-  if (placer_.error()) {
-    fail(*placer_.error());
-  }
-  return placed.empty();
 }
 
 }  // namespace godwit::transfer

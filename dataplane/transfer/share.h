@@ -18,6 +18,7 @@
 #include "base/spsc_ring.h"
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/page_placer.h"
+#include "dataplane/transfer/pull_placer.h"
 #include "dataplane/transport/lane.h"
 
 namespace godwit::transfer {
@@ -93,7 +94,9 @@ class SourceShare final : public Share {
 
 class DestinationShare final : public Share {
  public:
-  DestinationShare(GuestMemory& memory, pages::GenerationTable& table, const RoundGate& gate);
+  /// `paging` null: no post-copy; `lcore` as it counts them.
+  DestinationShare(GuestMemory& memory, PagingGuest* paging, std::uint32_t lcore, pages::GenerationTable& table,
+                   const RoundGate& gate);
 
   // ---- the share's lcore ----
   bool next_work(std::uint16_t, transport::Work&) override { return false; }
@@ -109,7 +112,10 @@ class DestinationShare final : public Share {
   [[nodiscard]] std::uint64_t partial_pages() const { return placer_.partial_pages(); }
 
  private:
+  void report(std::vector<PlacedRun>& placed);
+
   PagePlacer placer_;
+  PullPlacer pull_;
   SpscRing<PlacedRun> reports_;
 };
 

@@ -20,7 +20,9 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
       table_(guest.table),
       epoch_now_(guest.epoch_now),
       bucket_(policy.bandwidth_limit_bps),
-      unsorted_(page_count_) {
+      unsorted_(page_count_),
+      pull_(page_count_, make_pull_order(policy.pull_order, policy.pull_rank)),
+      pieces_(page_count_) {
   if (hashes()) {
     hashes_ = pages::PageHashes(page_count_);
     unread_ = pages::Bitmap(page_count_);
@@ -33,8 +35,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
 void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   GW_ASSERT(phase_ == Phase::kIdle);
   begin(now, lanes);
-  keepalive_at_ = now + kKeepaliveInterval;
-  progress_at_ = now + kProgressInterval;
+  start_timers();
   bucket_.start(now);
   phase_ = Phase::kHandshake;
   if (std::string mismatch = shape_mismatch(table_.size()); !mismatch.empty()) {
@@ -46,11 +47,20 @@ void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
                 "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) +
                     " do not follow the visit's epoch " + std::to_string(epoch_now_) + " or are too few");
   }
+  const bool may_pull = policy_.mode != Mode::kPrecopy || policy_.on_no_convergence == OnNoConvergence::kPostcopy;
   outbox_.push(wire::Hello{.verify = static_cast<wire::VerifyLevel>(policy_.verify),
+                           .mode = at_once()  ? wire::TransferMode::kPostcopy
+                                   : may_pull ? wire::TransferMode::kHybrid
+                                              : wire::TransferMode::kPrecopy,
                            .id = config_.id,
                            .epoch_base = config_.epoch_base,
                            .epoch_count = config_.epoch_count,
                            .regions = config_.regions});
+}
+
+void Source::Impl::start_timers() {
+  keepalive_at_ = now_ + kKeepaliveInterval;
+  progress_at_ = now_ + kProgressInterval;
 }
 
 void Source::Impl::guest_stopped(Instant now) {
@@ -97,6 +107,9 @@ void Source::Impl::fail(Failure failure, std::string text) {
 }
 
 void Source::Impl::protocol_error(const std::string& text) {
+  if (phase_ == Phase::kServing || phase_ == Phase::kDone) {
+    return lose_connection("the destination broke the protocol: " + text);
+  }
   fail(Failure::kPeerProtocol, "the destination broke the protocol: " + text);
 }
 
@@ -115,19 +128,24 @@ void Source::Impl::tick(Instant now) {
     check_peer();
     check_memory_if_due();
     advance();
+    serve_if_due();
     progress();
   }
-  outbox_.pump(*lanes_[0]);
+  pump_outbox();
   deliver();
 }
 
 void Source::Impl::check_peer() {
-  if (const std::string closed = closed_lane(); !closed.empty()) {
-    return fail(Failure::kLaneClosed, closed);
+  if (!connected_) {
+    return;
   }
-  if (any_lane_dead()) {
-    return fail(Failure::kPeerLost,
-                "the destination's data plane does not answer any more; check the network between the hosts");
+  const std::string closed = closed_lane();
+  if (!closed.empty() || any_lane_dead()) {
+    const std::string text =
+        !closed.empty() ? closed
+                        : "the destination's data plane does not answer any more; check the network between the hosts";
+    return phase_ == Phase::kServing ? lose_connection(text)
+                                     : fail(closed.empty() ? Failure::kPeerLost : Failure::kLaneClosed, text);
   }
   if (now_ >= keepalive_at_) {
     if (outbox_.empty() && phase_ != Phase::kHandshake) {
@@ -147,9 +165,9 @@ void Source::Impl::deliver() {
       events_.on_ready_to_switch(ready_estimate_);
     }
   }
-  if (phase_ == Phase::kDone && !done_told_) {
-    done_told_ = true;
-    events_.on_source_done(stats(now_));
+  tell_connection_lost();
+  if (phase_ == Phase::kDone && !std::exchange(done_told_, true)) {
+    postcopy_ ? events_.on_complete(stats(now_), equal_) : events_.on_source_done(stats(now_));
   }
 }
 
@@ -160,12 +178,15 @@ Instant Source::Impl::deadline() const {
   if (wake_) {
     return kAtOnce;
   }
+  if (!connected_) {
+    return kNever;
+  }
   Instant at = outbox_.empty() ? kNever : now_ + kPumpInterval;
   if (phase_ >= Phase::kDone) {
     return at;
   }
   at = std::min({at, keepalive_at_, progress_at_});
-  if (loaded_ && !stopped_) {
+  if ((loaded_ && !stopped_) || serving_) {
     at = std::min(at, bucket_.opens_at());
   }
   if (scan_due_ > now_) {
@@ -174,13 +195,16 @@ Instant Source::Impl::deadline() const {
   if (policy_.time_limit.ns > 0 && !ready_) {
     at = std::min(at, std::max(started_ + policy_.time_limit, now_ + milliseconds(1)));
   }
+  if (policy_.hybrid_time.ns > 0 && !ready_) {
+    at = std::min(at, std::max(started_ + policy_.hybrid_time, now_ + milliseconds(1)));
+  }
   return at;
 }
 
 std::uint32_t Source::Impl::epoch_next() const { return config_.epoch_base + std::max({round_, scans_top_, 1U}) + 1; }
 
 void Source::Impl::on_message(std::span<const std::byte> bytes) {
-  if (phase_ == Phase::kIdle || phase_ == Phase::kFailed) {
+  if (phase_ == Phase::kIdle || phase_ == Phase::kFailed || !connected_) {
     return;
   }
   const auto message = wire::decode_message(bytes);
@@ -200,6 +224,10 @@ void Source::Impl::on(const wire::HelloReply& message) {
     return protocol_error("a second HelloReply");
   }
   has_retained_ = message.has_retained;
+  can_page_ = message.can_page;
+  if (policy_.mode != Mode::kPrecopy && !can_page_) {
+    return fail(Failure::kPeerProtocol, "the destination cannot catch the faults that post-copy needs; choose precopy");
+  }
   phase_ = Phase::kRetainedTable;
   if (!has_retained_) {
     compare();
@@ -228,21 +256,26 @@ void Source::Impl::on(const wire::RoundAck& message) {
 }
 
 void Source::Impl::on(const wire::Verified&) {
-  if (phase_ != Phase::kMoving || !announced_) {
+  const bool armed = phase_ == Phase::kServing && !serving_ && connection_ == 0;
+  if ((phase_ != Phase::kMoving && !armed) || !announced_) {
     return protocol_error("verified what was not announced");
   }
   if (!check_memory()) {
     return;  // the destination may have verified zeros that are not the guest's
   }
-  phase_ = Phase::kDone;
-  finished_at_ = now_;
   totals_.last_round_us = static_cast<std::uint64_t>((now_ - stopped_at_).us());
   wake_ = true;
+  if (armed) {
+    serving_ = true;
+    return pull_.load(std::move(missing_));
+  }
+  phase_ = Phase::kDone;
+  finished_at_ = now_;
 }
 
 void Source::Impl::on(const wire::ChunkDigests& message) {
   const std::uint64_t chunks = hashes_.chunk_count();
-  if (!announced_ || !hashes() || message.first_chunk != peer_chunks_.size() ||
+  if (!announced_ || !hashes() || serving_ || connection_ != 0 || message.first_chunk != peer_chunks_.size() ||
       message.digests.size() > chunks - peer_chunks_.size() ||
       message.last != (peer_chunks_.size() + message.digests.size() == chunks)) {
     return protocol_error("digests that were not asked for or do not fit the guest");
@@ -265,6 +298,7 @@ void Source::Impl::on(const wire::ChunkDigests& message) {
     resend_->set_range(page, std::min(count * pages::kDigestChunkPages, page_count_ - page));
   });
   announced_ = false;
+  phase_ = Phase::kMoving;  // from which it may have gone on to serving
   wake_ = true;
 }
 
@@ -301,11 +335,11 @@ Stats Source::Impl::stats(Instant now) const {
   Stats s = totals_;
   const bool finished = phase_ >= Phase::kDone;
   s.round = round_;
-  s.pages_left = finished ? 0 : pages_.left();
+  s.pages_left = finished ? 0 : phase_ == Phase::kServing ? pull_.left() : pages_.left();
   if (loaded_ && !sorted_) {
     s.pages_left += totals_.pages_left;
   }
-  s.payload_bytes = payload_sent();
+  s.payload_bytes += payload_sent();
   add_transport(s);
   s.written_pages_per_s = convergence_.written_pages_per_s();
   s.elapsed_us =
@@ -330,6 +364,9 @@ void Source::start(Instant now, std::span<transport::Lane* const> lanes) { impl_
 void Source::guest_stopped(Instant now) { impl_->guest_stopped(now); }
 bool Source::device_state(std::span<const std::byte> data) { return impl_->device_state(data); }
 void Source::device_state_end(Instant now) { impl_->device_state_end(now); }
+bool Source::switch_to_postcopy(Instant now) { return impl_->switch_to_postcopy(now); }
+void Source::detach(Instant now) { impl_->detach(now); }
+void Source::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }
 void Source::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }
 void Source::tick(Instant now) { impl_->tick(now); }
 Instant Source::deadline() const { return impl_->deadline(); }
@@ -342,10 +379,10 @@ void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<s
 std::span<const std::byte> Source::page_in_place(pages::PageNumber page) { return impl_->page_in_place(page); }
 void Source::on_acknowledged(const transport::Work& work) { impl_->on_acknowledged(work); }
 void Source::on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
-  impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent a page");
+  impl_->protocol_error("it sent a page");
 }
 void Source::on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) {
-  impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent zero pages");
+  impl_->protocol_error("it sent zero pages");
 }
 void Source::on_message(std::span<const std::byte> message) { impl_->on_message(message); }
 

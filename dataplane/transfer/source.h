@@ -1,6 +1,7 @@
 #pragma once
-// The end of a pre-copy migration that has the guest: compares, sends rounds, says when it is time to stop the guest,
-// sends the rest. See migration.h for owner, thread and time, docs/architecture.md for the message sequence.
+// The end of a migration that has the guest: compares, sends rounds, says when it is time to stop the guest, sends the
+// rest, or announces it and gives it when the destination asks. See migration.h for owner, thread and time,
+// docs/architecture.md for the message sequence.
 //
 // The table. Every scan, also one whose migration was cancelled meanwhile, is entered into the table by the job that
 // made it, so a page that was armed again is never forgotten. If a scan fails the whole table becomes unknown. At scan
@@ -12,6 +13,13 @@
 // that no copy has (E + r + 1 or higher; epoch_next() raises the visit's epoch after an abort). So the VM's table never
 // holds g for that page again, and the stale copy is never taken for reusable. If the source forgets its history
 // (crash), all its pages get a fresh epoch: the same argument.
+//
+// Post-copy. After STOP the source sends no content until all of it is announced: what is in flight is acknowledged,
+// what is left of the open round and what the last scans found are sets of pages (wire::PageSetPiece). From then on it
+// gives any page that it is asked for, also one that it never announced, as it is in RAM, which nobody may change, and
+// streams the others; until on_complete(). Memory that turns out to be cut short gives zeros: whoever sends asks
+// GuestMemory::damaged() between poll_transmit() and the port, and drops the frames. What resume() needs after a
+// restart: the guest's RAM and MigrationConfig; of the table nothing changes any more.
 
 #include <memory>
 
@@ -46,7 +54,13 @@ class Source final : public transport::LaneUser {
   [[nodiscard]] bool device_state(std::span<const std::byte> data);
   /// QEMU has closed the stream: scan once more, send, then tell the destination that all is placed.
   void device_state_end(Instant now);
+  /// The rest by post-copy, as soon as can be. False: neither policy nor destination allow it, or it is too late.
+  bool switch_to_postcopy(Instant now);
   void cancel(Instant now, const std::string& reason);
+  /// The lanes and shares may go when this returns. Only once all is announced.
+  void detach(Instant now);
+  /// Goes on with new lanes, and shares made in between. In a new object instead of start().
+  void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   void flush() {}

@@ -5,6 +5,10 @@
 // out; when all are acknowledged the round is over and r + 1 is begun at once, so that its acknowledgement is in before
 // its pages are known. Once the guest stands still scans no longer wait for the round in flight. The last scan's round
 // ends with AllPlaced instead of a barrier.
+//
+// With post-copy decided (postcopy_) and the guest stopped nothing is handed out any more; when all in flight is
+// acknowledged and the last scan is in, the sets are sent, and AllAnnounced: kServing. Post-copy at once never hands
+// out, and sends the sets of round 1 ahead.
 
 #include <memory>
 #include <optional>
@@ -13,6 +17,8 @@
 
 #include "dataplane/transfer/convergence.h"
 #include "dataplane/transfer/migration_end.h"
+#include "dataplane/transfer/page_sets.h"
+#include "dataplane/transfer/pull_pages.h"
 #include "dataplane/transfer/round_pages.h"
 #include "dataplane/transfer/source.h"
 #include "dataplane/transfer/source_jobs.h"
@@ -31,6 +37,9 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void guest_stopped(Instant now);
   bool device_state(std::span<const std::byte> data);
   void device_state_end(Instant now);
+  bool switch_to_postcopy(Instant now);
+  void detach(Instant now);
+  void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   [[nodiscard]] Stats stats(Instant now) const;
@@ -42,9 +51,10 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void on_acknowledged(const transport::Work& work);
   void on_message(std::span<const std::byte> bytes);
   void fail(Failure failure, std::string text) override;
+  void protocol_error(const std::string& text);
 
  private:
-  enum class Phase : std::uint8_t { kIdle, kHandshake, kRetainedTable, kComparing, kMoving, kDone, kFailed };
+  enum class Phase : std::uint8_t { kIdle, kHandshake, kRetainedTable, kComparing, kMoving, kServing, kDone, kFailed };
   /// The pages that a scan has found for a round.
   struct Found {
     std::uint32_t round = 0;
@@ -60,16 +70,29 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void on(const wire::Verified& message);
   void on(const wire::ChunkDigests& message);
   void on(const wire::Abort& message);
+  void on(const wire::PageSetPiece& message);
+  void on(const wire::PageSetAck& message);
+  void on(const wire::DemandRequest& message);
+  void on(const wire::Complete& message);
+  void on(const wire::Resume& message);
   template <class Unexpected>
   void on(const Unexpected& message);
-  void protocol_error(const std::string& text);
   void check_peer();
   void deliver();
   void progress();
+  void start_timers();
 
   // ---- source_rounds.cpp: jobs and rounds ----
   template <class Job>
-  void submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&));
+  void submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&)) {
+    executor_.submit([job, guest = JobGuest{memory_, table_}] { run(*job, guest); },
+                     [weak = weak_from_this(), job, done] {
+                       if (const auto self = weak.lock()) {
+                         (self.get()->*done)(*job);
+                         self->wake_ = true;
+                       }
+                     });
+  }
   void compare();
   void compared(CompareJob& job);
   void advance();
@@ -89,6 +112,25 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void announce_if_due();
   void note_read(pages::PageNumber page, pages::PageHash hash);
   bool feed(SourceShare& share);
+
+  // ---- source_pull.cpp: post-copy ----
+  [[nodiscard]] bool may_pull() const;
+  [[nodiscard]] bool at_once() const { return policy_.mode == Mode::kPostcopy; }
+  /// What is not placed yet is announced instead of sent.
+  [[nodiscard]] bool holds_back() const { return at_once() || (postcopy_ && stopped_); }
+  void begin_postcopy(Duration estimate);
+  void begin_postcopy_if_due();
+  void announce_ahead_if_due();
+  void announce_missing_if_due();
+  void announced(AnnounceJob& job);
+  void serve_if_due();
+  void sorted_pull(SortJob& job);
+  void decoded(DecodeJob& job);
+  void digest_if_due();
+  void digested(HashJob& job);
+  void complete(bool equal);
+  bool next_pulled(std::uint16_t lane, transport::Work& out);
+  [[nodiscard]] bool is_zero(pages::PageNumber page);
   [[nodiscard]] bool handed_out() const;
   [[nodiscard]] bool rest_hashed() const;
   [[nodiscard]] bool reused_hashed() const;
@@ -152,6 +194,25 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   std::uint32_t mismatches_ = 0;
   std::vector<pages::PageDigest> peer_chunks_;
   std::optional<pages::Bitmap> resend_;
+
+  // post-copy
+  bool can_page_ = false;  // the destination
+  bool postcopy_ = false, switch_asked_ = false;
+  bool announcing_ = false, ahead_announced_ = false;
+  pages::Bitmap missing_;  // announced, until it is to be given
+  PullPages pull_;
+  bool serving_ = false;  // the destination takes what is pulled
+  bool pull_sorting_ = false, all_sent_told_ = false;
+  std::uint32_t connection_ = 0;  // jobs of an older one are of no use
+  bool resumed_ = false;          // the destination has begun on these lanes
+  PageSetPieces pieces_;
+  bool still_missing_come_ = false, got_come_ = false;  // whole, on these lanes
+  std::optional<wire::Complete> complete_;
+  bool digesting_ = false, equal_ = false;
+  std::optional<pages::Bitmap> got_;
+  std::uint64_t got_pages_ = 0;
+  pages::PageNumber got_from_ = 0;
+  pages::PageDigest got_digest_;
 
   // figures
   Instant stopped_at_{}, progress_at_{};

@@ -5,7 +5,7 @@
 
 #include "dataplane/pages/compare.h"
 #include "dataplane/pages/table_codec.h"
-#include "dataplane/wire/messages.h"
+#include "dataplane/transfer/page_sets.h"
 
 namespace godwit::transfer {
 namespace {
@@ -102,6 +102,31 @@ void run(SortJob& job, JobGuest guest) {
   if (!found) {
     job.guest_error = found.error().text;
   }
+}
+
+void run(AnnounceJob& job, JobGuest) {
+  for (AnnouncedSet& set : job.sets) {
+    set.missing.and_not(set.zero);
+    job.missing |= set.missing;
+    job.missing.and_not(set.zero);
+    if (!set.told) {
+      encode_page_set(set.missing, set.round, wire::PageSet::kMissing, job.link_bps, job.messages);
+      encode_page_set(set.zero, set.round, wire::PageSet::kZero, job.link_bps, job.messages);
+    }
+    if (job.hashes.size() != 0) {
+      forget_announced(job.hashes, set.missing, set.zero);
+    }
+  }
+}
+
+void run(DecodeJob& job, JobGuest guest) {
+  auto set = decode_page_set(job.pieces, guest.table.size());
+  if (!set) {
+    job.peer_error = set.error();
+    return;
+  }
+  job.set = std::move(*set);
+  job.count = job.set.count();
 }
 
 void run(HashJob& job, JobGuest guest) {

@@ -10,6 +10,7 @@
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/guest.h"
+#include "dataplane/wire/messages.h"
 
 namespace godwit::transfer {
 
@@ -55,11 +56,42 @@ void run(ScanJob& job, JobGuest guest);
 /// Which of `among` read as zero.
 struct SortJob {
   pages::Bitmap among;
+  std::uint32_t connection = 0;  // post-copy
   // ---- result ----
   pages::Bitmap zero;
   std::optional<std::string> guest_error;
 };
 void run(SortJob& job, JobGuest guest);
+
+/// Pages that are announced instead of sent; a page that is in two is of the later one.
+struct AnnouncedSet {
+  std::uint32_t round = 0;
+  pages::Bitmap missing, zero;  // what is in both is zero
+  bool told = false;            // ahead
+};
+/// The messages of sets; and what is missing, and which hashes both ends know, once they are told.
+struct AnnounceJob {
+  std::vector<AnnouncedSet> sets;  // by round
+  std::uint64_t link_bps = 0;
+  bool ahead = false;
+  pages::Bitmap missing;
+  pages::PageHashes hashes;  // none if there are none
+  // ---- result ----
+  std::vector<std::vector<std::byte>> messages;
+};
+void run(AnnounceJob& job, JobGuest guest);
+
+/// A set of pages that the destination has sent.
+struct DecodeJob {
+  std::vector<std::vector<std::byte>> pieces;
+  wire::PageSet kind{};
+  std::uint32_t connection = 0;
+  // ---- result ----
+  pages::Bitmap set;
+  std::uint64_t count = 0;
+  std::optional<std::string> peer_error;
+};
+void run(DecodeJob& job, JobGuest guest);
 
 struct HashJob {
   std::vector<pages::PageNumber> pages;

@@ -16,17 +16,6 @@ constexpr std::uint64_t kFeedWorksMin = 8;          // of a lane on another lcor
 static_assert(kEpochsMin > kEpochsForSwitchover);
 }  // namespace
 
-template <class Job>
-void Source::Impl::submit(std::shared_ptr<Job> job, void (Impl::*done)(Job&)) {
-  executor_.submit([job, guest = JobGuest{memory_, table_}] { run(*job, guest); },
-                   [weak = weak_from_this(), job, done] {
-                     if (const auto self = weak.lock()) {
-                       (self.get()->*done)(*job);
-                       self->wake_ = true;
-                     }
-                   });
-}
-
 void Source::Impl::compare() {
   phase_ = Phase::kComparing;
   auto job = std::make_shared<CompareJob>();
@@ -71,6 +60,7 @@ void Source::Impl::advance() {
     return;
   }
   check_time_limit();
+  begin_postcopy_if_due();
   finish_round();
   announce_if_due();
   begin_round();
@@ -79,12 +69,14 @@ void Source::Impl::advance() {
   sort_if_due();
   hash_if_due();
   announce_if_due();
+  announce_ahead_if_due();
+  announce_missing_if_due();
 }
 
 bool Source::Impl::handed_out() const { return loaded_ && sorted_ && !sorting_ && pages_.left() == 0; }
 
 void Source::Impl::finish_round() {
-  if (!handed_out() || outstanding_ != 0) {
+  if (!handed_out() || outstanding_ != 0 || at_once()) {
     return;
   }
   loaded_ = false;
@@ -100,7 +92,8 @@ void Source::Impl::finish_round() {
 void Source::Impl::begin_round() {
   // After the last scan there is no next round, unless verification asks for one.
   const bool all_found = end_scanned_ && !found_ && !scanning_ && !resend_;
-  if (!over_ || announced_ || all_found || phase_ != Phase::kMoving) {
+  const bool no_more = holds_back() && round_ != 0;
+  if (!over_ || announced_ || all_found || no_more || phase_ != Phase::kMoving) {
     return;
   }
   over_ = opened_ = false;
@@ -110,7 +103,10 @@ void Source::Impl::begin_round() {
 }
 
 void Source::Impl::load_round() {
-  if (!found_ || found_->round != round_ || !opened_ || loaded_ || over_ || scanning_ || phase_ != Phase::kMoving) {
+  // Scans begin where round 1 is loaded.
+  const bool held_back = holds_back() && round_ != 1;
+  if (!found_ || found_->round != round_ || !opened_ || loaded_ || over_ || scanning_ || held_back ||
+      phase_ != Phase::kMoving) {
     return;
   }
   loaded_ = true;
@@ -211,13 +207,15 @@ void Source::Impl::judge(const ScanJob& job) {
   }
   if (fits_) {
     ready(estimate);
+  } else if (policy_.mode == Mode::kHybrid && policy_.hybrid_rounds != 0 && job.round > policy_.hybrid_rounds) {
+    begin_postcopy(convergence_.time_for(0, 0, rtt()));
   } else if (job.round >= rounds_running_max()) {
     no_convergence("after " + std::to_string(job.round) + " rounds", estimate, content);
   }
 }
 
 void Source::Impl::check_time_limit() {
-  if (policy_.time_limit.ns > 0 && !ready_ && !stopped_ && now_ - started_ >= policy_.time_limit) {
+  if (policy_.time_limit.ns > 0 && !ready_ && !stopped_ && !at_once() && now_ - started_ >= policy_.time_limit) {
     const std::uint64_t left = pages_.content_left() + unsorted_.count() + (found_ ? found_->count : 0);
     no_convergence("after " + std::to_string(policy_.time_limit.us() / 1000) + " ms",
                    convergence_.time_for(left, 0, rtt()), left);
@@ -231,19 +229,22 @@ void Source::Impl::ready(Duration estimate) {
 }
 
 void Source::Impl::no_convergence(const std::string& why, Duration estimate, std::uint64_t content_pages) {
+  if (may_pull()) {
+    return begin_postcopy(convergence_.time_for(0, 0, rtt()));
+  }
   if (policy_.on_no_convergence == OnNoConvergence::kStopAnyway) {
     return ready(estimate);
   }
   std::string text =
       "no convergence " + why + ": " + convergence_.explain(content_pages, estimate, policy_.downtime_limit);
   text += policy_.on_no_convergence == OnNoConvergence::kPostcopy
-              ? "; going on by post-copy is not available yet"
+              ? "; the destination cannot catch the faults that post-copy needs"
               : "; raise downtime_limit or bandwidth_limit, or choose stop-anyway";
   fail(Failure::kNoConvergence, std::move(text));
 }
 
 void Source::Impl::sort_if_due() {
-  if (!loaded_ || sorted_ || sorting_ || phase_ != Phase::kMoving) {
+  if (!loaded_ || sorted_ || sorting_ || (holds_back() && !at_once()) || phase_ != Phase::kMoving) {
     return;
   }
   auto job = std::make_shared<SortJob>();
@@ -280,7 +281,7 @@ void Source::Impl::sorted(SortJob& job) {
   }
   unsorted_.and_not(job.among);
   job.among.and_not(job.zero);
-  if (round_ == 1 && !has_retained_) {
+  if (round_ == 1 && !has_retained_ && !at_once()) {
     // The destination's memory is zero as it is; its table takes these pages over when the round is over.
     const std::uint64_t zero_count = job.zero.count();
     totals_.pages_zero += zero_count;
@@ -296,7 +297,10 @@ void Source::Impl::sorted(SortJob& job) {
 // ---- handing out ----
 
 bool Source::Impl::next_work(std::uint16_t lane, transport::Work& out) {
-  if (!loaded_ || phase_ != Phase::kMoving || lane == transport::kPriorityLane) {
+  if (phase_ == Phase::kServing) {
+    return next_pulled(lane, out);
+  }
+  if (lane == transport::kPriorityLane || !loaded_ || holds_back() || phase_ != Phase::kMoving) {
     return false;
   }
   // While the guest stands still nothing is gained by holding back.
@@ -373,6 +377,11 @@ void Source::Impl::note_read(pages::PageNumber page, pages::PageHash hash) {
 }
 
 void Source::Impl::on_acknowledged(const transport::Work& work) {
+  if (work.round == kPullRound) {
+    pull_.on_acknowledged(work);
+    wake_ = wake_ || (pull_.all_sent() && !all_sent_told_);
+    return;
+  }
   if (phase_ != Phase::kMoving) {
     return;
   }
@@ -385,7 +394,7 @@ void Source::Impl::on_acknowledged(const transport::Work& work) {
 // ---- shares ----
 
 std::unique_ptr<SourceShare> Source::Impl::make_share(const std::vector<std::uint16_t>& lanes) {
-  GW_ASSERT(phase_ == Phase::kIdle);
+  GW_ASSERT(lanes_.empty());
   auto share = std::make_unique<SourceShare>(memory_, lanes, hashes());
   shares_.push_back(share.get());
   return share;
@@ -403,9 +412,9 @@ bool Source::Impl::pump() {
         note_read(report.work.page, report.hash);
       }
     }
-    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed) {
+    if (const TransferError* error = share->error(); error != nullptr && phase_ != Phase::kFailed && connected_) {
       found = true;
-      fail(error->failure, error->text);
+      phase_ == Phase::kServing ? lose_connection(error->text) : fail(error->failure, error->text);
     }
     found |= feed(*share);
   }
@@ -464,7 +473,7 @@ void Source::Impl::hashed(HashJob& job) {
 }
 
 void Source::Impl::announce_if_due() {
-  if (!end_scanned_ || scanning_ || announced_ || resend_ || phase_ != Phase::kMoving) {
+  if (!end_scanned_ || scanning_ || announced_ || resend_ || postcopy_ || phase_ != Phase::kMoving) {
     return;
   }
   if (found_) {

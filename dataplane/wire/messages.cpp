@@ -8,8 +8,10 @@ namespace godwit::wire {
 namespace {
 
 // The type byte is the alternative's index plus one, so that a buffer of zeros is no message.
-constexpr std::array kNames = {"Hello",          "HelloReply", "TablePiece", "RoundBegin",   "RoundAck", "DeviceState",
-                               "DeviceStateEnd", "AllPlaced",  "Verified",   "ChunkDigests", "Abort",    "Keepalive"};
+constexpr std::array kNames = {"Hello",         "HelloReply",     "TablePiece",   "RoundBegin", "RoundAck",
+                               "DeviceState",   "DeviceStateEnd", "AllPlaced",    "Verified",   "ChunkDigests",
+                               "Abort",         "Keepalive",      "PageSetPiece", "PageSetAck", "AllAnnounced",
+                               "DemandRequest", "AllSent",        "Complete",     "Completed",  "Resume"};
 static_assert(kNames.size() == std::variant_size_v<Message>);
 
 class Writer {
@@ -89,6 +91,7 @@ void write(Writer& out, const Hello& m) {
   GW_ASSERT(!m.regions.empty() && m.regions.size() <= kRegionsMax);
   out.number(m.version);
   out.number(static_cast<std::uint8_t>(m.verify));
+  out.number(static_cast<std::uint8_t>(m.mode));
   out.raw(m.id);
   out.number(m.epoch_base);
   out.number(m.epoch_count);
@@ -112,6 +115,11 @@ Result read(Reader& in, Hello m) {
     return Bad("verify level out of range");
   }
   m.verify = static_cast<VerifyLevel>(verify);
+  const auto mode = in.number<std::uint8_t>();
+  if (mode > static_cast<std::uint8_t>(TransferMode::kHybrid)) {
+    return Bad("mode out of range");
+  }
+  m.mode = static_cast<TransferMode>(mode);
   const auto id = in.raw(m.id.size());
   std::copy(id.begin(), id.end(), m.id.begin());
   m.epoch_base = in.number<std::uint32_t>();
@@ -134,11 +142,16 @@ Result read(Reader& in, Hello m) {
   return m;
 }
 
-void write(Writer& out, const HelloReply& m) { out.number(static_cast<std::uint8_t>(m.has_retained)); }
+void write(Writer& out, const HelloReply& m) {
+  out.number(static_cast<std::uint8_t>(m.has_retained));
+  out.number(static_cast<std::uint8_t>(m.can_page));
+}
 Result read(Reader& in, HelloReply m) {
-  const auto flag = in.number<std::uint8_t>();
-  m.has_retained = flag == 1;
-  return flag <= 1 ? Result(m) : Bad("flag is neither 0 nor 1");
+  const auto retained = in.number<std::uint8_t>();
+  const auto page = in.number<std::uint8_t>();
+  m.has_retained = retained == 1;
+  m.can_page = page == 1;
+  return retained <= 1 && page <= 1 ? Result(m) : Bad("flag is neither 0 nor 1");
 }
 
 void write(Writer& out, const TablePiece& m) {
@@ -225,9 +238,111 @@ Result read(Reader& in, Abort m) {
   return m;
 }
 
+bool of_a_round(PageSet kind) { return kind == PageSet::kMissing || kind == PageSet::kZero; }
+
+void write(Writer& out, const PageSetPiece& m) {
+  GW_ASSERT(!m.bytes.empty() && m.bytes.size() <= kPayloadBytesMax && (m.round != 0) == of_a_round(m.kind));
+  out.number(m.round);
+  out.number(static_cast<std::uint8_t>(m.kind));
+  out.number(static_cast<std::uint8_t>(m.last));
+  out.raw(m.bytes);
+}
+Result read(Reader& in, PageSetPiece m) {
+  m.round = in.number<std::uint32_t>();
+  const auto kind = in.number<std::uint8_t>();
+  const auto flag = in.number<std::uint8_t>();
+  m.kind = static_cast<PageSet>(kind);
+  m.last = flag == 1;
+  m.bytes = in.rest();
+  if (kind > static_cast<std::uint8_t>(PageSet::kGot) || (m.round != 0) != of_a_round(m.kind)) {
+    return Bad("kind out of range, or of the wrong round");
+  }
+  return flag <= 1 && !m.bytes.empty() ? Result(m) : Bad("bad flag or no bytes");
+}
+
+void write(Writer& out, const PageSetAck& m) { out.number(m.round); }
+Result read(Reader& in, PageSetAck m) {
+  m.round = in.number<std::uint32_t>();
+  return m.round != 0 ? Result(m) : Bad("round is 0");
+}
+
+void write(Writer& out, const AllAnnounced& m) {
+  out.number(m.round);
+  out.number(m.pages);
+  out.number(m.last_round);
+  out.number(m.pages_checked);
+  out.digest(m.digest);
+}
+Result read(Reader& in, AllAnnounced m) {
+  m.round = in.number<std::uint32_t>();
+  m.pages = in.number<std::uint64_t>();
+  m.last_round = in.number<std::uint32_t>();
+  m.pages_checked = in.number<std::uint64_t>();
+  m.digest = in.digest();
+  return m.round != 0 && m.last_round >= m.round && m.last_round - m.round <= 1 ? Result(m) : Bad("round out of range");
+}
+
+void write(Writer& out, const DemandRequest& m) {
+  GW_ASSERT(!m.pages.empty() && m.pages.size() <= kDemandPagesMax);
+  out.number(static_cast<std::uint8_t>(m.again));
+  out.number(static_cast<std::uint16_t>(m.pages.size()));
+  for (const std::uint64_t page : m.pages) {
+    out.number(page);
+  }
+}
+Result read(Reader& in, DemandRequest m) {
+  const auto flag = in.number<std::uint8_t>();
+  m.again = flag == 1;
+  const std::size_t count = in.number<std::uint16_t>();
+  if (!in.cut() && (flag > 1 || count == 0 || count > kDemandPagesMax)) {
+    return Bad("bad flag or number of pages");
+  }
+  for (std::size_t i = 0; i < count && !in.cut(); ++i) {
+    m.pages.push_back(in.number<std::uint64_t>());
+    if (m.pages.back() >= kPagesMax) {
+      return Bad("page out of range");
+    }
+  }
+  return m;
+}
+
+void write(Writer& out, const Complete& m) {
+  out.number(m.pages);
+  out.digest(m.digest);
+}
+Result read(Reader& in, Complete m) {
+  m.pages = in.number<std::uint64_t>();
+  m.digest = in.digest();
+  return m.pages <= kPagesMax ? Result(m) : Bad("number of pages out of range");
+}
+
+void write(Writer& out, const Completed& m) { out.number(static_cast<std::uint8_t>(m.equal)); }
+Result read(Reader& in, Completed m) {
+  const auto flag = in.number<std::uint8_t>();
+  m.equal = flag == 1;
+  return flag <= 1 ? Result(m) : Bad("flag is neither 0 nor 1");
+}
+
+void write(Writer& out, const Resume& m) {
+  out.number(m.version);
+  out.raw(m.id);
+}
+Result read(Reader& in, Resume m) {
+  m.version = in.number<std::uint16_t>();
+  if (m.version != kTransferVersion) {
+    in.rest();  // as with Hello
+    return m;
+  }
+  const auto id = in.raw(m.id.size());
+  std::copy(id.begin(), id.end(), m.id.begin());
+  return m;
+}
+
 void write(Writer&, const DeviceStateEnd&) {}
 void write(Writer&, const Verified&) {}
 void write(Writer&, const Keepalive&) {}
+void write(Writer&, const AllSent&) {}
+Result read(Reader&, AllSent m) { return m; }
 Result read(Reader&, DeviceStateEnd m) { return m; }
 Result read(Reader&, Verified m) { return m; }
 Result read(Reader&, Keepalive m) { return m; }

@@ -19,14 +19,15 @@
 
 namespace godwit::wire {
 
-inline constexpr std::uint16_t kTransferVersion = 1;
+inline constexpr std::uint16_t kTransferVersion = 2;  // 1 had no post-copy
 inline constexpr std::size_t kMessageBytesMax = 65536;
 inline constexpr std::size_t kRegionsMax = 64;
 inline constexpr std::size_t kRegionNameBytesMax = 255;
 inline constexpr std::uint64_t kPagesMax = std::uint64_t{1} << 36;  // 256 TiB of guest
 inline constexpr std::size_t kAbortTextBytesMax = 512;
 inline constexpr std::size_t kChunkDigestsMax = 4000;                   // of one message: 64,000 bytes
-inline constexpr std::size_t kPayloadBytesMax = kMessageBytesMax - 16;  // of DeviceState and TablePiece
+inline constexpr std::size_t kPayloadBytesMax = kMessageBytesMax - 16;  // of DeviceState, TablePiece, PageSetPiece
+inline constexpr std::size_t kDemandPagesMax = 512;                     // of one message
 
 /// One QEMU RAM backend as both ends must have it: they number pages through the regions in order.
 struct RegionShape {
@@ -36,11 +37,21 @@ struct RegionShape {
 };
 
 enum class VerifyLevel : std::uint8_t { kOff = 0, kSent = 1, kFull = 2 };
+/// What the source may do. kHybrid: rounds of pre-copy, and at any time the rest by post-copy.
+enum class TransferMode : std::uint8_t { kPrecopy = 0, kPostcopy = 1, kHybrid = 2 };
+/// What the pages of a set are.
+enum class PageSet : std::uint8_t {
+  kMissing = 0,       // of a round: the destination does not have them, they come when asked for or in the background
+  kZero = 1,          // of a round: they read as zero at the source; they never cross
+  kStillMissing = 2,  // of no round, destination: all that it does not have, after Resume
+  kGot = 3,           // of no round, destination: all that Complete's digest is of
+};
 
 /// Source, first of all.
 struct Hello {
   std::uint16_t version = kTransferVersion;  // any: the receiver compares
   VerifyLevel verify = VerifyLevel::kOff;
+  TransferMode mode = TransferMode::kPrecopy;
   std::array<std::byte, 16> id{};
   std::uint32_t epoch_base = 0;
   std::uint32_t epoch_count = 0;
@@ -49,6 +60,7 @@ struct Hello {
 /// Destination's answer; the pieces of its table follow if it has one.
 struct HelloReply {
   bool has_retained = false;
+  bool can_page = false;  // it can catch the faults that post-copy needs
 };
 /// A piece of the sender's generation table, in order.
 struct TablePiece {
@@ -90,9 +102,52 @@ struct Abort {
 };
 /// Source: shows that it lives while it has nothing to say.
 struct Keepalive {};
+/// A piece of a compressed bitmap, in order. Of a round the missing set comes first, then the zero set; the later round
+/// of two counts for a page that is in both.
+struct PageSetPiece {
+  std::uint32_t round = 0;  // 1.. of kMissing and kZero, 0 of the others
+  PageSet kind = PageSet::kMissing;
+  bool last = false;
+  std::span<const std::byte> bytes;  // not empty
+};
+/// Destination: the sets of `round` are punched out, while the guest still runs at the source.
+struct PageSetAck {
+  std::uint32_t round = 0;  // 1..
+};
+/// Source, instead of AllPlaced: `round`, the one that is open, had `pages` pages and is over; all that was not placed
+/// is in a set, the last of them of `last_round`. It knows hashes of `pages_checked` pages that are in no set, or zero.
+struct AllAnnounced {
+  std::uint32_t round = 0;  // 1..
+  std::uint64_t pages = 0;
+  std::uint32_t last_round = 0;  // round or the one after it
+  std::uint64_t pages_checked = 0;
+  pages::PageDigest digest;
+};
+/// Destination: the guest waits for these pages.
+struct DemandRequest {
+  bool again = false;                // asked for before, and not there in time
+  std::vector<std::uint64_t> pages;  // 1..kDemandPagesMax, each below kPagesMax
+};
+/// Source: each page that is missing has been sent and acknowledged.
+struct AllSent {};
+/// Destination: nothing is missing. The digest is of the pages of its kGot set, which came before; none: not verified.
+struct Complete {
+  std::uint64_t pages = 0;
+  pages::PageDigest digest;
+};
+/// Source: it has nothing left to give; `equal`: the digest is that of its own pages.
+struct Completed {
+  bool equal = false;
+};
+/// Destination, first of all on new lanes: goes on with a post-copy whose connection was lost. kStillMissing follows.
+struct Resume {
+  std::uint16_t version = kTransferVersion;  // any: the receiver compares
+  std::array<std::byte, 16> id{};
+};
 
 using Message = std::variant<Hello, HelloReply, TablePiece, RoundBegin, RoundAck, DeviceState, DeviceStateEnd,
-                             AllPlaced, Verified, ChunkDigests, Abort, Keepalive>;
+                             AllPlaced, Verified, ChunkDigests, Abort, Keepalive, PageSetPiece, PageSetAck,
+                             AllAnnounced, DemandRequest, AllSent, Complete, Completed, Resume>;
 
 /// Fields must be in range (asserted), except Abort's text, which is cut and made printable.
 [[nodiscard]] std::vector<std::byte> encode_message(const Message& message);

@@ -1,6 +1,6 @@
 // The messages of a migration. Input: one message.
 // Properties: what is accepted encodes to the same bytes again (but for what the decoder is meant to leave out: text
-// made printable, the rest of a Hello of another version); a byte less never gives the same message.
+// made printable, the rest of a Hello or Resume of another version); a byte less never gives the same message.
 
 #include "dataplane/wire/messages.h"
 #include "tests/fuzz/fuzz.h"
@@ -20,6 +20,10 @@ void run(Bytes input) {
   }
   if (const auto* hello = std::get_if<wire::Hello>(&*message);
       hello != nullptr && hello->version != wire::kTransferVersion) {
+    return;
+  }
+  if (const auto* resume = std::get_if<wire::Resume>(&*message);
+      resume != nullptr && resume->version != wire::kTransferVersion) {
     return;
   }
   const std::vector<std::byte> encoded = wire::encode_message(*message);
@@ -42,10 +46,11 @@ std::vector<Seed> seeds() {
   const std::vector<pages::PageDigest> digests(3, pages::PageDigest{1, 2});
   return {
       seed("hello", wire::Hello{.verify = wire::VerifyLevel::kSent,
+                                .mode = wire::TransferMode::kHybrid,
                                 .epoch_base = 5,
                                 .epoch_count = 100,
                                 .regions = {{"ram0", 262144}, {"ram1", 512}}}),
-      seed("hello-reply", wire::HelloReply{true}),
+      seed("hello-reply", wire::HelloReply{true, true}),
       seed("table-piece", wire::TablePiece{.last = true, .bytes = bytes}),
       seed("round-begin", wire::RoundBegin{.round = 2, .pages_before = 77}),
       seed("round-ack", wire::RoundAck{2}),
@@ -56,6 +61,16 @@ std::vector<Seed> seeds() {
       seed("chunk-digests", wire::ChunkDigests{.last = true, .first_chunk = 4, .digests = digests}),
       seed("abort", wire::Abort{"the disk is full"}),
       seed("keepalive", wire::Keepalive{}),
+      seed("page-set-piece",
+           wire::PageSetPiece{.round = 2, .kind = wire::PageSet::kZero, .last = true, .bytes = bytes}),
+      seed("page-set-ack", wire::PageSetAck{1}),
+      seed("all-announced",
+           wire::AllAnnounced{.round = 3, .pages = 9, .last_round = 4, .pages_checked = 8, .digest = {1, 2}}),
+      seed("demand-request", wire::DemandRequest{.again = true, .pages = {3, 77}}),
+      seed("all-sent", wire::AllSent{}),
+      seed("complete", wire::Complete{.pages = 3, .digest = {1, 2}}),
+      seed("completed", wire::Completed{true}),
+      seed("resume", wire::Resume{}),
   };
 }
 

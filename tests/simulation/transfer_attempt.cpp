@@ -4,168 +4,18 @@
 #include <cstdio>
 
 #include "simulation/in_place.h"
+#include "tests/simulation/transfer_attempt_impl.h"
 
 namespace godwit::simulation {
 namespace {
 
-constexpr Instant kStart{1'000'000'000};
 constexpr Duration kVirtualTimeMax = milliseconds(120'000);
 /// A destination has nothing in flight that could stay unacknowledged: it counts silence, 30 s of it before the first
 /// message.
 constexpr Duration kLossNoticed = milliseconds(31'000);
 constexpr std::size_t kRecordedMax = 256;
 
-class Recorder final : public transfer::MigrationEvents {
- public:
-  explicit Recorder(ModelMemory* freeze_on_failure) : memory_(freeze_on_failure) {}
-  void on_ready_to_switch(Duration) override { ++ready; }
-  void on_source_done(const transfer::Stats&) override { ++done; }
-  void on_device_state(std::span<const std::byte> bytes, bool end) override {
-    state.insert(state.end(), bytes.begin(), bytes.end());
-    ended += end ? 1 : 0;
-  }
-  void on_memory_ready(std::uint64_t) override { ++memory_ready; }
-  void on_failed(transfer::Failure, const std::string& text) override {
-    ++failed;
-    failure = text;
-    if (memory_ != nullptr) {
-      memory_->freeze();
-    }
-  }
-  int ready = 0, done = 0, ended = 0, memory_ready = 0, failed = 0;
-  std::string failure;
-  std::vector<std::byte> state;
-
- private:
-  ModelMemory* memory_;
-};
-
-/// One end: its object, lanes and worker. `End` is Source or Destination.
-template <class End>
-struct Side {
-  std::unique_ptr<End> end;
-  std::vector<std::unique_ptr<transfer::Share>> shares;
-  std::vector<std::unique_ptr<transport::Lane>> lanes;
-  std::size_t link_base = 0;
-  std::unique_ptr<ModelExecutor> executor;
-  Clock clock;
-  struct Waiting {
-    std::size_t lane;
-    std::vector<std::byte> bytes;
-  };
-  std::deque<Waiting> inbox;
-  Instant paused_until{}, reads_from{};
-
-  /// Of the lcore that owns bulk lane `lane`; null: the home lcore.
-  [[nodiscard]] transfer::Share* share_of(std::size_t lane) const {
-    const std::size_t lcore = lane == 0 ? 0 : (lane - 1) % (shares.size() + 1);
-    return lcore == 0 ? nullptr : shares[lcore - 1].get();
-  }
-  void make_shares(const Script& script) {
-    for (std::uint32_t lcore = 1; lcore < script.lcores; ++lcore) {
-      if constexpr (std::is_same_v<End, transfer::Source>) {
-        std::vector<std::uint16_t> mine;
-        for (std::uint32_t lane = 1 + lcore; lane <= script.bulk_lanes; lane += script.lcores) {
-          mine.push_back(static_cast<std::uint16_t>(lane));
-        }
-        shares.push_back(end->make_share(mine));
-      } else {
-        shares.push_back(end->make_share());
-      }
-    }
-  }
-  void make_lanes(const Script& script, bool initiator, std::byte secret, Instant now) {
-    make_shares(script);
-    for (std::uint32_t i = 0; i <= script.bulk_lanes; ++i) {
-      transport::LaneConfig config;
-      config.local_flow_id = initiator ? 0x1001 : 0x2002;
-      config.peer_flow_id = initiator ? 0x2002 : 0x1001;
-      config.lane = static_cast<std::uint16_t>(i);
-      config.initiator = initiator;
-      config.secret.fill(secret);
-      config.datagram_bytes_max = script.datagram_bytes_max;
-      config.cipher = script.cipher;
-      transfer::Share* const share = share_of(i);
-      lanes.push_back(std::make_unique<transport::Lane>(
-          config, share != nullptr ? static_cast<transport::LaneUser&>(*share) : *end, clock.local(now)));
-    }
-  }
-  [[nodiscard]] std::vector<transport::Lane*> pointers() const {
-    std::vector<transport::Lane*> result;
-    for (const auto& lane : lanes) {
-      result.push_back(lane.get());
-    }
-    return result;
-  }
-  [[nodiscard]] Instant deadline() const {
-    if (!end) {
-      return executor->next();
-    }
-    Instant at = end->deadline();
-    for (const auto& lane : lanes) {
-      at = std::min(at, lane->deadline());
-    }
-    // While it is paused, its jobs run all the same.
-    at = std::max(clock.world(at), paused_until);
-    const Instant reads = inbox.empty() ? kNever : std::max(reads_from, paused_until);
-    return std::min({at, reads, executor->next()});
-  }
-  void kill() {
-    inbox.clear();
-    lanes.clear();
-    shares.clear();
-    end.reset();
-  }
-};
-
-class Attempt {
- public:
-  Attempt(AttemptInput& input, const Script& script, Random& random, std::vector<Recorded>& recorded, bool trace);
-  AttemptResult run();
-
- private:
-  void step();
-  template <class S>
-  bool turn(S& side);
-  template <class S>
-  bool read(S& side);
-  void receive();
-  void arrive(bool to_destination, std::size_t lane, std::vector<std::byte> bytes);
-  void faults();
-  void send(std::size_t link, std::span<const std::byte> datagram);
-  void guest_writes();
-  [[nodiscard]] bool guest_runs() const { return bridge_ == Bridge::kRunning || bridge_ == Bridge::kStopping; }
-  void bridge();
-  void disturb();
-  void check();
-  void check_loss();
-  [[nodiscard]] bool over() const;
-  [[nodiscard]] Instant next_event() const;
-  void finish(AttemptResult& result);
-  void violation(const char* rule, const std::string& text) { verdict_.require(false, rule, text); }
-
-  AttemptInput& input_;
-  const Script& script_;
-  Random& random_;
-  std::vector<Recorded>& recorded_;
-  const bool trace_;
-  Network network_;
-  Recorder source_events_{nullptr};
-  Recorder destination_events_;
-  Side<transfer::Source> source_;
-  Side<transfer::Destination> destination_;
-  Instant now_ = kStart;
-  Instant write_at_ = kStart, bridge_at_ = kNever, disturb_at_ = kNever;
-  enum class Bridge : std::uint8_t { kRunning, kStopping, kStreaming, kEnded } bridge_ = Bridge::kRunning;
-  std::vector<std::byte> stream_;
-  std::size_t streamed_ = 0;
-  bool compared_ = false, disturbed_ = false, source_killed_ = false, destination_killed_ = false;
-  std::uint32_t epoch_next_ = 0;
-  bool healed_ = false;
-  Instant disturbed_at_ = kNever;
-  Verdict verdict_;
-  std::uint64_t trace_hash_ = 0xcbf29ce484222325;
-};
+}  // namespace
 
 Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std::vector<Recorded>& recorded, bool trace)
     : input_(input),
@@ -174,7 +24,8 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std:
       recorded_(recorded),
       trace_(trace),
       network_(random.next()),
-      destination_events_(input.destination.memory.get()) {
+      destination_events_(input.destination.memory.get()),
+      paging_(*input.destination.memory, random, verdict_) {
   source_.executor = std::make_unique<ModelExecutor>(random_);
   destination_.executor = std::make_unique<ModelExecutor>(random_);
   std::optional<pages::GenerationTable> retained;
@@ -182,15 +33,16 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std:
     retained = input.destination.table;
   }
   destination_.end = std::make_unique<transfer::Destination>(
-      input.config, transfer::DestinationGuest{*input.destination.memory, std::move(retained)}, *destination_.executor,
-      destination_events_);
+      input.config,
+      transfer::DestinationGuest{*input.destination.memory, std::move(retained), script.can_page ? &paging_ : nullptr},
+      *destination_.executor, destination_events_);
   source_.end = std::make_unique<transfer::Source>(
       input.config, script.policy, transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now},
       *source_.executor, source_events_);
   source_.clock = Clock(random_);
   destination_.clock = Clock(random_);
-  source_.make_lanes(script, true, input.config.id[0], now_);
-  destination_.make_lanes(script, false, input.config.id[0], now_);
+  source_.make_lanes(script, true, input.config.id[0], now_, verdict_);
+  destination_.make_lanes(script, false, input.config.id[0], now_, verdict_);
   for (const LinkConfig& link : script.links) {
     for (std::uint32_t lane = 0; lane <= script.bulk_lanes; ++lane) {
       network_.add_link(link);
@@ -205,6 +57,11 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std:
   if (script.disturbance != Script::Disturbance::kNone) {
     disturb_at_ = now_ + script.disturbance_after;
   }
+  if (script.switch_after.ns > 0) {
+    switch_at_ = now_ + script.switch_after;
+  }
+  breaks_left_ = script.breaks;
+  paging_.refuse_one_in(script.refuse_one_in);
   source_.executor->set_now(now_);
   destination_.executor->set_now(now_);
   destination_.end->start(destination_.clock.local(now_), destination_.pointers());
@@ -269,7 +126,7 @@ void Attempt::send(std::size_t link, std::span<const std::byte> datagram) {
 
 void Attempt::faults() {
   const Duration age = now_ - kStart;
-  const bool cut = disturbed_ && script_.disturbance == Script::Disturbance::kCutNetwork;
+  const bool cut = cut_ || (!pulling() && disturbed_ && script_.disturbance == Script::Disturbance::kCutNetwork);
   if (!healed_ && age >= script_.faults_end) {
     healed_ = true;
     network_.heal();
@@ -310,7 +167,7 @@ bool Attempt::turn(S& side) {
   const Instant local = side.clock.local(now_);
   bool busy = read(side);
   // Lcores run at their own pace: sometimes the home lcore looks later.
-  busy = (!side.shares.empty() && (random_.below(4) == 0 || side.end->pump())) || busy;
+  busy = ((!side.shares.empty() || pulling()) && (random_.below(4) == 0 || side.end->pump())) || busy;
   if (side.end->deadline() <= local) {
     side.end->tick(local);
     busy = true;
@@ -394,6 +251,9 @@ void Attempt::disturb() {
     return;
   }
   disturb_at_ = kNever;
+  if (pulling()) {
+    return disturb_pulling();
+  }
   disturbed_ = true;
   disturbed_at_ = now_;
   using D = Script::Disturbance;
@@ -430,7 +290,7 @@ void Attempt::disturb() {
 }
 
 void Attempt::check() {
-  if (destination_events_.memory_ready != 0 && !compared_) {
+  if (destination_events_.memory_ready != 0 && !compared_ && !paging_.armed() && !pulling()) {
     compared_ = true;
     if (bridge_ != Bridge::kEnded || destination_events_.ended != 1 || destination_events_.state != stream_) {
       violation("device-state", "memory ready before the device state was complete and equal");
@@ -449,6 +309,7 @@ void Attempt::check() {
   if (source_events_.done != 0 && destination_events_.memory_ready == 0 && !destination_killed_) {
     violation("told-once", "source done without memory ready");
   }
+  check_pulling();
   if (input_.destination.memory->placed_while_frozen()) {
     violation("nothing-after-end", "a page was placed after the end");
   }
@@ -462,7 +323,7 @@ void Attempt::check_loss() {
   using D = Script::Disturbance;
   const bool gone = script_.disturbance == D::kKillSource || script_.disturbance == D::kKillDestination ||
                     script_.disturbance == D::kCutNetwork;
-  if (gone && disturbed_ && now_ - std::max(disturbed_at_, kStart + script_.faults_end) > kLossNoticed) {
+  if (gone && disturbed_ && !pulling() && now_ - std::max(disturbed_at_, kStart + script_.faults_end) > kLossNoticed) {
     violation("death-noticed", std::string("an end that is gone is not missed by the ") +
                                    (source_.end ? "source" : "destination") + ", disturbance " +
                                    std::to_string(static_cast<int>(script_.disturbance)));
@@ -470,15 +331,18 @@ void Attempt::check_loss() {
 }
 
 bool Attempt::over() const {
+  if (committed_) {
+    return destination_events_.complete != 0 || (!destination_.end && !paging_.armed());
+  }
   const bool source = !source_.end || source_events_.failed != 0 || source_events_.done != 0;
   const bool destination =
-      !destination_.end || destination_events_.failed != 0 || destination_events_.memory_ready != 0;
+      !destination_.end || destination_events_.failed != 0 || (destination_events_.memory_ready != 0 && !pulling());
   return source && destination;
 }
 
 Instant Attempt::next_event() const {
   return std::max(now_, std::min({network_.next_delivery(), source_.deadline(), destination_.deadline(), write_at_,
-                                  bridge_at_, disturb_at_}));
+                                  bridge_at_, disturb_at_, next_postcopy_event()}));
 }
 
 void Attempt::step() {
@@ -488,6 +352,7 @@ void Attempt::step() {
   disturb();
   guest_writes();
   bridge();
+  postcopy();
   receive();
   for (int turns = 0;; ++turns) {
     const bool source = turn(source_);
@@ -523,7 +388,10 @@ AttemptResult Attempt::run() {
                                  : destination_events_.failed != 0       ? "failed"
                                  : destination_events_.memory_ready != 0 ? "ready"
                                                                          : "moving") +
-                                ", disturbance " + std::to_string(static_cast<int>(script_.disturbance)));
+                                ", disturbance " + std::to_string(static_cast<int>(script_.disturbance)) +
+                                (committed_ ? ", committed, " + std::to_string(vcpus_->blocked()) + " vCPUs blocked, " +
+                                                  std::to_string(paging_.missing_pages().count()) + " pages missing"
+                                            : ""));
       break;
     }
     now_ = next;
@@ -543,13 +411,13 @@ void Attempt::finish(AttemptResult& result) {
   // What the network still holds arrives late, at ends that are over.
   for (int i = 0; i < 200 && !verdict_.broken() && network_.next_delivery() != kNever; ++i) {
     now_ = std::max(now_, network_.next_delivery());
-    write_at_ = bridge_at_ = disturb_at_ = kNever;
+    write_at_ = bridge_at_ = disturb_at_ = vcpu_at_ = break_at_ = reconnect_at_ = kNever;
     step();
   }
   const bool alive = destination_.end != nullptr;
   if (source_.end) {
     result.stats = source_.end->stats(source_.clock.local(now_));
-    epoch_next_ = source_.end->epoch_next();
+    epoch_next_ = pulling() ? epoch_next_ : source_.end->epoch_next();
   }
   // The object may go while jobs run; they must still reach the table.
   source_.kill();
@@ -559,31 +427,34 @@ void Attempt::finish(AttemptResult& result) {
     result.destination_table = destination_.end->table();
   }
   destination_.kill();
+  if (committed_) {
+    check_complete();
+    result.pulled = true;
+    result.destination_table = std::move(table_at_ready_);
+  }
   input_.destination.memory->thaw();
   input_.destination.memory->fail_next_call(false);
   input_.source.memory->fail_next_call(false);
   result.epoch_next = epoch_next_;
   const bool quiet = script_.disturbance == Script::Disturbance::kNone || !disturbed_;
   if (quiet && !script_.damage && !script_.rot &&
-      script_.policy.on_no_convergence == transfer::OnNoConvergence::kStopAnyway &&
-      !(result.memory_ready && result.source_done)) {
+      script_.policy.on_no_convergence != transfer::OnNoConvergence::kAbort && !aborted_ &&
+      !(result.memory_ready && (result.source_done || result.pulled))) {
     violation("progress", "nothing disturbed it, yet it failed: '" + result.source_failure + "' / '" +
                               result.destination_failure + "'");
   }
   if (trace_) {
-    std::printf("  attempt: ready=%d done=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
-                result.memory_ready, result.source_done, result.stats.round,
-                static_cast<unsigned long long>(result.stats.pages_sent),
-                static_cast<unsigned long long>(result.stats.pages_zero),
-                static_cast<unsigned long long>(result.stats.pages_reused),
-                static_cast<long long>((now_ - kStart).us()), result.source_failure.c_str(),
-                result.destination_failure.c_str());
+    std::printf(
+        "  attempt: ready=%d done=%d pulled=%d round=%u sent=%llu zero=%llu reused=%llu in %lld us  '%s' / '%s'\n",
+        result.memory_ready, result.source_done, result.pulled, result.stats.round,
+        static_cast<unsigned long long>(result.stats.pages_sent),
+        static_cast<unsigned long long>(result.stats.pages_zero),
+        static_cast<unsigned long long>(result.stats.pages_reused), static_cast<long long>((now_ - kStart).us()),
+        result.source_failure.c_str(), result.destination_failure.c_str());
   }
   result.violation = verdict_.text();
   result.trace_hash = trace_hash_;
 }
-
-}  // namespace
 
 AttemptResult run_attempt(AttemptInput input, const Script& script, Random& random, std::vector<Recorded>& recorded,
                           bool trace) {

@@ -48,6 +48,12 @@ struct Script {
   bool mtu_shrinks = false;                    // for good, from some moment on
   std::uint32_t narrow_datagram_bytes = 1472;  // to so much
   Duration shrinks_after{};
+  // ---- post-copy ----
+  bool can_page = false;
+  Duration switch_after{};  // 0: nobody asks for it
+  std::uint32_t vcpus = 1;
+  std::uint32_t breaks = 0;         // connections cut and ends killed while the guest runs at the destination
+  std::uint32_t refuse_one_in = 0;  // pages are not placed for want of memory
 };
 
 /// A datagram that somebody has kept.
@@ -67,6 +73,7 @@ struct AttemptInput {
 
 struct AttemptResult {
   bool memory_ready = false, source_done = false;
+  bool pulled = false;  // committed, and moved by post-copy to its end
   bool source_killed = false, destination_killed = false;
   std::string source_failure, destination_failure;
   transfer::Stats stats;

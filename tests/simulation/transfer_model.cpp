@@ -8,7 +8,10 @@ namespace godwit::simulation {
 void ModelMemory::write(Random& random) {
   // Half of the writes go to an eighth of the pages.
   const std::uint64_t count = random.below(2) == 0 ? pages_.size() : pages_.size() / 8 + 1;
-  const pages::PageNumber page = random.below(count);
+  write_page(random.below(count), random);
+}
+
+void ModelMemory::write_page(pages::PageNumber page, Random& random) {
   const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
   const std::size_t offset = random.below(pages::kPageSize - length + 1);
   const bool zero = random.below(6) == 0;
@@ -29,7 +32,10 @@ void ModelMemory::write_at(std::span<const std::byte> bytes, Random& random) {
 
 void ModelMemory::balloon(Random& random) {
   const pages::PageNumber first = random.below(pages_.size());
-  const std::uint64_t count = std::min<std::uint64_t>(random.between(1, 40), pages_.size() - first);
+  give_back(first, std::min<std::uint64_t>(random.between(1, 40), pages_.size() - first));
+}
+
+void ModelMemory::give_back(pages::PageNumber first, std::uint64_t count) {
   for (pages::PageNumber page = first; page < first + count; ++page) {
     pages_[page].fill(std::byte{0});
     written_.set(page);

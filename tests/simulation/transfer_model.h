@@ -27,9 +27,11 @@ class ModelMemory final : public transfer::GuestMemory {
 
   // ---- the guest ----
   void write(Random& random);
+  void write_page(pages::PageNumber page, Random& random);
   void balloon(Random& random);
   /// A word of these bytes of RAM.
   void write_at(std::span<const std::byte> bytes, Random& random);
+  void give_back(pages::PageNumber first, std::uint64_t count);
   void fill(pages::PageNumber page, std::byte value) {
     pages_[page].fill(value);
     written_.set(page);
@@ -50,6 +52,11 @@ class ModelMemory final : public transfer::GuestMemory {
     std::fill(pages_.begin(), pages_.end(), PageContent{});
     lost_ = true;
     damaged_ = noticed;
+  }
+  /// By a migration, whole.
+  void place(pages::PageNumber page, std::span<const std::byte> content) {
+    placed_while_frozen_ = placed_while_frozen_ || frozen_;
+    std::copy(content.begin(), content.end(), pages_.at(page).begin());
   }
   /// A placement from now on is a bug: the object was told that the end has failed.
   void freeze() { frozen_ = true; }

@@ -24,6 +24,7 @@ class World {
 
  private:
   [[nodiscard]] Script draw_script();
+  void draw_postcopy(Script& script);
   std::string attempt(std::size_t to);
   void committed(std::size_t to, AttemptResult& result, Image& arrived);
   void aborted(std::size_t to, AttemptResult& result, const Script& script);
@@ -99,7 +100,32 @@ Script World::draw_script() {
   script.shrinks_after = microseconds(static_cast<std::int64_t>(random_.below(20'000)));
   script.damage = script.policy.verify != transfer::Verify::kOff && random_.below(6) == 0;
   script.rot = script.policy.verify == transfer::Verify::kFull && random_.below(4) == 0;
+  draw_postcopy(script);
   return script;
+}
+
+void World::draw_postcopy(Script& script) {
+  using transfer::Mode;
+  script.can_page = true;
+  script.policy.mode = static_cast<Mode>(random_.below(4) % 3);
+  if (script.policy.mode == Mode::kPrecopy) {
+    script.can_page = random_.below(2) == 0;
+    if (script.can_page && random_.below(3) == 0) {
+      script.policy.on_no_convergence = transfer::OnNoConvergence::kPostcopy;
+    }
+  }
+  script.policy.hybrid_rounds = static_cast<std::uint32_t>(random_.below(4));
+  script.policy.hybrid_time =
+      random_.below(3) == 0 ? milliseconds(static_cast<std::int64_t>(random_.between(1, 50))) : Duration{0};
+  script.switch_after =
+      random_.below(3) == 0 ? microseconds(static_cast<std::int64_t>(random_.between(1, 30'000))) : Duration{0};
+  script.policy.pull_order = static_cast<transfer::PullOrderKind>(random_.below(3));
+  for (std::uint64_t i = random_.below(6); i > 0; --i) {
+    script.policy.pull_rank.push_back({random_.below(2 * page_count_), random_.below(page_count_)});
+  }
+  script.vcpus = static_cast<std::uint32_t>(random_.between(1, 6));
+  script.breaks = static_cast<std::uint32_t>(random_.below(2) == 0 ? 0 : random_.between(1, large_ ? 8 : 3));
+  script.refuse_one_in = static_cast<std::uint32_t>(random_.below(4) == 0 ? random_.between(2, 50) : 0);
 }
 
 void World::visit() {
@@ -143,7 +169,7 @@ std::string World::attempt(std::size_t to) {
   if (both_done && !(result.destination_table == source.table)) {
     return "tables: memory ready, but the two tables differ";
   }
-  if (both_done && random_.below(10) != 0) {
+  if (result.pulled || (both_done && random_.below(10) != 0)) {
     committed(to, result, destination);
   } else {
     aborted(to, result, script);
@@ -158,7 +184,9 @@ void World::committed(std::size_t to, AttemptResult& result, Image& arrived) {
   left.table.set_written(left.memory->written(), result.epoch_next);
   left.memory->rearm();
   arrived.table = std::move(result.destination_table);
-  arrived.memory->rearm();
+  if (!result.pulled) {
+    arrived.memory->rearm();  // else the visit began when its guest resumed
+  }
   if (random_.below(6) == 0) {
     images_[here_].reset();
   }

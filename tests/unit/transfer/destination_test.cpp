@@ -359,8 +359,8 @@ TEST_F(DestinationTest, ASourceThatDoesNotFitIsToldWhatDiffers) {
   const wire::Hello good{
       .id = config.id, .epoch_base = config.epoch_base, .epoch_count = config.epoch_count, .regions = config.regions};
   wire::Hello hello = good;
-  hello.version = 2;
-  EXPECT_NE(refused(hello).find("version 2"), std::string::npos);
+  hello.version = 1;
+  EXPECT_NE(refused(hello).find("version 1"), std::string::npos);
   hello = good;
   hello.regions[1].pages = 25;
   EXPECT_NE(refused(hello).find("'ram1' of 25 pages there"), std::string::npos);

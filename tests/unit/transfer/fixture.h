@@ -59,7 +59,17 @@ struct Events final : MigrationEvents {
     failure = f;
     text = t;
   }
-  int ready = 0, done = 0, memory_ready = 0, failed = 0;
+  void on_connection_lost(const std::string& t) override {
+    ++lost;
+    text = t;
+  }
+  void on_complete(const Stats& s, bool e) override {
+    ++complete;
+    stats = s;
+    equal = e;
+  }
+  int ready = 0, done = 0, memory_ready = 0, failed = 0, lost = 0, complete = 0;
+  bool equal = false;
   std::uint64_t state_bytes = 0, pages_checked = 0;
   bool ended = false;
   Failure failure{};

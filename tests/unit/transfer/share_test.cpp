@@ -87,7 +87,7 @@ TEST(DestinationShareThreads, WhatIsFetchedIsPlaced) {
   simulation::ModelMemory memory(kPages);
   pages::GenerationTable table(kPages, 1);
   RoundGate gate;
-  DestinationShare share(memory, table, gate);
+  DestinationShare share(memory, nullptr, 1, table, gate);
   gate.begin(1);
   gate.open(1);
   std::thread lcore([&share] {
@@ -127,7 +127,7 @@ TEST(DestinationShareThreads, AGateThatClosesEndsPlacingAndAnErrorIsSeenWhole) {
   simulation::ModelMemory memory(kPages);
   pages::GenerationTable table(kPages, 1);
   RoundGate gate;
-  DestinationShare share(memory, table, gate);
+  DestinationShare share(memory, nullptr, 1, table, gate);
   gate.begin(1);
   gate.open(1);
   std::atomic<bool> closed{false};

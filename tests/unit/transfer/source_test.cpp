@@ -327,10 +327,10 @@ TEST_F(ConvergenceTest, StopsAnywayWhenToldTo) {
   EXPECT_EQ(s.events.failed, 0);
 }
 
-TEST_F(ConvergenceTest, PostcopyIsRefusedClearly) {
+TEST_F(ConvergenceTest, PostcopyIsRefusedClearlyWhereTheDestinationCannotDoIt) {
   write_without_end(OnNoConvergence::kPostcopy);
   EXPECT_EQ(s.events.failure, Failure::kNoConvergence);
-  EXPECT_NE(s.events.text.find("not available yet"), std::string::npos) << s.events.text;
+  EXPECT_NE(s.events.text.find("cannot catch the faults"), std::string::npos) << s.events.text;
 }
 
 TEST_F(SourceTest, TheTimeLimitHoldsInTheFirstRoundToo) {
