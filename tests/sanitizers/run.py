@@ -21,7 +21,7 @@ SEEDS_MIN = 20
 SLOWER = 6         # the time that a test may take, in times of its own limit
 LINK_GRPC = ('bridge_', 'controlplane_', 'godwitctl_')
 # Those with threads of their own.
-THREADED = {'base', 'pages', 'memory', 'dataplane', 'transfer', 'controlplane_service', 'bridge_qmp_client',
+THREADED = {'base', 'pages', 'memory', 'demand-pager', 'dataplane', 'transfer', 'controlplane_service', 'bridge_qmp_client',
             'bridge_device_state', 'bridge_agent', 'bridge_switchover', 'bridge_never_given_up', 'transfer_share'}
 
 
