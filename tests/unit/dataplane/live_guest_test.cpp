@@ -130,6 +130,8 @@ class Tracker final : public memory::WrittenTracker {
   std::expected<void, memory::Error> arm() override { return {}; }
   std::expected<void, memory::Error> collect(pages::Bitmap&) override { return {}; }
   [[nodiscard]] bool wants_copies() const override { return copies_; }
+  [[nodiscard]] std::shared_ptr<memory::UserfaultSet> userfaults() const override { return nullptr; }
+  std::expected<void, memory::Error> end_paging() override { return {}; }
 
  private:
   const bool copies_;

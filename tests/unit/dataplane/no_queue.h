@@ -11,6 +11,9 @@ class NoQueue : public port::Queue {
   port::ReceivedFrame keep(std::size_t) override { return {}; }
   std::span<std::byte> next_frame(port::Priority) override { return {}; }
   void commit(port::Priority, std::size_t) override {}
+  bool can_refer() override { return false; }
+  void commit_referring(port::Priority, std::size_t, std::size_t, std::span<const std::span<const std::byte>>,
+                        const port::Loan&) override {}
   bool flush() override { return true; }
   [[nodiscard]] const port::QueueCounters& counters() const override { return counters_; }
 
