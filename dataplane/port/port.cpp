@@ -327,7 +327,7 @@ std::expected<void, PortError> PortImpl::configure() {
   }
   rte_eth_conf conf{};
   if (reads_frames_in_pieces(info)) {
-    loans_.allow(options_.queues);
+    loans_.allow(static_cast<std::uint16_t>(options_.queues + urgent_queues()));
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
   // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
