@@ -76,7 +76,7 @@ Json to_json(const dpapi::MigrationStats& stats) {
 Json to_json(const api::Plan& plan) {
   return {{"vm", plan.vm()},
           {"destination", plan.destination()},
-          {"mode", api::Mode_Name(plan.mode())},
+          {"mode", dpapi::Mode_Name(plan.mode())},
           {"downtime_limit_us", plan.downtime_limit_us()},
           {"bandwidth_limit_bps", plan.bandwidth_limit_bps()},
           {"reuse", api::ReusePolicy_Name(plan.reuse())},

@@ -7,8 +7,8 @@ namespace godwit::ctl {
 namespace api = controlplane::v1;
 namespace dpapi = dataplane::v1;
 
-static_assert(static_cast<int>(config::Mode::kPostcopy) == api::POSTCOPY);
-static_assert(static_cast<int>(config::Mode::kHybrid) == api::HYBRID);
+static_assert(static_cast<int>(config::Mode::kPostcopy) == dpapi::POSTCOPY);
+static_assert(static_cast<int>(config::Mode::kHybrid) == dpapi::HYBRID);
 static_assert(static_cast<int>(config::Reuse::kNever) == api::REUSE_NEVER);
 static_assert(static_cast<int>(config::Reuse::kRequire) == api::REUSE_REQUIRE);
 static_assert(static_cast<int>(config::Tracker::kPagemapScan) == dpapi::TRACKER_PAGEMAP_SCAN);
@@ -26,7 +26,7 @@ api::Plan to_api(const config::MigrationPlan& plan) {
   api::Plan message;
   message.set_vm(plan.vm);
   message.set_destination(plan.destination);
-  message.set_mode(static_cast<api::Mode>(plan.mode));
+  message.set_mode(static_cast<dpapi::Mode>(plan.mode));
   message.set_downtime_limit_us(static_cast<std::uint64_t>(plan.downtime_limit.us()));
   message.set_bandwidth_limit_bps(plan.bandwidth_limit_bps);
   message.set_reuse(static_cast<api::ReusePolicy>(plan.reuse));

@@ -71,9 +71,9 @@ std::optional<Refused> memory_refusal(const Question& question, const ReuseDecis
 }
 
 std::optional<Refused> plan_refusal(const api::Plan& plan) {
-  if (plan.mode() != api::PRECOPY) {
+  if (plan.mode() != dpapi::PRECOPY) {
     return Refused{Refusal::kModeNotAvailable,
-                   fmt::format("mode {} is not available yet: use precopy", api::Mode_Name(plan.mode()))};
+                   fmt::format("mode {} is not available yet: use precopy", dpapi::Mode_Name(plan.mode()))};
   }
   if (plan.on_no_convergence() == dpapi::NO_CONVERGENCE_POSTCOPY) {
     return Refused{Refusal::kModeNotAvailable,

@@ -371,6 +371,12 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
     case Event::kMigrationFailed:
       migration = event.migration_failed().migration_id();
       break;
+    case Event::kConnectionLost:
+      migration = event.connection_lost().migration_id();
+      break;
+    case Event::kComplete:
+      migration = event.complete().migration_id();
+      break;
     case Event::kGuestLost:
       spdlog::warn("data plane: guest lost: {}", printable(event.guest_lost().reason()));
       return;  // QEMU's own end tells the rest
@@ -416,6 +422,9 @@ void Agent::on_message(const ToAgent& message) {
       return outcome(message.outcome(), reply_to(message.id()));
     case ToAgent::kDropImage:
       return drop_image(message);
+    case ToAgent::kSwitchToPostcopy:
+    case ToAgent::kPrepareResume:
+    case ToAgent::kResumeTransfer:
     case ToAgent::MESSAGE_NOT_SET:
       return spdlog::warn("the control plane sent a message of a kind that this version does not know");
   }
