@@ -39,6 +39,7 @@ ServiceError from_planner(const Refused& refused) {
       return {Code::kHostGone, refused.text};
     case Refusal::kNotRunning:
     case Refusal::kMigrationActive:
+    case Refusal::kPagesMissing:
     case Refusal::kTrackerNotOffered:
     case Refusal::kVmAtDestination:
     case Refusal::kNoReusableImage:
@@ -58,7 +59,7 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
                                                                            std::string cluster) {
   auto coordinator = std::make_unique<Coordinator>(store, timeouts, std::move(cluster));
   const std::lock_guard lock(coordinator->mutex_);
-  if (auto done = coordinator->migrations_.abort_interrupted(); !done) {
+  if (auto done = coordinator->migrations_.take_up_interrupted(); !done) {
     return std::unexpected(done.error());
   }
   const auto hosts = store.hosts();
@@ -107,6 +108,7 @@ void Coordinator::received(SessionId id, const api::FromAgent& message) {
   switch (message.message_case()) {
     case api::FromAgent::kHeartbeat:
       hosts_.refresh(*host, message.heartbeat());
+      migrations_.host_reported(name);
       break;
     case api::FromAgent::kReply:
       hosts_.replied(name, id, message.reply());
@@ -159,6 +161,7 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
                host.view.info.dataplane_up() ? "up at " + printable(host.view.info.dataplane_address()) : "down");
   save_host(name);
   migrations_.host_registered(name);
+  migrations_.host_reported(name);
 }
 
 api::Registered Coordinator::registered_answer(const std::string& host, const HostView& view) {
@@ -313,7 +316,8 @@ std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
                           .vm = *vm ? &**vm : nullptr,
                           .source = *vm ? view((*vm)->host) : nullptr,
                           .destination = view(plan.destination()),
-                          .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt};
+                          .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt,
+                          .pulling = *vm ? migrations_.pulling((*vm)->uuid) : nullptr};
   if (const auto planned = plan_migration(question); !planned) {
     return std::unexpected(from_planner(planned.error()));
   }
@@ -331,6 +335,16 @@ std::expected<void, ServiceError> Coordinator::cancel_migration(const std::strin
   }
   const std::lock_guard lock(mutex_);
   return migrations_.cancel(*id, "cancelled by the operator");
+}
+
+void Coordinator::switch_to_postcopy(const std::string& migration_id, Migrations::Done done) {
+  const auto id = migration_id_of(migration_id);
+  if (!id) {
+    done(std::unexpected(id.error()));
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  migrations_.switch_to_postcopy(*id, std::move(done));
 }
 
 std::expected<void, ServiceError> Coordinator::watch(const std::string& migration_id,
