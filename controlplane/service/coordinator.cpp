@@ -182,7 +182,7 @@ api::Registered Coordinator::registered_answer(const std::string& host, const Ho
     owned.set_image_id((*stored)->image_id.to_bytes());
     owned.set_epoch_next((*stored)->epoch_next);
     owned.set_here((*stored)->host == host);
-    if (!owned.here() && vm.role() != dpapi::ROLE_DESTINATION) {
+    if (!owned.here() && vm.role() != dpapi::ROLE_DESTINATION && !vm.has_paging()) {
       spdlog::warn("{} holds VM {}, which the store gives to {}", host, printable(vm.name()),
                    (*stored)->host.empty() ? "nobody" : (*stored)->host);
     }

@@ -14,19 +14,47 @@ namespace godwit::bridge {
 namespace {
 
 constexpr int kVersion = 1;
-constexpr std::array<std::string_view, 5> kPhaseNames{"preparing", "transferring", "switching", "committed", "aborted"};
+constexpr std::size_t kFaultDescriptorsMax = 64;
+constexpr std::uint64_t kPagesMax = 1ULL << 52;
+constexpr std::array<std::string_view, 6> kPhaseNames{"preparing", "transferring", "switching",
+                                                      "committed", "aborted",      "pulling"};
 
 std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
   const auto id = Id128::parse(json_string(json, "id").value_or(""));
   const auto role = json_string(json, "role");
   const auto phase = std::ranges::find(kPhaseNames, json_string(json, "phase").value_or(""));
   const auto ownership = json_uint(json, "ownership_after");
+  const auto place = phase - kPhaseNames.begin();
   if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership ||
-      (*role == "destination" && phase - kPhaseNames.begin() > 1)) {
+      (*role == "destination" && place > 1 && *phase != "pulling")) {
     return std::unexpected("'migration' is not valid");
   }
   return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
-                         static_cast<MigrationPhase>(phase - kPhaseNames.begin()), *ownership};
+                         static_cast<MigrationPhase>(place), *ownership,
+                         json_bool(json, "may_pull").value_or(false)};  // absent before there was post-copy
+}
+
+/// Absent where one userfaultfd does for all pages.
+std::optional<std::vector<FaultDescriptor>> parse_fault_descriptors(const Json* json) {
+  std::vector<FaultDescriptor> descriptors;
+  if (json == nullptr) {
+    return descriptors;
+  }
+  if (!json->is_array() || json->size() > kFaultDescriptorsMax) {
+    return std::nullopt;
+  }
+  std::uint64_t next = 0;
+  for (const Json& entry : *json) {
+    const auto number = json_int(entry, "in_qemu");
+    const auto first = json_uint(entry, "first_page");
+    const auto pages = json_uint(entry, "pages");
+    if (!number || *number < 0 || *number > INT32_MAX || first != next || !pages || *pages == 0 || *pages > kPagesMax) {
+      return std::nullopt;
+    }
+    descriptors.push_back({static_cast<int>(*number), *first, *pages});
+    next = *first + *pages;
+  }
+  return descriptors;
 }
 
 std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* json) {
@@ -70,7 +98,12 @@ std::string to_text(const VmRecord& record) {
     json["migration"] = {{"id", record.migration->id.text()},
                          {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
                          {"phase", name_of(record.migration->phase)},
-                         {"ownership_after", record.migration->ownership_after}};
+                         {"ownership_after", record.migration->ownership_after},
+                         {"may_pull", record.migration->may_pull}};
+  }
+  for (const auto& descriptor : record.fault_descriptors) {
+    json["fault_descriptors"].push_back(
+        {{"in_qemu", descriptor.in_qemu}, {"first_page", descriptor.first_page}, {"pages", descriptor.pages}});
   }
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -103,9 +136,11 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
   const auto machine_type = json_string(*json, "machine_type");
   const auto has_balloon = json_bool(*json, "has_balloon");
   auto ram_files = parse_ram_files(json_member(*json, "ram_files"));
+  auto fault_descriptors = parse_fault_descriptors(json_member(*json, "fault_descriptors"));
   if (!image_id || !ownership || !epoch || *epoch > UINT32_MAX || !qmp_path || !pid || *pid < -1 || *pid > INT32_MAX ||
       !start_ticks || !ours || !userfaultfd || *userfaultfd < -1 || *userfaultfd > INT32_MAX || !events || !tracker ||
-      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files) {
+      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files ||
+      !fault_descriptors) {
     return std::unexpected("a field is missing or impossible");
   }
   VmRecord record{std::move(*definition),
@@ -121,7 +156,8 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
                   *machine_type,
                   *has_balloon,
                   std::move(*ram_files),
-                  std::nullopt};
+                  std::nullopt,
+                  std::move(*fault_descriptors)};
   if (const Json* migration = json_member(*json, "migration")) {
     auto parsed = parse_migration(*migration);
     if (!parsed) {

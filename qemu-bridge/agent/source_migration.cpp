@@ -134,6 +134,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::pre
   prepare.set_epoch_count(command.epoch_count());
   prepare.set_bytes_total(bytes_total(services_.record.definition));
   prepare.set_encryption(command.encryption());
+  prepare.set_mode(command.mode());
   auto reply = services_.dataplane.call(std::move(request));
   if (!reply) {
     return std::unexpected(reply.error());
@@ -297,6 +298,7 @@ void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {
   } else if (event.has_ready_to_switch()) {
     auto out = make_event(MigrationEvent::READY_TO_SWITCH);
     out.set_estimated_downtime_us(event.ready_to_switch().estimated_downtime_us());
+    out.set_pages_missing(event.ready_to_switch().pages_missing());
     reports_.emit(std::move(out));
   } else if (event.has_source_done()) {
     auto out = make_event(MigrationEvent::PROGRESS);
@@ -319,7 +321,14 @@ void SourceMigration::close_stream() {
   }
 }
 
-MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
+std::expected<void, Error> SourceMigration::switch_to_postcopy() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_switch_to_postcopy()->set_migration_id(id_.to_bytes());
+  auto reply = services_.dataplane.call(std::move(request));
+  return reply ? std::expected<void, Error>{} : std::unexpected(reply.error());
+}
+
+MigrationEvent SourceMigration::hand_over() {
   reports_.settle();
   auto event = make_event(MigrationEvent::RETIRED);
   if (auto status = query_status(services_.qmp); status && *status == "running") {
@@ -330,6 +339,11 @@ MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
     }
   }
   close_stream();
+  return event;
+}
+
+MigrationEvent SourceMigration::commit(std::uint64_t ownership) {
+  auto event = hand_over();
   const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
   if (finished) {
     *event.mutable_stats() = finished->stats();

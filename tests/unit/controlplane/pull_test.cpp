@@ -42,7 +42,10 @@ class PullTest : public ServiceTest {
     loaded.set_pages_missing(kMissing);
     b_->event(id, Event::LOADED, loaded);
     confirm_pulling(id);
-    watch_until(id, [](const auto& m) { return m.note() == "pulling: 1234 pages (4.8 MiB) still on host-a"; });
+    const auto pulling = watch_until(id, [](const auto& m) {
+      return m.connected() && m.stop_unix_us() > 0 && m.resume_unix_us() > 0;  // both have confirmed
+    });
+    EXPECT_EQ(pulling.note(), "pulling: 1234 pages (4.8 MiB) still on host-a");
     return id;
   }
   void confirm_pulling(const std::string& id) {
@@ -52,11 +55,14 @@ class PullTest : public ServiceTest {
       EXPECT_EQ(told.outcome().state(), api::PULLING);
       EXPECT_EQ(told.outcome().ownership(), 2U);
     }
+    Event times;
+    times.set_stop_unix_us(1000);
+    times.set_resume_unix_us(2000);
     report(*b_, id, true);
-    b_->event(id, Event::RESUMED);
+    b_->event(id, Event::RESUMED, times);
     b_->reply(resume);
     report(*a_, id, true);
-    a_->event(id, Event::RETIRED);
+    a_->event(id, Event::RETIRED, times);
     a_->reply(retire);
   }
 
