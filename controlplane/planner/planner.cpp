@@ -178,11 +178,6 @@ dpapi::Mode mode_of(const api::Plan& plan) {
                                                                                                      : plan.mode();
 }
 
-std::string pages_text(std::uint64_t pages) {
-  constexpr std::uint64_t kPageBytes = 4096;
-  return fmt::format("{} page{} ({})", pages, pages == 1 ? "" : "s", config::format_bytes(pages * kPageBytes));
-}
-
 ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
                            std::uint64_t bytes_total, std::span<const dpapi::Image> images) {
   if (policy == api::REUSE_NEVER) {
@@ -232,7 +227,7 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
     return refuse(Refusal::kPagesMissing,
                   fmt::format("VM \"{}\" still needs {} that only {} holds (migration {}): wait until it has them "
                               "(godwitctl watch {})",
-                              vm.name, pages_text(pulling.destination_stats.paging().pages_missing()), pulling.source,
+                              vm.name, config::format_pages(pulling.destination_stats.paging().pages_missing()), pulling.source,
                               pulling.id.text(), pulling.id.text()));
   }
   if (question.active_migration) {

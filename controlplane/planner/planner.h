@@ -70,9 +70,6 @@ struct Question {
 /// The mode to prepare both ends for: a pre-copy that may end as post-copy is hybrid.
 [[nodiscard]] dpapi::Mode mode_of(const api::Plan& plan);
 
-/// "1234 pages (4.8 MiB)"
-[[nodiscard]] std::string pages_text(std::uint64_t pages);
-
 /// What a definition from outside gets wrong, if anything.
 [[nodiscard]] std::optional<std::string> definition_mistake(const api::VmDefinition& definition);
 

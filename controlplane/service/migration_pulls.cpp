@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "config/units.h"
 #include "controlplane/service/migrations.h"
 
 namespace godwit::controlplane {
@@ -21,7 +22,7 @@ std::unexpected<ServiceError> refused(ServiceError::Code code, std::string text)
 }  // namespace
 
 std::string missing_text(const MigrationRecord& record) {
-  return pages_text(record.destination_stats.paging().pages_missing());
+  return config::format_pages(record.destination_stats.paging().pages_missing());
 }
 
 void Migrations::switch_to_postcopy(const Id128& id, Done done) {

@@ -90,7 +90,7 @@ std::expected<void, dataplane::v1::Error> Vm::check_can_page() const {
 AgentResult Vm::settle_pulling(std::uint64_t ownership) {
   switch (decided_->state()) {
     case controlplane::v1::PULLING:
-      if (pull_ && handed_over_ && (!is_source() || record_.process.pid < 0)) {
+      if (pull_ && handed_over_ && (!is_source() || (record_.process.pid < 0 && pull_->secured()))) {
         emit(*handed_over_);
         return AgentReply();
       }
@@ -238,8 +238,9 @@ AgentResult Vm::do_prepare_resume(const controlplane::v1::PrepareResume& command
   if (!prepared) {
     return std::unexpected(prepared.error());
   }
-  if (is_source() && record_.process.pid > 0) {
+  if (is_source() && (record_.process.pid > 0 || decided_)) {
     release_qemu();
+    decided_.reset();  // the word PULLING is in effect now
   }
   AgentReply reply;
   *reply.mutable_resume_prepared()->mutable_endpoint() = prepared->endpoint();

@@ -115,6 +115,7 @@ class PullTest : public Switchover {
       auto resumed = host->run([&](Reply reply) { host->present()->resume_transfer(transfer, std::move(reply)); });
       ASSERT_TRUE(resumed) << text_of(resumed.error());
       EXPECT_TRUE(host->present()->running().paging().connected());
+      ASSERT_TRUE(host->dataplane.wait_for(Request::kResumeMigration));
       const auto requests = host->dataplane.requests();
       const auto sent = std::ranges::find_if(requests, [](const auto& r) { return r.has_resume_migration(); });
       ASSERT_NE(sent, requests.end());
