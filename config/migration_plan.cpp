@@ -18,7 +18,8 @@ toml::table table_of(const PlanFlags& flags) {
   for (const auto& [key, value] : flags) {
     std::int64_t number = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-    if ((key == "rounds_max" || key == "postcopy_after_rounds") && error == std::errc{} && end == value.data() + value.size()) {
+    if ((key == "rounds_max" || key == "postcopy_after_rounds") && error == std::errc{} &&
+        end == value.data() + value.size()) {
       table.insert(key, number);
     } else {
       table.insert(key, value);

@@ -244,7 +244,8 @@ std::vector<std::string> certificate_warnings(const api::ListHostsResponse& resp
 }
 
 std::string vms_table(const api::ListVmsResponse& response) {
-  std::vector<std::vector<std::string>> rows{{"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "DEPENDS ON", "UUID"}};
+  std::vector<std::vector<std::string>> rows{
+      {"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "DEPENDS ON", "UUID"}};
   for (const api::Vm& vm : response.vms()) {
     const char* moving = vm.migration_id().empty() ? "" : vm.depends_on().empty() ? ", migrating" : ", pulling";
     rows.push_back({or_dash(vm.name()), or_dash(vm.host()), or_dash(vm.run_state()) + moving,
@@ -367,8 +368,8 @@ Json to_json(const api::Migration& migration) {
 }
 
 std::int64_t downtime_us(const api::Migration& migration) {
-  const bool resumed = migration.state() == api::COMMITTED || migration.state() == api::PULLING ||
-                       migration.state() == api::INCOMPLETE;
+  const bool resumed =
+      migration.state() == api::COMMITTED || migration.state() == api::PULLING || migration.state() == api::INCOMPLETE;
   if (!resumed || migration.stop_unix_us() <= 0 || migration.resume_unix_us() <= 0) {
     return -1;
   }
@@ -445,10 +446,10 @@ std::string summary(const api::Migration& migration) {
     add("pulled", fmt::format("{} on demand, {} unasked, {} zero, {} given back of {} missing at the resume",
                               paging.pages_demand(), paging.pages_background(), paging.pages_zero(),
                               paging.pages_given_back(), paging.pages_missing_first()));
-    add("faults", fmt::format("{}, p50 {}, p90 {}, p99 {}, p99.9 {}, longest {}; vCPUs waited {} in all",
-                              paging.faults(), us_text(paging.fault_p50_us()), us_text(paging.fault_p90_us()),
-                              us_text(paging.fault_p99_us()), us_text(paging.fault_p999_us()),
-                              us_text(paging.fault_max_us()), us_text(paging.blocked_us())));
+    add("faults",
+        fmt::format("{}, p50 {}, p90 {}, p99 {}, p99.9 {}, longest {}; vCPUs waited {} in all", paging.faults(),
+                    us_text(paging.fault_p50_us()), us_text(paging.fault_p90_us()), us_text(paging.fault_p99_us()),
+                    us_text(paging.fault_p999_us()), us_text(paging.fault_max_us()), us_text(paging.blocked_us())));
   }
   add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
   add("tracked by", fmt::format("{}{}{}", config::tracker_name(migration.tracker()),

@@ -153,8 +153,8 @@ std::optional<Refused> postcopy_refusal(const Question& question) {
   if (mode_of(question.plan) == dpapi::PRECOPY) {
     return std::nullopt;
   }
-  const char* instead = question.plan.mode() == dpapi::PRECOPY ? "set on_no_convergence to abort or stop-anyway"
-                                                               : "use mode precopy";
+  const char* instead =
+      question.plan.mode() == dpapi::PRECOPY ? "set on_no_convergence to abort or stop-anyway" : "use mode precopy";
   const api::HostInfo& info = question.destination->info;
   if (!info.postcopy()) {
     const std::string& why = info.postcopy_refusal();
@@ -163,10 +163,11 @@ std::optional<Refused> postcopy_refusal(const Question& question) {
                                why.empty() ? "its data plane does not offer it" : printable(why), instead)};
   }
   if (question.vm->tracker == dpapi::TRACKER_HASHES) {
-    return Refused{Refusal::kModeNotAvailable,
-                   fmt::format("VM \"{}\" is tracked by hashes, which cannot tell a missing page from an empty one: {}, "
-                               "or start it with another tracker",
-                               question.vm->name, instead)};
+    return Refused{
+        Refusal::kModeNotAvailable,
+        fmt::format("VM \"{}\" is tracked by hashes, which cannot tell a missing page from an empty one: {}, "
+                    "or start it with another tracker",
+                    question.vm->name, instead)};
   }
   return std::nullopt;
 }
@@ -227,8 +228,8 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
     return refuse(Refusal::kPagesMissing,
                   fmt::format("VM \"{}\" still needs {} that only {} holds (migration {}): wait until it has them "
                               "(godwitctl watch {})",
-                              vm.name, config::format_pages(pulling.destination_stats.paging().pages_missing()), pulling.source,
-                              pulling.id.text(), pulling.id.text()));
+                              vm.name, config::format_pages(pulling.destination_stats.paging().pages_missing()),
+                              pulling.source, pulling.id.text(), pulling.id.text()));
   }
   if (question.active_migration) {
     return refuse(Refusal::kMigrationActive,

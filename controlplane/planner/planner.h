@@ -57,10 +57,10 @@ struct Refused {
 
 struct Question {
   const api::Plan& plan;
-  const VmRecord* vm = nullptr;           // what plan.vm names, if anything
-  const HostView* source = nullptr;       // the VM's owner, if known
-  const HostView* destination = nullptr;  // what plan.destination names, if known
-  std::optional<Id128> active_migration;  // of this VM
+  const VmRecord* vm = nullptr;              // what plan.vm names, if anything
+  const HostView* source = nullptr;          // the VM's owner, if known
+  const HostView* destination = nullptr;     // what plan.destination names, if known
+  std::optional<Id128> active_migration;     // of this VM
   const MigrationRecord* pulling = nullptr;  // if that is PULLING: its record
 };
 

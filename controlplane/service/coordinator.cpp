@@ -275,7 +275,10 @@ std::expected<api::ListMigrationsResponse, ServiceError> Coordinator::list_migra
 
 ClusterFigures Coordinator::figures() {
   const std::lock_guard lock(mutex_);
-  ClusterFigures figures{.hosts = {}, .active = migrations_.active_by_state(), .ended = migrations_.ended()};
+  ClusterFigures figures{.hosts = {},
+                         .active = migrations_.active_by_state(),
+                         .ended = migrations_.ended(),
+                         .pulling = migrations_.all_pulling()};
   for (const auto& [name, host] : hosts_.all()) {
     figures.hosts.emplace(name, host.view);
   }

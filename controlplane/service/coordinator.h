@@ -25,6 +25,7 @@ struct ClusterFigures {
   std::map<std::string, HostView> hosts;
   std::map<api::MigrationState, std::uint64_t> active;
   MigrationFigures ended;
+  std::vector<api::Migration> pulling;  // and what their VMs lack
 };
 
 class Coordinator {

@@ -31,10 +31,11 @@ void Migrations::switch_to_postcopy(const Id128& id, Done done) {
     return done(refused(ServiceError::Code::kNotFound, fmt::format("no migration {} is under way", id.text())));
   }
   if (mode_of(m->record.plan) == dpapi::PRECOPY) {
-    return done(refused(ServiceError::Code::kInvalid,
-                        fmt::format("migration {} is of mode precopy: its destination was not prepared for missing pages; "
-                                    "plan mode hybrid, or on_no_convergence postcopy",
-                                    id.text())));
+    return done(
+        refused(ServiceError::Code::kInvalid,
+                fmt::format("migration {} is of mode precopy: its destination was not prepared for missing pages; "
+                            "plan mode hybrid, or on_no_convergence postcopy",
+                            id.text())));
   }
   if (m->step != Step::kTransferring) {
     return done(refused(
@@ -118,8 +119,8 @@ void Migrations::look_after_pull(Active& m) {
   if (frozen_ || m.record.state != api::PULLING) {
     return;
   }
-  const bool flows = m.source.paging && m.source.paging->connected() && m.destination.paging &&
-                     m.destination.paging->connected();
+  const bool flows =
+      m.source.paging && m.source.paging->connected() && m.destination.paging && m.destination.paging->connected();
   if (flows) {
     m.resume_problem.clear();
     m.resume_pause = kResumePauseMin;
@@ -143,9 +144,10 @@ std::string Migrations::pull_note(const Active& m) const {
     return fmt::format("{}, which runs the VM, is not connected; it lacks {} of {}", destination, missing, source);
   }
   if (m.record.source_settled && !m.source.paging) {
-    return fmt::format("{} has lost {} that the VM needs: its bridge knows nothing of them any more; {}: end it with "
-                       "godwitctl stop, unless they come back",
-                       source, missing, waits);
+    return fmt::format(
+        "{} has lost {} that the VM needs: its bridge knows nothing of them any more; {}: end it with "
+        "godwitctl stop, unless they come back",
+        source, missing, waits);
   }
   if (m.source.paging && m.source.paging->connected() && m.destination.paging && m.destination.paging->connected()) {
     return fmt::format("pulling: {} still on {}", missing, source);

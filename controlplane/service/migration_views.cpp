@@ -105,6 +105,16 @@ const MigrationRecord* Migrations::pulling(const Id128& vm_uuid) const {
   return found == active_.end() ? nullptr : &found->second->record;
 }
 
+std::vector<api::Migration> Migrations::all_pulling() const {
+  std::vector<api::Migration> found;
+  for (const auto& [id, m] : active_) {
+    if (m->record.state == api::PULLING) {
+      found.push_back(shown(*m));
+    }
+  }
+  return found;
+}
+
 std::map<api::MigrationState, std::uint64_t> Migrations::active_by_state() const {
   std::map<api::MigrationState, std::uint64_t> count;
   for (const auto& [id, m] : active_) {

@@ -97,12 +97,12 @@ std::expected<void, ServiceError> Migrations::cancel(const Id128& id, const std:
   if (!*record) {
     return std::unexpected(ServiceError{ServiceError::Code::kNotFound, fmt::format("no migration {}", id.text())});
   }
-  return std::unexpected(
-      ServiceError{ServiceError::Code::kNotNow,
-                   fmt::format("migration {} is {} already{}", id.text(), api::MigrationState_Name((*record)->state),
-                               (*record)->state == api::PULLING
-                                   ? fmt::format(": the VM runs on {}, and there is no way back", (*record)->destination)
-                                   : "")});
+  return std::unexpected(ServiceError{
+      ServiceError::Code::kNotNow,
+      fmt::format("migration {} is {} already{}", id.text(), api::MigrationState_Name((*record)->state),
+                  (*record)->state == api::PULLING
+                      ? fmt::format(": the VM runs on {}, and there is no way back", (*record)->destination)
+                      : "")});
 }
 
 // ---- the sequence ---------------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@
 //    TRANSFERRING a host may come back within timeouts.host_heartbeat, and in SWITCHING a lost source changes nothing,
 //    as LOADED says that the destination has all of the guest.
 //  * An outcome is told until both sides confirm that it is in effect, after each registration again, across restarts.
-//  * PULLING is decided, but not the end: whose the VM is is settled, and the source still holds pages that it needs. It
+//  * PULLING is decided, but not the end: whose the VM is is settled, and the source still holds pages that it needs.
+//  It
 //    ends in COMMITTED when the destination's bridge says that all are there, in INCOMPLETE when the guest has ended
-//    before; nothing else ends it, neither time nor a restart of anybody. While a side is not connected to the other the
-//    flow is begun again, without end: new endpoints of both, a new secret, each time. Where pages cannot be had any more
-//    (their host was rebooted) the note says so, and the operator decides (stop).
+//    before; nothing else ends it, neither time nor a restart of anybody. While a side is not connected to the other
+//    the flow is begun again, without end: new endpoints of both, a new secret, each time. Where pages cannot be had
+//    any more (their host was rebooted) the note says so, and the operator decides (stop).
 //  * Events that name a decided migration are answered by its outcome; those that name another migration than a host's
 //    own are ignored.
 
@@ -34,8 +35,8 @@ class Migrations {
  public:
   Migrations(Store& store, Hosts& hosts, Timers& timers, const config::TimeoutConfig& timeouts);
 
-  /// After a start of the control plane: nobody is there to drive what was not decided, so it is ABORTED. What is PULLING
-  /// goes on.
+  /// After a start of the control plane: nobody is there to drive what was not decided, so it is ABORTED. What is
+  /// PULLING goes on.
   std::expected<void, StoreError> take_up_interrupted();
   /// Before the control plane ends: from here on nothing is decided, as after a crash; the next start does that.
   void freeze();
@@ -69,6 +70,7 @@ class Migrations {
   /// Its record, if that is PULLING. Valid until the next call.
   [[nodiscard]] const MigrationRecord* pulling(const Id128& vm_uuid) const;
   [[nodiscard]] bool uses_image(const std::string& host, const Id128& vm_uuid) const;
+  [[nodiscard]] std::vector<api::Migration> all_pulling() const;
   /// How many are in each state that have not ended.
   [[nodiscard]] std::map<api::MigrationState, std::uint64_t> active_by_state() const;
   [[nodiscard]] const MigrationFigures& ended() const { return ended_; }
@@ -85,9 +87,9 @@ class Migrations {
     kSettling,  // decided; waits for both sides' confirmation
   };
   struct Side {
-    bool told = false;     // has been sent a command of this migration
-    bool replied = false;  // to the outcome
-    bool failed = false;   // has said so
+    bool told = false;                          // has been sent a command of this migration
+    bool replied = false;                       // to the outcome
+    bool failed = false;                        // has said so
     std::optional<dpapi::PagingStatus> paging;  // PULLING: as it last told; none: it has not obeyed yet, or is lost
   };
   /// Of the flow of a migration that is PULLING.
@@ -109,8 +111,8 @@ class Migrations {
     std::string note;
     bool pulled = false;  // was or is PULLING
     Resume resume = Resume::kIdle;
-    Duration resume_pause{};  // before the next attempt; grows with failures
-    std::string resume_problem;  // of the last attempt, "" = none
+    Duration resume_pause{};                   // before the next attempt; grows with failures
+    std::string resume_problem;                // of the last attempt, "" = none
     Timers::Id timer = Timers::kNone;          // of the step
     Timers::Id absence_timer = Timers::kNone;  // of a lost host
     Timers::Id resume_timer = Timers::kNone;   // of Resume::kWaiting

@@ -253,8 +253,8 @@ OperatorsService::Unary* OperatorsService::CancelMigration(Context* context, con
 OperatorsService::Unary* OperatorsService::SwitchToPostcopy(Context* context,
                                                             const api::SwitchToPostcopyRequest* request,
                                                             api::SwitchToPostcopyResponse*) {
-  return admitted(
-      context, [&](auto* reactor) { coordinator_.switch_to_postcopy(request->migration_id(), when_done(reactor)); });
+  return admitted(context,
+                  [&](auto* reactor) { coordinator_.switch_to_postcopy(request->migration_id(), when_done(reactor)); });
 }
 
 }  // namespace godwit::controlplane

@@ -75,6 +75,11 @@ void Vms::attach(const api::AttachVmRequest& request, VmDone done) {
 }
 
 std::optional<ServiceError> Vms::start_obstacle(const VmRecord& vm) {
+  if (const MigrationRecord* pulling = migrations_.pulling(vm.uuid)) {
+    return ServiceError{Code::kNotNow,
+                        fmt::format("VM \"{}\" still needs {} of {} (migration {}): stop it first", vm.name,
+                                    missing_text(*pulling), pulling->source, pulling->id.text())};
+  }
   if (const auto migration = migrations_.of_vm(vm.uuid)) {
     return ServiceError{Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text())};
   }
@@ -242,7 +247,8 @@ void Vms::drop_image(const std::string& host_name, const std::string& name_or_uu
     if (image.id().vm_uuid() != uuid.to_bytes()) {
       continue;
     }
-    if (const MigrationRecord* pulling = migrations_.pulling(uuid); pulling != nullptr && pulling->source == host_name) {
+    if (const MigrationRecord* pulling = migrations_.pulling(uuid);
+        pulling != nullptr && pulling->source == host_name) {
       done(failed(Code::kNotNow, fmt::format("VM \"{}\" on {} still needs {} of it", pulling->vm_name,
                                              pulling->destination, missing_text(*pulling))));
       return;

@@ -8,8 +8,8 @@
 namespace godwit::controlplane {
 namespace {
 
-// States are the numbers of MigrationState: 1 PREPARING, 2 TRANSFERRING, 3 SWITCHING, 4 COMMITTED, 5 ABORTED, 6 PULLING,
-// 7 INCOMPLETE.
+// States are the numbers of MigrationState: 1 PREPARING, 2 TRANSFERRING, 3 SWITCHING, 4 COMMITTED, 5 ABORTED, 6
+// PULLING, 7 INCOMPLETE.
 static_assert(api::PREPARING == 1 && api::SWITCHING == 3 && api::COMMITTED == 4 && api::ABORTED == 5 &&
               api::PULLING == 6 && api::INCOMPLETE == 7);
 constexpr const char* kSchema = R"sql(
@@ -85,9 +85,7 @@ int version_of(sqlite3* database) {
 }  // namespace
 
 std::optional<int> bring_schema_up_to_date(sqlite3* database) {
-  const auto run = [&](const char* sql) {
-    return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK;
-  };
+  const auto run = [&](const char* sql) { return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK; };
   const int version = version_of(database);
   const bool ready = version == 0   ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes)
                      : version == 1 ? std::ranges::all_of(kFromVersion1, run)

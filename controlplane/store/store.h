@@ -127,8 +127,8 @@ inline std::uint64_t MigrationRecord::ownership_after() const {
   return is_committed(state) ? ownership_before + 1 : ownership_before;
 }
 
-/// PREPARING -> TRANSFERRING -> SWITCHING -> COMMITTED or PULLING, ABORTED from each of the first three, and from PULLING
-/// COMMITTED or INCOMPLETE.
+/// PREPARING -> TRANSFERRING -> SWITCHING -> COMMITTED or PULLING, ABORTED from each of the first three, and from
+/// PULLING COMMITTED or INCOMPLETE.
 [[nodiscard]] constexpr bool may_follow(api::MigrationState from, api::MigrationState to) {
   switch (to) {
     case api::TRANSFERRING:

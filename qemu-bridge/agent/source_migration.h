@@ -79,7 +79,8 @@ class SourceMigration {
 
   /// The store said COMMITTED: retain the image, end QEMU. The event is RETIRED.
   controlplane::v1::MigrationEvent commit(std::uint64_t ownership);
-  /// The store said PULLING: this QEMU writes nothing any more. The RETIRED event, for when the memory serves without it.
+  /// The store said PULLING: this QEMU writes nothing any more. The RETIRED event, for when the memory serves without
+  /// it.
   controlplane::v1::MigrationEvent hand_over();
   /// The store said ABORTED: the guest goes on here. The event is BACK, or FAILED with the reason why it does not run.
   controlplane::v1::MigrationEvent abort(std::uint64_t ownership);

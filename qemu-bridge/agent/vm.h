@@ -160,7 +160,7 @@ class Vm {
   mutable std::mutex migration_mutex_;
   std::unique_ptr<SourceMigration> source_;
   std::unique_ptr<DestinationMigration> destination_;
-  std::shared_ptr<Pull> pull_;                       // from PULLING on; events go to it, then
+  std::shared_ptr<Pull> pull_;                                   // from PULLING on; events go to it, then
   std::optional<controlplane::v1::MigrationEvent> handed_over_;  // RESUMED or RETIRED, told again with PULLING
 
   mutable std::mutex summary_mutex_;

@@ -207,8 +207,7 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
     return undo(facts.error());
   }
   watch_process();
-  if (auto attached =
-          attach_memory(dataplane::v1::AttachGuest::ARRIVING, may_pull ? Paging::kOnDemand : Paging::kNone);
+  if (auto attached = attach_memory(dataplane::v1::AttachGuest::ARRIVING, may_pull ? Paging::kOnDemand : Paging::kNone);
       !attached) {
     return undo(attached.error());
   }
@@ -405,9 +404,8 @@ void Vm::drop_migration() {
 
 void Vm::emit(MigrationEvent event) {
   const auto kind = event.kind();
-  const bool final_word =
-      kind == MigrationEvent::RESUMED || kind == MigrationEvent::RETIRED || kind == MigrationEvent::BACK ||
-      kind == MigrationEvent::ENDED;
+  const bool final_word = kind == MigrationEvent::RESUMED || kind == MigrationEvent::RETIRED ||
+                          kind == MigrationEvent::BACK || kind == MigrationEvent::ENDED;
   FromAgent message;
   *message.mutable_event() = std::move(event);
   // The others are repeated by their migration after the next registration.

@@ -60,10 +60,11 @@ std::expected<void, dataplane::v1::Error> Vm::check_can_serve() const {
   for (const auto& backend : backends_) {
     std::error_code error;
     if (!std::filesystem::is_regular_file(backend.mem_path, error)) {
-      return std::unexpected(make_error(
-          Error::BAD_REQUEST, "RAM backend '" + backend.id +
-                                  "' has no file of its own that outlives QEMU, so its pages cannot be served after the "
-                                  "switch: use mode precopy, or memory-backend-file with mem-path naming a file"));
+      return std::unexpected(
+          make_error(Error::BAD_REQUEST,
+                     "RAM backend '" + backend.id +
+                         "' has no file of its own that outlives QEMU, so its pages cannot be served after the "
+                         "switch: use mode precopy, or memory-backend-file with mem-path naming a file"));
     }
   }
   return {};
@@ -76,10 +77,9 @@ std::expected<void, dataplane::v1::Error> Vm::check_can_page() const {
   }
   if (!hello->postcopy()) {
     const std::string why = hello->postcopy_refusal();
-    return std::unexpected(make_error(Error::BAD_REQUEST,
-                                      "this host cannot be the destination of post-copy: " +
-                                          (why.empty() ? "its data plane does not offer it" : why) +
-                                          "; or use mode precopy"));
+    return std::unexpected(make_error(Error::BAD_REQUEST, "this host cannot be the destination of post-copy: " +
+                                                              (why.empty() ? "its data plane does not offer it" : why) +
+                                                              "; or use mode precopy"));
   }
   return {};
 }
@@ -188,8 +188,7 @@ AgentResult Vm::finish_pull(bool complete) {
   if (!is_source() && !complete) {
     end_qemu();
   }
-  const auto finished =
-      pull_->finish(complete ? dataplane::v1::OUTCOME_COMMITTED : dataplane::v1::OUTCOME_ABANDONED);
+  const auto finished = pull_->finish(complete ? dataplane::v1::OUTCOME_COMMITTED : dataplane::v1::OUTCOME_ABANDONED);
   if (!finished && finished.error().code() != Error::NO_SUCH_MIGRATION) {
     return std::unexpected(finished.error());
   }
@@ -274,6 +273,10 @@ void Vm::recover_pull() {
   if (record_.process.pid > 0 && !is_alive(record_.process)) {
     record_.process = {};
   }
+  if (record_.process.pid < 0) {
+    const std::lock_guard lock(summary_mutex_);
+    run_state_ = "serving";
+  }
   if (pull_->secured() || record_.process.pid < 0) {
     static_cast<void>(settle());  // else its monitor comes first; tried again each second
   }
@@ -282,8 +285,8 @@ void Vm::recover_pull() {
 /// The source's QEMU has gone by itself after the destination may have been told to run without all of its pages: the
 /// memory is kept until the store says what it is for.
 bool Vm::outlive_qemu(const std::string& why) {
-  const bool in_switch = record_.migration && record_.migration->may_pull &&
-                         record_.migration->phase == MigrationPhase::kSwitching;
+  const bool in_switch =
+      record_.migration && record_.migration->may_pull && record_.migration->phase == MigrationPhase::kSwitching;
   if (!is_source() || !(in_switch || serves_or_pulls())) {
     return false;
   }

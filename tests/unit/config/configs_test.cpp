@@ -214,8 +214,8 @@ TEST(MigrationPlanFile, OnlyHybridSaysWhenItSwitches) {
                 ElementsAre(HasSubstr("postcopy_after_rounds: is for mode \"hybrid\" only"),
                             HasSubstr("postcopy_after: is for mode")));
   }
-  const auto flags = load_migration_plan(
-      "", {{"vm", "v"}, {"destination", "b"}, {"mode", "hybrid"}, {"postcopy_after_rounds", "4"}});
+  const auto flags =
+      load_migration_plan("", {{"vm", "v"}, {"destination", "b"}, {"mode", "hybrid"}, {"postcopy_after_rounds", "4"}});
   ASSERT_TRUE(flags);
   EXPECT_EQ(flags->postcopy_after_rounds, 4U);
 }

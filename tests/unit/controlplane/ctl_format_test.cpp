@@ -177,7 +177,8 @@ TEST(CtlFormat, AfterPulling) {
   EXPECT_EQ(summary(committed()).find("faults"), std::string::npos);
   ended.set_state(api::INCOMPLETE);
   ended.set_reason("the VM was stopped before it had 1 page (4 KiB) of host-a");
-  EXPECT_TRUE(summary(ended).ends_with("moved, but not whole: the VM was stopped before it had 1 page (4 KiB) of host-a\n"));
+  EXPECT_TRUE(
+      summary(ended).ends_with("moved, but not whole: the VM was stopped before it had 1 page (4 KiB) of host-a\n"));
 }
 
 TEST(CtlFormat, VmsThatDependOnAHost) {

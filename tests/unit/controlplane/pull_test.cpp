@@ -1,5 +1,5 @@
-// The control plane while a VM runs at the destination and pages of it are still at the source: nothing but the last page,
-// or the end of the guest, ends that. Fake agents on real gRPC streams play both hosts.
+// The control plane while a VM runs at the destination and pages of it are still at the source: nothing but the last
+// page, or the end of the guest, ends that. Fake agents on real gRPC streams play both hosts.
 #include "tests/unit/controlplane/service_fixture.h"
 
 namespace godwit::controlplane::testing {

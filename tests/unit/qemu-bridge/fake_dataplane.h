@@ -1,7 +1,7 @@
 #pragma once
 // A data plane of one host that answers at once and moves a guest's RAM by copying the file to its peer's when the
-// device state has ended; it may say that pages are missing all the same, and then behaves as dataplane.proto says until
-// complete(). Owns its socket and one thread. Everything that it was asked is kept in order.
+// device state has ended; it may say that pages are missing all the same, and then behaves as dataplane.proto says
+// until complete(). Owns its socket and one thread. Everything that it was asked is kept in order.
 
 #include <sys/socket.h>
 #include <sys/un.h>

@@ -3,8 +3,6 @@
 // that nobody needs it; neither end forgets anything at a restart; a cut flow begins again under what the store sends.
 #include <gtest/gtest.h>
 
-#include <sys/wait.h>
-
 #include "qemu-bridge/attach/inject.h"
 #include "tests/unit/qemu-bridge/owned_qemu.h"
 #include "tests/unit/qemu-bridge/switchover_fixture.h"
@@ -75,9 +73,7 @@ class PullTest : public Switchover {
     EXPECT_EQ(last_finish(destination_).outcome(), dataplane::v1::OUTCOME_COMMITTED);
     EXPECT_EQ(last_finish(source_).ownership(), 6u);
   }
-  std::filesystem::path source_ram() {
-    return ram_path(host_paths(source_.config, uuid_), uuid_, {"ram0", 1, {}});
-  }
+  std::filesystem::path source_ram() { return ram_path(host_paths(source_.config, uuid_), uuid_, {"ram0", 1, {}}); }
   static dataplane::v1::FinishMigration last_finish(TestHost& host) {
     dataplane::v1::FinishMigration last;
     for (const auto& request : host.dataplane.requests()) {
@@ -262,6 +258,70 @@ TEST_F(PullTest, BothDaemonsRestartedWhilePulling) {
   ASSERT_TRUE(tell(destination_, controlplane::v1::PULLING));
   expect_pulling();
   expect_complete();
+}
+
+TEST_F(PullTest, ALargeVmHasSeveralUserfaultfdsAndKeepsThem) {
+  vcpus_ = 9;
+  ASSERT_NO_FATAL_FAILURE(begin_to_pull());
+  const auto first = destination_.dataplane.last_attach();
+  ASSERT_EQ(first.fault_ranges_size(), 2);
+  EXPECT_EQ(first.fault_ranges(1).first_page(), 16384u);
+  EXPECT_EQ(first.fault_ranges(1).pages(), 16384u);
+  const auto descriptors = destination_.journal.load()->records.at(0).fault_descriptors;
+  ASSERT_EQ(descriptors.size(), 2u);
+  const auto in_qemu = find_userfaultfds(static_cast<pid_t>(destination_.present()->running().pid()));
+  ASSERT_TRUE(in_qemu);
+  for (const auto& descriptor : descriptors) {
+    EXPECT_EQ(std::ranges::count(*in_qemu, descriptor.in_qemu), 1);
+  }
+  destination_.dataplane.restart();
+  ASSERT_TRUE(destination_.dataplane.wait_for(Request::kAttachGuest, 2));
+  EXPECT_EQ(destination_.dataplane.last_attach().fault_ranges_size(), 2);
+  EXPECT_EQ(destination_.journal.load()->records.at(0).fault_descriptors, descriptors) << "others were injected";
+  EXPECT_EQ(source_.dataplane.last_attach().fault_ranges_size(), 0) << "where nothing is paged one does";
+}
+
+TEST_F(PullTest, MemoryWithoutAFileIsNotServed) {
+  const auto socket = files_.path() / "memfd.sock";
+  Launch launch;
+  launch.argv = {"/usr/bin/qemu-system-x86_64",
+                 "-nodefaults",
+                 "-display",
+                 "none",
+                 "-S",
+                 "-uuid",
+                 uuid_.text(),
+                 "-machine",
+                 "pc,accel=tcg,memory-backend=ram0",
+                 "-m",
+                 "64M",
+                 "-object",
+                 "memory-backend-memfd,id=ram0,size=64M,share=on",
+                 "-qmp",
+                 "unix:" + socket.string() + ",server=on,wait=off"};
+  launch.log_file = files_.path() / "log";
+  const auto qemu = bridge::launch(launch);
+  ASSERT_TRUE(qemu);
+  const OwnedQemu owned(*qemu);
+  while (is_alive(*qemu) && ::access(socket.c_str(), F_OK) != 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): polls for QEMU's socket
+  }
+  auto record = make_record();
+  record.definition.regions = {{"ram0", 64u << 20, config::Backing::kTmpfs}};
+  record.qmp_path = socket;
+  auto vm = source_.make_vm(record);
+  const auto attached = source_.run([&](Reply reply) { vm->attach(std::move(reply)); });
+  ASSERT_TRUE(attached) << text_of(attached.error());
+  controlplane::v1::PrepareSource command;
+  command.set_migration_id(migration_.to_bytes());
+  command.set_vm_uuid(uuid_.to_bytes());
+  command.set_ownership(5);
+  command.set_mode(dataplane::v1::HYBRID);
+  const auto prepared = source_.run([&](Reply reply) { vm->prepare_source(command, std::move(reply)); });
+  ASSERT_FALSE(prepared);
+  EXPECT_NE(prepared.error().text().find("'ram0' has no file of its own"), std::string::npos)
+      << prepared.error().text();
+  EXPECT_TRUE(vm->migration_id().is_nil());
 }
 
 TEST_F(PullTest, ACutFlowIsToldAndBeginsAgain) {

@@ -29,6 +29,7 @@ class Switchover : public testing::Test {
     record.definition.uuid = uuid_;
     record.definition.machine = "pc";
     record.definition.accel = config::Accel::kTcg;
+    record.definition.vcpus = vcpus_;
     record.definition.regions = {{"ram0", 64u << 20, config::Backing::kTmpfs},
                                  {"ram1", 64u << 20, config::Backing::kTmpfs}};
     record.definition.arguments = {"-nodefaults",
@@ -103,6 +104,7 @@ class Switchover : public testing::Test {
   }
 
   std::vector<std::string> more_arguments_;
+  std::uint32_t vcpus_ = 1;
   dataplane::v1::Mode mode_ = dataplane::v1::PRECOPY;
   TempDir files_;
   std::filesystem::path initramfs_;
