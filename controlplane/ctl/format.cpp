@@ -76,6 +76,7 @@ Json to_json(const dpapi::PagingStats& paging) {
           {"pages_background", paging.pages_background()},
           {"pages_zero", paging.pages_zero()},
           {"pages_given_back", paging.pages_given_back()},
+          {"pages_asked_again", paging.pages_asked_again()},
           {"faults", paging.faults()},
           {"faults_waiting", paging.faults_waiting()},
           {"faults_per_s", paging.faults_per_s()},

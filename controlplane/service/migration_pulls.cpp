@@ -105,7 +105,8 @@ void Migrations::take_paging(Active& m, bool source) {
   const Hosts::Host* host = hosts_.find(source ? m.record.source : m.record.destination);
   const api::RunningVm* vm = host == nullptr ? nullptr : Hosts::running(*host, m.record.vm_uuid);
   const dpapi::Role role = source ? dpapi::ROLE_SOURCE : dpapi::ROLE_DESTINATION;
-  if (vm == nullptr || vm->migration_id() != m.record.id.to_bytes() || !vm->has_paging() || vm->role() != role) {
+  side.holds = vm != nullptr && vm->migration_id() == m.record.id.to_bytes() && vm->role() == role;
+  if (!side.holds || !vm->has_paging()) {
     return;
   }
   side.paging = vm->paging();
@@ -143,7 +144,11 @@ std::string Migrations::pull_note(const Active& m) const {
   if (!connected(destination)) {
     return fmt::format("{}, which runs the VM, is not connected; it lacks {} of {}", destination, missing, source);
   }
-  if (m.record.source_settled && !m.source.paging) {
+  if (m.record.destination_settled && !m.destination.holds) {
+    return fmt::format("{} does not run the VM any more, which lacked {} of {}: end it with godwitctl stop",
+                       destination, missing, source);
+  }
+  if (m.record.source_settled && !m.source.holds) {
     return fmt::format(
         "{} has lost {} that the VM needs: its bridge knows nothing of them any more; {}: end it with "
         "godwitctl stop, unless they come back",

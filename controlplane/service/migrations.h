@@ -90,6 +90,7 @@ class Migrations {
     bool told = false;                          // has been sent a command of this migration
     bool replied = false;                       // to the outcome
     bool failed = false;                        // has said so
+    bool holds = false;                         // PULLING: its bridge names the migration
     std::optional<dpapi::PagingStatus> paging;  // PULLING: as it last told; none: it has not obeyed yet, or is lost
   };
   /// Of the flow of a migration that is PULLING.

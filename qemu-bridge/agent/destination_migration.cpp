@@ -102,6 +102,10 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
     fail(event.migration_failed().error());
     return;
   }
+  if (event.has_connection_lost()) {
+    fail(make_error(Error::PEER, event.connection_lost().reason()));  // nothing of it is committed yet
+    return;
+  }
   if (!event.has_device_state() && !event.has_memory_ready()) {
     return;
   }

@@ -120,6 +120,7 @@ void fill(dataplane::v1::AttachGuest& request, const VmRecord& record, AttachKin
   request.set_epoch(record.epoch);
   request.set_has_balloon(record.has_balloon);
   request.set_qemu_pid(record.process.pid);
+  request.set_paging_epoch(record.migration ? record.migration->epoch_base : 0);
 }
 
 }  // namespace

@@ -24,14 +24,18 @@ std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
   const auto role = json_string(json, "role");
   const auto phase = std::ranges::find(kPhaseNames, json_string(json, "phase").value_or(""));
   const auto ownership = json_uint(json, "ownership_after");
+  const std::uint64_t epoch_base = json_uint(json, "epoch_base").value_or(0);
   const auto place = phase - kPhaseNames.begin();
   if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership ||
-      (*role == "destination" && place > 1 && *phase != "pulling")) {
+      epoch_base > UINT32_MAX || (*role == "destination" && place > 1 && *phase != "pulling")) {
     return std::unexpected("'migration' is not valid");
   }
-  return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
-                         static_cast<MigrationPhase>(place), *ownership,
-                         json_bool(json, "may_pull").value_or(false)};  // absent before there was post-copy
+  return MigrationRecord{*id,
+                         *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
+                         static_cast<MigrationPhase>(place),
+                         *ownership,
+                         json_bool(json, "may_pull").value_or(false),  // absent before there was post-copy
+                         static_cast<std::uint32_t>(epoch_base)};
 }
 
 /// Absent where one userfaultfd does for all pages.
@@ -99,7 +103,8 @@ std::string to_text(const VmRecord& record) {
                          {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
                          {"phase", name_of(record.migration->phase)},
                          {"ownership_after", record.migration->ownership_after},
-                         {"may_pull", record.migration->may_pull}};
+                         {"may_pull", record.migration->may_pull},
+                         {"epoch_base", record.migration->epoch_base}};
   }
   for (const auto& descriptor : record.fault_descriptors) {
     json["fault_descriptors"].push_back(

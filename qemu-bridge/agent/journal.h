@@ -37,6 +37,7 @@ struct MigrationRecord {
   MigrationPhase phase = MigrationPhase::kPreparing;
   std::uint64_t ownership_after = 0;  // of the outcome, from kCommitted or kAborted on
   bool may_pull = false;              // not pre-copy: after the commit this memory may still be needed elsewhere
+  std::uint32_t epoch_base = 0;       // destination: of this attempt; names what is missing (0: not known)
 };
 
 /// One of several userfaultfds in QEMU, and the pages whose faults it serves.

@@ -21,13 +21,13 @@ Pull::Pull(DataplaneClient& dataplane, const VmRecord& record, std::function<voi
   status_.set_role(record.migration->role == MigrationRole::kSource ? dataplane::v1::ROLE_SOURCE
                                                                     : dataplane::v1::ROLE_DESTINATION);
   status_.set_ownership(record.migration->ownership_after);
-  status_.set_reason("this host's bridge does not know yet how its data plane stands");
 }
 
 std::expected<dataplane::v1::CommitMigrationResult, Error> Pull::commit(std::uint64_t ownership) {
   {
     // Before the request: its ConnectionLost may come at once.
     const std::lock_guard lock(mutex_);
+    heard_ = true;
     status_.set_ownership(ownership);
     status_.set_connected(true);
     status_.clear_reason();
@@ -106,7 +106,12 @@ std::expected<void, Error> Pull::resume(const controlplane::v1::ResumeTransfer& 
 }
 
 std::expected<dataplane::v1::FinishMigrationResult, Error> Pull::finish(dataplane::v1::Outcome outcome) {
-  return finish_migration(dataplane_, id_, outcome, status().ownership());
+  std::uint64_t ownership = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    ownership = status_.ownership();
+  }
+  return finish_migration(dataplane_, id_, outcome, ownership);
 }
 
 bool Pull::look() {
@@ -121,7 +126,7 @@ bool Pull::look() {
     if (paging.migration_id() == id_.to_bytes()) {
       {
         const std::lock_guard lock(mutex_);
-        secured_ = true;
+        heard_ = secured_ = true;
         const auto ownership = status_.ownership();
         status_ = paging;
         status_.set_ownership(std::max(ownership, paging.ownership()));
@@ -140,6 +145,7 @@ void Pull::lost(const std::string& reason) {
     if (status_.complete()) {
       return;  // there is nothing left to flow
     }
+    heard_ = true;
     status_.set_connected(false);
     status_.set_reason(printable(reason));
   }
@@ -178,9 +184,9 @@ void Pull::report(const dataplane::v1::MigrationStats& stats) {
   emit_(std::move(event));
 }
 
-dataplane::v1::PagingStatus Pull::status() const {
+std::optional<dataplane::v1::PagingStatus> Pull::status() const {
   const std::lock_guard lock(mutex_);
-  return status_;
+  return heard_ ? std::optional(status_) : std::nullopt;
 }
 
 }  // namespace godwit::bridge

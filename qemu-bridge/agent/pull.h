@@ -21,6 +21,7 @@
 
 #include <functional>
 #include <mutex>
+#include <optional>
 
 #include "qemu-bridge/agent/dataplane_client.h"
 #include "qemu-bridge/agent/journal.h"
@@ -51,7 +52,8 @@ class Pull {
   bool look();
   void lost(const std::string& reason);
   void on_dataplane_event(const dataplane::v1::Event& event);
-  [[nodiscard]] dataplane::v1::PagingStatus status() const;
+  /// None until the data plane has been heard.
+  [[nodiscard]] std::optional<dataplane::v1::PagingStatus> status() const;
 
  private:
   void report(const dataplane::v1::MigrationStats& stats);
@@ -64,6 +66,7 @@ class Pull {
 
   mutable std::mutex mutex_;
   dataplane::v1::PagingStatus status_;
+  bool heard_ = false;
   bool secured_ = false;
 };
 

@@ -304,6 +304,8 @@ void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {
     auto out = make_event(MigrationEvent::PROGRESS);
     *out.mutable_stats() = event.source_done().stats();
     reports_.emit(std::move(out));
+  } else if (event.has_connection_lost()) {
+    fail(make_error(Error::PEER, event.connection_lost().reason()));  // nothing of it is committed yet
   } else if (event.has_migration_failed()) {
     fail(event.migration_failed().error());
   }

@@ -81,8 +81,8 @@ RunningVm Vm::running() const {
   const std::lock_guard lock(summary_mutex_);
   RunningVm out = summary_;
   out.set_run_state(run_state_);
-  if (pull) {
-    *out.mutable_paging() = pull->status();
+  if (const auto status = pull ? pull->status() : std::nullopt) {
+    *out.mutable_paging() = *status;
   }
   return out;
 }

@@ -192,6 +192,7 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
     return std::unexpected(can.error());
   }
   record_.migration->may_pull = may_pull;
+  record_.migration->epoch_base = command.epoch_base();
   if (auto saved = save(); !saved) {
     return undo(saved.error());
   }
@@ -273,7 +274,8 @@ AgentResult Vm::settle() {
     decided_.reset();
     return settled;
   }
-  if (!qmp_ && record_.process.pid > 0) {
+  const bool outlived = is_source() && record_.process.pid < 0;
+  if (!qmp_ && !outlived) {
     return not_yet("QEMU's monitor is not connected");
   }
   const bool committed = decided_->state() == controlplane::v1::COMMITTED;

@@ -261,15 +261,13 @@ AgentResult Vm::do_resume_transfer(const controlplane::v1::ResumeTransfer& comma
 /// What an earlier run of this bridge had brought so far.
 void Vm::recover_pull() {
   make_pull();
-  static_cast<void>(pull_->look());
   if (!is_source()) {
+    static_cast<void>(pull_->look());
     if (!handed_over_) {
       handed_over_ = event_of(*record_.migration, MigrationEvent::RESUMED);
     }
     return;
   }
-  decided_.emplace().set_state(controlplane::v1::PULLING);
-  decided_->set_ownership(record_.migration->ownership_after);
   if (record_.process.pid > 0 && !is_alive(record_.process)) {
     record_.process = {};
   }
@@ -277,6 +275,9 @@ void Vm::recover_pull() {
     const std::lock_guard lock(summary_mutex_);
     run_state_ = "serving";
   }
+  static_cast<void>(pull_->look());
+  decided_.emplace().set_state(controlplane::v1::PULLING);
+  decided_->set_ownership(record_.migration->ownership_after);
   if (pull_->secured() || record_.process.pid < 0) {
     static_cast<void>(settle());  // else its monitor comes first; tried again each second
   }

@@ -294,6 +294,10 @@ TEST_F(PullTest, AbsentHostsAreNamedWithWhatTheyHold) {
   EXPECT_EQ(lost.state(), api::PULLING) << "the operator decides";
   EXPECT_NE(lost.note().find("godwitctl stop"), std::string::npos);
   report(*a_, id, true);
+  b_->set_vms({});
+  b_->report();
+  watch_until(id, [](const auto& m) { return m.note().starts_with("host-b does not run the VM any more"); });
+  report(*b_, id, true);
   watch_until(id, [](const auto& m) { return m.connected(); });
   complete(id);
 }

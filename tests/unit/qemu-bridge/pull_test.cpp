@@ -119,6 +119,18 @@ class PullTest : public Switchover {
     }
   }
 
+  /// Why the destination does not prepare for this guest.
+  std::string refused_arrival(VmRecord record) {
+    record.migration = MigrationRecord{migration_, MigrationRole::kDestination, MigrationPhase::kPreparing, 0};
+    controlplane::v1::PrepareDestination there;
+    there.set_migration_id(migration_.to_bytes());
+    there.set_bytes_total(128u << 20);
+    there.set_mode(mode_);
+    auto vm = destination_.make_vm(std::move(record));
+    const auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
+    return arrived ? "it does" : arrived.error().text();
+  }
+
   ProcessId source_qemu_;
   int beat_ = 0;
 };
@@ -140,6 +152,19 @@ TEST_F(PullTest, TheGuestRunsWhileItsPagesAreMissingAndTheSourceLastsUntilTheyAr
   EXPECT_EQ(source_.count_events(MigrationEvent::RETIRED), 2);
   EXPECT_EQ(source_.dataplane.count(Request::kCommitMigration), 1);
   expect_complete();
+}
+
+TEST_F(PullTest, AFlowThatDiesBeforeTheWordIsAFailure) {
+  ASSERT_NO_FATAL_FAILURE(load());
+  source_.dataplane.cut(migration_, "the peer is silent");
+  const auto failed = source_.wait_event(MigrationEvent::FAILED);
+  ASSERT_TRUE(failed);
+  EXPECT_EQ(failed->error().text(), "the peer is silent");
+  destination_.dataplane.cut(migration_, "the peer is silent");
+  EXPECT_TRUE(destination_.wait_event(MigrationEvent::FAILED));
+  ASSERT_TRUE(tell(destination_, controlplane::v1::ABORTED));
+  ASSERT_TRUE(tell(source_, controlplane::v1::ABORTED));
+  EXPECT_TRUE(source_.wait_beat_after(uuid_, beat_ + 2)) << "it does not go on";
 }
 
 TEST_F(PullTest, NothingMissingEndsAsPrecopyDoes) {
@@ -236,6 +261,7 @@ TEST_F(PullTest, RestartedDataPlanesWhilePulling) {
   ASSERT_TRUE(destination_.dataplane.wait_for(Request::kAttachGuest, 2));
   EXPECT_EQ(destination_.dataplane.last_attach().kind(), dataplane::v1::AttachGuest::CONTINUING);
   EXPECT_TRUE(destination_.dataplane.last_attach().demand_paging());
+  EXPECT_EQ(destination_.dataplane.last_attach().paging_epoch(), 4711u);
   EXPECT_EQ(source_.dataplane.count(Request::kAttachGuest), 1) << "it has no guest to attach";
   ASSERT_NO_FATAL_FAILURE(resume());
   expect_pulling();
@@ -397,35 +423,18 @@ TEST_F(PullTest, AQemuThatDiesInTheSwitchIsForgottenWhenItIsAborted) {
 TEST_F(PullTest, AHostThatCannotPageRefusesBeforeAnythingIsTouched) {
   destination_.dataplane.offer_postcopy(false);
   destination_.dataplane.restart();
+  ASSERT_TRUE(destination_.dataplane.wait_for(Request::kHello, 2));
   ASSERT_TRUE(destination_.wait_dataplane());
-  auto record = make_record();
-  record.migration = MigrationRecord{migration_, MigrationRole::kDestination, MigrationPhase::kPreparing, 0};
-  controlplane::v1::PrepareDestination there;
-  there.set_migration_id(migration_.to_bytes());
-  there.set_bytes_total(128u << 20);
-  there.set_mode(dataplane::v1::HYBRID);
-  auto vm = destination_.make_vm(record);
-  const auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
-  ASSERT_FALSE(arrived);
-  EXPECT_NE(arrived.error().text().find("the test offers none; or use mode precopy"), std::string::npos)
-      << arrived.error().text();
-  EXPECT_EQ(vm->running().pid(), -1) << "no QEMU was started";
+  const std::string why = refused_arrival(make_record());
+  EXPECT_NE(why.find("the test offers none; or use mode precopy"), std::string::npos) << why;
+  EXPECT_EQ(destination_.present()->running().pid(), -1) << "no QEMU was started";
 }
 
 TEST_F(PullTest, WhatHashesTrackIsNotPaged) {
-  ASSERT_NO_FATAL_FAILURE(boot());
   auto record = make_record();
   record.tracker = dataplane::v1::TRACKER_HASHES;
-  record.migration = MigrationRecord{migration_, MigrationRole::kDestination, MigrationPhase::kPreparing, 0};
-  controlplane::v1::PrepareDestination there;
-  there.set_migration_id(migration_.to_bytes());
-  there.set_bytes_total(128u << 20);
-  there.set_mode(dataplane::v1::POSTCOPY);
-  auto vm = destination_.make_vm(record);
-  const auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
-  ASSERT_FALSE(arrived);
-  EXPECT_NE(arrived.error().text().find("cannot tell a missing page from an empty one"), std::string::npos)
-      << arrived.error().text();
+  const std::string why = refused_arrival(record);
+  EXPECT_NE(why.find("cannot tell a missing page from an empty one"), std::string::npos) << why;
   EXPECT_EQ(destination_.dataplane.count(Request::kAttachGuest), 0);
 }
 

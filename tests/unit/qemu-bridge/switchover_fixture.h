@@ -81,6 +81,7 @@ class Switchover : public testing::Test {
     there.set_bytes_total(from.bytes_total());
     there.set_source_machine_type(from.machine_type());
     there.set_mode(mode_);
+    there.set_epoch_base(4711);
     auto vm = destination_.make_vm(record);
     auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
     ASSERT_TRUE(arrived) << text_of(arrived.error());
