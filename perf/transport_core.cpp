@@ -25,8 +25,8 @@ class Pages final : public transport::LaneUser {
   }
   void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
   void on_acknowledged(const transport::Work&) override {}
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
+  void on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {}
   void on_message(std::span<const std::byte>) override {}
 
   bool sending = false;

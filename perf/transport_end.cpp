@@ -102,7 +102,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
       begin_pass_ = true;
     }
   }
-  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+  void on_page(std::uint16_t /*lane*/, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override {
     if (page >= options_.pages || round > options_.passes) {
       return fail("the sender named a page that there is not");
@@ -114,7 +114,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     }
     writes_.push_back({page, offset, bytes, true});
   }
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override { fail("a zero run came; none was sent"); }
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {
+    fail("a zero run came; none was sent");
+  }
   void on_message(std::span<const std::byte>) override { fail("a message came; none was sent"); }
 
  private:

@@ -81,7 +81,7 @@ constexpr Metric kInFlight{"godwit_dataplane_lane_in_flight_packets", Kind::kGau
 constexpr Metric kCredit{"godwit_dataplane_lane_credit_packets", Kind::kGauge, "vm,role,lane",
                          "Packets that the peer still lets us send"};
 constexpr Metric kWorks{"godwit_dataplane_lane_works", Kind::kGauge, "vm,role,lane",
-                        "Depth of the work table: pages and zero runs not acknowledged yet; bulk lanes"};
+                        "Depth of the work table: pages and zero runs not acknowledged yet"};
 constexpr Metric kBacklog{"godwit_dataplane_lane_stream_backlog_bytes", Kind::kGauge, "vm,role,lane",
                           "Depth of the message stream: bytes not acknowledged yet; lane 0"};
 // ---- memory ----
@@ -113,9 +113,8 @@ void put_lane(Samples& samples, const FlowFigures& flow, std::size_t index) {
   samples.add(kCredit, labels, lane.credit_left_packets.get());
   if (index == 0) {
     samples.add(kBacklog, labels, lane.stream_backlog_bytes.get());
-  } else {
-    samples.add(kWorks, labels, lane.works_in_hand.get());
   }
+  samples.add(kWorks, labels, lane.works_in_hand.get());
 }
 
 void put_lcores(Samples& samples, const MetricSources& sources) {

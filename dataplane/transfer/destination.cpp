@@ -453,12 +453,12 @@ void Destination::read_page(pages::PageNumber, std::uint32_t, std::span<std::byt
   GW_ASSERT(!"a destination hands out no pages");
 }
 void Destination::on_acknowledged(const transport::Work&) {}
-void Destination::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+void Destination::on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                           std::span<const std::byte> bytes) {
-  impl_->on_page(round, page, offset, bytes);
+  impl_->on_page(lane, round, page, offset, bytes);
 }
-void Destination::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  impl_->on_zero_run(round, first, count);
+void Destination::on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
+  impl_->on_zero_run(lane, round, first, count);
 }
 void Destination::on_message(std::span<const std::byte> message) { impl_->on_message(message); }
 

@@ -46,9 +46,9 @@ class Destination final : public transport::LaneUser {
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
   void on_acknowledged(const transport::Work& work) override;
-  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+  void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override;
-  void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
+  void on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
   void on_message(std::span<const std::byte> message) override;
 
  private:

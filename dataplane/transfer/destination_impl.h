@@ -32,8 +32,9 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   [[nodiscard]] const pages::GenerationTable& table() const { return table_; }
   [[nodiscard]] std::uint32_t epoch_next() const { return config_.epoch_base + std::max(round_, 1U) + 1; }
 
-  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset, std::span<const std::byte> bytes);
-  void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count);
+  void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+               std::span<const std::byte> bytes);
+  void on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count);
   void on_message(std::span<const std::byte> bytes);
 
  private:
@@ -64,6 +65,8 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void hash_if_due();
 
   // ---- destination_pages.cpp ----
+  /// False: it is a protocol error.
+  [[nodiscard]] bool expects_pages(std::uint16_t lane);
   void place();
   /// Takes note of what this lcore has placed.
   void fetch_own();

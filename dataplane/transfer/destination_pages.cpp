@@ -16,15 +16,27 @@ std::unique_ptr<DestinationShare> Destination::Impl::make_share() {
   return share;
 }
 
-void Destination::Impl::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
-                                std::span<const std::byte> bytes) {
-  placer_.on_page(round, page, offset, bytes);
-  fetch_own();
+bool Destination::Impl::expects_pages(std::uint16_t lane) {
+  if (lane == transport::kPriorityLane) {
+    protocol_error("sent a page on the priority lane, where none was asked for");
+  }
+  return lane != transport::kPriorityLane;
 }
 
-void Destination::Impl::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
-  placer_.on_zero_run(round, first, count);
-  fetch_own();
+void Destination::Impl::on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+                                std::span<const std::byte> bytes) {
+  if (expects_pages(lane)) {
+    placer_.on_page(round, page, offset, bytes);
+    fetch_own();
+  }
+}
+
+void Destination::Impl::on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first,
+                                    std::uint64_t count) {
+  if (expects_pages(lane)) {
+    placer_.on_zero_run(round, first, count);
+    fetch_own();
+  }
 }
 
 void Destination::Impl::place() {

@@ -69,11 +69,11 @@ bool SourceShare::flush() {
   return waiting_.empty();
 }
 
-void SourceShare::on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
+void SourceShare::on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
   fail(broken("destination", "sent a page"));
 }
 
-void SourceShare::on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) {
+void SourceShare::on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) {
   fail(broken("destination", "sent zero pages"));
 }
 
@@ -86,12 +86,12 @@ void DestinationShare::read_page(pages::PageNumber, std::uint32_t, std::span<std
   GW_ASSERT(!"a destination hands out no pages");
 }
 
-void DestinationShare::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+void DestinationShare::on_page(std::uint16_t, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                                std::span<const std::byte> bytes) {
   placer_.on_page(round, page, offset, bytes);
 }
 
-void DestinationShare::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
+void DestinationShare::on_zero_run(std::uint16_t, std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
   placer_.on_zero_run(round, first, count);
 }
 

@@ -340,10 +340,10 @@ void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<s
   impl_->read_page(page, offset, out);
 }
 void Source::on_acknowledged(const transport::Work& work) { impl_->on_acknowledged(work); }
-void Source::on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
+void Source::on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
   impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent a page");
 }
-void Source::on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) {
+void Source::on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) {
   impl_->fail(Failure::kPeerProtocol, "the destination broke the protocol: it sent zero pages");
 }
 void Source::on_message(std::span<const std::byte> message) { impl_->on_message(message); }

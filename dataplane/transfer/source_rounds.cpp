@@ -296,7 +296,7 @@ void Source::Impl::sorted(SortJob& job) {
 // ---- handing out ----
 
 bool Source::Impl::next_work(std::uint16_t lane, transport::Work& out) {
-  if (!loaded_ || phase_ != Phase::kMoving) {
+  if (!loaded_ || phase_ != Phase::kMoving || lane == transport::kPriorityLane) {
     return false;
   }
   // While the guest stands still nothing is gained by holding back.

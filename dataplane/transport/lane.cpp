@@ -38,6 +38,7 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
       acks_(config_.lane == kPriorityLane ? AckPolicy::kImmediate : AckPolicy::kDelayed),
       datagram_bytes_(config_.datagram_bytes_max),
       layout_(page_layout(datagram_bytes_)),
+      works_(config_.lane == kPriorityLane ? kPriorityWorksMax : WorkTable::kBulkSlots),
       last_progress_(now),
       waiting_since_(now),
       probing_since_(now),
@@ -47,8 +48,6 @@ Lane::Impl::Impl(const LaneConfig& config, LaneUser& user, Instant now)
   if (config_.lane == kPriorityLane) {
     sender_.emplace(LossRecovery::kRingPackets);
     receiver_.emplace(LossRecovery::kRingPackets);
-  } else {
-    works_.emplace();
   }
   publish();
 }
@@ -71,9 +70,8 @@ void Lane::Impl::publish() {
   counters_.credit_left_packets.set(credit_use_.allows(next) ? credit_use_.edge() - next + 1 : 0);
   if (carries_messages()) {
     counters_.stream_backlog_bytes.set(sender_->backlog_bytes());
-  } else {
-    counters_.works_in_hand.set(works_->used());
   }
+  counters_.works_in_hand.set(works_.used());
   // What was probed for before the lane fell quiet says nothing of the peer: the next content has its own time.
   waiting_ = waiting_ && !quiet();
   const bool suspected = recovery_.probe_count() >= kProbesBeforeDead && waiting_;
@@ -126,9 +124,7 @@ void Lane::Impl::watch_mtu() {
   }
   datagram_bytes_ = config_.datagram_bytes_fallback;
   layout_ = page_layout(datagram_bytes_);
-  if (!carries_messages()) {
-    works_->begin_again(layout_.all_parts());
-  }
+  works_.begin_again(layout_.all_parts());
 }
 
 bool Lane::Impl::send_message(std::span<const std::byte> message) {
@@ -138,7 +134,7 @@ bool Lane::Impl::send_message(std::span<const std::byte> message) {
 
 std::size_t Lane::Impl::message_room() const { return carries_messages() ? sender_->room() : 0; }
 
-bool Lane::Impl::quiet() const { return carries_messages() ? sender_->all_acknowledged() : works_->empty(); }
+bool Lane::Impl::quiet() const { return works_.empty() && (!carries_messages() || sender_->all_acknowledged()); }
 
 bool Lane::Impl::peer_dead(Instant now) const {
   const Instant since{silent_since_ns_};

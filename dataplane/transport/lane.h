@@ -3,10 +3,16 @@
 // recovery, the congestion window and the credit of one UDP path; packets and a clock come in, packets and deadlines go
 // out.
 //
-// Lane 0 of a flow is the priority lane: it carries ordered, reliable messages (control, tables, device state; later
-// demand pages). Lanes 1.. are bulk lanes: pages and zero runs, in no order. Both kinds acknowledge on themselves. A
-// lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is lost goes
-// out again in a new packet, read anew.
+// Every lane carries pages and zero runs, in no order. Lane 0 of a flow is the priority lane: it carries ordered,
+// reliable messages too (control, tables, device state), and its pages are those that somebody waits for. A page and a
+// message share no packet, and neither waits for the other's loss. Lanes 1.. are bulk lanes. Each lane acknowledges on
+// itself. A lane is symmetric: either end may send. Loss recovery names pages and message bytes, never packets: what is
+// lost goes out again in a new packet, read anew.
+//
+// Order on the priority lane: lost pages, lost pieces of messages, then what is new: pages before messages, but after
+// kPagePacketsInRow packets of pages one of messages. So a page waits for one packet of messages at most, and a message
+// for that many of pages. The congestion window holds back messages only; pages in flight count in it, and there are at
+// most kPriorityWorksMax of them in hand. One packet of messages may always be in flight, whatever the pages fill.
 //
 // Every packet is sealed: seal.h. Whatever is not authentic and new changes nothing but a counter, in any state.
 //
@@ -29,7 +35,13 @@
 
 namespace godwit::transport {
 
-/// What a bulk lane is asked to carry next: one page, or `count` pages that read as zero (count >= 1, zero = true).
+inline constexpr std::uint16_t kPriorityLane = 0;
+/// Pages and zero runs that the priority lane has in hand: a burst of demand, not a stream.
+inline constexpr std::uint32_t kPriorityWorksMax = 64;
+/// Packets of pages between two of messages, where both wait on the priority lane.
+inline constexpr std::uint32_t kPagePacketsInRow = 4;
+
+/// What a lane is asked to carry next: one page, or `count` pages that read as zero (count >= 1, zero = true).
 struct Work {
   pages::PageNumber page = 0;
   std::uint64_t count = 1;
@@ -42,17 +54,17 @@ class LaneUser {
  public:
   virtual ~LaneUser() = default;
   // ---- sending ----
-  /// The next page or zero run for this bulk lane; false: nothing to send now. A page given is the lane's until
-  /// acknowledged.
+  /// The next page or zero run for this lane; false: nothing to send now. A page given is the lane's until
+  /// acknowledged. The priority lane is asked too, as often as the others.
   virtual bool next_work(std::uint16_t lane, Work& out) = 0;
   /// Copies bytes of the page as they are now.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
   /// Every part of this work has been acknowledged.
   virtual void on_acknowledged(const Work& work) = 0;
   // ---- receiving: bytes are valid until flush() ----
-  virtual void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+  virtual void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                        std::span<const std::byte> bytes) = 0;
-  virtual void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) = 0;
+  virtual void on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) = 0;
   /// A whole message, in order; priority lane only.
   virtual void on_message(std::span<const std::byte> message) = 0;
 };
@@ -120,7 +132,7 @@ struct LaneCounters {
   Counter smoothed_rtt_ns;  // 0: not measured yet
   Counter window_packets, in_flight_packets;
   Counter credit_left_packets;   // what the peer still lets us send
-  Counter works_in_hand;         // bulk lanes: pages and zero runs not acknowledged yet
+  Counter works_in_hand;         // pages and zero runs not acknowledged yet
   Counter stream_backlog_bytes;  // priority lane: of messages not acknowledged yet
 };
 
@@ -146,7 +158,7 @@ class Lane {
   [[nodiscard]] bool send_message(std::span<const std::byte> message);
   [[nodiscard]] std::size_t message_room() const;
 
-  /// Nothing is in flight and nothing waits for retransmission or, on the priority lane, for its first transmission.
+  /// No page, zero run or message is in hand: all that was given and is known to this lane is acknowledged.
   [[nodiscard]] bool quiet() const;
   /// Nothing of ours has been acknowledged for peer_timeout although something waited, and probes went out: whatever
   /// else the peer says, it does not read.

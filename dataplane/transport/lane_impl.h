@@ -18,7 +18,6 @@
 
 namespace godwit::transport {
 
-inline constexpr std::uint16_t kPriorityLane = 0;
 /// Packets that one probe timeout allows beyond window and credit (RFC 9002 §6.2.4).
 inline constexpr std::uint32_t kProbePackets = 2;
 /// Our own pause is not the peer's death: it has been asked so often, and for half of its timeout.
@@ -71,7 +70,10 @@ class Lane::Impl {
     std::size_t at = 0;
     wire::PacketHeader header;
   };
-  [[nodiscard]] bool has_content();
+  enum class Next : std::uint8_t { kNothing, kWork, kMessage };
+  /// What would go out now, by the order that lane.h has; takes work in hand.
+  [[nodiscard]] Next next_content(bool window_open);
+  [[nodiscard]] bool has_work() { return works_.front() != kNoSlot || pull_work(); }
   bool pull_work();
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
   std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
@@ -82,11 +84,11 @@ class Lane::Impl {
   }
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
-  std::size_t send_content(Instant now, std::span<std::byte> out, bool with_ack);
+  std::size_t send_content(Instant now, std::span<std::byte> out, Next next, bool with_ack);
   std::size_t send_pages(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_zero_runs(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_message_chunk(Instant now, std::span<std::byte> out, bool with_ack);
-  [[nodiscard]] std::size_t ack_room() const;
+  [[nodiscard]] std::size_t ack_room(Next next) const;
 
   LaneConfig config_;
   LaneUser& user_;
@@ -100,9 +102,11 @@ class Lane::Impl {
   std::uint32_t datagram_bytes_;  // what we send at most, now
   PageLayout layout_;
   MtuWatch mtu_watch_;
-  std::optional<WorkTable> works_;       // bulk lanes
+  WorkTable works_;
   std::optional<MessageSender> sender_;  // priority lane
   std::optional<MessageReceiver> receiver_;
+  std::uint32_t messages_in_flight_ = 0;   // packets
+  std::uint32_t page_packets_in_row_ = 0;  // since the last packet of messages
   std::uint32_t probes_allowed_ = 0;
   bool early_probe_wanted_ = false;
   bool bare_probe_outstanding_ = false;

@@ -90,11 +90,10 @@ bool Lane::Impl::acceptable(const wire::PacketHeader& header, const wire::Body& 
     return false;  // acknowledges what was never sent
   }
   switch (header.type) {
-    case wire::PacketType::kPages:
-    case wire::PacketType::kZeroRuns:
-      return !carries_messages();
     case wire::PacketType::kMessage:
       return carries_messages() && !receiver_->broken();
+    case wire::PacketType::kPages:
+    case wire::PacketType::kZeroRuns:
     case wire::PacketType::kProbe:
     case wire::PacketType::kAck:
       return true;
@@ -145,21 +144,22 @@ void Lane::Impl::on_content_acknowledged(const SentContent& content) {
       break;
     case ContentKind::kPages:
       for (const std::uint32_t slot : {content.slot, content.second}) {
-        if (slot != kNoSlot && works_->on_acknowledged(slot, content.parts, done)) {
+        if (slot != kNoSlot && works_.on_acknowledged(slot, content.parts, done)) {
           user_.on_acknowledged(done);
         }
       }
       break;
     case ContentKind::kZeroRuns:
       for (std::uint32_t slot = content.slot; slot != kNoSlot;) {
-        const std::uint32_t next = works_->at(slot).chain_next;
-        if (works_->on_acknowledged(slot, content.parts, done)) {
+        const std::uint32_t next = works_.at(slot).chain_next;
+        if (works_.on_acknowledged(slot, content.parts, done)) {
           user_.on_acknowledged(done);
         }
         slot = next;
       }
       break;
     case ContentKind::kMessage:
+      --messages_in_flight_;
       sender_->on_acknowledged(content.offset, content.length);
       break;
   }
@@ -178,18 +178,19 @@ void Lane::Impl::on_content_lost(const SentContent& content) {
     case ContentKind::kPages:
       for (const std::uint32_t slot : {content.slot, content.second}) {
         if (slot != kNoSlot) {
-          works_->on_lost(slot, content.parts);
+          works_.on_lost(slot, content.parts);
         }
       }
       break;
     case ContentKind::kZeroRuns:
       for (std::uint32_t slot = content.slot; slot != kNoSlot;) {
-        const std::uint32_t next = works_->at(slot).chain_next;
-        works_->on_lost(slot, content.parts);
+        const std::uint32_t next = works_.at(slot).chain_next;
+        works_.on_lost(slot, content.parts);
         slot = next;
       }
       break;
     case ContentKind::kMessage:
+      --messages_in_flight_;
       sender_->on_lost(content.offset, content.length);
       break;
   }
@@ -201,13 +202,13 @@ bool Lane::Impl::deliver(const wire::PacketHeader& header, const wire::Body& bod
       for (std::size_t i = 0; i < body.count; ++i) {
         const wire::PageDesc& desc = body.pages[i];
         counters_.pages_received += desc.offset == 0 ? 1 : 0;
-        user_.on_page(desc.round, desc.page, desc.offset, body.page_bytes[i]);
+        user_.on_page(config_.lane, desc.round, desc.page, desc.offset, body.page_bytes[i]);
       }
       return true;
     case wire::PacketType::kZeroRuns:
       for (std::size_t i = 0; i < body.count; ++i) {
         const wire::ZeroRun run = wire::zero_run(body, i);
-        user_.on_zero_run(run.round, run.first, run.count);
+        user_.on_zero_run(config_.lane, run.round, run.first, run.count);
       }
       return true;
     case wire::PacketType::kMessage:

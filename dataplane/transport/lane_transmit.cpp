@@ -26,47 +26,64 @@ std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out) {
     receiver_->release();  // what the coming acknowledgement allows the peer to send may take their place
   }
   const bool ack_due = acks_.due(now);
-  if (ack_due && acks_.block_bytes() > ack_room()) {
-    return send_ack(now, out);
+  if (!recovery_.has_room()) {
+    return 0;  // the probe timeout frees the ring
   }
-  if (recovery_.has_room()) {
-    if (early_probe_wanted_) {
-      return send_bare_probe(now, out, ack_due);
-    }
-    const bool window_open = recovery_.outstanding() < swift_.window();
-    const bool credit_open = credit_use_.allows(recovery_.next_number());
-    if (probes_allowed_ > 0 || (window_open && credit_open)) {
-      if (const std::size_t length = send_content(now, out, ack_due); length > 0) {
-        probes_allowed_ -= probes_allowed_ > 0 ? 1 : 0;
-        return length;
+  if (early_probe_wanted_) {
+    return send_bare_probe(now, out, ack_due);
+  }
+  const bool probing = probes_allowed_ > 0;
+  const bool window_open = probing || recovery_.outstanding() < swift_.window();
+  const bool credit_open = probing || credit_use_.allows(recovery_.next_number());
+  if (credit_open) {
+    if (const Next next = next_content(window_open); next != Next::kNothing) {
+      if (ack_due && acks_.block_bytes() > ack_room(next)) {
+        return send_ack(now, out);
       }
-      probes_allowed_ = 0;
-    } else if (!window_open) {
-      swift_.on_limited();
-    } else if (recovery_.outstanding() == 0 && has_content()) {
-      return send_bare_probe(now, out, ack_due);  // nothing else would bring us a new edge
+      const std::size_t length = send_content(now, out, next, ack_due);
+      probes_allowed_ -= probing ? 1 : 0;
+      return length;
     }
+    probes_allowed_ = 0;
+  }
+  if (!window_open) {
+    swift_.on_limited();
+  } else if (!credit_open && recovery_.outstanding() == 0 && next_content(true) != Next::kNothing) {
+    return send_bare_probe(now, out, ack_due);  // nothing else would bring us a new edge
   }
   return ack_due ? send_ack(now, out) : 0;
 }
 
-/// How large an ack block fits into whatever goes out next.
-std::size_t Lane::Impl::ack_room() const {
-  return carries_messages() ? kMessageAckRoom : datagram_bytes_ - layout_.packet_bytes;
+/// How large an ack block fits into it.
+std::size_t Lane::Impl::ack_room(Next next) const {
+  return next == Next::kMessage ? kMessageAckRoom : datagram_bytes_ - layout_.packet_bytes;
 }
 
-bool Lane::Impl::has_content() {
-  return carries_messages() ? sender_->has_chunk() : works_->front() != kNoSlot || pull_work();
+Lane::Impl::Next Lane::Impl::next_content(bool window_open) {
+  if (!carries_messages()) {
+    return window_open && has_work() ? Next::kWork : Next::kNothing;
+  }
+  if (works_.front_lost()) {
+    return Next::kWork;
+  }
+  const bool message = sender_->has_chunk() && (window_open || messages_in_flight_ == 0);
+  if (message && (sender_->has_lost() || page_packets_in_row_ >= kPagePacketsInRow)) {
+    return Next::kMessage;
+  }
+  if (has_work()) {
+    return Next::kWork;
+  }
+  return message ? Next::kMessage : Next::kNothing;
 }
 
 bool Lane::Impl::pull_work() {
   Work work;
-  if (works_->full() || !user_.next_work(config_.lane, work)) {
+  if (works_.full() || !user_.next_work(config_.lane, work)) {
     return false;
   }
   GW_ASSERT(work.count >= 1 && (work.zero || work.count == 1));
   GW_ASSERT(work.page < wire::kPageNumberLimit && work.count <= wire::kPageNumberLimit - work.page);
-  works_->add(work, work.zero ? 1 : layout_.all_parts());
+  works_.add(work, work.zero ? 1 : layout_.all_parts());
   return true;
 }
 
@@ -111,9 +128,6 @@ void Lane::Impl::put_prefix(Draft& draft, std::uint8_t count, std::uint16_t leng
 }
 
 std::size_t Lane::Impl::send_ack(Instant now, std::span<std::byte> out) {
-  if (!recovery_.has_room()) {
-    return 0;  // the probe timeout frees the ring
-  }
   if (!bare_probe_outstanding_ && recovery_.next_number() - recovery_.reported_end() > kUnreportedPacketsMax) {
     return send_bare_probe(now, out, true);
   }
@@ -130,18 +144,17 @@ std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, b
   return finish_packet(now, draft, {.kind = ContentKind::kProbe});
 }
 
-std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, bool with_ack) {
-  if (!has_content()) {
-    return 0;
-  }
-  if (carries_messages()) {
+std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, Next next, bool with_ack) {
+  if (next == Next::kMessage) {
+    page_packets_in_row_ = 0;
     return send_message_chunk(now, out, with_ack);
   }
-  return works_->at(works_->front()).work.zero ? send_zero_runs(now, out, with_ack) : send_pages(now, out, with_ack);
+  ++page_packets_in_row_;
+  return works_.at(works_.front()).work.zero ? send_zero_runs(now, out, with_ack) : send_pages(now, out, with_ack);
 }
 
 void Lane::Impl::put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, std::size_t desc_at) {
-  const WorkSlot& entry = works_->at(slot);
+  const WorkSlot& entry = works_.at(slot);
   const std::uint32_t offset = layout_.offset(part);
   const std::uint32_t length = layout_.length(part);
   wire::write_page_desc({.page = entry.work.page,
@@ -158,12 +171,11 @@ void Lane::Impl::put_page(Draft& draft, std::uint32_t slot, std::uint32_t part, 
 }
 
 std::size_t Lane::Impl::send_pages(Instant now, std::span<std::byte> out, bool with_ack) {
-  SentContent content{.kind = ContentKind::kPages, .slot = works_->front()};
-  content.parts = works_->send_part();
-  if (layout_.pages_per_packet == 2 && (works_->front() != kNoSlot || pull_work()) &&
-      !works_->at(works_->front()).work.zero) {
-    content.second = works_->front();
-    works_->send_part();
+  SentContent content{.kind = ContentKind::kPages, .slot = works_.front()};
+  content.parts = works_.send_part();
+  if (layout_.pages_per_packet == 2 && has_work() && !works_.at(works_.front()).work.zero) {
+    content.second = works_.front();
+    works_.send_part();
   }
   const std::uint8_t count = content.second == kNoSlot ? 1 : 2;
   Draft draft = begin_packet(now, out, wire::PacketType::kPages, with_ack);
@@ -184,13 +196,13 @@ std::size_t Lane::Impl::send_zero_runs(Instant now, std::span<std::byte> out, bo
   draft.at += wire::kPrefixBytes;
   SentContent content{.kind = ContentKind::kZeroRuns, .parts = 1};
   std::uint8_t count = 0;
-  while (count < wire::kZeroRunsPerPacketMax && (works_->front() != kNoSlot || pull_work())) {
-    const std::uint32_t slot = works_->front();
-    WorkSlot& entry = works_->at(slot);
+  while (count < wire::kZeroRunsPerPacketMax && has_work()) {
+    const std::uint32_t slot = works_.front();
+    WorkSlot& entry = works_.at(slot);
     if (!entry.work.zero) {
       break;
     }
-    works_->send_part();
+    works_.send_part();
     entry.chain_next = content.slot;
     content.slot = slot;
     draft.at += wire::write_zero_run({.first = entry.work.page, .count = entry.work.count, .round = entry.work.round},
@@ -215,6 +227,7 @@ std::size_t Lane::Impl::send_message_chunk(Instant now, std::span<std::byte> out
   sender_->read(*chunk, draft.out.subspan(draft.at, chunk->length));
   draft.at += chunk->length;
   counters_.payload_bytes_sent += chunk->length;
+  ++messages_in_flight_;
   return finish_packet(now, draft, {.kind = ContentKind::kMessage, .length = chunk->length, .offset = chunk->offset});
 }
 

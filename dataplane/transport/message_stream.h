@@ -36,7 +36,8 @@ class MessageSender {
   [[nodiscard]] std::size_t room() const;
   [[nodiscard]] bool push(std::span<const std::byte> message);
 
-  [[nodiscard]] bool has_chunk() const { return lost_count_ > 0 || next_ < end_; }
+  [[nodiscard]] bool has_chunk() const { return has_lost() || next_ < end_; }
+  [[nodiscard]] bool has_lost() const { return lost_count_ > 0; }
   /// The next piece to send, of at most `bytes_max` bytes, lost ones first. It is in flight then, until
   /// on_acknowledged() or on_lost().
   [[nodiscard]] std::optional<StreamChunk> take(std::size_t bytes_max);

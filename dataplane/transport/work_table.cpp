@@ -2,8 +2,8 @@
 
 namespace godwit::transport {
 
-WorkTable::WorkTable() : slots_(std::make_unique<WorkSlot[]>(kSlots)) {
-  for (std::uint32_t slot = kSlots; slot-- > 0;) {
+WorkTable::WorkTable(std::uint32_t slots) : slots_(std::make_unique<WorkSlot[]>(slots)) {
+  for (std::uint32_t slot = slots; slot-- > 0;) {
     slots_[slot].queue_next = free_;
     free_ = slot;
   }

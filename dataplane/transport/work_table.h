@@ -1,5 +1,5 @@
 #pragma once
-// The pages and zero runs that a bulk lane has in hand: from next_work() until every part is acknowledged. A slot's
+// The pages and zero runs that a lane has in hand: from next_work() until every part is acknowledged. A slot's
 // part is in exactly one place: unsent (its slot is queued), in one packet in flight, or acknowledged. Owner: one lane;
 // its lcore; fixed capacity.
 
@@ -24,15 +24,19 @@ struct WorkSlot {
 
 class WorkTable {
  public:
-  static constexpr std::uint32_t kSlots = 8192;
+  static constexpr std::uint32_t kBulkSlots = 8192;
 
-  WorkTable();
+  explicit WorkTable(std::uint32_t slots);
 
   [[nodiscard]] bool full() const { return free_ == kNoSlot; }
   [[nodiscard]] bool empty() const { return used_ == 0; }
   [[nodiscard]] std::uint32_t used() const { return used_; }
   /// The slot whose parts go out next, kNoSlot if none.
   [[nodiscard]] std::uint32_t front() const { return queue_head_; }
+  /// That part goes out again.
+  [[nodiscard]] bool front_lost() const {
+    return queue_head_ != kNoSlot && (slots_[queue_head_].lost & slots_[queue_head_].unsent) != 0;
+  }
   [[nodiscard]] WorkSlot& at(std::uint32_t slot) { return slots_[slot]; }
 
   /// Queues new work. Requires !full().

@@ -33,10 +33,11 @@ std::byte content(std::uint64_t page, std::uint32_t offset) { return static_cast
 
 class User final : public transport::LaneUser {
  public:
-  bool next_work(std::uint16_t, transport::Work& out) override {
+  bool next_work(std::uint16_t lane, transport::Work& out) override {
     if (given_ >= 3000) {
       return false;
     }
+    FUZZ_CHECK(lane != transport::kPriorityLane || in_hand_.size() < transport::kPriorityWorksMax);
     const bool zero = given_ % 5 == 4;
     out = {.page = given_ * 10, .count = zero ? 7U : 1U, .round = 1, .zero = zero};
     in_hand_.insert(out.page);
@@ -50,11 +51,11 @@ class User final : public transport::LaneUser {
     }
   }
   void on_acknowledged(const transport::Work& work) override { FUZZ_CHECK(in_hand_.erase(work.page) == 1); }
-  void on_page(std::uint32_t, pages::PageNumber page, std::uint32_t offset, Bytes bytes) override {
+  void on_page(std::uint16_t, std::uint32_t, pages::PageNumber page, std::uint32_t offset, Bytes bytes) override {
     FUZZ_CHECK(page < wire::kPageNumberLimit && !bytes.empty() && offset + bytes.size() <= pages::kPageSize);
     ++delivered_;
   }
-  void on_zero_run(std::uint32_t, pages::PageNumber first, std::uint64_t count) override {
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber first, std::uint64_t count) override {
     FUZZ_CHECK(count > 0 && first < wire::kPageNumberLimit && count <= wire::kPageNumberLimit - first);
     ++delivered_;
   }

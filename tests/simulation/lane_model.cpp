@@ -40,8 +40,8 @@ void LaneModel::start_life() {
   ++life_;
   life_began_ = now_;
   round_ = 0;
-  to_send_.clear();
-  in_hand_.clear();
+  to_send_ = {};
+  in_hand_ = {};
   history_.assign(scenario_.pages, {});
   for (const auto& node : nodes_) {
     node->start(now_, life_);
@@ -52,19 +52,24 @@ void LaneModel::start_life() {
 
 void LaneModel::begin_round() {
   ++round_;
-  verdict_.require(in_hand_.empty(), "conservation", "a round ended with pages in hand");
   const bool last = round_ == scenario_.rounds;
   for (pages::PageNumber page = 0; page < scenario_.pages;) {
     const bool zero = random_.chance_ppm(200'000);
-    const std::uint64_t count = zero ? std::min(random_.between(1, 20), scenario_.pages - page) : 1;
+    const std::uint64_t end = lane_of(page) == 0 ? scenario_.priority_pages : scenario_.pages;
+    const std::uint64_t count = zero ? std::min(random_.between(1, 20), end - page) : 1;
     if (last || random_.chance_ppm(700'000)) {
       for (pages::PageNumber i = page; i < page + count; ++i) {
         history_[i].handed_in_round[round_] = history_[i].version;
       }
-      to_send_.push_back({.page = page, .count = count, .round = round_, .zero = zero});
+      to_send_[lane_of(page)].push_back({.page = page, .count = count, .round = round_, .zero = zero});
     }
     page += count;
   }
+}
+
+/// All that the lanes have taken is acknowledged.
+bool LaneModel::round_over() const {
+  return to_send_[0].empty() && to_send_[1].empty() && nodes_[0]->lane(1).quiet() && in_hand_[0].empty();
 }
 
 void LaneModel::place(const transport::Work& work, std::uint32_t offset, std::span<const std::byte> bytes) {
@@ -98,7 +103,8 @@ void LaneModel::place(const transport::Work& work, std::uint32_t offset, std::sp
 }
 
 void LaneModel::acknowledged(const transport::Work& work) {
-  verdict_.require(in_hand_.erase(work.page) == 1, "conservation", "a page is acknowledged that no lane has");
+  verdict_.require(in_hand_[lane_of(work.page)].erase(work.page) == 1, "conservation",
+                   "a page is acknowledged that no lane has");
   verdict_.require(work.round == round_, "conservation", "a round ended before all of it was acknowledged");
   for (pages::PageNumber page = work.page; page < work.page + work.count && !verdict_.broken(); ++page) {
     PageHistory& history = history_[page];
@@ -209,7 +215,7 @@ void LaneModel::crash_and_restart() {
 }
 
 bool LaneModel::finished() const {
-  return life_ == scenario_.lives && round_ == scenario_.rounds && to_send_.empty() && nodes_[0]->done() &&
+  return life_ == scenario_.lives && round_ == scenario_.rounds && round_over() && nodes_[0]->done() &&
          nodes_[1]->done();
 }
 
@@ -219,7 +225,8 @@ void LaneModel::print_state() {
   }
   print_at_ = now_ + milliseconds(20);
   fmt::print("life {} {:>9} us, round {}, {} pages to go{}{}\n", life_, (now_ - life_began_).us(), round_,
-             to_send_.size() + in_hand_.size(), healed_ ? ", healed" : "", crashed_at_ != kNever ? ", crashed" : "");
+             to_send_[0].size() + to_send_[1].size() + in_hand_[0].size() + in_hand_[1].size(),
+             healed_ ? ", healed" : "", crashed_at_ != kNever ? ", crashed" : "");
   for (std::size_t i = 0; i < 2 * kLanes; ++i) {
     if (nodes_[i / kLanes]->alive()) {
       const transport::Lane& lane = nodes_[i / kLanes]->lane(i % kLanes);
@@ -240,7 +247,8 @@ bool LaneModel::step() {
     if (random_.chance_ppm(scenario_.write_ppm)) {
       ++history_[random_.below(history_.size())].version;  // the guest writes; not in the last round
     }
-    if (to_send_.empty() && nodes_[0]->lane(1).quiet()) {
+    if (round_over()) {
+      verdict_.require(in_hand_[1].empty(), "conservation", "a round ended with pages in hand");
       begin_round();
     }
   }
@@ -280,7 +288,7 @@ void LaneModel::check_end() {
                                    [&history](std::uint32_t version) { return version == history.version; });
     verdict_.require(equal, "content", "a page differs at the end");
   }
-  verdict_.require(in_hand_.empty(), "conservation", "pages are left in hand");
+  verdict_.require(in_hand_[0].empty() && in_hand_[1].empty(), "conservation", "pages are left in hand");
 }
 
 }  // namespace godwit::simulation

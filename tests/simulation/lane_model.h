@@ -63,6 +63,8 @@ class LaneModel {
   void crash_and_restart();
   void begin_round();
   void transmit(std::size_t from, std::uint16_t lane, std::span<const std::byte> datagram);
+  [[nodiscard]] std::size_t lane_of(pages::PageNumber page) const { return page < scenario_.priority_pages ? 0 : 1; }
+  [[nodiscard]] bool round_over() const;
   void place(const transport::Work& work, std::uint32_t offset, std::span<const std::byte> bytes);
   void acknowledged(const transport::Work& work);
   [[nodiscard]] bool finished() const;
@@ -79,8 +81,8 @@ class LaneModel {
   std::array<std::unique_ptr<Node>, 2> nodes_;
   std::uint32_t life_ = 0;
   std::vector<PageHistory> history_;
-  std::deque<transport::Work> to_send_;  // of the round under way
-  std::set<pages::PageNumber> in_hand_;  // works that a lane has, by their first page
+  std::array<std::deque<transport::Work>, kLanes> to_send_;  // of the round under way
+  std::array<std::set<pages::PageNumber>, kLanes> in_hand_;  // works that a lane has, by their first page
   std::uint32_t round_ = 0;
   std::vector<Recorded> recorded_;
   Instant now_{1'000'000'000};

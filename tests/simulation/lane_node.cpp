@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "dataplane/transport/credit.h"
+#include "dataplane/transport/page_layout.h"
 #include "dataplane/wire/packet.h"
 #include "tests/simulation/lane_model.h"
 
@@ -61,13 +62,13 @@ void Node::crash() {
 }
 
 bool Node::next_work(std::uint16_t lane, transport::Work& out) {
-  model_.verdict_.require(lane == 1, "lane", "the priority lane asks for pages");
-  if (index_ != 0 || model_.to_send_.empty()) {
+  auto& to_send = model_.to_send_[lane];
+  if (index_ != 0 || to_send.empty()) {
     return false;
   }
-  out = model_.to_send_.front();
-  model_.to_send_.pop_front();
-  model_.verdict_.require(model_.in_hand_.insert(out.page).second, "conservation", "a page is handed out twice");
+  out = to_send.front();
+  to_send.pop_front();
+  model_.verdict_.require(model_.in_hand_[lane].insert(out.page).second, "conservation", "a page is handed out twice");
   return true;
 }
 
@@ -81,12 +82,14 @@ void Node::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std
 
 void Node::on_acknowledged(const transport::Work& work) { model_.acknowledged(work); }
 
-void Node::on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+void Node::on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                    std::span<const std::byte> bytes) {
+  model_.verdict_.require(lane == model_.lane_of(page), "content", "a page came on another lane than it was given to");
   placements_.push_back({.round = round, .page = page, .offset = offset, .bytes = bytes, .zero = false});
 }
 
-void Node::on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
+void Node::on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) {
+  model_.verdict_.require(lane == model_.lane_of(first), "content", "zeros came on another lane");
   for (pages::PageNumber page = first; page < first + count; ++page) {
     placements_.push_back({.round = round, .page = page, .offset = 0, .bytes = {}, .zero = true});
   }
@@ -123,8 +126,12 @@ void Node::receive(Instant local, std::vector<std::byte>& datagram) {
       datagram.begin(), datagram.begin() + static_cast<std::ptrdiff_t>(std::min(datagram.size(), wire::kHeaderBytes)));
   const Visible before = visible(lane);
   const std::size_t placements = placements_.size();
+  const std::uint64_t taken_in = lanes_[lane]->counters().packets_received;
   const Received received = lanes_[lane]->on_packet(local, datagram);
   check_received(lane, header, hash, received);
+  if (lanes_[lane]->counters().packets_received != taken_in) {
+    heard_at_ = model_.now_;
+  }
   // What has a bad number or tag changes nothing; a late packet whose tag is good may acknowledge something.
   const bool refused = received != Received::kAccepted && received != Received::kTooOld;
   model_.verdict_.require(!refused || (visible(lane) == before && placements == placements_.size()),
@@ -152,7 +159,6 @@ void Node::check_received(std::size_t lane, std::span<const std::byte> header, s
   log.accepted[number] = true;
   log.largest_accepted = std::max(log.largest_accepted, number);
   log.any_accepted = true;
-  heard_at_ = model_.now_;
 }
 
 void Node::flush() {
@@ -214,8 +220,19 @@ void Node::check_sent(std::uint16_t lane, std::span<const std::byte> datagram, s
   }
   model_.verdict_.require(number <= edge, "credit", "packet " + std::to_string(number) + " is beyond it");
   model_.verdict_.require(
-      in_flight_before < window_before, "window",
+      window_allows(lane, packet->header.type, in_flight_before, window_before), "window",
       std::to_string(in_flight_before) + " in flight, " + std::to_string(window_before) + " allowed");
+}
+
+/// On the priority lane pages are bound by their number, and one packet of messages is always allowed beside them, and
+/// beside a probe.
+bool Node::window_allows(std::uint16_t lane, wire::PacketType type, std::uint32_t in_flight,
+                         std::uint32_t window) const {
+  const std::size_t works = index_ == 0 ? model_.in_hand_[0].size() : 0;
+  if (lane == 0 && type != wire::PacketType::kMessage) {
+    return works <= transport::kPriorityWorksMax;
+  }
+  return in_flight < window || (lane == 0 && works > 0 && in_flight <= works * transport::kPartsMax + 1);
 }
 
 std::size_t Node::transmit(Instant now, std::uint16_t lane) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dataplane/transport/lane.h"
+#include "dataplane/wire/packet.h"
 #include "tests/simulation/faults.h"
 
 namespace godwit::simulation {
@@ -29,9 +30,9 @@ class Node final : public transport::LaneUser {
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
   void on_acknowledged(const transport::Work& work) override;
-  void on_page(std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
+  void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override;
-  void on_zero_run(std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
+  void on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
   void on_message(std::span<const std::byte> message) override;
 
   /// Into the receive ring, if it has room.
@@ -45,7 +46,8 @@ class Node final : public transport::LaneUser {
   /// It has sent something that is not acknowledged: it waits for its peer.
   [[nodiscard]] bool waits() const { return !lanes_[0]->quiet() || !lanes_[1]->quiet(); }
   [[nodiscard]] bool peer_dead(Instant now) const;
-  /// When the last packet of its peer was accepted; a copy may come long after that peer's death.
+  /// When the last packet of its peer was taken in, be it only for what it acknowledges; a copy may come long after
+  /// that peer's death.
   [[nodiscard]] Instant heard_at() const { return heard_at_; }
   [[nodiscard]] const transport::Lane& lane(std::size_t i) const { return *lanes_[i]; }
 
@@ -80,6 +82,8 @@ class Node final : public transport::LaneUser {
   void flush();
   void offer_messages();
   std::size_t transmit(Instant now, std::uint16_t lane);
+  [[nodiscard]] bool window_allows(std::uint16_t lane, wire::PacketType type, std::uint32_t in_flight,
+                                   std::uint32_t window) const;
   void check_sent(std::uint16_t lane, std::span<const std::byte> datagram, std::uint32_t in_flight_before,
                   std::uint32_t window_before);
 

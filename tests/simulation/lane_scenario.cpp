@@ -50,6 +50,7 @@ Scenario draw_scenario(Random& random, Size size) {
   s.cipher = kCiphers[random.below(kCiphers.size())];
   s.key_limits.rekey_packets = random.between(1, 500);
   s.key_limits.rekey_age = milliseconds(static_cast<std::int64_t>(random.between(1, 2000)));
+  s.priority_pages = random.chance_ppm(500'000) ? random.below(s.pages + 1) : 0;
   return s;
 }
 

@@ -13,6 +13,7 @@ struct Scenario {
   std::uint32_t datagram_bytes = 8972;
   std::array<std::uint32_t, 2> credit_packets{};
   std::uint64_t pages = 64;
+  std::uint64_t priority_pages = 0;  // the first of them go on the priority lane
   std::uint32_t rounds = 4;
   std::uint32_t messages = 20;  // each way
   std::uint32_t lives = 1;      // how often the two hosts meet; all but the last end with a crash

@@ -23,9 +23,9 @@ MUTATIONS = (
              'const std::uint64_t number = content.kind == ContentKind::kNone ? next_ : next_++;'),
     Mutation('loss-forgotten', 'the second page of a lost packet is forgotten', TRANSPORT + 'lane_receive.cpp',
              '''        if (slot != kNoSlot) {
-          works_->on_lost(slot, content.parts);''',
+          works_.on_lost(slot, content.parts);''',
              '''        if (slot != kNoSlot && slot == content.slot) {
-          works_->on_lost(slot, content.parts);'''),
+          works_.on_lost(slot, content.parts);'''),
     Mutation('message-loss-forgotten', 'a lost piece of a message is forgotten', TRANSPORT + 'lane_receive.cpp',
              '      sender_->on_lost(content.offset, content.length);\n', ''),
     Mutation('ack-before-placed', 'a destination acknowledges a page that it did not place', TRANSFER + 'page_placer.cpp',
@@ -39,7 +39,9 @@ MUTATIONS = (
     Mutation('credit-twice', 'the sender counts its credit twice', TRANSPORT + 'credit.h',
              'return packet_number <= edge_; }', 'return packet_number <= edge_ + kCreditPacketsInitial; }'),
     Mutation('window-ignored', 'the congestion window stops nothing', TRANSPORT + 'lane_transmit.cpp',
-             'const bool window_open = recovery_.outstanding() < swift_.window();', 'const bool window_open = true;'),
+             'const bool window_open = probing || recovery_.outstanding() < swift_.window();', 'const bool window_open = true;'),
+    Mutation('priority-pages-unbounded', 'the priority lane takes any number of pages in hand', TRANSPORT + 'lane.cpp',
+             'config_.lane == kPriorityLane ? kPriorityWorksMax : WorkTable::kBulkSlots', 'WorkTable::kBulkSlots'),
     Mutation('no-replay-window', 'a packet number is accepted again', TRANSPORT + 'lane_receive.cpp',
              '    case ReplayWindow::Verdict::kDuplicate:\n      return Received::kDuplicate;',
              '    case ReplayWindow::Verdict::kDuplicate:\n      break;'),
@@ -73,10 +75,10 @@ MUTATIONS = (
              'return since != kNever && now - since >= config_.peer_timeout;',
              'return since != kNever && now - since >= Duration{config_.peer_timeout.ns / 64};'),
     Mutation('acknowledged-when-lost', 'a lost zero run counts as acknowledged', TRANSPORT + 'lane_receive.cpp',
-             '''        works_->on_lost(slot, content.parts);
+             '''        works_.on_lost(slot, content.parts);
         slot = next;''',
              '''        Work done;
-        if (works_->on_acknowledged(slot, content.parts, done)) user_.on_acknowledged(done);
+        if (works_.on_acknowledged(slot, content.parts, done)) user_.on_acknowledged(done);
         slot = next;'''),
     Mutation('key-not-changed', 'the key phase changes, the key does not', TRANSPORT + 'key_phases.cpp',
              '    secret_ = next_secret(secret_);\n', ''),

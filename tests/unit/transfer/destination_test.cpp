@@ -56,7 +56,7 @@ class DestinationTest : public ::testing::Test {
     EXPECT_EQ(ack->round, 1U);
   }
   void arrive(std::uint32_t round, pages::PageNumber page, const Page& content) {
-    destination->on_page(round, page, 0, content);
+    destination->on_page(1, round, page, 0, content);
     destination->flush(s.now);
     s.settle(*destination);
   }
@@ -103,14 +103,14 @@ TEST_F(DestinationTest, APageIsUnknownUntilItsLastFragmentIsPlaced) {
   open(pages::GenerationTable(kPages, 9));
   EXPECT_EQ(claim(4), 9U);
   const Page page = page_of(3);
-  destination->on_page(1, 4, 2816, std::span(page).subspan(2816));
+  destination->on_page(1, 1, 4, 2816, std::span(page).subspan(2816));
   EXPECT_EQ(claim(4), pages::kUnknownGeneration);
   destination->flush(s.now);
-  destination->on_page(1, 4, 0, std::span(page).first(1408));
-  destination->on_page(1, 4, 0, std::span(page).first(1408));  // a duplicate completes nothing
+  destination->on_page(1, 1, 4, 0, std::span(page).first(1408));
+  destination->on_page(1, 1, 4, 0, std::span(page).first(1408));  // a duplicate completes nothing
   destination->flush(s.now);
   EXPECT_EQ(claim(4), pages::kUnknownGeneration);
-  destination->on_page(1, 4, 1408, std::span(page).subspan(1408, 1408));
+  destination->on_page(1, 1, 4, 1408, std::span(page).subspan(1408, 1408));
   EXPECT_EQ(claim(4), pages::kUnknownGeneration) << "it is still in the packet buffer";
   destination->flush(s.now);
   EXPECT_EQ(claim(4), generation(4));
@@ -123,7 +123,7 @@ TEST_F(DestinationTest, ALatePacketOfAnOlderRoundChangesNothing) {
   begin(2, 1);
   arrive(2, 4, page_of(2));
   arrive(1, 4, page_of(1));
-  destination->on_zero_run(1, 4, 1);
+  destination->on_zero_run(1, 1, 4, 1);
   EXPECT_EQ(s.memory.page(4), page_of(2));
   EXPECT_EQ(claim(4), kEpochBase + 2);
   EXPECT_EQ(s.events.failed, 0);
@@ -133,7 +133,7 @@ TEST_F(DestinationTest, APageIsPlacedOnceARound) {
   open();
   arrive(1, 4, page_of(1));
   arrive(1, 4, page_of(9));
-  destination->on_zero_run(1, 3, 3);
+  destination->on_zero_run(1, 1, 3, 3);
   s.settle(*destination);
   EXPECT_EQ(s.memory.page(4), page_of(1));
   EXPECT_EQ(s.memory.page(3), page_of(0));
@@ -145,7 +145,7 @@ TEST_F(DestinationTest, ABurstIsOnePlacement) {
   open();
   const Page page = page_of(1);
   for (pages::PageNumber i = 0; i < 20; ++i) {
-    destination->on_page(1, i, 0, page);
+    destination->on_page(1, 1, i, 0, page);
   }
   EXPECT_EQ(s.memory.place_calls(), 0U);
   destination->flush(s.now);
@@ -165,9 +165,26 @@ TEST_F(DestinationTest, PagesThatTheVmDoesNotHaveEndTheMigration) {
   EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
 }
 
+TEST_F(DestinationTest, PagesThatNobodyDemandedEndTheMigration) {
+  for (const bool zero : {false, true}) {
+    SCOPED_TRACE(zero);
+    s.events = {};
+    open();
+    if (zero) {
+      destination->on_zero_run(transport::kPriorityLane, 1, 4, 1);
+    } else {
+      destination->on_page(transport::kPriorityLane, 1, 4, 0, page_of(1));
+    }
+    destination->flush(s.now);
+    s.settle(*destination);
+    EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
+    EXPECT_EQ(destination->table().get(4), pages::kUnknownGeneration);
+  }
+}
+
 TEST_F(DestinationTest, ARunPastTheEndEndsTheMigration) {
   open();
-  destination->on_zero_run(1, 1, UINT64_MAX);
+  destination->on_zero_run(1, 1, 1, UINT64_MAX);
   s.settle(*destination);
   EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
 }
@@ -304,9 +321,9 @@ TEST_F(DestinationTest, APartialImageClaimsOnlyWholePages) {
   open(pages::GenerationTable(kPages, 9));
   arrive(1, 4, page_of(1));
   const Page page = page_of(2);
-  destination->on_page(1, 5, 0, std::span(page).first(1024));
+  destination->on_page(1, 1, 5, 0, std::span(page).first(1024));
   destination->flush(s.now);
-  destination->on_page(1, 6, 0, page);  // in the buffer when the end comes
+  destination->on_page(1, 1, 6, 0, page);  // in the buffer when the end comes
   destination->cancel(s.now, "no more");
   destination->flush(s.now);
   EXPECT_EQ(claim(4), generation(4));

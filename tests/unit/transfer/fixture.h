@@ -71,8 +71,8 @@ struct NoUser final : transport::LaneUser {
   bool next_work(std::uint16_t, transport::Work&) override { return false; }
   void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
   void on_acknowledged(const transport::Work&) override {}
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t) override {}
+  void on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override {}
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {}
   void on_message(std::span<const std::byte>) override {}
 };
 

@@ -92,9 +92,9 @@ TEST(DestinationShareThreads, WhatIsFetchedIsPlaced) {
     for (pages::PageNumber page = 0; page < kPages; ++page) {
       const Page bytes = page_of(page + 1);  // lives until the flush, as a packet does
       if (page % 8 == 7) {
-        share.on_zero_run(1, page, 1);
+        share.on_zero_run(1, 1, page, 1);
       } else {
-        share.on_page(1, page, 0, bytes);
+        share.on_page(1, 1, page, 0, bytes);
       }
       while (!share.flush()) {
         std::this_thread::yield();
@@ -133,14 +133,14 @@ TEST(DestinationShareThreads, AGateThatClosesEndsPlacingAndAnErrorIsSeenWhole) {
     const Page bytes = page_of(1);
     pages::PageNumber page = 0;
     for (; !closed.load(std::memory_order_acquire) && page < kPages / 2; ++page) {
-      share.on_page(1, page, 0, bytes);
+      share.on_page(1, 1, page, 0, bytes);
       share.flush();
     }
     while (!closed.load(std::memory_order_acquire)) {
       std::this_thread::yield();
     }
-    share.on_page(1, kPages - 1, 0, bytes);  // late: nothing is wanted any more
-    share.on_page(2, 0, 0, bytes);           // late as well: a closed gate takes no round
+    share.on_page(1, 1, kPages - 1, 0, bytes);  // late: nothing is wanted any more
+    share.on_page(1, 2, 0, 0, bytes);           // late as well: a closed gate takes no round
     share.flush();
   });
   PlacedRun run;
@@ -156,7 +156,7 @@ TEST(DestinationShareThreads, AGateThatClosesEndsPlacingAndAnErrorIsSeenWhole) {
   gate.begin(3);
   gate.open(3);
   std::thread hostile([&] {
-    share.on_page(4, 0, 0, page_of(1));
+    share.on_page(1, 4, 0, 0, page_of(1));
     share.flush();
   });
   while (share.error() == nullptr) {

@@ -84,6 +84,7 @@ TEST_F(SourceTest, SendsNoPageBeforeTheDestinationTakesTheRound) {
   EXPECT_TRUE(s.find<wire::RoundBegin>(s.sent()));
   EXPECT_FALSE(source->next_work(1, work));
   acknowledge_round(1);
+  EXPECT_FALSE(source->next_work(transport::kPriorityLane, work));  // nobody waits for a page
   const auto works = take();
   ASSERT_EQ(works.size(), 1U);
   EXPECT_EQ(works[0].page, 3U);

@@ -27,14 +27,19 @@ class User final : public LaneUser {
     std::fill(out.begin(), out.end(), std::byte{1});
   }
   void on_acknowledged(const Work&) override { ++acknowledged; }
-  void on_page(std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte> bytes) override {
+  void on_page(std::uint16_t lane, std::uint32_t, pages::PageNumber, std::uint32_t,
+               std::span<const std::byte> bytes) override {
+    lanes |= 1U << lane;
     page_bytes += bytes.size();
   }
-  void on_zero_run(std::uint32_t, pages::PageNumber, std::uint64_t count) override { zero_pages += count; }
+  void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t count) override {
+    zero_pages += count;
+  }
   void on_message(std::span<const std::byte> message) override { message_bytes += message.size(); }
 
   std::vector<Work> work;
   std::size_t at = 0;
+  std::uint32_t lanes = 0;  // bits: pages came on them
   std::uint64_t acknowledged = 0, page_bytes = 0, zero_pages = 0, message_bytes = 0;
 };
 

@@ -187,8 +187,10 @@ TEST(PageLayout, EveryMtu) {
   }
 }
 
+constexpr std::uint32_t kSlots = 100;
+
 TEST(WorkTable, APartIsInOnePlace) {
-  WorkTable table;
+  WorkTable table(kSlots);
   Work done;
   table.add({.page = 7, .round = 1}, 0b111);
   const std::uint32_t slot = table.front();
@@ -208,14 +210,14 @@ TEST(WorkTable, APartIsInOnePlace) {
 }
 
 TEST(WorkTable, FullAndReused) {
-  WorkTable table;
-  for (std::uint32_t i = 0; i < WorkTable::kSlots; ++i) {
+  WorkTable table(kSlots);
+  for (std::uint32_t i = 0; i < kSlots; ++i) {
     ASSERT_FALSE(table.full());
     table.add({.page = i}, 1);
   }
   EXPECT_TRUE(table.full());
   Work done;
-  for (std::uint32_t i = 0; i < WorkTable::kSlots; ++i) {
+  for (std::uint32_t i = 0; i < kSlots; ++i) {
     const std::uint32_t slot = table.front();
     table.send_part();
     ASSERT_TRUE(table.on_acknowledged(slot, 1, done));
