@@ -56,24 +56,7 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
       }
       return;
     case api::MigrationEvent::FAILED:
-      if (decided) {
-        Side& side = source ? m.source : m.destination;
-        side.failed = true;
-        m.note =
-            fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
-        if (is_committed(m.record.state) && !source) {
-          m.record.reason = m.note;
-        }
-        spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
-        if (side.replied) {
-          settle(m.record.id, source, {});
-        } else {
-          notify(m);
-        }
-      } else {
-        decide(m, api::ABORTED,
-               fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text())));
-      }
+      handle_failure(m, source, event);
       return;
     case api::MigrationEvent::RESUMED:
     case api::MigrationEvent::RETIRED:
@@ -104,6 +87,26 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
         m.note = pull_note(m);
       }
       notify(m);
+  }
+}
+
+void Migrations::handle_failure(Active& m, bool source, const api::MigrationEvent& event) {
+  if (is_decided(m.record.state)) {
+    Side& side = source ? m.source : m.destination;
+    side.failed = true;
+    m.note = fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
+    if (is_committed(m.record.state) && !source) {
+      m.record.reason = m.note;
+    }
+    spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
+    if (side.replied) {
+      settle(m.record.id, source, {});
+    } else {
+      notify(m);
+    }
+  } else {
+    decide(m, api::ABORTED,
+           fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text())));
   }
 }
 

@@ -142,6 +142,7 @@ class Migrations {
   void end_if_settled(Active& m);
   void end(Active& m);
   void take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event);
+  void handle_failure(Active& m, bool source, const api::MigrationEvent& event);
   void handle_late_event(const std::string& host, const Id128& id, const api::MigrationEvent& event);
   void handle_active_event(Active& m, bool source, const api::MigrationEvent& event);
 

@@ -109,9 +109,6 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!id || !vm) {
     return respond(refusal(!id ? id.error() : vm.error()));
   }
-  if (request.mode() != api::PRECOPY) {
-    return respond(refusal(bad_request("PrepareMigration: this data plane has pre-copy only: use mode precopy")));
-  }
   if (const auto found = sessions_.find(*id); found != sessions_.end()) {
     MigrationSession& session = *found->second;
     if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base() ||

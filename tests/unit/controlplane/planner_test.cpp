@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <span>
 
 namespace godwit::controlplane {
 namespace {
@@ -69,13 +70,26 @@ struct World {
   }
 };
 
+struct RefusalRow {
+  const char* what;
+  std::function<void(World&)> change;
+  Refusal refusal;
+  const char* text;
+};
+
+void expect_refused(std::span<const RefusalRow> rows) {
+  for (const auto& row : rows) {
+    World world;
+    row.change(world);
+    const auto answer = world.ask();
+    ASSERT_FALSE(answer.has_value()) << row.what;
+    EXPECT_EQ(answer.error().refusal, row.refusal) << row.what;
+    EXPECT_NE(answer.error().text.find(row.text), std::string::npos) << row.what << ": " << answer.error().text;
+  }
+}
+
 TEST(Planner, Refusals) {
-  const struct {
-    const char* what;
-    std::function<void(World&)> change;
-    Refusal refusal;
-    const char* text;
-  } rows[] = {
+  const RefusalRow rows[] = {
       {"unknown VM", [](World& w) { w.vm_known = false; }, Refusal::kUnknownVm, "no VM \"demo\""},
       {"stopped", [](World& w) { w.vm.host.clear(); }, Refusal::kNotRunning, "runs nowhere"},
       {"exited by itself", [](World& w) { w.source.vms.clear(); }, Refusal::kNotRunning, "does not run any more"},
@@ -89,6 +103,30 @@ TEST(Planner, Refusals) {
       {"destination data plane", [](World& w) { w.destination.info.set_dataplane_up(false); },
        Refusal::kDestinationGone, "data plane of host-b"},
       {"under way", [](World& w) { w.active = Id128::random(); }, Refusal::kMigrationActive, "already"},
+      {"rounds", [](World& w) { w.plan.set_rounds_max(1001); }, Refusal::kBadPlan, "rounds_max"},
+      {"downtime", [](World& w) { w.plan.set_downtime_limit_us(UINT64_MAX); }, Refusal::kBadPlan, "downtime_limit"},
+      {"verify of the future", [](World& w) { w.plan.set_verify(static_cast<dpapi::Verify>(7)); }, Refusal::kBadPlan,
+       "does not know"},
+      {"tracker", [](World& w) { w.vm.tracker = dpapi::TRACKER_PAGEMAP_SCAN; }, Refusal::kTrackerNotOffered,
+       "pagemap-scan"},
+      {"held there", [](World& w) { w.destination.vms = w.source.vms; }, Refusal::kVmAtDestination, "still holds"},
+      {"reuse required", [](World& w) { w.plan.set_reuse(api::REUSE_REQUIRE); }, Refusal::kNoReusableImage,
+       "no image of this VM"},
+      {"memory", [](World& w) { w.destination.info.set_memory_free_bytes(kGiB - 1); }, Refusal::kNotEnoughMemory,
+       "not enough memory"},
+      {"image in use makes no room",
+       [](World& w) {
+         w.destination.info.set_memory_free_bytes(0);
+         w.add_image(Id128::random(), Id128::random(), kGiB).set_in_use(true);
+       },
+       Refusal::kNotEnoughMemory, "not enough memory"},
+      {"hugepages", [](World& w) { w.add_region("hugetlbfs", 2U << 20); }, Refusal::kNotEnoughMemory, "hugepages"},
+  };
+  expect_refused(rows);
+}
+
+TEST(Planner, PostcopyRefusals) {
+  const RefusalRow rows[] = {
       {"post-copy", [](World& w) { w.plan.set_mode(dpapi::POSTCOPY); }, Refusal::kModeNotAvailable,
        "host-b cannot be the destination of post-copy: its data plane does not offer it; or use mode precopy"},
       {"hybrid",
@@ -131,33 +169,8 @@ TEST(Planner, Refusals) {
          serving.mutable_paging();
        },
        Refusal::kNotEnoughMemory, "not enough memory"},
-      {"rounds", [](World& w) { w.plan.set_rounds_max(1001); }, Refusal::kBadPlan, "rounds_max"},
-      {"downtime", [](World& w) { w.plan.set_downtime_limit_us(UINT64_MAX); }, Refusal::kBadPlan, "downtime_limit"},
-      {"verify of the future", [](World& w) { w.plan.set_verify(static_cast<dpapi::Verify>(7)); }, Refusal::kBadPlan,
-       "does not know"},
-      {"tracker", [](World& w) { w.vm.tracker = dpapi::TRACKER_PAGEMAP_SCAN; }, Refusal::kTrackerNotOffered,
-       "pagemap-scan"},
-      {"held there", [](World& w) { w.destination.vms = w.source.vms; }, Refusal::kVmAtDestination, "still holds"},
-      {"reuse required", [](World& w) { w.plan.set_reuse(api::REUSE_REQUIRE); }, Refusal::kNoReusableImage,
-       "no image of this VM"},
-      {"memory", [](World& w) { w.destination.info.set_memory_free_bytes(kGiB - 1); }, Refusal::kNotEnoughMemory,
-       "not enough memory"},
-      {"image in use makes no room",
-       [](World& w) {
-         w.destination.info.set_memory_free_bytes(0);
-         w.add_image(Id128::random(), Id128::random(), kGiB).set_in_use(true);
-       },
-       Refusal::kNotEnoughMemory, "not enough memory"},
-      {"hugepages", [](World& w) { w.add_region("hugetlbfs", 2U << 20); }, Refusal::kNotEnoughMemory, "hugepages"},
   };
-  for (const auto& row : rows) {
-    World world;
-    row.change(world);
-    const auto answer = world.ask();
-    ASSERT_FALSE(answer.has_value()) << row.what;
-    EXPECT_EQ(answer.error().refusal, row.refusal) << row.what;
-    EXPECT_NE(answer.error().text.find(row.text), std::string::npos) << row.what << ": " << answer.error().text;
-  }
+  expect_refused(rows);
 }
 
 TEST(Planner, EnoughMemory) {
