@@ -27,10 +27,8 @@ std::expected<dataplane::v1::CommitMigrationResult, Error> Pull::commit(std::uin
   {
     // Before the request: its ConnectionLost may come at once.
     const std::lock_guard lock(mutex_);
-    heard_ = true;
+    lost_meanwhile_ = false;
     status_.set_ownership(ownership);
-    status_.set_connected(true);
-    status_.clear_reason();
   }
   dataplane::v1::ToDataplane request;
   request.mutable_commit_migration()->set_migration_id(id_.to_bytes());
@@ -43,7 +41,8 @@ std::expected<dataplane::v1::CommitMigrationResult, Error> Pull::commit(std::uin
   }
   {
     const std::lock_guard lock(mutex_);
-    secured_ = true;
+    heard_ = secured_ = true;
+    status_.set_connected(!lost_meanwhile_);
     if (reply->commit_migration().stats().has_paging()) {
       *status_.mutable_stats() = reply->commit_migration().stats().paging();
     }
@@ -145,7 +144,7 @@ void Pull::lost(const std::string& reason) {
     if (status_.complete()) {
       return;  // there is nothing left to flow
     }
-    heard_ = true;
+    heard_ = lost_meanwhile_ = true;
     status_.set_connected(false);
     status_.set_reason(printable(reason));
   }

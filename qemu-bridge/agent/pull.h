@@ -67,6 +67,7 @@ class Pull {
   mutable std::mutex mutex_;
   dataplane::v1::PagingStatus status_;
   bool heard_ = false;
+  bool lost_meanwhile_ = false;  // since CommitMigration was sent
   bool secured_ = false;
 };
 
