@@ -184,6 +184,9 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
     return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
   }
+  if (request.demand_paging()) {
+    return bad_request("AttachGuest: this data plane cannot page on demand: use mode precopy");
+  }
   if (request.qemu_pid() <= 0) {
     return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
   }

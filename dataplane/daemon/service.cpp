@@ -85,6 +85,10 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
       return make_room(request.make_room(), respond);
     case Request::kGetStatus:
       return get_status(respond);
+    case Request::kSwitchToPostcopy:
+    case Request::kCommitMigration:
+    case Request::kPrepareResume:
+    case Request::kResumeMigration:
     case Request::REQUEST_NOT_SET:
       break;
   }
