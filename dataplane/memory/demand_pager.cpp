@@ -1,8 +1,14 @@
 #include "dataplane/memory/demand_pager.h"
 
+#include <chrono>
+
 #include "dataplane/memory/kernel_abi.h"
 
 namespace godwit::memory {
+
+std::uint64_t DemandPager::now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
 
 std::expected<std::shared_ptr<UserfaultSet>, Error> DemandPager::check(const PagerRequest& request) {
   GW_ASSERT(request.ram != nullptr && request.tracker != nullptr && request.lcores > 0);
@@ -148,6 +154,12 @@ PagerStats DemandPager::stats() const {
     stats.local_pages += lcore.local;
     stats.dropped_pages += lcore.dropped;
     lcore.latency.add_to(stats.latency);
+  }
+  const std::uint64_t now = now_ns();
+  const std::lock_guard lock(faults_mutex_);
+  stats.waiting_faults = waiting_.size();
+  for (const Waiting& waiting : waiting_) {
+    stats.waiting_ns += now - waiting.since_ns;
   }
   return stats;
 }

@@ -68,6 +68,8 @@ struct PagerStats {
   std::uint64_t removed_pages = 0;     // given back while missing
   std::uint64_t dropped_pages = 0;     // arrived, and were not missing any more
   std::uint64_t missing_pages = 0;     // now
+  std::uint64_t waiting_faults = 0;    // for missing pages, now
+  std::uint64_t waiting_ns = 0;        // how long those have waited so far, all together
   LatencyFigures latency;              // of each fault that met a missing page, read to placed; the sum is blocked time
 };
 
@@ -94,10 +96,14 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
   /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings. Who gets
-  /// either asks for those pages again.
-  std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes);
-  /// What of these is missing is zero; nothing of it needs to come.
-  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages);
+  /// either asks for those pages again. `placed`, where not null, gets the pages that this call has put in, in the order
+  /// of `writes`, also if it fails.
+  std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes,
+                                   std::vector<PageRange>* placed = nullptr);
+  /// What of these is missing is zero; nothing of it needs to come. `placed` gets what was missing.
+  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages, std::vector<PageRange>* placed = nullptr);
+  /// Not in place yet, though somebody may be at it.
+  [[nodiscard]] bool is_missing(pages::PageNumber page) const { return missing_.test(page); }
   [[nodiscard]] bool wants(pages::PageNumber page) const { return missing_.test(page) && !claimed_.test(page); }
   [[nodiscard]] std::uint64_t missing_count() const { return missing_.count(); }
   [[nodiscard]] pages::Bitmap missing() const { return missing_.all(); }
@@ -129,7 +135,7 @@ class DemandPager final : private MissingFaultEvents {
 
   DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> userfaults, MissingPages missing);
   static std::expected<std::shared_ptr<UserfaultSet>, Error> check(const PagerRequest& request);
-  std::expected<void, Error> register_all();
+  static std::uint64_t now_ns();
   std::expected<void, Error> wake_all();
 
   // demand_pager_prepare.cpp
@@ -179,7 +185,7 @@ class DemandPager final : private MissingFaultEvents {
   bool attached_ = false;
   std::atomic<bool> ending_{false};
 
-  std::mutex faults_mutex_;       // all below
+  mutable std::mutex faults_mutex_;  // all below
   std::vector<Waiting> fresh_;    // read, not answered
   std::vector<Waiting> waiting_;  // for pages that are missing
   std::optional<Error> failure_;

@@ -1,17 +1,11 @@
 // DemandPager: faults and removals, and what can be answered without another host.
 
-#include <chrono>
-
 #include "dataplane/memory/demand_pager.h"
 
 namespace godwit::memory {
 namespace {
 
 alignas(pages::kPageSize) constexpr std::array<std::byte, pages::kPageSize> kZeros{};
-
-std::uint64_t now_ns() {
-  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
 
 }  // namespace
 

@@ -44,7 +44,8 @@ std::size_t DemandPager::claim_run(std::span<const PageWrite> writes) {
   return count;
 }
 
-std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes) {
+std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes,
+                                              std::vector<PageRange>* placed_here) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   PerLcore& mine = lcores_[lcore];
   for (int tries = 0; !writes.empty();) {
@@ -63,6 +64,9 @@ std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<con
     std::size_t placed = 0;
     const auto outcome = huge ? write_huge_run(run, mine, placed) : copy_run(run, mine, placed);
     give_back_claims(run.subspan(placed));
+    if (placed_here != nullptr && placed > 0) {
+      placed_here->push_back({run[0].page, placed});
+    }
     if (!outcome) {
       return std::unexpected(outcome.error());
     }
@@ -145,13 +149,22 @@ std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore&
   return {};
 }
 
-std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages) {
+std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages,
+                                                   std::vector<PageRange>* placed) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   for (pages::PageNumber page = pages.first; page < pages.first + pages.count; ++page) {
     const auto apart = userfaults_->reader().keep_removals_out();
     if (claim(page)) {
       if (auto done = zero_page(page, lcores_[lcore]); !done) {
         return done;
+      }
+      if (placed == nullptr) {
+        continue;
+      }
+      if (!placed->empty() && placed->back().first + placed->back().count == page) {
+        ++placed->back().count;
+      } else {
+        placed->push_back({page, 1});
       }
     }
   }

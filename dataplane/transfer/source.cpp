@@ -365,6 +365,7 @@ void Source::guest_stopped(Instant now) { impl_->guest_stopped(now); }
 bool Source::device_state(std::span<const std::byte> data) { return impl_->device_state(data); }
 void Source::device_state_end(Instant now) { impl_->device_state_end(now); }
 bool Source::switch_to_postcopy(Instant now) { return impl_->switch_to_postcopy(now); }
+bool Source::serves() const { return impl_->serves(); }
 void Source::detach(Instant now) { impl_->detach(now); }
 void Source::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }
 void Source::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }

@@ -38,6 +38,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   bool device_state(std::span<const std::byte> data);
   void device_state_end(Instant now);
   bool switch_to_postcopy(Instant now);
+  [[nodiscard]] bool serves() const { return phase_ >= Phase::kServing && phase_ != Phase::kFailed; }
   void detach(Instant now);
   void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);
