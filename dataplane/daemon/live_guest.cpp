@@ -63,11 +63,7 @@ std::expected<void, transfer::GuestError> LiveGuest::clear_all() {
   if (auto punched = ram_->punch(0, ram_->page_count()); !punched) {
     return guest_error(punched.error());
   }
-  if (keeps_hashes_) {
-    for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
-      hashes_->set(page, pages::zero_page_hash());
-    }
-  }
+  note_zero(0, ram_->page_count());
   return refresh_present();
 }
 
@@ -107,6 +103,38 @@ std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitm
     });
   }
   return {};
+}
+
+memory::PagerRequest LiveGuest::pager_request() const {
+  memory::PagerRequest request;
+  request.ram = ram_.get();
+  request.tracker = tracker_.get();
+  return request;
+}
+
+void LiveGuest::note_taken_away(const pages::Bitmap& missing, const pages::Bitmap& zero) {
+  missing.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    set_present(first, count, false);
+    for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
+      hashes_->forget(page);
+    }
+  });
+  zero.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    set_present(first, count, false);
+    note_zero(first, count);
+  });
+}
+
+void LiveGuest::note_arrived(pages::PageNumber page, std::span<const std::byte> bytes) {
+  if (keeps_hashes_) {
+    hashes_->set(page, pages::hash_page(pages::PageBytes(bytes)));
+  }
+}
+
+void LiveGuest::note_zero(pages::PageNumber first, std::uint64_t count) {
+  for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
+    hashes_->set(page, pages::zero_page_hash());
+  }
 }
 
 bool LiveGuest::present(pages::PageNumber page) const {
@@ -218,11 +246,7 @@ void LiveGuest::note_placed(std::span<const transfer::Arrival> arrivals) {
 std::expected<void, transfer::GuestError> LiveGuest::zero_pages(pages::PageNumber first, std::uint64_t count) {
   GW_ASSERT(first + count <= ram_->page_count());
   const pages::PageNumber end = first + count;
-  if (keeps_hashes_) {
-    for (pages::PageNumber page = first; page < end; ++page) {
-      hashes_->set(page, pages::zero_page_hash());
-    }
-  }
+  note_zero(first, count);
   // Only what is there: punching a hole costs as much as punching a page.
   for (pages::PageNumber page = first; page < end;) {
     if (!present(page)) {

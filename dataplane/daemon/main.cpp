@@ -81,8 +81,17 @@ struct Lcore {
                   {.neighbours = neighbours,
                    .udp_port = config.port.udp_port,
                    .wake = [this] { doorbell.kick(); },
-                   .on_sleeping = [&port, queue](bool asleep) { port.enable_receive_interrupt(queue, asleep); }}),
+                   .on_sleeping = [&port, queue](bool asleep) { port.enable_receive_interrupt(queue, asleep); },
+                   .watch = [this](int descriptor, bool watched) { watch(descriptor, watched); }}),
         loop(data_path, doorbell, idle_options(config, doorbell.watches_frames())) {}
+  void watch(int descriptor, bool watched) {
+    if (!watched) {
+      return doorbell.unwatch(descriptor);
+    }
+    if (const auto added = doorbell.watch_while_readable(descriptor); !added) {
+      spdlog::error("faults of a guest are seen late: {}", added.error().text);
+    }
+  }
   const unsigned number;
   port::Doorbell doorbell;
   DataPath data_path;
