@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -88,8 +89,9 @@ class FigureBook {
 
   // ---- control thread ----
   void begin(const Flow& flow);
-  /// No lcore writes to it any more. Nothing if it is not there.
-  void end(std::uint32_t flow_id, const transfer::Stats& last, bool committed);
+  /// No lcore writes to it any more. Nothing if it is not there. `committed` not known: its migration goes on with
+  /// another flow, whose stats contain these.
+  void end(std::uint32_t flow_id, const transfer::Stats& last, std::optional<bool> committed);
   void set_guests(std::vector<GuestFigures> guests);
   /// Any thread: whoever has just counted them.
   void set_images(const ImageFigures& images);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,11 @@ struct MigrationSession {
     kFinishing,   // its jobs and its flow are being ended
   };
 
+  /// A source's memory may be needed although its QEMU has exited: the destination may run the guest already.
+  [[nodiscard]] bool outlives_qemu() const {
+    return role == api::ROLE_SOURCE && (committed || (device_state_ended && mode != transfer::Mode::kPrecopy));
+  }
+
   Id128 id;
   Id128 vm_uuid;
   api::Role role = api::ROLE_NONE;
@@ -73,6 +79,7 @@ struct MigrationSession {
   bool device_state_ended = false;  // source
   bool memory_ready = false;        // destination
   bool committed = false;           // CommitMigration is obeyed
+  api::CommitMigrationResult commit_result;
   std::uint32_t epoch_next = 0;     // from then on
   std::string lost;                 // why no pages flow; empty: they do, or none are missing
   std::optional<api::Event> complete;  // as it is to be told
