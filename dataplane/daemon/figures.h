@@ -16,6 +16,7 @@
 #include "base/single_writer.h"
 #include "base/time.h"
 #include "base/uuid.h"
+#include "dataplane/daemon/live_paging.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transport/lane.h"
 
@@ -75,7 +76,8 @@ struct GuestFigures {
   std::string tracker;
   std::uint64_t bytes_total = 0;
   std::uint64_t ownership = 0;
-  Id128 migration;  // nil: none
+  Id128 migration;                           // nil: none
+  std::shared_ptr<const LivePaging> paging;  // null: nothing of it can be missing
 };
 
 /// Of retained images that no migration writes into.

@@ -168,7 +168,7 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
   }
   if (guest.kind == api::AttachGuest::CONTINUING) {
     continue_history(guest, context);
-    if (auto paging = guest.demand_paging ? continue_paging(guest, context.run_dir, context.lcores)
+    if (auto paging = guest.demand_paging ? continue_paging(guest, context.missing_dir, context.lcores)
                                           : std::expected<void, ApiError>{};
         !paging) {
       return paging;

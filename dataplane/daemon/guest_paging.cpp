@@ -31,7 +31,7 @@ memory::MissingOf missing_of(const Guest& guest, std::uint32_t epoch) {
 
 }  // namespace
 
-std::string postcopy_refusal(const std::string& run_dir) {
+std::string postcopy_refusal(const std::string& missing_dir) {
   const std::uint64_t features = memory::Userfault::kernel_features().value_or(0);
   if ((features & memory::abi::kFeatureMissingShmem) == 0) {
     return "this kernel's userfaultfd cannot be used, or knows no missing pages of shared memory (Linux 4.11)";
@@ -40,15 +40,16 @@ std::string postcopy_refusal(const std::string& run_dir) {
     return "this kernel tells written pages by their content only, which needs all of them here (Linux 5.19)";
   }
   struct statfs system {};
-  if (statfs(run_dir.c_str(), &system) != 0 || system.f_type != TMPFS_MAGIC) {
-    return "run_dir " + run_dir + " is not on tmpfs, and what is missing cannot wait for a disk: set run_dir";
+  if (statfs(missing_dir.c_str(), &system) != 0 || system.f_type != TMPFS_MAGIC) {
+    return "the first of memory_dirs that takes ordinary files, " + missing_dir +
+           ", is not on tmpfs, and the note of what is missing cannot wait for a disk";
   }
   return {};
 }
 
-std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& run_dir,
+std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& missing_dir,
                                            std::uint32_t lcores) {
-  auto paging = LivePaging::create(*guest.memory, LivePaging::file_of(run_dir, guest.vm_uuid),
+  auto paging = LivePaging::create(*guest.memory, LivePaging::file_of(missing_dir, guest.vm_uuid),
                                    missing_of(guest, epoch_base), lcores);
   if (!paging) {
     return std::unexpected(from_memory(paging.error()));
@@ -58,8 +59,8 @@ std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_bas
   return {};
 }
 
-std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& run_dir, std::uint32_t lcores) {
-  const std::string file = LivePaging::file_of(run_dir, guest.vm_uuid);
+std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores) {
+  const std::string file = LivePaging::file_of(missing_dir, guest.vm_uuid);
   if (access(file.c_str(), F_OK) != 0 && errno == ENOENT) {
     return {};  // it goes only when nothing is missing
   }

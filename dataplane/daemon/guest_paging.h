@@ -13,14 +13,14 @@
 namespace godwit::daemon {
 
 /// "" if this host can be the destination of post-copy, or why not and what to do.
-std::string postcopy_refusal(const std::string& run_dir);
+std::string postcopy_refusal(const std::string& missing_dir);
 
 // ---- the destination ----
 /// Before a migration that is not pre-copy: pages of the guest may become missing.
-std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& run_dir,
+std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& missing_dir,
                                            std::uint32_t lcores);
 /// After a restart of the daemon: takes over what is missing by the former one's file. None: all had come.
-std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& run_dir, std::uint32_t lcores);
+std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores);
 /// The guest is ours from here on, though pages may be missing.
 std::expected<void, ApiError> take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next,
                                               const std::string& run_dir, Images& images);

@@ -20,12 +20,12 @@ bool passes(const memory::Error& error) { return error.code == memory::ErrorCode
 
 }  // namespace
 
-std::string LivePaging::file_of(const std::string& run_dir, const Id128& vm_uuid) {
-  return run_dir + "/" + vm_uuid.text() + ".missing";
+std::string LivePaging::file_of(const std::string& directory, const Id128& vm_uuid) {
+  return directory + "/" + vm_uuid.text() + ".missing";
 }
 
-void LivePaging::remove_file(const std::string& run_dir, const Id128& vm_uuid) {
-  static_cast<void>(memory::MissingPages::remove(file_of(run_dir, vm_uuid)));  // nobody can believe what is left
+void LivePaging::remove_file(const std::string& directory, const Id128& vm_uuid) {
+  static_cast<void>(memory::MissingPages::remove(file_of(directory, vm_uuid)));  // nobody can believe what is left
 }
 
 std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::open(Open open, LiveGuest& guest,

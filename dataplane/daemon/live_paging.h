@@ -24,8 +24,8 @@ namespace godwit::daemon {
 class LivePaging final : public transfer::PagingGuest {
  public:
   /// Of what is missing of this VM; it outlives the daemon.
-  static std::string file_of(const std::string& run_dir, const Id128& vm_uuid);
-  static void remove_file(const std::string& run_dir, const Id128& vm_uuid);
+  static std::string file_of(const std::string& directory, const Id128& vm_uuid);
+  static void remove_file(const std::string& directory, const Id128& vm_uuid);
 
   // ---- jobs ----
   /// Nothing is missing yet. The userfaultfds see accesses of the kernel, too (AttachGuest.demand_paging).

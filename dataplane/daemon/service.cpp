@@ -123,7 +123,7 @@ void Service::hello(const api::Hello& request, const Respond& respond) {
     result.add_trackers(to_api(kind));
   }
   result.set_memory_dir(options_.memory_dir);
-  const std::string no_postcopy = postcopy_refusal(options_.run_dir);
+  const std::string no_postcopy = postcopy_refusal(options_.missing_dir);
   result.set_postcopy(no_postcopy.empty());
   result.set_postcopy_refusal(printable(no_postcopy, kTextBytesMax));
   respond(std::move(reply));
@@ -148,6 +148,7 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   api::AttachGuest identity = request;
   identity.clear_kind();
   identity.clear_epoch();
+  identity.clear_demand_paging();
   identity.clear_paging_epoch();
   std::string serialised = identity.SerializeAsString();
   if (const auto found = guests_.find(vm); found != guests_.end()) {
@@ -189,8 +190,9 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   }
   entry.worker = std::make_unique<Worker>();
   Worker& worker = *entry.worker;
-  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_, guest_bytes(),
-                              static_cast<std::uint32_t>(data_path_.lcore_count())};
+  const AttachContext context{options_.run_dir, options_.host_boot_id,
+                              &images_,         guest_bytes(),
+                              options_.missing_dir, static_cast<std::uint32_t>(data_path_.lcore_count())};
   guests_.emplace(vm, std::move(entry));
   struct Job {
     Attachment attachment;
@@ -304,7 +306,7 @@ void Service::close_guest(const Id128& vm) {
       control_,
       [this, vm] {
         TrackingState::remove(options_.run_dir, vm);
-        LivePaging::remove_file(options_.run_dir, vm);
+        LivePaging::remove_file(options_.missing_dir, vm);
         spdlog::info("VM {}: forgotten", vm.text());
         gone(vm);
       });
@@ -361,7 +363,8 @@ void Service::publish_guests() {
                          .tracker = std::string(memory::name_of(entry.guest->memory->tracker())),
                          .bytes_total = entry.guest->bytes_total,
                          .ownership = entry.guest->ownership,
-                         .migration = entry.migration});
+                         .migration = entry.migration,
+                         .paging = entry.guest->paging});
     }
   }
   figures_.set_guests(std::move(figures));

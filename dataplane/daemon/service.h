@@ -25,7 +25,8 @@ namespace godwit::daemon {
 
 struct ServiceOptions {
   std::string run_dir;
-  std::string memory_dir;  // of retained images, told to the bridge
+  std::string memory_dir;   // of retained images, told to the bridge
+  std::string missing_dir;  // of what guests lack; on tmpfs, or this host is no destination of post-copy
   std::string address;     // told to peers
   std::uint16_t udp_port = 0;
   std::uint32_t mtu_bytes = 1500;

@@ -189,7 +189,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
        lcores = static_cast<std::uint32_t>(data_path_.lcore_count())] {
         *result = prepare_arrival(*guest, wanted, images_);
         if (*result && mode != transfer::Mode::kPrecopy) {
-          if (const auto begun = begin_paging(*guest, epoch_base, options_.run_dir, lcores); !begun) {
+          if (const auto begun = begin_paging(*guest, epoch_base, options_.missing_dir, lcores); !begun) {
             *result = std::unexpected(begun.error());
           }
         }

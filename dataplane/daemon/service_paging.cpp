@@ -479,6 +479,7 @@ void Service::end_paging(const Id128& vm, std::function<void()> then) {
       if (found != guests_.end() && found->second.guest) {
         found->second.guest->paging.reset();
       }
+      publish_guests();
       then();
     });
   });
