@@ -28,7 +28,7 @@ void LivePaging::remove_file(const std::string& directory, const Id128& vm_uuid)
   static_cast<void>(memory::MissingPages::remove(file_of(directory, vm_uuid)));  // nobody can believe what is left
 }
 
-std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::open(Open open, LiveGuest& guest,
+std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::open(Open how, LiveGuest& guest,
                                                                            const std::string& file,
                                                                            const memory::MissingOf& of,
                                                                            std::uint32_t lcores) {
@@ -37,7 +37,7 @@ std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::open(Open 
   request.file = file;
   request.of = of;
   request.lcores = lcores;
-  auto pager = open(std::move(request));
+  auto pager = how(std::move(request));
   if (!pager) {
     return std::unexpected(pager.error());
   }

@@ -65,7 +65,7 @@ class LivePaging final : public transfer::PagingGuest {
 
  private:
   using Open = std::expected<std::unique_ptr<memory::DemandPager>, memory::Error> (*)(memory::PagerRequest);
-  static std::expected<std::shared_ptr<LivePaging>, memory::Error> open(Open open, LiveGuest& guest,
+  static std::expected<std::shared_ptr<LivePaging>, memory::Error> open(Open how, LiveGuest& guest,
                                                                         const std::string& file,
                                                                         const memory::MissingOf& of,
                                                                         std::uint32_t lcores);

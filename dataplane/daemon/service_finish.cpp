@@ -64,7 +64,8 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
   }
   const auto session = find_session(request.migration_id(), api::ROLE_NONE);
   if (!session) {
-    return finish_image(*id, committed, respond);
+    const bool over = committed ? request.destination_complete() : request.outcome() == api::OUTCOME_ABANDONED;
+    return over ? finish_image(*id, committed, respond) : respond(refusal(session.error()));
   }
   MigrationSession& migration = **session;
   if (const auto refused = refuse_paging_end(request, migration)) {
@@ -259,7 +260,12 @@ void Service::finish_image(const Id128& id, bool committed, const Respond& respo
 
 void Service::finished(const std::shared_ptr<Ending>& ending) {
   if (ending->guest->paging) {
-    return end_paging(ending->vm_uuid, [this, ending] { finished(ending); });
+    return end_paging(ending->vm_uuid, [this, ending] {
+      if (ending->keep_guest && !ending->error) {
+        LivePaging::remove_file(options_.missing_dir, ending->vm_uuid);
+      }
+      finished(ending);
+    });
   }
   const auto session = sessions_.find(ending->id);
   const std::vector<Respond> waiting = std::move(session->second->waiting);
