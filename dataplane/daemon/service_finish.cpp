@@ -277,6 +277,9 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   api::FinishMigrationResult& result = *reply.mutable_finish_migration();
   to_api(ending->stats, *result.mutable_stats());
   result.mutable_stats()->set_reuse_reason(printable(session->second->reuse_reason, kTextBytesMax));
+  if (ending->pulled) {
+    *result.mutable_stats()->mutable_paging() = session->second->paging;
+  }
   result.set_epoch_next(ending->epoch_next);
   result.set_image_retained(ending->retained.retained);
   result.set_image_reason(printable(ending->retained.reason, kTextBytesMax));

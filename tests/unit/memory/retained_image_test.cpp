@@ -370,6 +370,35 @@ TEST_F(RetainedImageTest, BudgetTakesLeastRecentlyUsedFirst) {
   EXPECT_TRUE(std::filesystem::exists(ram_path(2, 0))) << "and stays";
 }
 
+TEST_F(RetainedImageTest, WhatServesAGuestElsewhereIsNobodyElses) {
+  ImageStore store = open_store(3 * kMiB);
+  RetainedImage image = make_image(1);
+  image.serving = id_of(9);
+  ASSERT_TRUE(store.save(image));
+  EXPECT_EQ(reason(store.load(wanted_of(image))), Refusal::kInUse);
+  EXPECT_EQ(reason(store.acquire(wanted_of(image))), Refusal::kInUse);
+  EXPECT_FALSE(store.drop(image.vm_uuid));
+  EXPECT_FALSE(store.forget(image.vm_uuid));
+  EXPECT_FALSE(store.forget_files(image.regions));
+  EXPECT_TRUE(store.make_room(UINT64_MAX, std::nullopt)->dropped.empty());
+  ASSERT_EQ(store.list()->size(), 1U);
+  EXPECT_TRUE(store.list()->front().in_use);
+  EXPECT_EQ(store.list()->front().serving, id_of(9));
+  EXPECT_TRUE(std::filesystem::exists(ram_path(1, 0)));
+
+  EXPECT_EQ(reason(store.load_serving(id_of(8))), Refusal::kMissing);
+  const auto found = open_store().load_serving(id_of(9));
+  ASSERT_TRUE(found) << found.error().text;
+  EXPECT_EQ(found->vm_uuid, image.vm_uuid);
+  EXPECT_TRUE(found->table == image.table);
+
+  image.serving = {};
+  ASSERT_TRUE(store.save(image));
+  EXPECT_TRUE(store.load(wanted_of(image)));
+  EXPECT_EQ(reason(store.load_serving(id_of(9))), Refusal::kMissing);
+  EXPECT_TRUE(store.drop(image.vm_uuid));
+}
+
 TEST_F(RetainedImageTest, DirectoryThatIsNone) {
   EXPECT_FALSE(ImageStore::open(directory_ + "/none", 0, id_of(99)));
   std::ofstream(directory_ + "/file") << "x";
