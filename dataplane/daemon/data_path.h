@@ -59,7 +59,7 @@ struct DataPathOptions {
   std::function<void()> wake;             // this lcore, if it sleeps; any thread
   std::function<void(bool)> on_sleeping;  // before (true) and after (false); on the lcore
   /// The home lcore's: this descriptor wakes it while it is readable (true), or no more; on the lcore.
-  std::function<void(int, bool)> watch = {};
+  std::function<void(int, bool)> watch;
 };
 
 class DataPath final : public port::PollLoopUser {

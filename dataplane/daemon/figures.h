@@ -77,7 +77,7 @@ struct GuestFigures {
   std::uint64_t bytes_total = 0;
   std::uint64_t ownership = 0;
   Id128 migration;                           // nil: none
-  std::shared_ptr<const LivePaging> paging = {};  // null: nothing of it can be missing
+  std::shared_ptr<const LivePaging> paging;  // null: nothing of it can be missing
 };
 
 /// Of retained images that no migration writes into.

@@ -61,7 +61,7 @@ struct AttachContext {
   Id128 boot_id;  // of the host
   Images* images = nullptr;
   std::uint64_t guests_bytes = 0;  // what the other guests have of the host's memory budget
-  std::string missing_dir = {};    // of what guests lack
+  std::string missing_dir;         // of what guests lack
   std::uint32_t lcores = 1;        // that may place pages
 };
 

@@ -87,4 +87,17 @@ void EventRelay::on_complete(const transfer::Stats& stats, bool equal) {
   post(std::move(event));
 }
 
+api::PagingStatus MigrationSession::paging_status() const {
+  api::PagingStatus status;
+  status.set_migration_id(id.to_bytes());
+  status.set_vm_uuid(vm_uuid.to_bytes());
+  status.set_role(role);
+  status.set_ownership(ownership);
+  status.set_connected(state == State::kStarted && lost.empty());
+  status.set_reason(lost);
+  status.set_complete(complete.has_value());
+  *status.mutable_stats() = paging;
+  return status;
+}
+
 }  // namespace godwit::daemon

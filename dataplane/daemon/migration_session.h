@@ -65,6 +65,9 @@ struct MigrationSession {
     return role == api::ROLE_SOURCE && (committed || (device_state_ended && mode != transfer::Mode::kPrecopy));
   }
 
+  /// Once committed.
+  [[nodiscard]] api::PagingStatus paging_status() const;
+
   Id128 id;
   Id128 vm_uuid;
   api::Role role = api::ROLE_NONE;
@@ -80,14 +83,14 @@ struct MigrationSession {
   bool memory_ready = false;        // destination
   bool committed = false;           // CommitMigration is obeyed
   api::CommitMigrationResult commit_result;
-  std::uint32_t epoch_next = 0;     // from then on
-  std::string lost;                 // why no pages flow; empty: they do, or none are missing
-  std::optional<api::Event> complete;  // as it is to be told
-  bool equal = true;                   // what came is what was sent
-  api::PagingStats paging;             // the latest that was told
+  std::uint32_t epoch_next = 0;         // from then on
+  std::string lost;                     // why no pages flow; empty: they do, or none are missing
+  std::optional<api::Event> complete;   // as it is to be told
+  bool equal = true;                    // what came is what was sent
+  api::PagingStats paging;              // the latest that was told
   std::unique_ptr<MigrationPart> part;  // kWithout; null: of a former daemon, or it had failed
 
-  /// Destinationination: the image's table, until the flow takes it.
+  /// Destination: the image's table, until the flow takes it.
   std::optional<pages::GenerationTable> arriving;
   std::string reuse_reason;
   transport::Cipher cipher = transport::Cipher::kAes128Gcm;

@@ -398,7 +398,7 @@ void Service::get_status(const Respond& respond) {
   }
   for (const auto& [id, session] : sessions_) {
     if (session->committed) {
-      *reply.mutable_status()->add_paging() = paging_status(*session);
+      *reply.mutable_status()->add_paging() = session->paging_status();
     }
   }
   respond(std::move(reply));

@@ -115,7 +115,6 @@ class Service {
   /// From here on no lcore reads the faults of this guest, and nobody is told what of it is missing.
   void end_paging(const Id128& vm, std::function<void()> then);
   void watch_paging(const Id128& vm, const Entry& entry);
-  [[nodiscard]] api::PagingStatus paging_status(const MigrationSession& session) const;
 
   // ---- finishing, in the order of its steps (service_finish.cpp) ----
   struct Ending;

@@ -66,19 +66,6 @@ void Service::on_paging_event(MigrationSession& session, api::Event event) {
   emit_(event);
 }
 
-api::PagingStatus Service::paging_status(const MigrationSession& session) const {
-  api::PagingStatus status;
-  status.set_migration_id(session.id.to_bytes());
-  status.set_vm_uuid(session.vm_uuid.to_bytes());
-  status.set_role(session.role);
-  status.set_ownership(session.ownership);
-  status.set_connected(session.state == State::kStarted && session.lost.empty());
-  status.set_reason(session.lost);
-  status.set_complete(session.complete.has_value());
-  *status.mutable_stats() = session.paging;
-  return status;
-}
-
 void Service::switch_to_postcopy(const api::SwitchToPostcopy& request, const Respond& respond) {
   const auto session = find_session(request.migration_id(), api::ROLE_SOURCE);
   if (!session) {
