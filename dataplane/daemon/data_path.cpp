@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace godwit::daemon {
+namespace {
+
+/// Faults that could not be answered when they were read (no memory, a mapping being changed) raise no event again.
+constexpr Duration kFaultsAgain = milliseconds(10);
+
+}  // namespace
 
 std::string_view to_string(Drop drop) {
   switch (drop) {
@@ -59,6 +65,7 @@ bool DataPath::turn(Instant now) {
     busy = true;
     counters_.receive_cycles += port::cycles() - receive_from;
   }
+  polled_at_ = now;
   for (const auto& paging : pagings_) {
     busy = paging->poll() || busy;
   }
@@ -100,6 +107,9 @@ Instant DataPath::deadline() const {
   }
   for (const FlowShare* share : shares_) {
     first = std::min(first, share->deadline());
+  }
+  if (std::ranges::any_of(pagings_, [](const auto& paging) { return paging->armed(); })) {
+    first = std::min(first, polled_at_ + kFaultsAgain);
   }
   return first;
 }

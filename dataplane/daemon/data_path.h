@@ -128,6 +128,7 @@ class DataPath final : public port::PollLoopUser {
   FlowTable<MigrationFlow> table_;
   std::vector<std::unique_ptr<MigrationFlow>> flows_;
   std::vector<std::shared_ptr<LivePaging>> pagings_;
+  Instant polled_at_{};  // those
   FlowTable<FlowShare> share_table_;
   std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first
