@@ -145,7 +145,10 @@ void Source::Impl::sorted_pull(SortJob& job) {
   }
   pull_sorting_ = false;
   if (job.guest_error) {
-    return fail(Failure::kGuestMemory, *job.guest_error);
+    if (check_memory()) {  // the guest may run there by now: the next connection looks again
+      lose_connection("the source's memory could not be looked at: " + *job.guest_error);
+    }
+    return;
   }
   job.among.and_not(job.zero);
   pull_.sorted(std::move(job.among), std::move(job.zero));

@@ -129,7 +129,8 @@ BadBody parse_zero_runs(Bytes bytes, Body& body) {
   return BadBody::kNone;
 }
 
-BadBody parse_padding(Bytes bytes, std::uint16_t length) {
+BadBody parse_padding(Bytes bytes, std::uint16_t length, Body& body) {
+  body.padding_bytes = length;
   if (bytes.size() != length) {
     return bytes.size() < length ? BadBody::kTruncated : BadBody::kTrailing;
   }
@@ -272,7 +273,7 @@ BadBody parse_body(const PacketHeader& header, Bytes bytes, Body& body) {
     case PacketType::kMessage:
       return parse_message(bytes, length, body);
     case PacketType::kProbe:
-      return parse_padding(bytes, length);
+      return parse_padding(bytes, length, body);
     case PacketType::kAck:
       break;
   }

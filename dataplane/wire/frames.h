@@ -95,6 +95,7 @@ struct Body {
   std::span<const std::byte> run_bytes;  // `count` encoded runs, each validated: read with zero_run()
   std::uint64_t message_offset = 0;
   std::span<const std::byte> message_bytes;
+  std::uint16_t padding_bytes = 0;  // of a probe: zeros
 };
 
 [[nodiscard]] BadBody parse_body(const PacketHeader& header, std::span<const std::byte> bytes, Body& body);

@@ -19,6 +19,7 @@
 #include "dataplane/daemon/service.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/dataplane/bridge_client.h"
+#include "tests/unit/dataplane/no_queue.h"
 
 namespace godwit::fuzz {
 namespace {
@@ -32,18 +33,12 @@ constexpr std::chrono::seconds kReplyTime{20};
 constexpr std::int32_t kSomeProcess = 1;  // there always is one
 
 /// A port that nothing comes from and that swallows what it is given.
-class NoWire final : public port::Queue {
+class NoWire final : public tests::NoQueue {
  public:
-  std::span<const std::span<std::byte>> receive() override { return {}; }
-  port::ReceivedFrame keep(std::size_t) override { return {}; }
   std::span<std::byte> next_frame(port::Priority) override { return frame_; }
-  void commit(port::Priority, std::size_t) override {}
-  bool flush() override { return true; }
-  [[nodiscard]] const port::QueueCounters& counters() const override { return counters_; }
 
  private:
   std::vector<std::byte> frame_ = std::vector<std::byte>(9216 + port::kEthernetHeaderBytes);
-  port::QueueCounters counters_;
 };
 
 /// Where files of this process's runs are: a fresh folder on tmpfs.

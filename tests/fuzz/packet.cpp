@@ -5,6 +5,8 @@
 
 #include "dataplane/wire/packet.h"
 
+#include <algorithm>
+
 #include "dataplane/wire/frames.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -35,8 +37,11 @@ std::size_t write_content(const wire::PacketHeader& header, const wire::Body& bo
       std::memcpy(out.data() + at, body.message_bytes.data(), body.message_bytes.size());
       at += body.message_bytes.size();
       break;
-    case wire::PacketType::kAck:
     case wire::PacketType::kProbe:
+      std::fill_n(out.begin(), body.padding_bytes, std::byte{0});
+      at += body.padding_bytes;
+      break;
+    case wire::PacketType::kAck:
       break;
   }
   return at;
@@ -45,10 +50,10 @@ std::size_t write_content(const wire::PacketHeader& header, const wire::Body& bo
 std::size_t write_body(const wire::PacketHeader& header, const wire::Body& body, std::span<std::byte> out) {
   std::size_t at = body.has_ack ? wire::write_ack_block(body.ack, out) : 0;
   if (wire::is_ack_eliciting(header.type)) {
-    const bool message = header.type == wire::PacketType::kMessage;
-    const wire::Prefix prefix{.count = body.count,
-                              .length = static_cast<std::uint16_t>(message ? body.message_bytes.size() : 0),
-                              .floor = body.floor};
+    const std::size_t length = header.type == wire::PacketType::kMessage ? body.message_bytes.size()
+                               : header.type == wire::PacketType::kProbe ? body.padding_bytes
+                                                                         : 0;
+    const wire::Prefix prefix{.count = body.count, .length = static_cast<std::uint16_t>(length), .floor = body.floor};
     at += wire::write_prefix(prefix, header.packet_number, out.subspan(at));
     at += write_content(header, body, out.subspan(at));
   }
@@ -126,6 +131,8 @@ std::vector<Seed> seeds() {
   wire::Body body;
   std::vector<Seed> out;
   out.push_back(seed("probe", {.type = wire::PacketType::kProbe, .flow_id = 7, .packet_number = 3}, body));
+  body.padding_bytes = 100;
+  out.push_back(seed("mtu-probe", {.type = wire::PacketType::kProbe, .flow_id = 7, .packet_number = 3}, body));
   body.has_ack = true;
   body.ack = {.largest = 130, .floor = 60, .edge = 400, .ack_delay_us = 9, .word_count = 2, .words = {7, ~0ULL}};
   out.push_back(seed("ack", {.type = wire::PacketType::kAck, .lane = 1, .flow_id = 7, .packet_number = 4}, body));

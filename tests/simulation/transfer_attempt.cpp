@@ -335,8 +335,8 @@ bool Attempt::over() const {
     return destination_events_.complete != 0 || (!destination_.end && !paging_.armed());
   }
   const bool source = !source_.end || source_events_.failed != 0 || source_events_.done != 0;
-  const bool destination =
-      !destination_.end || destination_events_.failed != 0 || (destination_events_.memory_ready != 0 && !pulling());
+  const bool destination = !destination_.end || destination_events_.failed != 0 ||
+                           (destination_events_.memory_ready != 0 && !paging_.armed());  // else the store decides
   return source && destination;
 }
 

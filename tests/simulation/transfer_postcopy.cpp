@@ -27,7 +27,7 @@ void Watch::on_message(std::span<const std::byte> message) {
 }
 
 void Attempt::note_paging() {
-  if (destination_events_.memory_ready == 0 || !paging_.armed() || pulling()) {
+  if (destination_events_.memory_ready == 0 || !paging_.armed() || pulling() || !destination_.end) {
     return;
   }
   ModelMemory& arrived = *input_.destination.memory;

@@ -65,8 +65,7 @@ class NeverGivenUp : public Switchover {
     const auto found = find_userfaultfds(qemu);
     EXPECT_TRUE(found);
     source_.drop_vm();
-    source_.dataplane.restart();
-    EXPECT_TRUE(source_.wait_dataplane());
+    EXPECT_TRUE(source_.restart_dataplane());
     EXPECT_TRUE(source_.journal.remove(uuid_));
     if (spoil_journal_) {
       std::filesystem::remove_all(source_.config.state_dir / "vms");

@@ -154,6 +154,13 @@ class TestHost {
     client_->wait_until_up(kPatience);
     return client_->hello().has_value();
   }
+  /// A new process that knows nothing; the client has noticed.
+  bool restart_dataplane() {
+    using Request = dataplane::v1::ToDataplane;
+    const int hellos = dataplane.count(Request::kHello);
+    dataplane.restart();
+    return dataplane.wait_for(Request::kHello, hellos + 1) && wait_dataplane();
+  }
   /// As the agent does each second, only faster, until `reached` holds.
   bool tick_until(const std::function<bool()>& reached) {
     const auto until = std::chrono::steady_clock::now() + kPatience;
