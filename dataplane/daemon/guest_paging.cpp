@@ -152,8 +152,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> open_served_image(const Id128& m
     return std::unexpected(from_memory(chosen.error()));
   }
   guest->tracker_reason = "there is no QEMU";
-  guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
-                                              std::nullopt, false);
+  guest->memory =
+      std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes), std::nullopt, false);
   if (const auto looked = guest->memory->refresh_present(); !looked) {
     return std::unexpected(ApiError{api::Error::KERNEL, looked.error().text});
   }

@@ -78,9 +78,9 @@ std::expected<void, transfer::GuestError> LivePaging::arm(const pages::Bitmap& m
   // A page that only one of us takes for missing would be made up of zeros, or never come.
   pages::Bitmap differing = pager_->missing();
   if (differing.count() != missing.count()) {
-    return std::unexpected(transfer::GuestError{"the pages that were taken away are not those that are missing: " +
-                                                std::to_string(differing.count()) + " and " +
-                                                std::to_string(missing.count())});
+    return std::unexpected(transfer::GuestError{
+        "the pages that were taken away are not those that are missing: " + std::to_string(differing.count()) +
+        " and " + std::to_string(missing.count())});
   }
   differing.and_not(missing);
   if (differing.any()) {
@@ -126,8 +126,7 @@ std::expected<void, transfer::GuestError> LivePaging::read_events(transfer::Pagi
   return {};
 }
 
-std::expected<void, transfer::GuestError> LivePaging::place(std::uint32_t lcore,
-                                                            std::span<transfer::PageWrite> pages) {
+std::expected<void, transfer::GuestError> LivePaging::place(std::uint32_t lcore, std::span<transfer::PageWrite> pages) {
   GW_ASSERT(lcore < placed_.size());
   std::vector<memory::PageRange>& placed = placed_[lcore];
   std::array<memory::PageWrite, kWritesMax> writes;

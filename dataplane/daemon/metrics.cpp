@@ -99,9 +99,10 @@ constexpr Metric kFaults{"godwit_dataplane_faults_total", Kind::kCounter, "vm",
                          "Page faults of a guest that lacks pages, read from its userfaultfds"};
 constexpr Metric kFaultsWaiting{"godwit_dataplane_faults_waiting", Kind::kGauge, "vm",
                                 "Of those faults, how many wait for a missing page now"};
-constexpr Metric kPlaced{"godwit_dataplane_placed_pages_total", Kind::kCounter, "vm,kind",
-                         "Pages put before a running guest: demand (a thread waited), background, zero (told of), local "
-                         "(made here); given_back: not needed any more"};
+constexpr Metric kPlaced{
+    "godwit_dataplane_placed_pages_total", Kind::kCounter, "vm,kind",
+    "Pages put before a running guest: demand (a thread waited), background, zero (told of), local "
+    "(made here); given_back: not needed any more"};
 constexpr Metric kBlocked{"godwit_dataplane_fault_blocked_seconds_total", Kind::kCounter, "vm",
                           "How long threads of a guest have waited for missing pages, all together"};
 

@@ -25,7 +25,9 @@ MigrationPart::MigrationPart(DestinationRole role, Worker& worker, Inbox& lcore,
   destination = std::make_unique<transfer::Destination>(role.config, std::move(role.guest), executor, told);
 }
 
-transfer::Stats MigrationPart::stats(Instant now) const { return source ? source->stats(now) : destination->stats(now); }
+transfer::Stats MigrationPart::stats(Instant now) const {
+  return source ? source->stats(now) : destination->stats(now);
+}
 
 bool MigrationPart::may_detach() const { return source ? source->serves() : pages && destination->is_paging(); }
 
@@ -177,6 +179,8 @@ std::unique_ptr<MigrationPart> MigrationFlow::detach(Instant now) {
   return std::move(part_);
 }
 
-std::uint32_t MigrationFlow::epoch_next() const { return part_->source ? part_->source->epoch_next() : part_->destination->epoch_next(); }
+std::uint32_t MigrationFlow::epoch_next() const {
+  return part_->source ? part_->source->epoch_next() : part_->destination->epoch_next();
+}
 
 }  // namespace godwit::daemon

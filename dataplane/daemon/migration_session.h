@@ -52,7 +52,7 @@ class EventRelay final : public transfer::MigrationEvents {
 
 struct MigrationSession {
   enum class State : std::uint8_t {
-    kPreparing,   // a job is to end first; `waiting` is answered then
+    kPreparing,  // a job is to end first; `waiting` is answered then
     kPrepared,
     kStarted,     // the flow is on its lcore
     kCommitting,  // CommitMigration is being obeyed

@@ -38,8 +38,8 @@ struct Attachment {
   std::uint64_t ownership = 0;
   std::vector<memory::RegionFile> files;
   std::optional<memory::TrackerKind> tracker;  // nullopt: the first that works
-  UniqueFd userfaultfd;                // of all pages; or
-  std::vector<FaultPart> fault_parts;  // all pages together
+  UniqueFd userfaultfd;                        // of all pages; or
+  std::vector<FaultPart> fault_parts;          // all pages together
   UniqueFd pagemap;
   api::AttachGuest::Kind kind = api::AttachGuest::FRESH;
   std::uint32_t epoch = 0;

@@ -190,9 +190,9 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   }
   entry.worker = std::make_unique<Worker>();
   Worker& worker = *entry.worker;
-  const AttachContext context{options_.run_dir, options_.host_boot_id,
-                              &images_,         guest_bytes(),
-                              options_.missing_dir, static_cast<std::uint32_t>(data_path_.lcore_count())};
+  const AttachContext context{
+      options_.run_dir, options_.host_boot_id, &images_,
+      guest_bytes(),    options_.missing_dir,  static_cast<std::uint32_t>(data_path_.lcore_count())};
   guests_.emplace(vm, std::move(entry));
   struct Job {
     Attachment attachment;

@@ -27,7 +27,7 @@ struct ServiceOptions {
   std::string run_dir;
   std::string memory_dir;   // of retained images, told to the bridge
   std::string missing_dir;  // of what guests lack; on tmpfs, or this host is no destination of post-copy
-  std::string address;     // told to peers
+  std::string address;      // told to peers
   std::uint16_t udp_port = 0;
   std::uint32_t mtu_bytes = 1500;
   std::uint16_t bulk_lanes = 1;
@@ -156,9 +156,9 @@ class Service {
   FigureBook figures_;
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
-  std::deque<std::pair<Id128, api::Reply>> finished_;  // the latest, to answer again
+  std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again
   std::map<Id128, std::vector<std::pair<api::PrepareResume, Respond>>> opening_;  // images that are to serve again
-  std::unique_ptr<Worker> disk_;                       // for image requests
+  std::unique_ptr<Worker> disk_;                                                  // for image requests
 };
 
 /// The bytes in a message; what serialising and sockets have held is overwritten in its time.

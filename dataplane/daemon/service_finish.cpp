@@ -29,11 +29,11 @@ struct Service::Ending {
   Id128 vm_uuid;
   api::Role role = api::ROLE_NONE;
   bool committed = false;
-  std::uint64_t ownership = 0;           // after
-  bool pulled = false;                   // CommitMigration came before
-  bool equal = true;                     // then: what came is what was sent
-  std::uint32_t epoch_committed = 0;     // then: first epoch that nobody has used
-  std::unique_ptr<MigrationPart> part;   // then: without a flow
+  std::uint64_t ownership = 0;          // after
+  bool pulled = false;                  // CommitMigration came before
+  bool equal = true;                    // then: what came is what was sent
+  std::uint32_t epoch_committed = 0;    // then: first epoch that nobody has used
+  std::unique_ptr<MigrationPart> part;  // then: without a flow
   std::uint32_t flow_id = 0;
   std::uint32_t epoch_base = 0;
   Guest* guest = nullptr;

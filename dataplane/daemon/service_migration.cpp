@@ -406,12 +406,13 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
   }
   // The table may be long; until its rank is known nothing else of this migration can happen.
   session.state = MigrationSession::State::kPreparing;
-  entry.worker->submit([launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); },
-                       control_, [this, on_lcore, respond, id = session.id] {
-                         sessions_.at(id)->state = MigrationSession::State::kStarted;
-                         data_path_.inbox().post(on_lcore);
-                         respond({});
-                       });
+  entry.worker->submit(
+      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); }, control_,
+      [this, on_lcore, respond, id = session.id] {
+        sessions_.at(id)->state = MigrationSession::State::kStarted;
+        data_path_.inbox().post(on_lcore);
+        respond({});
+      });
 }
 
 void Service::guest_stopped(const api::GuestStopped& request, const Respond& respond) {

@@ -258,16 +258,17 @@ void Service::give_up_flow(MigrationSession& session) {
       }
       flow.reset();
       // Behind the jobs of a part that is no more.
-      worker->submit([] {}, control_, [this, freed, id] {
-        MigrationSession& without = *sessions_.at(id);
-        without.part = std::move(freed->part);
-        if (!without.part && without.role == api::ROLE_DESTINATION) {
-          without.arriving = guests_.at(without.vm_uuid).guest->table;
-        }
-        without.failed = false;
-        figures_.end(without.flow_id, freed->stats, std::nullopt);
-        resume_prepared(without);
-      });
+      worker->submit([] {}, control_,
+                     [this, freed, id] {
+                       MigrationSession& without = *sessions_.at(id);
+                       without.part = std::move(freed->part);
+                       if (!without.part && without.role == api::ROLE_DESTINATION) {
+                         without.arriving = guests_.at(without.vm_uuid).guest->table;
+                       }
+                       without.failed = false;
+                       figures_.end(without.flow_id, freed->stats, std::nullopt);
+                       resume_prepared(without);
+                     });
     });
   });
 }
@@ -283,8 +284,8 @@ void Service::resume_prepared(MigrationSession& session) {
   }
   api::Reply reply;
   if (session.flow_id == 0) {
-    reply = refusal(
-        {api::Error::NO_MEMORY, "PrepareResume: " + std::to_string(kFlowsMax) + " migrations are under way"});
+    reply =
+        refusal({api::Error::NO_MEMORY, "PrepareResume: " + std::to_string(kFlowsMax) + " migrations are under way"});
   } else {
     add_endpoint(session, *reply.mutable_prepare_resume()->mutable_endpoint());
     if (const auto& paging = guests_.at(session.vm_uuid).guest->paging) {
@@ -325,21 +326,21 @@ void Service::resume_without_session(const api::PrepareResume& request, const Id
     return resume_prepared(session);
   }
   auto secured = std::make_shared<std::expected<void, ApiError>>();
-  entry.worker->submit(
-      [this, secured, id, guest = entry.guest.get()] { *secured = secure_image(*guest, id, guest->epoch_now, images_); },
-      control_,
-      [this, secured, id] {
-        MigrationSession& taken = *sessions_.at(id);
-        if (*secured) {
-          return resume_prepared(taken);
-        }
-        guests_.at(taken.vm_uuid).migration = {};
-        const auto waiting = std::move(taken.waiting);
-        sessions_.erase(id);
-        for (const Respond& answer : waiting) {
-          answer(refusal(secured->error()));
-        }
-      });
+  entry.worker->submit([this, secured, id,
+                        guest = entry.guest.get()] { *secured = secure_image(*guest, id, guest->epoch_now, images_); },
+                       control_,
+                       [this, secured, id] {
+                         MigrationSession& taken = *sessions_.at(id);
+                         if (*secured) {
+                           return resume_prepared(taken);
+                         }
+                         guests_.at(taken.vm_uuid).migration = {};
+                         const auto waiting = std::move(taken.waiting);
+                         sessions_.erase(id);
+                         for (const Respond& answer : waiting) {
+                           answer(refusal(secured->error()));
+                         }
+                       });
 }
 
 void Service::resume_from_image(const api::PrepareResume& request, const Id128& id, const Respond& respond) {
@@ -349,34 +350,36 @@ void Service::resume_from_image(const api::PrepareResume& request, const Id128& 
     return;
   }
   auto opened = std::make_shared<std::expected<std::unique_ptr<Guest>, ApiError>>(nullptr);
-  disk_->submit([this, opened, id] { *opened = open_served_image(id, images_); }, control_, [this, opened, id] {
-    const auto waiting = std::move(opening_.at(id));
-    opening_.erase(id);
-    const api::PrepareResume& first = waiting.front().first;
-    if (*opened && ((**opened)->vm_uuid.to_bytes() != first.vm_uuid() ||
-                    (**opened)->image_id.to_bytes() != first.image_id() || guests_.contains((**opened)->vm_uuid))) {
-      *opened = std::unexpected(bad_request("PrepareResume: the image that serves migration " + id.text() +
-                                            " is of another VM or boot, or that VM was attached meanwhile"));
-    }
-    if (!*opened) {
-      for (const auto& [unheard, answer] : waiting) {
-        answer(refusal(opened->error()));
-      }
-      return;
-    }
-    const Id128 vm = (**opened)->vm_uuid;
-    Entry entry;
-    entry.state = Entry::State::kReady;
-    entry.guest = std::move(**opened);
-    entry.bytes_total = entry.guest->bytes_total;
-    entry.lost = true;  // its QEMU has gone
-    entry.worker = std::make_unique<Worker>();
-    Entry& placed = guests_.emplace(vm, std::move(entry)).first->second;
-    resume_prepared(take_up(first, id, placed));
-    for (const auto& [again, answer] : waiting) {
-      prepare_resume(again, answer);
-    }
-  });
+  disk_->submit(
+      [this, opened, id] { *opened = open_served_image(id, images_); }, control_,
+      [this, opened, id] {
+        const auto waiting = std::move(opening_.at(id));
+        opening_.erase(id);
+        const api::PrepareResume& first = waiting.front().first;
+        if (*opened && ((**opened)->vm_uuid.to_bytes() != first.vm_uuid() ||
+                        (**opened)->image_id.to_bytes() != first.image_id() || guests_.contains((**opened)->vm_uuid))) {
+          *opened = std::unexpected(bad_request("PrepareResume: the image that serves migration " + id.text() +
+                                                " is of another VM or boot, or that VM was attached meanwhile"));
+        }
+        if (!*opened) {
+          for (const auto& [unheard, answer] : waiting) {
+            answer(refusal(opened->error()));
+          }
+          return;
+        }
+        const Id128 vm = (**opened)->vm_uuid;
+        Entry entry;
+        entry.state = Entry::State::kReady;
+        entry.guest = std::move(**opened);
+        entry.bytes_total = entry.guest->bytes_total;
+        entry.lost = true;  // its QEMU has gone
+        entry.worker = std::make_unique<Worker>();
+        Entry& placed = guests_.emplace(vm, std::move(entry)).first->second;
+        resume_prepared(take_up(first, id, placed));
+        for (const auto& [again, answer] : waiting) {
+          prepare_resume(again, answer);
+        }
+      });
 }
 
 MigrationSession& Service::take_up(const api::PrepareResume& request, const Id128& id, Entry& entry) {
@@ -402,7 +405,8 @@ MigrationSession& Service::take_up(const api::PrepareResume& request, const Id12
     }
   }
   entry.migration = id;
-  spdlog::info("migration {}: taken up as {}", id.text(), request.role() == api::ROLE_SOURCE ? "source" : "destination");
+  spdlog::info("migration {}: taken up as {}", id.text(),
+               request.role() == api::ROLE_SOURCE ? "source" : "destination");
   return *sessions_.emplace(id, std::move(session)).first->second;
 }
 
@@ -444,14 +448,16 @@ void Service::watch_paging(const Id128& vm, const Entry& entry) {
   }
   // All had come, and the former daemon died before it could say so.
   auto disarmed = std::make_shared<std::expected<void, transfer::GuestError>>();
-  entry.worker->submit([disarmed, paging] { *disarmed = paging->disarm(); }, control_, [this, disarmed, vm] {
-    const auto found = guests_.find(vm);
-    if (!*disarmed) {
-      spdlog::error("VM {}: its faults are still ours: {}", vm.text(), printable(disarmed->error().text));
-    } else if (found != guests_.end() && found->second.guest && found->second.migration.is_nil()) {
-      end_paging(vm, [] {});
-    }
-  });
+  entry.worker->submit([disarmed, paging] { *disarmed = paging->disarm(); }, control_,
+                       [this, disarmed, vm] {
+                         const auto found = guests_.find(vm);
+                         if (!*disarmed) {
+                           spdlog::error("VM {}: its faults are still ours: {}", vm.text(),
+                                         printable(disarmed->error().text));
+                         } else if (found != guests_.end() && found->second.guest && found->second.migration.is_nil()) {
+                           end_paging(vm, [] {});
+                         }
+                       });
 }
 
 void Service::end_paging(const Id128& vm, std::function<void()> then) {

@@ -96,8 +96,8 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
   /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings. Who gets
-  /// either asks for those pages again. `placed`, where not null, gets the pages that this call has put in, in the order
-  /// of `writes`, also if it fails.
+  /// either asks for those pages again. `placed`, where not null, gets the pages that this call has put in, in the
+  /// order of `writes`, also if it fails.
   std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes,
                                    std::vector<PageRange>* placed = nullptr);
   /// What of these is missing is zero; nothing of it needs to come. `placed` gets what was missing.
@@ -186,8 +186,8 @@ class DemandPager final : private MissingFaultEvents {
   std::atomic<bool> ending_{false};
 
   mutable std::mutex faults_mutex_;  // all below
-  std::vector<Waiting> fresh_;    // read, not answered
-  std::vector<Waiting> waiting_;  // for pages that are missing
+  std::vector<Waiting> fresh_;       // read, not answered
+  std::vector<Waiting> waiting_;     // for pages that are missing
   std::optional<Error> failure_;
 };
 

@@ -5,8 +5,8 @@
 // Pure: no files, no clock. Decoding takes hostile bytes: any input gives a record or a refusal.
 //
 //   head: magic u64, version u32, head_bytes u32, body_bytes u64, body_xxh3 u64, boot id, vm uuid, image id, migration
-//         that it serves (16 bytes, zero: none), epoch u32, pages_known u64, region count u32, regions (name, bytes u64, page_bytes u32, path, device u64, inode u64), xxh3 u64 of all
-//         before it
+//         that it serves (16 bytes, zero: none), epoch u32, pages_known u64, region count u32, regions (name, bytes
+//         u64, page_bytes u32, path, device u64, inode u64), xxh3 u64 of all before it
 //   body: table pieces (u32 length, bytes) up to the last page, hash count u64, hashes u64 each
 
 #include <expected>

@@ -540,17 +540,6 @@ void Vm::do_recover() {
   }
 }
 
-void Vm::take_decision_from_journal() {
-  if (!record_.migration) {
-    return;
-  }
-  const auto phase = record_.migration->phase;
-  if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
-    decided_.emplace().set_ownership(record_.migration->ownership_after);
-    decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED : controlplane::v1::ABORTED);
-  }
-}
-
 void Vm::on_dataplane_up(const dataplane::v1::HelloResult& /*hello*/) {
   queue_.post([this] {
     reattach();

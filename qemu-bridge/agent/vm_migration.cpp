@@ -301,6 +301,17 @@ AgentResult Vm::settle() {
   return AgentReply();
 }
 
+void Vm::take_decision_from_journal() {
+  if (!record_.migration) {
+    return;
+  }
+  const auto phase = record_.migration->phase;
+  if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
+    decided_.emplace().set_ownership(record_.migration->ownership_after);
+    decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED : controlplane::v1::ABORTED);
+  }
+}
+
 /// This host is the source, and the guest is another's: nothing of this QEMU is needed any more.
 bool Vm::retires() const {
   return decided_ && decided_->state() == controlplane::v1::COMMITTED && record_.migration &&

@@ -146,11 +146,11 @@ TEST(ParseAttach, FaultRangesAreAllPagesInTheirOrder) {
       {true, {{0, 2560}}},
       {true, {{0, 512}, {512, 2048}}},
       {true, {{0, 1024}, {1024, 512}, {1536, 1024}}},
-      {false, {{0, 2559}}},                  // not to the end
-      {false, {{0, 2561}}},                  // past it
-      {false, {{0, 512}, {1024, 1536}}},     // a gap
-      {false, {{0, 1024}, {512, 2048}}},     // twice
-      {false, {{0, 100}, {100, 2460}}},      // within 2 MiB
+      {false, {{0, 2559}}},               // not to the end
+      {false, {{0, 2561}}},               // past it
+      {false, {{0, 512}, {1024, 1536}}},  // a gap
+      {false, {{0, 1024}, {512, 2048}}},  // twice
+      {false, {{0, 100}, {100, 2460}}},   // within 2 MiB
       {false, {{0, 1024}, {1024, 0}, {1024, 1536}}},
       {false, {{512, 2048}}},
   };

@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -21,6 +23,9 @@ namespace godwit::tests {
 
 inline constexpr std::uint64_t kPages = 16384;  // 64 MiB
 inline constexpr std::uint64_t kBytes = kPages * 4096;
+
+/// What is tested.
+std::string daemon_program();
 
 inline std::string id_of(char letter) { return std::string(16, letter); }
 
@@ -231,7 +236,7 @@ class RoundTrip : public testing::Test {
   api::Mode mode_ = api::PRECOPY;    // of migrations, and of guests that arrive
   std::uint64_t pages_missing_ = 0;  // at the last switch
   api::Tracker tracker_ = api::TRACKER_AUTO;
-  TwoHosts hosts_{GODWIT_DATAPLANE};
+  TwoHosts hosts_{daemon_program()};
   std::array<BridgeClient, 2> bridges_;
   std::array<std::unique_ptr<FakeQemu>, 2> guests_;
 };

@@ -2,6 +2,8 @@
 // back; the test is both bridges and both QEMUs. Checked: every byte at every arrival, the device state, and that only
 // what changed comes home.
 
+#include "tests/unit/dataplane/round_trip.h"
+
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -15,9 +17,11 @@
 #include <thread>
 
 #include "base/uuid.h"
-#include "tests/unit/dataplane/round_trip.h"
 
 namespace godwit::tests {
+
+std::string daemon_program() { return GODWIT_DATAPLANE; }
+
 namespace {
 
 class ThereAndBack : public RoundTrip {
