@@ -237,6 +237,42 @@ std::expected<std::vector<FaultPart>, ApiError> parse_fault_ranges(const api::At
   return parts;
 }
 
+/// What can be told without looking at the regions.
+std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std::size_t descriptors) {
+  const auto regions = static_cast<std::size_t>(request.regions_size());
+  if (regions == 0 || regions > kRegionsMax) {
+    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) +
+                       " are allowed");
+  }
+  const auto ranges = static_cast<std::size_t>(request.fault_ranges_size());
+  if (ranges > kFaultRangesMax || (ranges != 0 && !request.has_userfaultfd())) {
+    return bad_request("AttachGuest: " + std::to_string(ranges) + " fault_ranges; at most " +
+                       std::to_string(kFaultRangesMax) + " are allowed, with as many userfaultfds");
+  }
+  const std::size_t userfaultfds = request.has_userfaultfd() ? std::max<std::size_t>(ranges, 1) : 0;
+  const std::size_t wanted = regions + userfaultfds + (request.has_pagemap() ? 1 : 0);
+  if (descriptors != wanted) {
+    return bad_request("AttachGuest: " + std::to_string(descriptors) + " descriptors came, " + std::to_string(wanted) +
+                       " belong to it (one a region, then userfaultfds, then pagemap)");
+  }
+  if (!api::AttachGuest::Kind_IsValid(request.kind())) {
+    return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));
+  }
+  if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
+    return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
+  }
+  if (request.demand_paging() && !request.has_userfaultfd()) {
+    return bad_request("AttachGuest: demand_paging needs a userfaultfd of QEMU, and none came: use mode precopy");
+  }
+  if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
+    return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
+  }
+  if (request.qemu_pid() <= 0) {
+    return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
+  }
+  return {};
+}
+
 }  // namespace
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field) {
@@ -254,36 +290,8 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   if (!vm || !image) {
     return std::unexpected(!vm ? vm.error() : image.error());
   }
-  const auto regions = static_cast<std::size_t>(request.regions_size());
-  if (regions == 0 || regions > kRegionsMax) {
-    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) +
-                       " are allowed");
-  }
-  const auto ranges = static_cast<std::size_t>(request.fault_ranges_size());
-  if (ranges > kFaultRangesMax || (ranges != 0 && !request.has_userfaultfd())) {
-    return bad_request("AttachGuest: " + std::to_string(ranges) + " fault_ranges; at most " +
-                       std::to_string(kFaultRangesMax) + " are allowed, with as many userfaultfds");
-  }
-  const std::size_t userfaultfds = request.has_userfaultfd() ? std::max<std::size_t>(ranges, 1) : 0;
-  const std::size_t wanted = regions + userfaultfds + (request.has_pagemap() ? 1 : 0);
-  if (descriptors.size() != wanted) {
-    return bad_request("AttachGuest: " + std::to_string(descriptors.size()) + " descriptors came, " +
-                       std::to_string(wanted) + " belong to it (one a region, then userfaultfds, then pagemap)");
-  }
-  if (!api::AttachGuest::Kind_IsValid(request.kind())) {
-    return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));
-  }
-  if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
-    return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
-  }
-  if (request.demand_paging() && !request.has_userfaultfd()) {
-    return bad_request("AttachGuest: demand_paging needs a userfaultfd of QEMU, and none came: use mode precopy");
-  }
-  if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
-    return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
-  }
-  if (request.qemu_pid() <= 0) {
-    return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
+  if (const auto checked = check_attach(request, descriptors.size()); !checked) {
+    return std::unexpected(checked.error());
   }
   const auto tracker = parse_tracker(request.tracker());
   if (!tracker) {
@@ -302,7 +310,8 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
     region->file = std::move(descriptors[static_cast<std::size_t>(i)]);
     result.files.push_back(std::move(*region));
   }
-  if (ranges != 0) {
+  const auto regions = static_cast<std::size_t>(request.regions_size());
+  if (const auto ranges = static_cast<std::size_t>(request.fault_ranges_size()); ranges != 0) {
     auto parts = parse_fault_ranges(request, std::span(descriptors).subspan(regions, ranges));
     if (!parts) {
       return std::unexpected(parts.error());

@@ -23,6 +23,15 @@ ApiError stale(const Id128& vm, std::uint64_t given, std::uint64_t known) {
                                            std::to_string(known) + " is known here"};
 }
 
+/// A bridge that was restarted attaches again, as CONTINUING, what is attached: the same guest, whatever the kind.
+std::string identity_of(api::AttachGuest request) {
+  request.clear_kind();
+  request.clear_epoch();
+  request.clear_demand_paging();
+  request.clear_paging_epoch();
+  return request.SerializeAsString();
+}
+
 UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
 }  // namespace
@@ -144,13 +153,7 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
     return;
   }
   const Id128 vm = attachment->vm_uuid;
-  // A bridge that was restarted attaches again, as CONTINUING, what is attached: the same guest, whatever the kind.
-  api::AttachGuest identity = request;
-  identity.clear_kind();
-  identity.clear_epoch();
-  identity.clear_demand_paging();
-  identity.clear_paging_epoch();
-  std::string serialised = identity.SerializeAsString();
+  std::string serialised = identity_of(request);
   if (const auto found = guests_.find(vm); found != guests_.end()) {
     Entry& entry = found->second;
     if (!entry.when_gone.empty()) {

@@ -71,13 +71,8 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
   if (const auto refused = refuse_paging_end(request, migration)) {
     return respond(refusal(*refused));
   }
-  if (migration.committed) {
-    if (request.ownership() < migration.ownership) {
-      return respond(refusal(
-          {api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
-                                            " was given, " + std::to_string(migration.ownership) + " is known here"}));
-    }
-  } else if (request.ownership() < migration.ownership || (committed && request.ownership() == migration.ownership)) {
+  if (request.ownership() < migration.ownership ||
+      (committed && !migration.committed && request.ownership() == migration.ownership)) {
     return respond(
         refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
                                                   " does not follow " + std::to_string(migration.ownership)}));

@@ -55,6 +55,10 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
   }
+  if (!source && request.mode() != api::PRECOPY && !guest.demand_paging) {
+    return std::unexpected(
+        bad_request("PrepareMigration: VM " + vm.text() + " was attached without demand_paging: use mode precopy"));
+  }
   if (!source && request.bytes_total() != guest.bytes_total) {
     return std::unexpected(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
                                        " bytes here, " + std::to_string(request.bytes_total()) + " at its source"));
@@ -71,6 +75,18 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
     reuse = *image;
   }
   return reuse;
+}
+
+/// At a source: from here on those of this attempt may be in copies.
+void reserve_epochs(const api::PrepareMigration& request, Guest& guest) {
+  if (guest.memory->state() != nullptr) {
+    guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());
+  }
+  if (guest.epoch_in_doubt) {
+    // No copy can have it: earlier attempts ended below the base of this one.
+    guest.epoch_now = request.epoch_base() - 1;
+    guest.epoch_in_doubt = false;
+  }
 }
 
 }  // namespace
@@ -135,19 +151,12 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
     return respond(refusal(reuse.error()));
   }
   const auto cipher = parse_encryption(request.encryption());
-  if (!cipher) {
-    return respond(refusal(cipher.error()));
+  const auto mode = parse_mode(request.mode());
+  if (!cipher || !mode) {
+    return respond(refusal(!cipher ? cipher.error() : mode.error()));
   }
   if (const auto refused = refuse_clear_text(*cipher)) {
     return respond(refusal(*refused));
-  }
-  const auto mode = parse_mode(request.mode());
-  if (!mode) {
-    return respond(refusal(mode.error()));
-  }
-  if (*mode != transfer::Mode::kPrecopy && request.role() == api::ROLE_DESTINATION && !guest.demand_paging) {
-    return respond(refusal(
-        bad_request("PrepareMigration: VM " + vm->text() + " was attached without demand_paging: use mode precopy")));
   }
   const bool source = request.role() == api::ROLE_SOURCE;
   auto made = std::make_unique<MigrationSession>();
@@ -171,14 +180,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!source) {
     return prepare_destination(session, **entry, *reuse);
   }
-  if (guest.memory->state() != nullptr) {
-    guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());
-  }
-  if (guest.epoch_in_doubt) {
-    // No copy can have it: earlier attempts ended below the base of this one.
-    guest.epoch_now = request.epoch_base() - 1;
-    guest.epoch_in_doubt = false;
-  }
+  reserve_epochs(request, guest);
   prepared(session);
 }
 
