@@ -17,6 +17,7 @@
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
+#include "perf/processes.h"
 
 namespace godwit::perf {
 namespace {
@@ -241,7 +242,8 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
   std::vector<memory::PageWrite> writes_;
 };
 
-std::expected<void, std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
+/// Comes back only if it fails.
+std::unexpected<std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
   std::vector<memory::RegionFile> files;
   files.push_back({.name = "ram0",
                    .bytes = options.pages * pages::kPageSize,
@@ -277,19 +279,17 @@ std::expected<void, std::string> run_checked(const DemandEndOptions& options, De
   environment->launch(kLcore, [&] { end.run(loop); });
   environment->wait(kLcore);
   if (!end.error().empty()) return std::unexpected(end.error());
-  return {};
+  leave_port_open();
 }
 
 }  // namespace
 
 int run_demand_end(const DemandEndOptions& options, DemandShared& shared) {
   const auto done = run_checked(options, shared);
-  if (!done) {
-    auto& error = shared.errors[options.is_source ? 1 : 0];
-    std::copy_n(done.error().data(), std::min(done.error().size(), error.size() - 1), error.data());
-    shared.stop = true;
-  }
-  return done ? 0 : 1;
+  auto& error = shared.errors[options.is_source ? 1 : 0];
+  std::copy_n(done.error().data(), std::min(done.error().size(), error.size() - 1), error.data());
+  shared.stop = true;
+  return 1;
 }
 
 }  // namespace godwit::perf

@@ -34,7 +34,8 @@ struct DemandEndOptions {
   std::uint32_t mtu = 9000;
 };
 
-/// Runs the end until the destination has its round trips or `stop` is set. The process's exit status.
+/// Runs the end until the destination has its round trips or `stop` is set. Ends the process; comes back, with its exit
+/// status, only if it fails.
 int run_demand_end(const DemandEndOptions& options, DemandShared& shared);
 
 }  // namespace godwit::perf

@@ -20,6 +20,7 @@
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
 #include "perf/network.h"
+#include "perf/processes.h"
 
 namespace godwit::perf {
 namespace {
@@ -296,7 +297,8 @@ void wait_for_server(Role role, const Shared& shared) {
   }
 }
 
-std::expected<void, std::string> run_checked(const EndOptions& options, Shared& shared) {
+/// Comes back only if it fails.
+std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shared) {
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
@@ -346,20 +348,18 @@ std::expected<void, std::string> run_checked(const EndOptions& options, Shared& 
   if (!end.error().empty()) {
     return std::unexpected(end.error());
   }
-  return {};
+  leave_port_open();
 }
 
 }  // namespace
 
 int run_end(const EndOptions& options, Shared& shared) {
   const auto done = run_checked(options, shared);
-  if (!done) {
-    auto& error = shared.ends[static_cast<std::size_t>(options.role)].error;
-    const std::size_t bytes = std::min(done.error().size(), error.size() - 1);
-    std::copy_n(done.error().data(), bytes, error.data());
-    shared.stop = true;
-  }
-  return done ? 0 : 1;
+  auto& error = shared.ends[static_cast<std::size_t>(options.role)].error;
+  const std::size_t bytes = std::min(done.error().size(), error.size() - 1);
+  std::copy_n(done.error().data(), bytes, error.data());
+  shared.stop = true;
+  return 1;
 }
 
 }  // namespace godwit::perf

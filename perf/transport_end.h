@@ -53,7 +53,8 @@ struct EndOptions {
   transport::Cipher cipher = transport::Cipher::kNone;
 };
 
-/// Runs the end until all passes are acknowledged (sender) or `stop` is set. The process's exit status.
+/// Runs the end until all passes are acknowledged (sender) or `stop` is set. Ends the process; comes back, with its
+/// exit status, only if it fails.
 int run_end(const EndOptions& options, Shared& shared);
 
 }  // namespace godwit::perf

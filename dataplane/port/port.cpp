@@ -1,6 +1,5 @@
 #include "dataplane/port/port.h"
 
-#include <rte_alarm.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
 #include <rte_ether.h>
@@ -11,7 +10,6 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
-#include <future>
 #include <mutex>
 #include <span>
 #include <string_view>
@@ -44,28 +42,6 @@ constexpr std::uint32_t kUrgentTurns = 1024;
 
 PortError failed(const std::string& operation, int error) {
   return {"port: " + operation + ": " + rte_strerror(error < 0 ? -error : error)};
-}
-
-/// net_memif takes a connection down on EAL's interrupt thread when the peer goes, and on the caller's when we stop,
-/// without a lock: both at once free the same memory twice ("Invalid memory"). So a stop runs on that thread, too.
-void stop_memif(std::uint16_t id) {
-  struct Stop {
-    std::uint16_t id;
-    std::promise<void> done;
-  };
-  auto stop = std::make_unique<Stop>(Stop{id, {}});
-  const std::future<void> done = stop->done.get_future();
-  const auto run = [](void* given) {
-    const std::unique_ptr<Stop> ours(static_cast<Stop*>(given));
-    rte_eth_dev_stop(ours->id);
-    ours->done.set_value();
-  };
-  if (rte_eal_alarm_set(1, run, stop.get()) != 0) {
-    rte_eth_dev_stop(id);
-    return;
-  }
-  static_cast<void>(stop.release());  // the alarm has it
-  done.wait();
 }
 
 class QueueImpl final : public Queue {
@@ -232,7 +208,7 @@ class PortImpl final : public Port {
   PortImpl(const PortOptions& options, std::uint16_t id) : options_(options), id_(id) {}
   ~PortImpl() override {
     if (started_) {
-      options_.driver == Driver::kMemif ? stop_memif(id_) : static_cast<void>(rte_eth_dev_stop(id_));
+      rte_eth_dev_stop(id_);
     }
     queues_.clear();
     rte_eth_dev_close(id_);
