@@ -11,12 +11,11 @@
 
 #include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/memory/guest_ram.h"
-#include "dataplane/port/doorbell.h"
-#include "dataplane/port/environment.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
+#include "perf/end_parts.h"
 #include "perf/processes.h"
 
 namespace godwit::perf {
@@ -25,9 +24,7 @@ namespace {
 constexpr std::uint32_t kFlowId = 0x1001;
 constexpr std::uint16_t kUdpPort = 7447;
 constexpr std::uint32_t kRound = 1;
-constexpr unsigned kLcore = 0;
 constexpr unsigned kPrefixBits = 24;
-constexpr std::uint32_t kMemoryMb = 128;
 /// A thread that faults works in between; at random, or requests would keep step with the other end's turns.
 constexpr std::int64_t kThinkMaxNs = 100'000;
 /// Bulk reaches its rate, and the clocks their speed, in the first part of the round trips.
@@ -106,8 +103,7 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
     return true;
   }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
-    const memory::Region& region = ram_.region_of(page);
-    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+    std::memcpy(out.data(), ram_.mapped(page).data() + offset, out.size());
   }
   void on_acknowledged(const transport::Work& /*work*/) override {}
   void on_page(std::uint16_t lane, std::uint32_t /*round*/, pages::PageNumber page, std::uint32_t offset,
@@ -244,40 +240,21 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
 
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
-  std::vector<memory::RegionFile> files;
-  files.push_back({.name = "ram0",
-                   .bytes = options.pages * pages::kPageSize,
-                   .page_bytes = pages::kPageSize,
-                   .file = UniqueFd(::dup(options.ram))});
-  auto ram = memory::GuestRam::open(std::move(files));
-  if (!ram) return std::unexpected(ram.error().text);
   port::PortOptions port_options;
   port_options.driver = port::Driver::kMemif;
   port_options.socket = options.socket;
   port_options.memif_server = !options.is_source;
   port_options.mtu = options.mtu;
-  const auto device = port::device_arguments(port_options);
-  if (!device) return std::unexpected(device.error().text);
-  port::EnvironmentOptions environment_options;
-  environment_options.hugepages = false;
-  environment_options.memory_mb = kMemoryMb;
-  environment_options.log_level = "error";
-  environment_options.lcores = {{kLcore, options.cpus}};
-  environment_options.vdevs = {*device};
   // memif's client does not start without its server.
   while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
-  auto environment = port::Environment::start(environment_options);
-  if (!environment) return std::unexpected(environment.error().text);
-  auto port = port::Port::open(port_options);
-  if (!port) return std::unexpected(port.error().text);
-  auto doorbell = port::Doorbell::open();
-  if (!doorbell) return std::unexpected(doorbell.error().text);
-  DemandEnd end(options, shared, **port, *ram);
+  auto parts = open_end_parts(options.ram, options.pages, port_options, options.cpus);
+  if (!parts) return std::unexpected(parts.error());
+  DemandEnd end(options, shared, *parts->port, parts->ram);
   // As a data plane with a post-copy under way: it polls.
-  port::PollLoop loop(end, *doorbell, {.mode = port::IdleMode::kPoll});
+  port::PollLoop loop(end, parts->doorbell, {.mode = port::IdleMode::kPoll});
   shared.ready[options.is_source ? 1 : 0] = true;
-  environment->launch(kLcore, [&] { end.run(loop); });
-  environment->wait(kLcore);
+  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
+  parts->environment.wait(kEndLcore);
   if (!end.error().empty()) return std::unexpected(end.error());
   leave_port_open();
 }

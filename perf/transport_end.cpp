@@ -13,12 +13,11 @@
 
 #include "base/check.h"
 #include "dataplane/memory/guest_ram.h"
-#include "dataplane/port/doorbell.h"
-#include "dataplane/port/environment.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
 #include "dataplane/wire/packet.h"
+#include "perf/end_parts.h"
 #include "perf/network.h"
 #include "perf/processes.h"
 
@@ -28,9 +27,7 @@ namespace {
 constexpr std::uint32_t kFlowId = 0x1001;
 constexpr std::uint16_t kLane = 1;
 constexpr std::uint16_t kUdpPort = 7447;
-constexpr unsigned kLcore = 0;
 constexpr unsigned kPrefixBits = 24;
-constexpr std::uint32_t kMemoryMb = 128;
 
 wire::IpAddress address_of(Role role) {
   wire::IpAddress address;
@@ -100,13 +97,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     return true;
   }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
-    const memory::Region& region = ram_.region_of(page);
-    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+    std::memcpy(out.data(), ram_.mapped(page).data() + offset, out.size());
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override {
-    const memory::Region& region = ram_.region_of(page);
-    return {region.mapping + (page - region.first_page) * pages::kPageSize, pages::kPageSize};
-  }
+  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return ram_.mapped(page); }
   void on_acknowledged(const transport::Work& /*work*/) override {
     if (++pages_acknowledged_ == pages_of_pass()) {
       begin_pass_ = true;
@@ -302,49 +295,22 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  std::vector<memory::RegionFile> files;
-  files.push_back({.name = "ram0",
-                   .bytes = options.pages * pages::kPageSize,
-                   .page_bytes = pages::kPageSize,
-                   .file = UniqueFd(::dup(options.ram))});
-  auto ram = memory::GuestRam::open(std::move(files));
-  if (!ram) {
-    return std::unexpected(ram.error().text);
-  }
   port::PortOptions port_options;
   port_options.driver = options.interface.empty() ? port::Driver::kMemif : port::Driver::kAfPacket;
   port_options.interface = options.interface;
   port_options.socket = options.socket;
   port_options.memif_server = options.role == Role::kReceiver;
   port_options.mtu = options.mtu;
-  const auto device = port::device_arguments(port_options);
-  if (!device) {
-    return std::unexpected(device.error().text);
-  }
-  port::EnvironmentOptions environment_options;
-  environment_options.hugepages = false;
-  environment_options.memory_mb = kMemoryMb;
-  environment_options.log_level = "error";  // memif warns of the multi-process channel that a trial has not
-  environment_options.lcores = {{kLcore, options.cpus}};
-  environment_options.vdevs = {*device};
   wait_for_server(options.role, shared);
-  auto environment = port::Environment::start(environment_options);
-  if (!environment) {
-    return std::unexpected(environment.error().text);
+  auto parts = open_end_parts(options.ram, options.pages, port_options, options.cpus);
+  if (!parts) {
+    return std::unexpected(parts.error());
   }
-  auto port = port::Port::open(port_options);
-  if (!port) {
-    return std::unexpected(port.error().text);
-  }
-  auto doorbell = port::Doorbell::open();
-  if (!doorbell) {
-    return std::unexpected(doorbell.error().text);
-  }
-  End end(options, shared, **port, *ram);
-  port::PollLoop loop(end, *doorbell, {});
+  End end(options, shared, *parts->port, parts->ram);
+  port::PollLoop loop(end, parts->doorbell, {});
   shared.ends[static_cast<std::size_t>(options.role)].ready = true;
-  environment->launch(kLcore, [&] { end.run(loop); });
-  environment->wait(kLcore);
+  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
+  parts->environment.wait(kEndLcore);
   if (!end.error().empty()) {
     return std::unexpected(end.error());
   }

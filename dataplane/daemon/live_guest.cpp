@@ -167,8 +167,7 @@ std::span<const std::byte> LiveGuest::page_in_place(pages::PageNumber page) {
   if (!sent_in_place_ || !present(page)) {
     return {};
   }
-  const memory::Region& region = ram_->region_of(page);
-  return {region.mapping + (page - region.first_page) * pages::kPageSize, pages::kPageSize};
+  return ram_->mapped(page);
 }
 
 void LiveGuest::read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
@@ -184,8 +183,7 @@ void LiveGuest::read_plain(pages::PageNumber page, std::uint32_t offset, std::sp
       std::memset(out.data(), 0, out.size());
       return;
     }
-    const memory::Region& region = ram_->region_of(page);
-    std::memcpy(out.data(), region.mapping + (page - region.first_page) * pages::kPageSize + offset, out.size());
+    std::memcpy(out.data(), ram_->mapped(page).data() + offset, out.size());
     return;
   }
   if (!ram_->read(page, offset, out)) {

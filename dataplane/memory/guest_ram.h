@@ -84,6 +84,12 @@ class GuestRam {
   [[nodiscard]] const Region& region_of(pages::PageNumber page) const;
   /// Where QEMU addresses these pages of one region.
   [[nodiscard]] QemuRange qemu_range(PageRange pages) const;
+  /// The page where it is mapped: see Region::mapping.
+  [[nodiscard]] std::span<std::byte, pages::kPageSize> mapped(pages::PageNumber page) const {
+    const Region& region = region_of(page);
+    return std::span<std::byte, pages::kPageSize>(region.mapping + (page - region.first_page) * pages::kPageSize,
+                                                  pages::kPageSize);
+  }
   /// The pages that QEMU addresses [address, address + bytes) touch in the region where they begin; nothing if in none.
   [[nodiscard]] PageRange pages_at(std::uint64_t address, std::uint64_t bytes) const;
 
