@@ -12,7 +12,7 @@ import traceback
 
 from tests.sanitizers.options import environment, take_reports
 
-from . import certificates, encryption, failures, metrics, movement, operating, postcopy, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
+from . import certificates, encryption, failures, metrics, movement, operating, postcopy, postcopy_variants, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
 from .registry import BESIDE_OTHERS, SCENARIOS, Skip
 
 
