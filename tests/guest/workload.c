@@ -1,7 +1,7 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench | disk | devices]
+// usage: workload MB RATE [bench | disk | devices | freed]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
@@ -15,6 +15,7 @@
 // devices: as disk, and one process has its packets echoed by the gateway 10.0.2.2 through eth0, each from another page
 // and back into another, and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>"
 // comes with each status line; wrong bytes in an echo count as bad pages, a lost echo does not.
+// freed: 48 MiB were written and freed before the beginning: a balloon takes those first, and they are not empty.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -92,6 +93,14 @@ static void bench(uint64_t* ram, uint64_t pages) {
     printf("GODWIT BENCH sweep=%" PRIu64 " pages_per_s=%" PRIu64 "\n", sweep, pages * 1000000 / (took ? took : 1));
     fflush(stdout);
   }
+}
+
+static void write_and_free(void) {
+  const size_t bytes = 48 << 20;
+  char* memory = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) exit(1);
+  memset(memory, 0x5a, bytes);
+  munmap(memory, bytes);
 }
 
 static void nap_ms(long ms) {
@@ -228,18 +237,20 @@ static void start_devices(struct Disk* disk) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk | devices]\n"), 2;
+  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk | devices | freed]\n"), 2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
   uint64_t* ram = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   uint32_t* versions = calloc(pages, sizeof *versions);
   if (ram == MAP_FAILED || !versions) return fprintf(stderr, "workload: no memory\n"), 1;
   memset(versions, 0, pages * sizeof *versions);
   fill(ram, pages);
+  const char* mode = argc > 3 ? argv[3] : "";
+  const int devices = !strcmp(mode, "devices");
+  if (!strcmp(mode, "freed")) write_and_free();
   printf("GODWIT FILLED pages=%" PRIu64 "\n", pages);
   fflush(stdout);
-  if (argc > 3 && !strcmp(argv[3], "bench")) bench(ram, pages);
-  struct Disk* disk = argc > 3 ? start_readers() : 0;
-  const int devices = argc > 3 && !strcmp(argv[3], "devices");
+  if (!strcmp(mode, "bench")) bench(ram, pages);
+  struct Disk* disk = devices || !strcmp(mode, "disk") ? start_readers() : 0;
   if (devices) start_devices(disk);
 
   uint64_t begin = now_us(), written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0, said = 0;
