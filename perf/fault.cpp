@@ -26,9 +26,9 @@ struct Settings {
   int runs = 3;  // of each kind
   /// Touches of each run that are not counted: caches, clocks, and jobs that post-copy begins with.
   std::uint64_t warm_up = 1000;
-  std::uint64_t pages = 65'536;
+  std::uint64_t pages = 65'536;                 // of a guest, all missing
   std::uint64_t touches = 20'000;               // counted, where nothing comes unasked
-  std::uint64_t pages_loaded = kFaultPagesMax;  // all of them are touched
+  std::uint64_t pages_loaded = kFaultPagesMax;  // beside the background, where all of them are touched
   transport::Cipher cipher = transport::Cipher::kNone;
 };
 
@@ -41,10 +41,13 @@ std::expected<Settings, std::string> parse(const Options& options) {
   std::string cipher = "none";
   app.add_option("--cipher", cipher)->check(CLI::IsMember(kCiphers));
   app.add_option("--runs", settings.runs)->check(CLI::Range(1, 100));
+  app.add_option("--touches", settings.touches)->check(CLI::Range(std::uint64_t{1}, settings.pages - settings.warm_up));
+  app.add_option("--pages-loaded", settings.pages_loaded)->check(CLI::Range(2 * settings.warm_up, kFaultPagesMax));
   try {
     app.parse(std::vector<std::string>(options.arguments.rbegin(), options.arguments.rend()));
   } catch (const CLI::Error& error) {
-    return std::unexpected(std::string(error.what()) + "; options: --cipher none|aes-128-gcm|aes-256-gcm --runs N");
+    return std::unexpected(std::string(error.what()) +
+                           "; options: --cipher none|aes-128-gcm|aes-256-gcm --runs N --touches N --pages-loaded N");
   }
   settings.cipher = kCiphers.at(cipher);
   return settings;

@@ -18,7 +18,7 @@
 
 namespace godwit::perf {
 
-inline constexpr std::uint64_t kFaultPagesMax = 262'144;
+inline constexpr std::uint64_t kFaultPagesMax = 131'072;
 
 /// The way of one page that a thread waited for; 0: it has not come there.
 struct FaultSteps {
