@@ -74,7 +74,7 @@ struct Faults {
   }
 };
 
-/// From one step to the next, of faults without other load.
+/// From one step to the next, of faults for which the page was asked for.
 struct Way {
   static constexpr std::array<std::pair<const char*, const char*>, 6> kNames{
       {{"touch to fault read", "read"},
@@ -93,7 +93,8 @@ struct Way {
       const std::array at{touch.from_ns,    steps.read_ns,   steps.asked_ns, steps.answered_ns,
                           steps.arrived_ns, steps.placed_ns, touch.to_ns};
       // Woken on another CPU, the guest may have gone on before the lcore has noted that the page is placed.
-      for (std::size_t step = 0; touch.waited && step < times_ns.size(); ++step) {
+      const bool asked = touch.waited && steps.read_ns != 0 && steps.answered_ns >= steps.read_ns;
+      for (std::size_t step = 0; asked && step < times_ns.size(); ++step) {
         times_ns[step].push_back(at[step + 1] > at[step] ? at[step + 1] - at[step] : 0);
       }
     }
@@ -102,7 +103,7 @@ struct Way {
 
 struct Figures {
   Faults local, memif, loaded;
-  Way way;
+  Way way, way_loaded;
   std::uint64_t background_pages = 0, background_ns = 0;
 };
 
@@ -164,11 +165,10 @@ std::expected<void, std::string> run_once(const Settings& settings, bool backgro
   if (auto equal = compare(**guest, **source); !equal) return equal;
   figures.local.add(**local, settings.warm_up, local_touches);
   (background ? figures.loaded : figures.memif).add(**guest, settings.warm_up, touches);
+  (background ? figures.way_loaded : figures.way).add(**guest, shared, settings.warm_up, touches);
   if (background) {
     figures.background_pages += shared.placed_pages;
     figures.background_ns += shared.last_placed_ns - shared.first_placed_ns;
-  } else {
-    figures.way.add(**guest, shared, settings.warm_up, touches);
   }
   return {};
 }
@@ -181,19 +181,25 @@ void report_faults(const std::string& name, const std::string& key, Faults& faul
                 static_cast<double>(faults.times_ns.size()) * 1e9 / static_cast<double>(faults.span_ns));
 }
 
+void report_way(const std::string& name, const std::string& key, Way& way, Result& result) {
+  result.row(times_head(name));
+  for (std::size_t step = 0; step < Way::kNames.size(); ++step) {
+    auto& times = way.times_ns[step];
+    if (times.empty()) return;
+    std::ranges::sort(times);
+    report_times(
+        Way::kNames[step].first, fmt::format("{}_{}", key, Way::kNames[step].second),
+        [&](double share) { return percentile_ns(times, share); }, result);
+  }
+}
+
 void report(Figures& figures, Result& result) {
   result.row(times_head("fault, us"));
   report_faults("from local memory", "fault_local", figures.local, result);
   report_faults("over memif", "fault_memif", figures.memif, result);
   report_faults("beside the background", "fault_loaded", figures.loaded, result);
-  result.row(times_head("over memif, step by step"));
-  for (std::size_t step = 0; step < Way::kNames.size(); ++step) {
-    auto& times = figures.way.times_ns[step];
-    std::ranges::sort(times);
-    report_times(
-        Way::kNames[step].first, fmt::format("step_{}", Way::kNames[step].second),
-        [&](double share) { return percentile_ns(times, share); }, result);
-  }
+  report_way("over memif, step by step", "step", figures.way, result);
+  report_way("beside the background", "step_loaded", figures.way_loaded, result);
   const double gbps =
       static_cast<double>(figures.background_pages * pages::kPageSize * 8) / static_cast<double>(figures.background_ns);
   result.metric("background_gbps", gbps);
