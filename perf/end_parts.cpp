@@ -25,6 +25,15 @@ port::NeighboursOptions end_neighbours(const port::Port& port, bool gives) {
   return {.mac = {port.mac()}, .addresses = {{end_address(gives), kPrefixBits}}};
 }
 
+port::PortOptions end_memif(const std::string& socket, bool gives, std::uint32_t mtu) {
+  port::PortOptions options;
+  options.driver = port::Driver::kMemif;
+  options.socket = socket;
+  options.memif_server = !gives;
+  options.mtu = mtu;
+  return options;
+}
+
 std::expected<memory::GuestRam, std::string> open_end_ram(int ram_file, std::uint64_t pages) {
   std::vector<memory::RegionFile> files;
   files.push_back({.name = "ram0",

@@ -24,6 +24,8 @@ inline constexpr std::uint16_t kEndUdpPort = 7447;
 [[nodiscard]] wire::IpAddress end_address(bool gives);
 [[nodiscard]] port::NeighboursOptions end_neighbours(const port::Port& port, bool gives);
 
+[[nodiscard]] port::PortOptions end_memif(const std::string& socket, bool gives, std::uint32_t mtu);
+
 struct EndPort {
   port::Environment environment;
   std::unique_ptr<port::Port> port;

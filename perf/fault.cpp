@@ -26,28 +26,26 @@ struct Settings {
   int runs = 3;  // of each kind
   /// Touches of each run that are not counted: caches, clocks, and jobs that post-copy begins with.
   std::uint64_t warm_up = 1000;
-  std::uint64_t pages = 65'536;                 // of a guest, all missing
-  std::uint64_t touches = 20'000;               // counted, where nothing comes unasked
-  std::uint64_t pages_loaded = kFaultPagesMax;  // beside the background, where all of them are touched
+  std::uint64_t pages = 65'536;    // of a guest, all missing
+  std::uint64_t touches = 10'000;  // counted, where nothing comes unasked
   transport::Cipher cipher = transport::Cipher::kNone;
 };
 
 std::expected<Settings, std::string> parse(const Options& options) {
   Settings settings;
   if (options.quick) {
-    settings = {.runs = 1, .warm_up = 50, .pages = 4096, .touches = 500, .pages_loaded = 65'536};
+    settings = {.runs = 1, .warm_up = 50, .touches = 500};
   }
   CLI::App app("fault");
   std::string cipher = "none";
   app.add_option("--cipher", cipher)->check(CLI::IsMember(kCiphers));
   app.add_option("--runs", settings.runs)->check(CLI::Range(1, 100));
-  app.add_option("--touches", settings.touches)->check(CLI::Range(std::uint64_t{1}, settings.pages - settings.warm_up));
-  app.add_option("--pages-loaded", settings.pages_loaded)->check(CLI::Range(2 * settings.warm_up, kFaultPagesMax));
+  app.add_option("--touches", settings.touches)->check(CLI::Range(std::uint64_t{1}, kFaultPages - settings.warm_up));
   try {
     app.parse(std::vector<std::string>(options.arguments.rbegin(), options.arguments.rend()));
   } catch (const CLI::Error& error) {
     return std::unexpected(std::string(error.what()) +
-                           "; options: --cipher none|aes-128-gcm|aes-256-gcm --runs N --touches N --pages-loaded N");
+                           "; options: --cipher none|aes-128-gcm|aes-256-gcm --runs N --touches N");
   }
   settings.cipher = kCiphers.at(cipher);
   return settings;
@@ -122,14 +120,12 @@ std::expected<void, std::string> compare(const FaultGuest& guest, const FaultGue
 
 std::expected<void, std::string> run_once(const Settings& settings, bool background,
                                           const std::array<std::string, 2>& cpus, Figures& figures) {
-  const std::uint64_t page_count = background ? settings.pages_loaded : settings.pages;
-  const std::uint64_t touches = background ? page_count : settings.touches + settings.warm_up;
+  const std::uint64_t touches = background ? kFaultPages : settings.touches + settings.warm_up;
   const std::uint64_t local_touches = settings.touches + settings.warm_up;
   // It has the source's CPU, which has nothing to do while the guest runs: perf/README.md.
   const auto guest_cpu = static_cast<unsigned>(std::stoul(cpus[0]));
-  FaultGuestOptions options{.pages = settings.pages, .touches = local_touches, .cpu = guest_cpu, .goes_first = true};
+  FaultGuestOptions options{.pages = kFaultPages, .touches = local_touches, .cpu = guest_cpu, .goes_first = true};
   auto local = FaultGuest::start(options);
-  options.pages = page_count;
   options.touches = touches;
   auto guest = FaultGuest::start(options);
   auto source = FaultGuest::start(options);
@@ -143,7 +139,6 @@ std::expected<void, std::string> run_once(const Settings& settings, bool backgro
   Children children;
   FaultEndOptions end{.socket = directory.path() + "/memif.sock",
                       .local = local->get(),
-                      .pages = page_count,
                       .background = background,
                       .cipher = settings.cipher};
   for (const bool is_source : {false, true}) {

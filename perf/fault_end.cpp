@@ -138,7 +138,7 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
         port_(*end.port),
         guest_(std::move(tracked.ram), std::move(tracked.tracker), std::move(tracked.hashes), std::nullopt, false),
         memory_(guest_, shared),
-        table_(options.pages, kEpoch),
+        table_(kFaultPages, kEpoch),
         path_(end.port->queue(0), {.neighbours = end_neighbours(*end.port, options.is_source),
                                    .udp_port = kEndUdpPort,
                                    .wake = [] {},
@@ -150,7 +150,7 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
   }
 
   std::expected<void, std::string> prepare() {
-    for (pages::PageNumber page = 0; options_.is_source && page < options_.pages; ++page) {
+    for (pages::PageNumber page = 0; options_.is_source && page < kFaultPages; ++page) {
       FaultGuest::number_page(page, guest_.ram().mapped(page));
     }
     for (const auto& done : {guest_.arm(), guest_.refresh_present()}) {
@@ -158,7 +158,7 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
     }
     if (options_.is_source) return {};
     memory::MissingOf of;
-    of.page_count = options_.pages;
+    of.page_count = kFaultPages;
     auto paging = daemon::LivePaging::create(guest_, missing_file(), of, 1);
     static_cast<void>(memory::MissingPages::remove(missing_file()));
     if (!paging) return std::unexpected(paging.error().text);
@@ -214,7 +214,7 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
 
   void add(Instant now) {
     transfer::MigrationConfig config;
-    config.regions = {{"ram0", options_.pages}};
+    config.regions = {{"ram0", kFaultPages}};
     config.epoch_base = kEpoch + 1;
     config.epoch_count = kEpochCount;
     std::unique_ptr<daemon::MigrationPart> part;
@@ -259,16 +259,11 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
 
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const FaultEndOptions& options, FaultShared& shared) {
-  port::PortOptions port_options;
-  port_options.driver = port::Driver::kMemif;
-  port_options.socket = options.socket;
-  port_options.memif_server = !options.is_source;
-  port_options.mtu = options.mtu;
   auto tracked = track(*options.guest);
   if (!tracked) return std::unexpected(tracked.error());
   // memif's client does not start without its server.
   while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
-  auto parts = open_end_port(port_options, options.cpus);
+  auto parts = open_end_port(end_memif(options.socket, options.is_source, options.mtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
   FaultEnd end(options, shared, *parts, std::move(*tracked));
   if (auto prepared = end.prepare(); !prepared) return std::unexpected(prepared.error());

@@ -18,7 +18,7 @@
 
 namespace godwit::perf {
 
-inline constexpr std::uint64_t kFaultPagesMax = 131'072;
+inline constexpr std::uint64_t kFaultPages = 65'536;  // of each guest
 
 /// The way of one page that a thread waited for; 0: it has not come there.
 struct FaultSteps {
@@ -35,7 +35,7 @@ struct FaultShared {
   std::atomic<bool> begin{false};            // the destination expects the source
   std::atomic<bool> stop{false};
   std::array<EndError, 2> errors{};
-  std::array<FaultSteps, kFaultPagesMax> steps{};  // by page
+  std::array<FaultSteps, kFaultPages> steps{};  // by page
   // at the destination
   std::uint64_t placed_pages = 0, first_placed_ns = 0, last_placed_ns = 0;
 };
@@ -46,7 +46,6 @@ struct FaultEndOptions {
   std::string cpus;             // of the lcore
   FaultGuest* guest = nullptr;  // at the source it only has the memory
   FaultGuest* local = nullptr;  // destination: the one to answer from here
-  std::uint64_t pages = 0;      // of each guest
   bool background = false;      // source: what nobody asks for is sent, too
   std::uint32_t mtu = 9000;
   transport::Cipher cipher = transport::Cipher::kNone;

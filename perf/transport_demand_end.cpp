@@ -231,16 +231,11 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
 
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
-  port::PortOptions port_options;
-  port_options.driver = port::Driver::kMemif;
-  port_options.socket = options.socket;
-  port_options.memif_server = !options.is_source;
-  port_options.mtu = options.mtu;
   // memif's client does not start without its server.
   while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
   auto ram = open_end_ram(options.ram, options.pages);
   if (!ram) return std::unexpected(ram.error());
-  auto parts = open_end_port(port_options, options.cpus);
+  auto parts = open_end_port(end_memif(options.socket, options.is_source, options.mtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
   DemandEnd end(options, shared, *parts->port, *ram);
   // As a data plane with a post-copy under way: it polls.
