@@ -233,6 +233,14 @@ AgentResult Vm::do_prepare_resume(const controlplane::v1::PrepareResume& command
     return not_here("PrepareResume");
   }
   reattach();
+  if (!pull_->secured()) {
+    // The word may not have reached a data plane that runs on: nothing goes on there before it.
+    if (const auto committed = pull_->commit(record_.migration->ownership_after)) {
+      record_.epoch = std::max(record_.epoch, committed->epoch_next());
+    } else if (committed.error().code() != Error::NO_SUCH_MIGRATION) {
+      return std::unexpected(committed.error());
+    }
+  }
   auto prepared = pull_->prepare_resume(command.encryption());
   if (!prepared) {
     return std::unexpected(prepared.error());

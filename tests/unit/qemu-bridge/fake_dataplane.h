@@ -258,11 +258,16 @@ class FakeDataplane {
 
   void prepare_resume(const dataplane::v1::PrepareResume& request, dataplane::v1::Reply& reply) {
     const bool guest = attached_.guests_size() > 0;
-    const bool image = [&] {
+    const bool session = sessions_.contains(request.migration_id());
+    const bool committed = [&] {
       const std::lock_guard lock(mutex_);
-      return request.role() == dataplane::v1::ROLE_SOURCE && paging_.contains(request.migration_id());
+      return paging_.contains(request.migration_id());
     }();
-    if (!sessions_.contains(request.migration_id()) && !guest && !image) {
+    const bool image = request.role() == dataplane::v1::ROLE_SOURCE && committed;
+    if (session && !committed) {
+      return refuse(reply, Error::BAD_REQUEST, "not committed");
+    }
+    if (!session && !guest && !image) {
       return refuse(reply, Error::NO_SUCH_MIGRATION, "neither session nor guest nor image");
     }
     sessions_[request.migration_id()] = request.role();

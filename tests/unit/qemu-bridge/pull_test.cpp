@@ -361,6 +361,19 @@ TEST_F(PullTest, ACutFlowIsToldAndBeginsAgain) {
   expect_complete();
 }
 
+TEST_F(PullTest, ACommitThatDidNotReachTheDestinationsDataPlaneIsToldBeforeItsFlowBeginsAgain) {
+  ASSERT_NO_FATAL_FAILURE(load());
+  destination_.dataplane.refuse_commit(true);
+  ASSERT_TRUE(tell(destination_, controlplane::v1::PULLING));
+  ASSERT_TRUE(tell(source_, controlplane::v1::PULLING));
+  ASSERT_TRUE(destination_.wait_beat_after(uuid_, 2)) << "the store's word counts";
+  EXPECT_FALSE(destination_.present()->running().paging().connected());
+  destination_.dataplane.refuse_commit(false);
+  ASSERT_NO_FATAL_FAILURE(resume());
+  expect_pulling();
+  expect_complete();
+}
+
 TEST_F(PullTest, WithoutTheLastPageTheDataPlaneLetsNothingGo) {
   ASSERT_NO_FATAL_FAILURE(begin_to_pull());
   const auto told = tell(destination_, controlplane::v1::COMMITTED);
