@@ -184,7 +184,10 @@ bool has_ram_file(const RecordHead& head) {
   });
 }
 
-bool serves(const RecordHead& head) { return head.serving != Id{}; }
+/// Memory of before a restart of the host, or whose files are all gone, serves nobody any more.
+bool serves(const RecordHead& head, const Id& boot_id) {
+  return head.serving != Id{} && head.boot_id == boot_id && has_ram_file(head);
+}
 
 std::unexpected<Error> still_serves(const RecordHead& head) {
   return std::unexpected(Error{ErrorCode::kBadArgument, "the retained image of VM " + to_string(head.vm_uuid) +
@@ -373,7 +376,7 @@ std::expected<void, Error> ImageStore::release_untouched(const Id& vm_uuid) {
 }
 
 std::expected<void, Error> ImageStore::forget(const Id& vm_uuid) {
-  if (const auto record = open_record(handle_.get(), image_name(vm_uuid)); record && serves(record->head)) {
+  if (const auto record = open_record(handle_.get(), image_name(vm_uuid)); record && serves(record->head, boot_id_)) {
     return still_serves(record->head);
   }
   if (auto removed = remove_record(image_name(vm_uuid)); !removed) {
@@ -397,7 +400,7 @@ std::expected<void, Error> ImageStore::forget_files(const std::vector<ImageRegio
                                return file.device == region.device && file.inode == region.inode;
                              });
                            });
-    if (names_one && serves(record->head)) {
+    if (names_one && serves(record->head, boot_id_)) {
       return still_serves(record->head);
     }
     if (names_one) {
@@ -421,7 +424,7 @@ std::expected<void, Error> ImageStore::drop(const Id& vm_uuid) {
         ErrorCode::kBadArgument,
         "retained image of VM " + to_string(vm_uuid) + (in_use ? " is in use by a migration" : " does not exist")});
   }
-  if (record && serves(record->head)) {
+  if (record && serves(record->head, boot_id_)) {
     return still_serves(record->head);
   }
   if (record) {
@@ -456,7 +459,7 @@ std::expected<std::vector<ImageSummary>, Error> ImageStore::list() const {
                        .bytes_resident = resident_bytes(record->head) + record->allocated_bytes,
                        .pages_known = record->head.pages_known,
                        .last_used_ns = record->modified_ns,
-                       .in_use = parsed->in_use || serves(record->head),
+                       .in_use = parsed->in_use || serves(record->head, boot_id_),
                        .serving = record->head.serving,
                        .ram_paths = {}};
     for (const ImageRegion& region : record->head.regions) {

@@ -399,6 +399,22 @@ TEST_F(RetainedImageTest, WhatServesAGuestElsewhereIsNobodyElses) {
   EXPECT_TRUE(store.drop(image.vm_uuid));
 }
 
+TEST_F(RetainedImageTest, WhatCanServeNobodyAnyMoreIsNoObstacle) {
+  RetainedImage image = make_image(1);
+  image.serving = id_of(9);
+  ASSERT_TRUE(open_store().save(image));
+  EXPECT_FALSE(open_store().forget_files(image.regions));
+  EXPECT_TRUE(open_store(0, id_of(98)).forget_files(image.regions)) << "the host was restarted since";
+  ASSERT_TRUE(open_store().save(image));
+  EXPECT_TRUE(open_store(0, id_of(98)).forget(image.vm_uuid)) << "the host was restarted since";
+
+  ASSERT_TRUE(open_store().save(image));
+  std::filesystem::remove(ram_path(1, 0));
+  EXPECT_FALSE(open_store().forget(image.vm_uuid)) << "some of it is still there";
+  std::filesystem::remove(ram_path(1, 1));
+  EXPECT_TRUE(open_store().forget(image.vm_uuid)) << "its memory is gone";
+}
+
 TEST_F(RetainedImageTest, DirectoryThatIsNone) {
   EXPECT_FALSE(ImageStore::open(directory_ + "/none", 0, id_of(99)));
   std::ofstream(directory_ + "/file") << "x";
