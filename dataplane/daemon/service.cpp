@@ -1,5 +1,6 @@
 #include "dataplane/daemon/service.h"
 
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -33,6 +34,11 @@ std::string identity_of(api::AttachGuest request) {
 }
 
 UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
+
+bool runs(const UniqueFd& process) {
+  pollfd exited{process.get(), POLLIN, 0};
+  return process.valid() && poll(&exited, 1, 0) == 0;
+}
 
 }  // namespace
 
@@ -276,6 +282,13 @@ void Service::detach_guest(const api::DetachGuest& request, const Respond& respo
   if (!entry.migration.is_nil()) {
     respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " is in migration " + entry.migration.text() +
                                 "; finish that first")));
+    return;
+  }
+  if (const std::uint64_t missing = entry.guest ? entry.guest->pages_missing() : 0;
+      missing != 0 && runs(entry.process)) {
+    // Without us its QEMU would read zeros there.
+    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " runs and lacks " + std::to_string(missing) +
+                                " pages; end its QEMU first")));
     return;
   }
   const auto then = [respond] { respond({}); };

@@ -55,6 +55,10 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
   }
+  if (source && guest.pages_missing() != 0) {
+    return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() + " lacks " +
+                                       std::to_string(guest.pages_missing()) + " pages, which are on another host"));
+  }
   if (!source && request.mode() != api::PRECOPY && !guest.demand_paging) {
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + " was attached without demand_paging: use mode precopy"));
