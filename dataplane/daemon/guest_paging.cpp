@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <spdlog/spdlog.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/log.h"
 #include "dataplane/memory/kernel_abi.h"
 #include "dataplane/memory/userfault.h"
 
@@ -57,11 +59,8 @@ std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_bas
 }
 
 std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores) {
-  const std::string file = LivePaging::file_of(missing_dir, guest.vm_uuid);
-  if (access(file.c_str(), F_OK) != 0 && errno == ENOENT) {
-    return {};  // it goes only when nothing is missing
-  }
-  auto paging = LivePaging::take_over(*guest.memory, file, missing_of(guest, guest.paging_epoch), lcores);
+  auto paging = LivePaging::take_over(*guest.memory, LivePaging::file_of(missing_dir, guest.vm_uuid),
+                                      missing_of(guest, guest.paging_epoch), lcores);
   if (!paging) {
     return std::unexpected(
         ApiError{to_api(paging.error().code), "what the guest lacks is not known: " + paging.error().text});
@@ -70,8 +69,8 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
   return {};
 }
 
-std::expected<void, ApiError> take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next,
-                                              const std::string& run_dir, Images& images) {
+void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next, const std::string& run_dir,
+                     Images& images) {
   guest.table = std::move(table);
   guest.epoch_now = epoch_next;
   guest.kind = api::AttachGuest::CONTINUING;
@@ -79,10 +78,13 @@ std::expected<void, ApiError> take_possession(Guest& guest, pages::GenerationTab
     // Its RAM is a running guest's now.
     const std::lock_guard lock(images.mutex);
     if (const auto forgotten = images.store.forget(to_memory_id(guest.vm_uuid)); !forgotten) {
-      return std::unexpected(from_memory(forgotten.error()));
+      spdlog::error("VM {}: {}", guest.vm_uuid.text(), printable(forgotten.error().text));
     }
   }
-  return persist_history(guest, run_dir);
+  if (const auto persisted = persist_history(guest, run_dir); !persisted) {
+    spdlog::error("VM {}: its history would not survive this daemon: {}", guest.vm_uuid.text(),
+                  printable(persisted.error().text));
+  }
 }
 
 std::expected<void, ApiError> secure_image(Guest& guest, const Id128& migration, std::uint32_t epoch_next,

@@ -19,11 +19,12 @@ std::string postcopy_refusal(const std::string& missing_dir);
 /// Before a migration that is not pre-copy: pages of the guest may become missing.
 std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& missing_dir,
                                            std::uint32_t lcores);
-/// After a restart of the daemon: takes over what is missing by the former one's file. None: all had come.
+/// After a restart of the daemon: takes over what is missing by the former one's file. Without it nobody knows what is.
 std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores);
-/// The guest is ours from here on, though pages may be missing.
-std::expected<void, ApiError> take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next,
-                                              const std::string& run_dir, Images& images);
+/// The guest is ours from here on, though pages may be missing. It runs already, so nothing can refuse it: what fails
+/// is logged, and costs no more than its history should this daemon end.
+void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next, const std::string& run_dir,
+                     Images& images);
 
 // ---- the source ----
 /// The RAM files become an image that serves this migration, durable on return. QEMU, which does not run its guest any

@@ -153,10 +153,11 @@ void Service::run_commit_job(const std::shared_ptr<Commitment>& commitment) {
   Entry& entry = guests_.at(commitment->vm_uuid);
   entry.worker->submit(
       [this, commitment, guest = entry.guest.get()] {
-        commitment->result =
-            commitment->table != nullptr
-                ? take_possession(*guest, *commitment->table, commitment->epoch_next, options_.run_dir, images_)
-                : secure_image(*guest, commitment->id, commitment->epoch_next, images_);
+        if (commitment->table != nullptr) {
+          take_possession(*guest, *commitment->table, commitment->epoch_next, options_.run_dir, images_);
+        } else {
+          commitment->result = secure_image(*guest, commitment->id, commitment->epoch_next, images_);
+        }
       },
       control_, [this, commitment] { committed(commitment); });
 }
@@ -320,6 +321,9 @@ void Service::resume_without_session(const api::PrepareResume& request, const Id
   if (request.ownership() < entry.guest->ownership) {
     return respond(refusal(stale("PrepareResume", request.ownership(), entry.guest->ownership)));
   }
+  if (request.role() == api::ROLE_DESTINATION && !entry.guest->demand_paging) {
+    return respond(refusal(bad_request("PrepareResume: VM " + vm.text() + " was attached without demand_paging")));
+  }
   MigrationSession& session = take_up(request, id, entry);
   session.waiting.push_back(respond);
   if (session.role == api::ROLE_DESTINATION) {
@@ -432,6 +436,9 @@ void Service::resume(api::ResumeMigration& request, const Respond& respond) {
   session.start_request = std::move(serialised);
   if (session.role == api::ROLE_DESTINATION && !guests_.at(session.vm_uuid).guest->paging) {
     respond({});  // nothing is missing, so nothing has to flow
+    if (!session.complete) {
+      session.complete.emplace().mutable_complete()->set_migration_id(session.id.to_bytes());
+    }
     return emit_(*session.complete);
   }
   session.lost.clear();

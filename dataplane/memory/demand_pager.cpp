@@ -74,7 +74,6 @@ DemandPager::DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> use
     : ram_(*request.ram),
       tracker_(*request.tracker),
       userfaults_(std::move(userfaults)),
-      file_(std::move(request.file)),
       protects_(tracker_.protects()),
       maps_protected_((Userfault::kernel_features().value_or(0) & abi::kFeatureWpUnpopulated) != 0),
       missing_(std::move(missing)),
@@ -129,10 +128,7 @@ std::expected<void, Error> DemandPager::end() {
   userfaults_->reader().hand_paging_to(nullptr);
   attached_ = false;
   // Who raised a fault that was read and not answered yet finds the page now, or gets zeros from the kernel.
-  if (auto done = wake_all(); !done) {
-    return done;
-  }
-  return MissingPages::remove(file_);
+  return wake_all();
 }
 
 DemandPager::Unit DemandPager::unit_of(pages::PageNumber page) const {

@@ -112,7 +112,7 @@ class DemandPager final : private MissingFaultEvents {
   [[nodiscard]] PagerStats stats() const;
 
   /// Nothing may be missing. While somebody still reads faults, takes all of this off QEMU's RAM, but for the tracker's
-  /// marks, and removes the file.
+  /// marks. The file stays, as the only proof that nothing is missing; its owner removes it when nobody asks any more.
   std::expected<void, Error> end();
 
  private:
@@ -173,7 +173,6 @@ class DemandPager final : private MissingFaultEvents {
   GuestRam& ram_;
   WrittenTracker& tracker_;
   const std::shared_ptr<UserfaultSet> userfaults_;
-  const std::string file_;
   const bool protects_;
   const bool maps_protected_;  // this kernel can give QEMU an entry that is write-protected
   MissingPages missing_;

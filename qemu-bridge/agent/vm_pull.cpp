@@ -201,6 +201,7 @@ AgentResult Vm::finish_pull(bool complete) {
     record_.epoch = std::max(record_.epoch, finished ? finished->epoch_next() : 0);
     record_.migration.reset();
     static_cast<void>(save());
+    reattach();  // a data plane that had finished and was restarted refuses the guest as one that lacks pages
     return AgentReply();
   }
   if (source) {

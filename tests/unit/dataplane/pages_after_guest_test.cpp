@@ -3,6 +3,7 @@
 // its memory while pages are missing, and waits in the fault like a vCPU.
 
 #include <signal.h>
+#include <sys/stat.h>
 
 #include "tests/unit/dataplane/round_trip.h"
 
@@ -90,6 +91,15 @@ class PagesAfterGuest : public RoundTrip {
     EXPECT_TRUE(left.image_retained()) << left.image_reason();
   }
 
+  void expect_refused(std::size_t host, const api::ToDataplane& request, const std::string& why) {
+    const auto refused = bridges_[host].ask(request);
+    ASSERT_TRUE(refused);
+    EXPECT_EQ(refused->error().code(), api::Error::BAD_REQUEST) << request.ShortDebugString();
+    EXPECT_NE(refused->error().text().find(why), std::string::npos) << refused->error().text();
+  }
+
+  std::string missing_file() { return hosts_.directory(1) + "/" + Id128::from_bytes(id_of('v'))->text() + ".missing"; }
+
   api::Status status(std::size_t host) {
     api::ToDataplane request;
     request.mutable_get_status();
@@ -160,6 +170,60 @@ TEST_F(PagesAfterGuest, SurviveTheDestinationsDaemon) {
   EXPECT_GT(again.pages_missing(), 0U);
   go_on_with_another_flow();
   expect_all_comes();
+}
+
+TEST_F(PagesAfterGuest, AreNotTakenForZerosByADaemonThatHasJustBegunAgain) {
+  bandwidth_bps_ = kSlowBps;
+  if (!move_without_pages()) {
+    return;
+  }
+  hosts_.kill_daemon(1, SIGKILL);
+  ASSERT_NO_FATAL_FAILURE(restart(1));
+  ASSERT_GT(attach(1, api::AttachGuest::CONTINUING, 2).pages_missing(), 0U);
+  api::ToDataplane request;
+  api::PrepareMigration& away = *request.mutable_prepare_migration();
+  away.set_migration_id(id_of('2'));
+  away.set_vm_uuid(id_of('v'));
+  away.set_ownership(2);
+  away.set_role(api::ROLE_SOURCE);
+  away.set_epoch_base(2000);
+  away.set_epoch_count(1000);
+  away.set_bytes_total(kBytes);
+  expect_refused(1, request, "lacks");
+  request.mutable_detach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_detach_guest()->set_ownership(2);
+  expect_refused(1, request, "lacks");
+  go_on_with_another_flow();
+  expect_all_comes();
+}
+
+TEST_F(PagesAfterGuest, ComeThoughTheHistoryCannotBeKept) {
+  const std::string in_the_way = hosts_.directory(1) + "/" + Id128::from_bytes(id_of('v'))->text() + ".tracking";
+  ASSERT_EQ(mkdir(in_the_way.c_str(), 0700), 0) << in_the_way;
+  if (move_without_pages()) {
+    expect_all_comes();
+  }
+}
+
+TEST_F(PagesAfterGuest, AreNotTakenForCompleteWhenNobodyKnowsWhichTheyAre) {
+  bandwidth_bps_ = kSlowBps;
+  if (!move_without_pages()) {
+    return;
+  }
+  hosts_.kill_daemon(1, SIGKILL);
+  const std::string file = missing_file();
+  ASSERT_EQ(std::rename(file.c_str(), (file + ".aside").c_str()), 0) << file;
+  ASSERT_NO_FATAL_FAILURE(restart(1));
+  const auto refused = bridges_[1].ask(attach_request(1, api::AttachGuest::CONTINUING, 2), guests_[1]->descriptors());
+  ASSERT_TRUE(refused);
+  EXPECT_NE(refused->error().text().find("what the guest lacks is not known"), std::string::npos)
+      << refused->error().text();
+  EXPECT_NE(guests_[1]->armed().find(" um"), std::string::npos) << "what is missing would read as zeros";
+  ASSERT_EQ(std::rename((file + ".aside").c_str(), file.c_str()), 0);
+  attach(1, api::AttachGuest::CONTINUING, 2);
+  go_on_with_another_flow();
+  expect_all_comes();
+  EXPECT_NE(access(file.c_str(), F_OK), 0) << "left behind";
 }
 
 TEST_F(PagesAfterGuest, SurviveTheSourcesDaemonWithoutQemu) {

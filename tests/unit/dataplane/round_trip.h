@@ -81,7 +81,7 @@ class RoundTrip : public testing::Test {
     }
   }
 
-  api::AttachGuestResult attach(std::size_t host, api::AttachGuest::Kind kind, std::uint64_t ownership) {
+  api::ToDataplane attach_request(std::size_t host, api::AttachGuest::Kind kind, std::uint64_t ownership) {
     api::ToDataplane request;
     api::AttachGuest& attach = *request.mutable_attach_guest();
     guests_[host]->describe(attach);
@@ -92,7 +92,11 @@ class RoundTrip : public testing::Test {
     attach.set_epoch(1);
     attach.set_demand_paging(mode_ != api::PRECOPY && kind != api::AttachGuest::FRESH);
     attach.set_paging_epoch(kind == api::AttachGuest::CONTINUING ? kFirst.epoch_base : 0);
-    return ask(host, request, guests_[host]->descriptors()).attach_guest();
+    return request;
+  }
+
+  api::AttachGuestResult attach(std::size_t host, api::AttachGuest::Kind kind, std::uint64_t ownership) {
+    return ask(host, attach_request(host, kind, ownership), guests_[host]->descriptors()).attach_guest();
   }
 
   /// A filled guest on host 0 and an empty one on host 1, both attached. False: skipped.
