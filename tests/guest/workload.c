@@ -1,7 +1,7 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench | disk]
+// usage: workload MB RATE [bench | disk | beat]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
@@ -12,10 +12,13 @@
 // disk: besides, kReaders processes read the first disk into memory past the page cache, slot by slot, and what a slot
 // holds must be what was read into it last, until it is read into again. Word i of the disk is (i + 1) * kMix. With
 // each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages.
+// beat: besides, a process on the first vCPU, which touches none of those pages, says "GODWIT BEAT n=<n>" ten times a
+// second; the pages are the second vCPU's.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -130,9 +133,27 @@ static struct Disk* start_readers(void) {
   return disk;
 }
 
+static void run_on(int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  if (sched_setaffinity(0, sizeof one, &one) != 0) exit(1);
+}
+
+static void start_beat(void) {
+  if (fork() != 0) return run_on(1);
+  run_on(0);
+  for (unsigned long n = 1;; n++) {
+    printf("GODWIT BEAT n=%lu\n", n);
+    fflush(stdout);
+    nap_ms(100);
+  }
+}
+
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk]\n"), 2;
+  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk | beat]\n"), 2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
+  if (argc > 3 && !strcmp(argv[3], "beat")) start_beat();  // before there are pages to share with it
   uint64_t* ram = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   uint32_t* versions = calloc(pages, sizeof *versions);
   if (ram == MAP_FAILED || !versions) return fprintf(stderr, "workload: no memory\n"), 1;
@@ -141,7 +162,7 @@ int main(int argc, char** argv) {
   printf("GODWIT FILLED pages=%" PRIu64 "\n", pages);
   fflush(stdout);
   if (argc > 3 && !strcmp(argv[3], "bench")) bench(ram, pages);
-  struct Disk* disk = argc > 3 ? start_readers() : 0;
+  struct Disk* disk = argc > 3 && !strcmp(argv[3], "disk") ? start_readers() : 0;
 
   uint64_t begin = now_us(), written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0, said = 0;
   for (;;) {
