@@ -318,7 +318,9 @@ TEST_F(PullTest, StoppingTheVmEndsItAndSaysWhatWasNotFetched) {
   a_->set_vms({});
   a_->report();
   a_->reply(told);
-  b_->reply(b_->expect(Agent::kOutcome));
+  const Agent told_too = b_->expect(Agent::kOutcome);
+  b_->event(id, Event::RESUMED);  // its last word, said again to whoever asks of what is over
+  b_->reply(told_too);
   const api::Migration ended = watch_to_end(id);
   EXPECT_EQ(ended.state(), api::INCOMPLETE);
   EXPECT_EQ(ended.reason(), "the VM was stopped before it had 1234 pages (4.8 MiB) of host-a");
