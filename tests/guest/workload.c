@@ -141,6 +141,9 @@ static void run_on(int cpu) {
 }
 
 static void start_beat(void) {
+  int console_irq = open("/proc/irq/4/smp_affinity", O_WRONLY);
+  if (console_irq < 0 || write(console_irq, "1", 1) != 1) exit(1);  // else nobody is heard while the second vCPU waits
+  close(console_irq);
   if (fork() != 0) return run_on(1);
   run_on(0);
   for (unsigned long n = 1;; n++) {

@@ -190,7 +190,9 @@ def pulling_refusals():
         check(pull.shown()["paging"]["pages_missing"] > 0, "it was over before all had been asked: nothing was tested")
         pull.ended()
         lab.start_vm("other", **SMALL, wait=False, vm_uuid=lab.uuids["other"])
-        moved(lab, "guest", "host-c")
+        check_equal(lab.migrate("guest", "host-c")["state"], "COMMITTED", "the move that was refused before")
+        ok, text = lab.verdict("guest", "host-c")
+        check(ok, text)
 
 
 @scenario_beside_others
