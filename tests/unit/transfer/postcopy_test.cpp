@@ -218,6 +218,8 @@ TEST_F(SourcePostcopyTest, ANewProcessServesWhatTheDestinationMisses) {
   tell(*source, wire::Complete{});
   s.settle(*source);
   EXPECT_EQ(s.events.complete, 1);
+  EXPECT_EQ(s.events.stats.pages_demand, 1U);
+  EXPECT_EQ(s.events.stats.pages_background, 1U);
 }
 
 TEST_F(SourcePostcopyTest, WhatTheDestinationGotIsComparedWithWhatIsHere) {
