@@ -10,7 +10,7 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <array>
@@ -60,6 +60,9 @@ class IngressFilterTest : public testing::TestWithParam<wire::IpFamily> {
       UniqueFd socket(::socket(v4() ? AF_INET : AF_INET6, SOCK_DGRAM, 0));
       const auto address = address_of(port);
       ASSERT_EQ(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+      const timeval patience{.tv_sec = 10,
+                             .tv_usec = 0};  // a datagram that is dropped fails the test, and does not hang it
+      ASSERT_EQ(::setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
       (port == kOurs ? ours_ : other_) = std::move(socket);
     }
   }
