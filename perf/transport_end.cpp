@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
@@ -300,6 +301,13 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   auto parts = open_end_port(port_options, options.cpus);
   if (!parts) {
     return std::unexpected(parts.error());
+  }
+  std::optional<port::IngressFilter> filter;  // as the daemon has it; without it, if the kernel is too old
+  if (!options.interface.empty()) {
+    const wire::IpAddress address = end_address(options.role == Role::kSender);
+    if (auto attached = port::IngressFilter::attach(options.interface, {&address, 1}, kEndUdpPort)) {
+      filter = std::move(*attached);
+    }
   }
   End end(options, shared, *parts->port, *ram);
   port::PollLoop loop(end, parts->doorbell, {});
