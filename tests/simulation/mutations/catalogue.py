@@ -80,7 +80,7 @@ MUTATIONS = (
     Mutation('parts-untold', 'of a page in parts only the first part is told of', TRANSPORT + 'lane_transmit.cpp',
              '!user_.wants_hash(page, offset)', '(offset != 0 || !user_.wants_hash(page, offset))'),
     Mutation('other-hash-ignored', 'content that leaves and is not what the scan saw is not noticed', 'dataplane/memory/known_hashes.h',
-             'if (get(page) != hash) {', 'if (get(page) == kUnknown) {'),
+             'if (get(page) != hash) {', 'if (get(page) == hash) {'),
     Mutation('black-hole', 'an MTU black hole is never seen', TRANSPORT + 'path_mtu.h',
              'if (evidence_ < kEvidence || next == count_) {', 'if (evidence_ < UINT32_MAX || next == count_) {'),
     Mutation('black-hole-twice', 'packets fall to those of MTU 1500 and no further', TRANSPORT + 'path_mtu.h',
