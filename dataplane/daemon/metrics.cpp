@@ -115,7 +115,7 @@ constexpr std::array kAll{
     &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
     &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
     &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
-    &kInPlace,      &kBudget,        &kMissing,    &kFaults,    &kPlaced,  &kBlocked,      &kFaultsWaiting};
+    &kInPlace,       &kBudget,     &kMissing,   &kFaults,  &kPlaced,       &kBlocked,         &kFaultsWaiting};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
