@@ -24,13 +24,12 @@
 #define SERIES(version) ((version) & ~0xff)
 /* Of KVM_X86_*_VM: later kinds may keep their tables where we cannot read them. */
 #define NEWEST_VM_TYPE 4
-#define PAGES_MAX (1ULL << 40) /* 52 bits of address */
+#define PAGES_MAX BIT_ULL(40) /* 52 bits of address */
 
 static int read_tables = -1;
 module_param(read_tables, int, 0400);
-MODULE_PARM_DESC(
-	read_tables,
-	"1: read KVM's tables, 0: only ask KVM's own aging, -1: read them on tested kernels");
+MODULE_PARM_DESC(read_tables,
+		 "1: read tables, 0: ask KVM's aging only, -1: by whether the kernel is tested");
 
 struct session {
 	struct mutex lock; /* of one call */
@@ -61,7 +60,7 @@ static bool is_attached(struct kvm *kvm)
 {
 	struct session *each;
 
-	list_for_each_entry (each, &sessions, link)
+	list_for_each_entry(each, &sessions, link)
 		if (each->kvm == kvm)
 			return true;
 	return false;
@@ -121,7 +120,7 @@ static long info(struct kvm *kvm, void __user *argument)
 		.pid = kvm->userspace_pid,
 	};
 	idx = srcu_read_lock(&kvm->srcu);
-	kvm_for_each_memslot (slot, bucket, kvm_memslots(kvm)) {
+	kvm_for_each_memslot(slot, bucket, kvm_memslots(kvm)) {
 		request.memslots++;
 		request.pages += slot->npages;
 	}
@@ -152,7 +151,7 @@ static long slots(struct kvm *kvm, void __user *argument)
 		return -ENOMEM;
 	request.count = 0;
 	idx = srcu_read_lock(&kvm->srcu);
-	kvm_for_each_memslot (slot, bucket, kvm_memslots(kvm)) {
+	kvm_for_each_memslot(slot, bucket, kvm_memslots(kvm)) {
 		if (request.count < request.room)
 			found[request.count] = (struct godwit_ept_slot){
 				.start = slot->base_gfn,
@@ -306,8 +305,8 @@ static int __init godwit_ept_init(void)
 	BUILD_BUG_ON(sizeof(struct godwit_ept_slots) != 24);
 	BUILD_BUG_ON(sizeof(struct godwit_ept_scan) != 120);
 	if (kernel_state() & GODWIT_EPT_UNTESTED)
-		pr_notice("this kernel is newer than those tested: KVM's tables are not read, only "
-			  "its own aging is asked (read_tables=1 overrides)\n");
+		pr_notice(
+			"this kernel is newer than those tested: only KVM's own aging is asked (read_tables=1 overrides)\n");
 	return misc_register(&device);
 }
 

@@ -18,11 +18,11 @@
 #include "internal.h"
 #include "table_walk.h"
 
-#define BLOCK_PAGES (1ULL << 18)
-#define HOLD_PAGES (1ULL << 12)
+#define BLOCK_PAGES BIT_ULL(18)
+#define HOLD_PAGES BIT_ULL(12)
 #define BLOCK_WORDS (BLOCK_PAGES / 64)
 /* KVM clears a mapping's bit for each of its pages that it is asked for. */
-#define AGING_PAGES_MAX (1ULL << 9)
+#define AGING_PAGES_MAX BIT_ULL(9)
 
 struct scan {
 	struct kvm *kvm;

@@ -83,7 +83,7 @@ void vm_roots(struct kvm *kvm, struct vm_roots *roots)
 	*roots = (struct vm_roots){};
 	if (READ_ONCE(kvm->arch.indirect_shadow_pages))
 		roots->state |= GODWIT_EPT_SHADOW;
-	kvm_for_each_vcpu (i, vcpu, kvm) {
+	kvm_for_each_vcpu(i, vcpu, kvm) {
 		struct kvm_mmu *mmu = &vcpu->arch.root_mmu;
 
 		if (!VALID_PAGE(READ_ONCE(mmu->root.hpa)))
@@ -139,7 +139,7 @@ void vm_flush(struct kvm *kvm)
 	unsigned long i;
 	int cpu;
 
-	kvm_for_each_vcpu (i, vcpu, kvm) {
+	kvm_for_each_vcpu(i, vcpu, kvm) {
 		kvm_make_request(KVM_REQ_TLB_FLUSH, vcpu);
 		smp_mb__after_atomic(); /* the request before a look at mode */
 		cpu = READ_ONCE(vcpu->cpu);

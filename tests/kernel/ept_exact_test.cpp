@@ -121,7 +121,7 @@ TEST(Tables, RandomRounds) {
   for (int round = 0; round < kRounds; ++round) {
     Pages read;
     Pages written;
-    for (unsigned i = random() % 60; i > 0; --i) {
+    for (auto i = random() % 60; i > 0; --i) {
       (random() % 2 == 0 ? read : written).insert(static_cast<std::uint32_t>(random() % vm.ram_pages()));
     }
     vm.read(read);

@@ -17,7 +17,7 @@ MODULE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.ab
 SECONDS_MAX = 240
 # A double fault of TCG's cmpxchg16b kills newer kernels in their boot; they do without it.
 CPU = "max,-cx16"
-MEMORY_MIB = 2048
+MEMORY_MIB = 3072  # the second GiB is one huge page: neither kernel nor initramfs is in it
 # oops=panic: the first one ends the run. slub_debug: what is used after it was freed, or written beyond its end, is found.
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 oops=panic slub_debug=FZP log_buf_len=4M damon_stat.enabled=N hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"
 BOOTS_MAX = 3
@@ -37,12 +37,12 @@ echo "GODWIT-BOOTED $(uname -r) after $(cut -d. -f1 /proc/uptime) s"
 run() {
   name=$1 module=$2 parameter=$3; shift 3
   insmod /modules/$module.ko $parameter
-  /bin/test "$@"; echo "GODWIT-RUN $name $?"
+  /bin/test --gtest_color=no "$@"; echo "GODWIT-RUN $name $?"
   rmmod godwit_ept && echo "GODWIT-UNLOADED $name"
 }
 run tables godwit-ept "" --gtest_filter=-Newer.*
 run newer godwit-ept-newer "" --gtest_filter=Newer.*
-run newer-tables godwit-ept-newer read_tables=1 --gtest_filter=Exact/*Tables:Refusals.Descriptors:Tables.AVcpu*
+run newer-tables godwit-ept-newer read_tables=1 --gtest_filter=By/Exact.*/Tables:Refusals.Descriptors:Tables.AVcpu*
 rmmod kvm_amd && echo "GODWIT-UNLOADED kvm"
 dmesg -r | tail -n +$(($(wc -l < /log) + 1)) | sed 's/^/GODWIT-LOG /'
 echo "GODWIT-TAINTED $(cat /tainted) $(cat /proc/sys/kernel/tainted)"
@@ -83,16 +83,17 @@ def build_initramfs(kernel, folder, program):
     return f"{folder}/initramfs.gz"
 
 
-def boot(kernel, initramfs):
+def boot(kernel, initramfs, serial):
     """What the machine said, until it powered off, fell over, or its time was up."""
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
-               "-serial", "stdio", "-no-reboot", "-kernel", kernel.image, "-initrd", initramfs, "-append", COMMAND_LINE]
+               "-serial", f"file:{serial}", "-no-reboot", "-kernel", kernel.image, "-initrd", initramfs, "-append", COMMAND_LINE]
+    late = ""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS_MAX)
-        said = done.stdout
-    except subprocess.TimeoutExpired as late:
-        said = (late.stdout or b"") + f"\nGODWIT-FAILED not ready after {SECONDS_MAX} s\n".encode()
-    return said.decode(errors="replace").replace("\r", "")
+        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        late = f"\nGODWIT-FAILED not ready after {SECONDS_MAX} s\n"
+    with open(serial, errors="replace", newline="") as file:
+        return file.read().replace("\r", "") + late
 
 
 def problems(said):
@@ -122,7 +123,7 @@ def problems(said):
 def run(kernel, folder, program):
     initramfs = build_initramfs(kernel, folder, program)
     for _ in range(BOOTS_MAX):
-        said = boot(kernel, initramfs)
+        said = boot(kernel, initramfs, f"{folder}/serial")
         print(said, flush=True)
         if "GODWIT-BOOTED" in said:
             break

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <linux/memfd.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>

@@ -226,12 +226,17 @@ TEST_P(TableWalk, AccessedBitsOff) {
 
 TEST_P(TableWalk, RandomTables) {
   std::mt19937_64 random(1);
-  for (int round = 0; round < 50; ++round) {
+  for (int round = 0; round < 10; ++round) {
     tables_.clear();
     root_ = &tables_.emplace_back();
     const __u64 base = random() % 4 * kPages1GiB * (GetParam().levels == 5 ? 1ULL << 19 : 64);
     look_at(base, base + 2 * kPages1GiB);
-    std::set<__u64> accessed, dirty;
+    std::vector<__u64> accessed(accessed_map_.size()), dirty(dirty_map_.size());
+    const auto expect = [](std::vector<__u64>& words, __u64 first, __u64 pages) {
+      for (__u64 at = first; at < first + pages; ++at) {
+        words[at / 64] |= 1ULL << (at % 64);
+      }
+    };
     for (__u64 at = 0; at < 2 * kPages1GiB; at += kPages2MiB) {
       const bool large = random() % 4 == 0;
       for (__u64 page = at; page < at + kPages2MiB; page += large ? kPages2MiB : 1 + random() % 200) {
@@ -239,20 +244,20 @@ TEST_P(TableWalk, RandomTables) {
         const bool is_dirty = random() % 2 == 0;
         map(base + page, large ? 2 : 1, (is_accessed ? accessed_ : 0) | (is_dirty ? dirty_ : 0));
         if (is_accessed) {
-          accessed.merge(range(base + page, large ? kPages2MiB : 1));
+          expect(accessed, page, large ? kPages2MiB : 1);
         }
         if (is_dirty) {
-          dirty.merge(range(base + page, large ? kPages2MiB : 1));
+          expect(dirty, page, large ? kPages2MiB : 1);
         }
       }
     }
     run();
-    EXPECT_EQ(bits(accessed_map_, base), accessed);
-    EXPECT_EQ(bits(dirty_map_, base), dirty);
+    EXPECT_TRUE(accessed_map_ == accessed) << round;
+    EXPECT_TRUE(dirty_map_ == dirty) << round;
     clear();
     std::ranges::fill(accessed_map_, 0);
     run();
-    EXPECT_EQ(bits(accessed_map_), std::set<__u64>{});
+    EXPECT_TRUE(bits(accessed_map_).empty());
   }
 }
 
