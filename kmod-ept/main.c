@@ -11,17 +11,9 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/version.h>
 
 #include "internal.h"
 
-/* Of the kernels that CI runs the module on, the newest; MODULE_INFO below names them all. */
-#ifndef GODWIT_EPT_AS_NEWER
-#define NEWEST_TESTED KERNEL_VERSION(6, 12, 0)
-#else
-#define NEWEST_TESTED 0
-#endif
-#define SERIES(version) ((version) & ~0xff)
 /* Of KVM_X86_*_VM: later kinds may keep their tables where we cannot read them. */
 #define NEWEST_VM_TYPE 4
 #define PAGES_MAX BIT_ULL(40) /* 52 bits of address */
@@ -42,7 +34,7 @@ static LIST_HEAD(sessions);
 
 static bool may_read_tables(void)
 {
-	return read_tables < 0 ? SERIES(LINUX_VERSION_CODE) <= NEWEST_TESTED : read_tables;
+	return read_tables < 0 ? KERNEL_IS_TESTED : read_tables;
 }
 
 static bool is_readable(struct kvm *kvm)

@@ -18,7 +18,7 @@
 #else
 #include <stdbool.h>
 
-static inline void clear_bit(long bit, volatile unsigned long *word)
+static inline void clear_bit(long bit, unsigned long *word)
 {
 	__atomic_fetch_and(word, ~(1UL << bit), __ATOMIC_SEQ_CST);
 }
@@ -126,8 +126,7 @@ static inline void table_walk_range(struct table_walk *walk, __u64 root, unsigne
 		for (;;) {
 			unsigned int shift = TABLE_LEVEL_BITS * (level - 1);
 			unsigned long *entry = &table[page >> shift & 511];
-			const volatile unsigned long *observed = entry;
-			unsigned long value = *observed;
+			unsigned long value = __atomic_load_n(entry, __ATOMIC_RELAXED);
 			__u64 next = ((page >> shift) + 1) << shift;
 			bool leaf = level == 1 ||
 				    (level <= TABLE_LARGE_LEVEL_MAX && (value & TABLE_ENTRY_LARGE));

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <random>
@@ -118,21 +119,26 @@ TEST(Tables, RandomRounds) {
   EptVm vm;
   std::mt19937 random(1);
   std::uint64_t touched_in_all = 0;
+  std::vector<std::uint64_t> touched(vm.ram_pages() / 64);  // words, not sets: this machine is slow
   for (int round = 0; round < kRounds; ++round) {
     Pages read;
     Pages written;
+    std::ranges::fill(touched, 0);
     for (auto i = random() % 60; i > 0; --i) {
-      (random() % 2 == 0 ? read : written).insert(static_cast<std::uint32_t>(random() % vm.ram_pages()));
+      const auto page = static_cast<std::uint32_t>(random() % vm.ram_pages());
+      (random() % 2 == 0 ? read : written).insert(page);
+      touched[page / 64] |= std::uint64_t{1} << page % 64;
+      ++touched_in_all;
     }
     vm.read(read);
     vm.write(written);
     const auto seen = vm.scan(true);
-    ASSERT_TRUE(holds(pages_of(seen.dirty), written)) << "round " << round;
-    read.merge(written);
-    ASSERT_EQ(pages_of(seen.accessed), read) << "round " << round;
-    touched_in_all += read.size();
+    ASSERT_EQ(seen.accessed, touched) << "round " << round;
+    for (const std::uint32_t page : written) {
+      ASSERT_TRUE(seen.dirty[page / 64] >> page % 64 & 1) << "round " << round;
+    }
   }
-  std::printf("%d rounds, %llu pages, none missed, none too many\n", kRounds,
+  std::printf("%d rounds, %llu accesses, none missed, none too many\n", kRounds,
               static_cast<unsigned long long>(touched_in_all));
 }
 
@@ -160,7 +166,7 @@ TEST(Tables, AVcpuThatNeverStops) {
 }
 
 TEST(Tables, Cost) {
-  constexpr std::uint64_t kBytes = 256U << 20;
+  constexpr std::uint64_t kBytes = 64U << 20;
   EptVm vm(kBytes);
   Pages some;
   const auto touch_all = [&] {

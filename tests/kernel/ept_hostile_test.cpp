@@ -225,7 +225,7 @@ TEST(AtOnce, MemoryComesAndGoes) {
       EXPECT_EQ(fallocate(vm.vmm().ram_file(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, 4096), 0);
     }
   });
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < 200; ++i) {
     static_cast<void>(vm.scan(true, i % 5 == 0));
   }
   stop = true;
@@ -249,7 +249,7 @@ TEST(AtOnce, SlotsComeAndGo) {
       }
     }
   });
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < 300; ++i) {
     auto request = request_for(64, 192);
     request.flags = i % 2 == 0 ? GODWIT_EPT_CLEAR : GODWIT_EPT_USE_KVM_AGING;
     const int error = scan(device, request);
@@ -260,7 +260,7 @@ TEST(AtOnce, SlotsComeAndGo) {
 }
 
 TEST(AtOnce, TheVmDies) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 10; ++round) {
     EptVm vm;
     vm.vmm().start_writing();
     std::atomic<int> scans = 0;
