@@ -141,6 +141,16 @@ TEST_P(TableWalk, NoLeavesAboveOneGiB) {
   EXPECT_EQ(bits(accessed_map_), std::set<__u64>{5});
 }
 
+// What is below an entry that is not present for KVM is not the VM's.
+TEST_P(TableWalk, UnlinkedTables) {
+  map(kPages2MiB, 1, accessed_);
+  map(kPages1GiB, 1, accessed_);
+  entry(kPages2MiB, 2) &= ~kPresent;
+  entry(kPages1GiB, 3) &= ~kPresent;
+  run();
+  EXPECT_EQ(bits(present_map_), std::set<__u64>{});
+}
+
 // KVM's mark of an entry that is going away has the bits of both formats set, and not its "present".
 TEST_P(TableWalk, HolesAndFrozenEntries) {
   constexpr unsigned long kFrozen = 0x5a0;
