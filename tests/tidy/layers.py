@@ -12,6 +12,7 @@ ALLOWED = {
     'dataplane/pages': ('base', 'config'),
     'dataplane/wire': ('base', 'config', 'dataplane/pages'),
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
+    'dataplane/placement': ('base', 'dataplane/pages'),
     'dataplane/memory': ('base', 'config', 'dataplane/pages'),
     'dataplane/transfer': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'dataplane/port': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
