@@ -2,87 +2,17 @@
 // costs without a network. And what placing costs when nobody waits, page by page and in runs.
 
 #include <fmt/core.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <cstring>
-#include <numeric>
 
-#include "dataplane/memory/demand_pager.h"
 #include "perf/benchmark.h"
-#include "perf/fault_guest.h"
+#include "perf/paged_guest.h"
 
 namespace godwit::perf {
 namespace {
 
-constexpr std::uint64_t kPage = pages::kPageSize;
-
-/// A guest of which all pages are missing, and the pages elsewhere in this process.
-struct PagedGuest {
-  std::unique_ptr<FaultGuest> guest;
-  std::unique_ptr<memory::GuestRam> ram;
-  std::unique_ptr<memory::WrittenTracker> tracker;
-  std::unique_ptr<memory::DemandPager> pager;
-  std::vector<std::byte> source;
-
-  [[nodiscard]] memory::PageWrite page(pages::PageNumber page) const {
-    return {page, 0, std::span(source).subspan(page * kPage, kPage)};
-  }
-};
-
-std::expected<PagedGuest, std::string> prepare(std::uint64_t page_count) {
-  PagedGuest paged;
-  auto guest = FaultGuest::start(page_count, 1);
-  if (!guest) {
-    return std::unexpected(guest.error());
-  }
-  paged.guest = std::move(*guest);
-  std::vector<memory::RegionFile> files;
-  files.push_back(paged.guest->region_file());
-  auto ram = memory::GuestRam::open(std::move(files));
-  if (!ram) {
-    return std::unexpected(ram.error().text);
-  }
-  paged.ram = std::make_unique<memory::GuestRam>(std::move(*ram));
-  memory::TrackerRequest tracking;
-  tracking.ram = paged.ram.get();
-  tracking.userfaultfd = paged.guest->userfaultfd();
-  tracking.pagemap = paged.guest->pagemap();
-  auto chosen = memory::choose_tracker(std::move(tracking));
-  if (!chosen) {
-    return std::unexpected(chosen.error().text);
-  }
-  paged.tracker = std::move(chosen->tracker);
-  memory::PagerRequest request;
-  request.ram = paged.ram.get();
-  request.tracker = paged.tracker.get();
-  request.sees_kernel_accesses = true;
-  request.file = "/dev/shm/godwit-perf-missing-" + std::to_string(getpid());
-  request.of.page_count = page_count;
-  auto pager = memory::DemandPager::create(request);
-  static_cast<void>(memory::MissingPages::remove(request.file));  // nobody takes this over
-  if (!pager) {
-    return std::unexpected(pager.error().text);
-  }
-  paged.pager = std::move(*pager);
-  pages::Bitmap all(page_count);
-  all.set_all();
-  for (const auto& done : {paged.tracker->arm(), paged.pager->add_missing(all), paged.pager->arm()}) {
-    if (!done) {
-      return std::unexpected(done.error().text);
-    }
-  }
-  paged.source.resize(page_count * kPage);
-  for (pages::PageNumber page = 0; page < page_count; ++page) {
-    const std::uint64_t number = page + 1;
-    std::memcpy(&paged.source[page * kPage], &number, sizeof number);
-  }
-  return paged;
-}
-
 std::expected<void, std::string> measure_faults(std::uint64_t page_count, Result& result) {
-  auto paged = prepare(page_count);
+  auto paged = start_paged_guest(page_count, Pages::kMissing);
   if (!paged) {
     return std::unexpected(paged.error());
   }
@@ -125,7 +55,7 @@ std::expected<void, std::string> measure_faults(std::uint64_t page_count, Result
 
 /// Seconds to place all pages, `run` contiguous ones a call, from places that are not contiguous.
 std::expected<double, std::string> measure_placing(std::uint64_t page_count, std::uint64_t run) {
-  auto paged = prepare(page_count);
+  auto paged = start_paged_guest(page_count, Pages::kMissing);
   if (!paged) {
     return std::unexpected(paged.error());
   }

@@ -14,6 +14,7 @@ ALLOWED = {
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/placement': ('base', 'dataplane/pages'),
     'dataplane/memory': ('base', 'config', 'dataplane/pages'),
+    'dataplane/memserver': ('base', 'dataplane/pages', 'dataplane/memory'),
     'dataplane/transfer': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'dataplane/port': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/api': ('base',),
