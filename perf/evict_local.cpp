@@ -83,7 +83,7 @@ std::expected<double, std::string> measure(std::uint64_t page_count, memory::Vic
 }
 
 std::expected<void, std::string> run(const Options& options, Result& result) {
-  const std::uint64_t page_count = options.quick ? 2048 : 131072;
+  const std::uint64_t page_count = options.quick ? 2048 : 32768;
   pin_to(0);
   result.row({"pages", "evicted a second", "best"});
   for (const bool contiguous : {true, false}) {
