@@ -21,12 +21,12 @@ constexpr std::uint64_t kTransparentHuge = std::uint64_t{1} << 22;
 /// Candidates that the policy is asked for again, when none of its choice could be held.
 constexpr int kTriesMax = 8;
 
-std::expected<std::uint64_t, Error> read_word(int file, std::uint64_t index, const char* name) {
-  std::uint64_t word = 0;
-  if (pread(file, &word, sizeof word, static_cast<off_t>(index * sizeof word)) != sizeof word) {
+std::expected<void, Error> read_words(int file, std::uint64_t index, std::span<std::uint64_t> words, const char* name) {
+  if (pread(file, words.data(), words.size_bytes(), static_cast<off_t>(index * sizeof(std::uint64_t))) !=
+      static_cast<ssize_t>(words.size_bytes())) {
     return std::unexpected(kernel_error("read", name, errno));
   }
-  return word;
+  return {};
 }
 
 Error unsupported(const std::string& why) { return {ErrorCode::kUnsupported, "no eviction: " + why}; }
@@ -132,17 +132,23 @@ std::expected<void, Error> Evictor::choose(EvictedBatch& out) {
   return {};
 }
 
+/// From that place on, consecutive pages of one region.
+std::size_t Evictor::run_length(std::size_t place, std::size_t end) const {
+  const Region& region = with_.ram->region_of(batch_[place]);
+  std::size_t count = 1;
+  while (place + count < end && batch_[place + count] == batch_[place] + count &&
+         batch_[place + count] < region.first_page + region.page_count) {
+    ++count;
+  }
+  return count;
+}
+
 /// To pin a hole would allocate it.
 void Evictor::keep_resident() {
   std::size_t kept = 0;
   for (std::size_t i = 0; i < batch_.size();) {
     const pages::PageNumber first = batch_[i];
-    const Region& region = with_.ram->region_of(first);
-    std::size_t count = 1;
-    while (i + count < batch_.size() && batch_[i + count] == first + count &&
-           first + count < region.first_page + region.page_count) {
-      ++count;
-    }
+    const std::size_t count = run_length(i, batch_.size());
     std::array<unsigned char, LeavingPages::kBatchPagesMax> in_memory{};
     // An error leaves all of it out: not in memory.
     static_cast<void>(mincore(with_.ram->mapped(first).data(), count * pages::kPageSize, in_memory.data()));
@@ -159,23 +165,42 @@ void Evictor::keep_resident() {
   batch_.resize(kept);
 }
 
-std::expected<bool, Error> Evictor::in_huge_page(pages::PageNumber page) const {
-  const auto address = reinterpret_cast<std::uintptr_t>(with_.ram->mapped(page).data());
-  const auto entry = read_word(own_pagemap_.get(), address / pages::kPageSize, "/proc/self/pagemap");
-  if (!entry) {
-    return std::unexpected(entry.error());
+/// Of this run of the batch, which is pinned: what is no part of a larger folio may be taken.
+std::expected<void, Error> Evictor::choose_small(std::size_t place, std::size_t count) {
+  std::array<std::uint64_t, LeavingPages::kBatchPagesMax> entries;
+  std::array<std::uint64_t, LeavingPages::kBatchPagesMax> flags;
+  const auto address = reinterpret_cast<std::uintptr_t>(with_.ram->mapped(batch_[place]).data());
+  if (auto read = read_words(own_pagemap_.get(), address / pages::kPageSize, std::span(entries).first(count),
+                             "/proc/self/pagemap");
+      !read) {
+    return read;
   }
-  if ((*entry & kPagemapPresent) == 0) {
-    return true;  // what is pinned is not what is there now: not this time
+  const auto frame_of = [&](std::size_t i) { return entries[i] & kPagemapFrame; };
+  for (std::size_t i = 0; i < count;) {
+    std::size_t together = 1;
+    if ((entries[i] & kPagemapPresent) != 0) {
+      if (frame_of(i) == 0) {
+        return std::unexpected(unsupported("/proc/self/pagemap tells no page frames (CAP_SYS_ADMIN)"));
+      }
+      while (i + together < count && (entries[i + together] & kPagemapPresent) != 0 &&
+             frame_of(i + together) == frame_of(i) + together) {
+        ++together;
+      }
+      if (auto read = read_words(page_flags_.get(), frame_of(i), std::span(flags).first(together), "/proc/kpageflags");
+          !read) {
+        return read;
+      }
+    } else {
+      flags[0] = kTransparentHuge;  // what is pinned is not what is there now: not this time
+    }
+    for (std::size_t k = 0; k < together; ++k) {
+      const bool huge = (flags[k] & (kCompoundHead | kCompoundTail | kTransparentHuge)) != 0;
+      fates_[place + i + k] = huge ? Fate::kStays : Fate::kTaken;
+      huge_ += huge ? 1 : 0;
+    }
+    i += together;
   }
-  if ((*entry & kPagemapFrame) == 0) {
-    return std::unexpected(unsupported("/proc/self/pagemap tells no page frames (CAP_SYS_ADMIN)"));
-  }
-  const auto flags = read_word(page_flags_.get(), *entry & kPagemapFrame, "/proc/kpageflags");
-  if (!flags) {
-    return std::unexpected(flags.error());
-  }
-  return (*flags & (kCompoundHead | kCompoundTail | kTransparentHuge)) != 0;
+  return {};
 }
 
 /// Of the first `pinned` pages of the batch.
@@ -183,24 +208,22 @@ std::expected<void, Error> Evictor::take_out(std::uint32_t pinned) {
   if (with_.ram->damaged()) {
     return with_.ram->check_whole();  // what is pinned may be zeros in place of a mapping that was lost
   }
-  for (std::size_t i = 0; i < pinned; ++i) {
-    const auto huge = in_huge_page(batch_[i]);
-    if (!huge) {
+  for (std::size_t i = 0; i < pinned;) {
+    const std::size_t count = run_length(i, pinned);
+    if (auto chosen = choose_small(i, count); !chosen) {
       std::ranges::fill(fates_, Fate::kStays);
-      return std::unexpected(huge.error());
+      return chosen;
     }
-    fates_[i] = *huge ? Fate::kStays : Fate::kTaken;
-    huge_ += *huge ? 1 : 0;
+    i += count;
   }
   for (std::size_t i = 0; i < pinned;) {
     if (fates_[i] == Fate::kStays) {
       ++i;
       continue;
     }
-    const Region& region = with_.ram->region_of(batch_[i]);
+    const std::size_t run = run_length(i, pinned);
     std::size_t count = 1;
-    while (i + count < pinned && fates_[i + count] == Fate::kTaken && batch_[i + count] == batch_[i] + count &&
-           batch_[i + count] < region.first_page + region.page_count) {
+    while (count < run && fates_[i + count] == Fate::kTaken) {
       ++count;
     }
     if (auto punched = punch({batch_[i], count}); !punched) {

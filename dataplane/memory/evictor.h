@@ -76,7 +76,8 @@ class Evictor {
   void keep_resident();
   std::expected<void, Error> take_out(std::uint32_t pinned);
   std::expected<void, Error> punch(PageRange pages);
-  std::expected<bool, Error> in_huge_page(pages::PageNumber page) const;
+  [[nodiscard]] std::size_t run_length(std::size_t place, std::size_t end) const;
+  std::expected<void, Error> choose_small(std::size_t place, std::size_t count);
   void settle(EvictedBatch& out);
 
   const EvictorRequest with_;
