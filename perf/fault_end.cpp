@@ -33,9 +33,9 @@ class NotingMemory final : public transfer::GuestMemory {
     note(page);
     guest_.read_page(page, offset, out);
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override {
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override {
     note(page);
-    return guest_.page_in_place(page);
+    return guest_.page_in_place(page, hash_in_tag);
   }
   std::expected<void, GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override {
     return guest_.place_pages(arrivals);

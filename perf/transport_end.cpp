@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
@@ -58,7 +59,13 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     lane_.emplace(config, *this, port::now());
     if (options.role == Role::kSender) {
       // The memory outlives the port, which is made after it.
-      loan_ = port.lend(nullptr).value_or(nullptr);
+      port::MemoryPieces memory;
+      for (const memory::Region& region : ram_.regions()) {
+        memory.emplace_back(region.mapping, region.bytes);
+      }
+      if (auto lent = port.lend(nullptr, std::move(memory)); lent && (*lent)->make_usable()) {
+        loan_ = std::move(*lent);
+      }
     }
     writes_.reserve(port::kBurst * 2);
   }
@@ -90,7 +97,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
     std::memcpy(out.data(), ram_.mapped(page).data() + offset, out.size());
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return ram_.mapped(page); }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool /*hash_in_tag*/) override {
+    return ram_.mapped(page);
+  }
   void on_acknowledged(const transport::Work& /*work*/) override {
     if (++pages_acknowledged_ == pages_of_pass()) {
       begin_pass_ = true;
@@ -300,6 +309,13 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   auto parts = open_end_port(port_options, options.cpus);
   if (!parts) {
     return std::unexpected(parts.error());
+  }
+  std::optional<port::IngressFilter> filter;  // as the daemon has it; without it, if the kernel is too old
+  if (!options.interface.empty()) {
+    const wire::IpAddress address = end_address(gives(options.role));
+    if (auto attached = port::IngressFilter::attach(options.interface, {&address, 1}, kEndUdpPort)) {
+      filter = std::move(*attached);
+    }
   }
   End end(options, shared, *parts->port, *ram);
   port::PollLoop loop(end, parts->doorbell, {});

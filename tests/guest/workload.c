@@ -1,7 +1,7 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench | disk | devices | freed]
+// usage: workload MB RATE [bench | disk | devices | freed | beat]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
@@ -16,6 +16,8 @@
 // and back into another, and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>"
 // comes with each status line; wrong bytes in an echo count as bad pages, a lost echo does not.
 // freed: 48 MiB were written and freed before the beginning: a balloon takes those first, and they are not empty.
+// beat: besides, a process on the first vCPU, which touches none of those pages, says "GODWIT BEAT n=<n>" ten times a
+// second; the pages are the second vCPU's.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -24,6 +26,7 @@
 #include <net/if.h>
 #include <netinet/ip.h>
 #include <netinet/ip_icmp.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -236,15 +239,36 @@ static void start_devices(struct Disk* disk) {
   if (fork() == 0) draw_for_ever(disk);
 }
 
+static void run_on(int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  if (sched_setaffinity(0, sizeof one, &one) != 0) exit(1);
+}
+
+static void start_beat(void) {
+  int console_irq = open("/proc/irq/4/smp_affinity", O_WRONLY);
+  if (console_irq < 0 || write(console_irq, "1", 1) != 1) exit(1);  // else nobody is heard while the second vCPU waits
+  close(console_irq);
+  if (fork() != 0) return run_on(1);
+  run_on(0);
+  for (unsigned long n = 1;; n++) {
+    printf("GODWIT BEAT n=%lu\n", n);
+    fflush(stdout);
+    nap_ms(100);
+  }
+}
+
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk | devices | freed]\n"), 2;
+  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | disk | devices | freed | beat]\n"), 2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
+  const char* mode = argc > 3 ? argv[3] : "";
+  if (!strcmp(mode, "beat")) start_beat();  // before there are pages to share with it
   uint64_t* ram = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   uint32_t* versions = calloc(pages, sizeof *versions);
   if (ram == MAP_FAILED || !versions) return fprintf(stderr, "workload: no memory\n"), 1;
   memset(versions, 0, pages * sizeof *versions);
   fill(ram, pages);
-  const char* mode = argc > 3 ? argv[3] : "";
   const int devices = !strcmp(mode, "devices");
   if (!strcmp(mode, "freed")) write_and_free();
   printf("GODWIT FILLED pages=%" PRIu64 "\n", pages);
