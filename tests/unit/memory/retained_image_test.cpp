@@ -198,7 +198,7 @@ TEST_F(RetainedImageTest, RecordOfAnotherVersionIsRefusedAsSuch) {
   ImageStore store = open_store();
   ASSERT_TRUE(store.save(image));
   std::vector<char> bytes = read_file(record_path(1));
-  bytes[8] = 2;
+  ++bytes[8];
   write_file(record_path(1), bytes);
   EXPECT_EQ(reason(store.load(wanted_of(image))), Refusal::kVersion);
   bytes[0] = 'x';
