@@ -103,6 +103,7 @@ struct Stats {
   // At the destination, of pages_sent and pages_zero: pages_demand came after they were asked for, pages_background
   // unasked. At the source pages_demand are those that went out because they were asked for.
   std::uint64_t faults = 0, pages_demand = 0, pages_background = 0, pages_given_back = 0, pages_asked_again = 0;
+  std::uint64_t all_there_us = 0;  // destination: from its start until nothing was missing; 0: not yet
 };
 
 /// What either end tells its owner; called on the lcore.
