@@ -127,7 +127,9 @@ void Swift::on_persistent_congestion() {
 
 void Swift::cut(std::int64_t permille) {
   const auto by = static_cast<std::uint32_t>(window_ * permille / 1000);
-  window_ = std::max(window_ - by, kWindowMin);
+  // Loss may still take it down.
+  const bool by_queue_alone = short_queue_ && lost_ == 0;
+  window_ = std::max(window_ - by, by_queue_alone ? std::min(window_, kShortQueueWindowMin) : kWindowMin);
   slow_start_ = false;
   good_rounds_ = 0;
   cut_ = true;

@@ -28,7 +28,9 @@ inline constexpr std::int64_t kLossToleratedUnqueuedPermille = 100;
 inline constexpr std::uint32_t kPathRounds = 1024;
 
 /// What may wait on a path whose queue is kept short, or a quarter of its delay if that is more.
-inline constexpr Duration kShortQueue = microseconds(100);
+inline constexpr Duration kShortQueue = microseconds(200);
+/// Fewer would leave the path idle whenever a poller on a shared CPU comes late.
+inline constexpr std::uint32_t kShortQueueWindowMin = 8;
 
 class Swift {
  public:
