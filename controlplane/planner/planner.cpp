@@ -162,13 +162,6 @@ std::optional<Refused> postcopy_refusal(const Question& question) {
                    fmt::format("{} cannot be the destination of post-copy: {}; or {}", question.plan.destination(),
                                why.empty() ? "its data plane does not offer it" : printable(why), instead)};
   }
-  if (question.vm->tracker == dpapi::TRACKER_HASHES) {
-    return Refused{
-        Refusal::kModeNotAvailable,
-        fmt::format("VM \"{}\" is tracked by hashes, which cannot tell a missing page from an empty one: {}, "
-                    "or start it with another tracker",
-                    question.vm->name, instead)};
-  }
   return std::nullopt;
 }
 

@@ -261,11 +261,10 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
   }
-  if (guest->demand_paging &&
-      (chosen->tracker->kind() == memory::TrackerKind::kHashes || chosen->tracker->userfaults() == nullptr)) {
-    return std::unexpected(ApiError{api::Error::BAD_REQUEST, "AttachGuest: demand_paging cannot be had with tracker " +
-                                                                 std::string(memory::name_of(chosen->tracker->kind())) +
-                                                                 " (" + chosen->reason + "): use mode precopy"});
+  if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
+    return std::unexpected(
+        ApiError{api::Error::BAD_REQUEST,
+                 "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy"});
   }
   guest->tracker_reason = std::move(chosen->reason);
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),

@@ -36,9 +36,6 @@ std::string postcopy_refusal(const std::string& missing_dir) {
   if ((features & memory::abi::kFeatureMissingShmem) == 0) {
     return "this kernel's userfaultfd cannot be used, or knows no missing pages of shared memory (Linux 4.11)";
   }
-  if (memory::trackers_offered().front() == memory::TrackerKind::kHashes) {
-    return "this kernel tells written pages by their content only, which needs all of them here (Linux 5.19)";
-  }
   struct statfs system {};
   if (statfs(missing_dir.c_str(), &system) != 0 || system.f_type != TMPFS_MAGIC) {
     return "the first of memory_dirs that takes ordinary files, " + missing_dir +

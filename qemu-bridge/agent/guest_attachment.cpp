@@ -164,13 +164,7 @@ std::expected<Attachment, Error> attach_guest(DataplaneClient& dataplane, VmReco
   std::vector<UniqueFd> userfaultfds;
   const Tracker tracker = tracker_to_prepare(record.tracker, *hello);
   attach.set_demand_paging(paging == Paging::kOnDemand);
-  if (paging == Paging::kOnDemand && tracker == dataplane::v1::TRACKER_HASHES) {
-    return std::unexpected(
-        make_error(Error::BAD_REQUEST,
-                   "this VM is tracked by hashes here, which cannot tell a missing page from an empty "
-                   "one: use mode precopy"));
-  }
-  if (tracker != dataplane::v1::TRACKER_HASHES) {
+  if (tracker != dataplane::v1::TRACKER_HASHES || paging == Paging::kOnDemand) {
     auto got = userfaultfds_of(record, tracker, paging, *regions, attach);
     if (got) {
       userfaultfds = std::move(*got);

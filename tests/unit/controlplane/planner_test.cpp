@@ -141,13 +141,6 @@ TEST(Planner, PostcopyRefusals) {
        Refusal::kModeNotAvailable, "does not know"},
       {"to post-copy", [](World& w) { w.plan.set_on_no_convergence(dpapi::NO_CONVERGENCE_POSTCOPY); },
        Refusal::kModeNotAvailable, "or set on_no_convergence to abort or stop-anyway"},
-      {"post-copy of what hashes track",
-       [](World& w) {
-         w.plan.set_mode(dpapi::POSTCOPY);
-         w.destination.info.set_postcopy(true);
-         w.vm.tracker = dpapi::TRACKER_HASHES;
-       },
-       Refusal::kModeNotAvailable, "tracked by hashes"},
       {"when to switch, without hybrid", [](World& w) { w.plan.set_postcopy_after_rounds(1); }, Refusal::kBadPlan,
        "for mode hybrid only"},
       {"pulling", [](World& w) { w.set_pulling(); }, Refusal::kPagesMissing,

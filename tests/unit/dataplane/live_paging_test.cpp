@@ -8,7 +8,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -29,7 +31,7 @@ Page page_of(std::byte value) {
   return page;
 }
 
-class LivePagingTest : public testing::Test {
+class LivePagingTest : public testing::TestWithParam<memory::TrackerKind> {
  protected:
   void SetUp() override {
     char name[] = "/dev/shm/gwd-paging-XXXXXX";
@@ -56,11 +58,12 @@ class LivePagingTest : public testing::Test {
     request.hashes = hashes;
     request.userfaultfd = std::move(descriptors[1]);
     request.pagemap = std::move(descriptors[2]);
-    auto chosen = memory::choose_tracker(std::move(request));
-    ASSERT_TRUE(chosen) << chosen.error().text;
-    if (chosen->tracker->kind() == memory::TrackerKind::kHashes) {
-      GTEST_SKIP() << chosen->reason;
+    if (std::ranges::count(memory::trackers_offered(), GetParam()) == 0) {
+      GTEST_SKIP() << "this kernel does not offer it";
     }
+    const memory::TrackerKind kind = GetParam();
+    auto chosen = memory::choose_tracker(std::move(request), &kind);
+    ASSERT_TRUE(chosen) << chosen.error().text;
     guest_ = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes), std::nullopt,
                                          false);
     ASSERT_TRUE(guest_->arm());
@@ -91,13 +94,27 @@ class LivePagingTest : public testing::Test {
     ASSERT_TRUE(placed) << placed.error().text;
   }
 
+  /// The guest does this; its faults are read meanwhile.
+  template <class F>
+  void guest_does(F f) {
+    std::atomic<bool> done{false};
+    std::thread guest([&] {
+      f();
+      done = true;
+    });
+    while (!done) {
+      paging_->poll();
+    }
+    guest.join();
+  }
+
   std::string directory_;
   std::optional<tests::FakeQemu> qemu_;
   std::unique_ptr<LiveGuest> guest_;
   std::shared_ptr<LivePaging> paging_;
 };
 
-TEST_F(LivePagingTest, SaysWhichPagesItPlaced) {
+TEST_P(LivePagingTest, SaysWhichPagesItPlaced) {
   ASSERT_TRUE(paging_->punch(first(10), pages::Bitmap(kPages)));
   ASSERT_TRUE(paging_->arm(first(10)));
   const Page mine = page_of(std::byte{7});
@@ -120,7 +137,7 @@ TEST_F(LivePagingTest, SaysWhichPagesItPlaced) {
   EXPECT_EQ(paging_->missing_count(), 5U);
 }
 
-TEST_F(LivePagingTest, ArmsForNoOtherSetThanWasTakenAway) {
+TEST_P(LivePagingTest, ArmsForNoOtherSetThanWasTakenAway) {
   ASSERT_TRUE(paging_->punch(first(10), pages::Bitmap(kPages)));
   EXPECT_FALSE(paging_->arm(first(11))) << "page 10 would come as it was before";
   EXPECT_FALSE(paging_->arm(first(9))) << "page 9 would never come";
@@ -132,7 +149,7 @@ TEST_F(LivePagingTest, ArmsForNoOtherSetThanWasTakenAway) {
   EXPECT_TRUE(paging_->arm(first(10)));
 }
 
-TEST_F(LivePagingTest, AThreadThatWaitsIsToldOfOnceAndGoesOn) {
+TEST_P(LivePagingTest, AThreadThatWaitsIsToldOfOnceAndGoesOn) {
   ASSERT_TRUE(paging_->punch(first(10), pages::Bitmap(kPages)));
   ASSERT_TRUE(paging_->arm(first(10)));
   std::byte seen{};
@@ -154,7 +171,7 @@ TEST_F(LivePagingTest, AThreadThatWaitsIsToldOfOnceAndGoesOn) {
   EXPECT_TRUE(events.faults.empty());
 }
 
-TEST_F(LivePagingTest, WhatCameIsReadWhenTheGuestLeaves) {
+TEST_P(LivePagingTest, WhatCameIsReadWhenTheGuestLeaves) {
   ASSERT_TRUE(paging_->punch(first(2), pages::Bitmap(kPages)));
   ASSERT_TRUE(paging_->arm(first(2)));
   EXPECT_FALSE(paging_->disarm()) << "pages are missing";
@@ -169,6 +186,38 @@ TEST_F(LivePagingTest, WhatCameIsReadWhenTheGuestLeaves) {
   guest_->read_page(1, 0, read);
   EXPECT_EQ(read, mine) << "a page that came after the guest is taken for a hole";
 }
+
+TEST_P(LivePagingTest, OfWhatCameOnlyWhatIsWrittenCountsAsWritten) {
+  ASSERT_TRUE(paging_->punch(first(4), pages::Bitmap(kPages)));
+  ASSERT_TRUE(paging_->arm(first(4)));
+  const Page mine = page_of(std::byte{9});
+  std::vector<transfer::PageWrite> writes{{0, mine}, {1, mine}, {2, mine}};
+  place(writes);
+  std::vector<transfer::PageRun> zeroed;
+  ASSERT_TRUE(paging_->place_zero(1, 3, 1, zeroed));
+  guest_does([&] {
+    qemu_->data()[1 * kPage] = std::byte{8};   // one that came
+    qemu_->data()[30 * kPage] = std::byte{8};  // one that was here
+  });
+  ASSERT_TRUE(paging_->disarm());
+  qemu_->data()[2 * kPage + 5] = std::byte{8};  // after the end
+  pages::Bitmap written(kPages);
+  ASSERT_TRUE(guest_->collect_written(written));
+  pages::Bitmap expected(kPages);
+  for (const pages::PageNumber page : {1U, 2U, 30U}) {
+    expected.set(page);
+  }
+  EXPECT_EQ(written, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Trackers, LivePagingTest,
+                         testing::Values(memory::TrackerKind::kPagemapScan, memory::TrackerKind::kWriteProtectEvents,
+                                         memory::TrackerKind::kHashes),
+                         [](const auto& tested) {
+                           std::string name(memory::name_of(tested.param));
+                           std::erase(name, '-');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace godwit::daemon

@@ -430,12 +430,16 @@ TEST_F(PullTest, AHostThatCannotPageRefusesBeforeAnythingIsTouched) {
   EXPECT_EQ(destination_.present()->running().pid(), -1) << "no QEMU was started";
 }
 
-TEST_F(PullTest, WhatHashesTrackIsNotPaged) {
+TEST_F(PullTest, WhatHashesTrackIsPagedByAUserfaultfdAllTheSame) {
   auto record = make_record();
   record.tracker = dataplane::v1::TRACKER_HASHES;
-  const std::string why = refused_arrival(record);
-  EXPECT_NE(why.find("cannot tell a missing page from an empty one"), std::string::npos) << why;
-  EXPECT_EQ(destination_.dataplane.count(Request::kAttachGuest), 0);
+  EXPECT_EQ(refused_arrival(record), "it does");
+  const auto requests = destination_.dataplane.requests();
+  const auto attach = std::ranges::find_if(requests, [](const auto& r) { return r.has_attach_guest(); });
+  ASSERT_NE(attach, requests.end());
+  EXPECT_EQ(attach->attach_guest().tracker(), dataplane::v1::TRACKER_HASHES);
+  EXPECT_TRUE(attach->attach_guest().demand_paging());
+  EXPECT_TRUE(attach->attach_guest().has_userfaultfd());
 }
 
 }  // namespace
