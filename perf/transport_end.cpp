@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
@@ -24,18 +25,9 @@
 namespace godwit::perf {
 namespace {
 
-constexpr std::uint32_t kFlowId = 0x1001;
 constexpr std::uint16_t kLane = 1;
-constexpr std::uint16_t kUdpPort = 7447;
-constexpr unsigned kPrefixBits = 24;
 
-wire::IpAddress address_of(Role role) {
-  wire::IpAddress address;
-  address.bytes = {10, 99, 0, static_cast<std::uint8_t>(role == Role::kSender ? 1 : 2)};
-  return address;
-}
-
-constexpr Role other(Role role) { return role == Role::kSender ? Role::kReceiver : Role::kSender; }
+constexpr bool gives(Role role) { return role == Role::kSender; }
 
 std::int64_t thread_cpu_ns() {
   timespec time{};
@@ -54,11 +46,11 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
         queue_(port.queue(0)),
         ram_(ram),
         mac_{port.mac()},
-        neighbours_({.mac = mac_, .addresses = {{address_of(options.role), kPrefixBits}}}),
-        peer_(address_of(other(options.role))) {
+        neighbours_(end_neighbours(port, gives(options.role))),
+        peer_(end_address(!gives(options.role))) {
     transport::LaneConfig config;
-    config.local_flow_id = kFlowId;
-    config.peer_flow_id = kFlowId;
+    config.local_flow_id = kEndFlowId;
+    config.peer_flow_id = kEndFlowId;
     config.lane = kLane;
     config.initiator = options.role == Role::kSender;
     config.cipher = options.cipher;
@@ -67,7 +59,13 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     lane_.emplace(config, *this, port::now());
     if (options.role == Role::kSender) {
       // The memory outlives the port, which is made after it.
-      loan_ = port.lend(nullptr).value_or(nullptr);
+      port::MemoryPieces memory;
+      for (const memory::Region& region : ram_.regions()) {
+        memory.emplace_back(region.mapping, region.bytes);
+      }
+      if (auto lent = port.lend(nullptr, std::move(memory)); lent && (*lent)->make_usable()) {
+        loan_ = std::move(*lent);
+      }
     }
     writes_.reserve(port::kBurst * 2);
   }
@@ -99,7 +97,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
     std::memcpy(out.data(), ram_.mapped(page).data() + offset, out.size());
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return ram_.mapped(page); }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool /*hash_in_tag*/) override {
+    return ram_.mapped(page);
+  }
   void on_acknowledged(const transport::Work& /*work*/) override {
     if (++pages_acknowledged_ == pages_of_pass()) {
       begin_pass_ = true;
@@ -186,11 +186,11 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void on_datagram(Instant now, std::span<std::byte> frame) {
     const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
     if (!datagram || datagram->destination_mac != mac_ || !neighbours_.is_local(datagram->destination.address) ||
-        datagram->destination.port != kUdpPort || datagram->source.address != peer_) {
+        datagram->destination.port != kEndUdpPort || datagram->source.address != peer_) {
       return fail("a datagram that is not ours");
     }
     const auto packet = wire::parse_packet(datagram->payload);
-    if (!packet || packet->header.flow_id != kFlowId) {
+    if (!packet || packet->header.flow_id != kEndFlowId) {
       return fail("a packet of no flow");
     }
     if (lane_->on_packet(now, datagram->payload) == transport::Received::kAccepted) {
@@ -222,8 +222,8 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   bool transmit_lane(Instant now, const wire::MacAddress& to) {
     const wire::DatagramPath path{.source_mac = mac_,
                                   .destination_mac = to,
-                                  .source = {address_of(options_.role), kUdpPort},
-                                  .destination = {peer_, kUdpPort}};
+                                  .source = {end_address(gives(options_.role)), kEndUdpPort},
+                                  .destination = {peer_, kEndUdpPort}};
     const std::size_t header = wire::datagram_header_bytes(peer_.family);
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
@@ -302,11 +302,22 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   port_options.memif_server = options.role == Role::kReceiver;
   port_options.mtu = options.mtu;
   wait_for_server(options.role, shared);
-  auto parts = open_end_parts(options.ram, options.pages, port_options, options.cpus);
+  auto ram = open_end_ram(options.ram, options.pages);
+  if (!ram) {
+    return std::unexpected(ram.error());
+  }
+  auto parts = open_end_port(port_options, options.cpus);
   if (!parts) {
     return std::unexpected(parts.error());
   }
-  End end(options, shared, *parts->port, parts->ram);
+  std::optional<port::IngressFilter> filter;  // as the daemon has it; without it, if the kernel is too old
+  if (!options.interface.empty()) {
+    const wire::IpAddress address = end_address(gives(options.role));
+    if (auto attached = port::IngressFilter::attach(options.interface, {&address, 1}, kEndUdpPort)) {
+      filter = std::move(*attached);
+    }
+  }
+  End end(options, shared, *parts->port, *ram);
   port::PollLoop loop(end, parts->doorbell, {});
   shared.ends[static_cast<std::size_t>(options.role)].ready = true;
   parts->environment.launch(kEndLcore, [&] { end.run(loop); });
@@ -321,9 +332,7 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
 
 int run_end(const EndOptions& options, Shared& shared) {
   const auto done = run_checked(options, shared);
-  auto& error = shared.ends[static_cast<std::size_t>(options.role)].error;
-  const std::size_t bytes = std::min(done.error().size(), error.size() - 1);
-  std::copy_n(done.error().data(), bytes, error.data());
+  tell_error(done.error(), shared.ends[static_cast<std::size_t>(options.role)].error);
   shared.stop = true;
   return 1;
 }

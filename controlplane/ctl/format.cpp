@@ -58,6 +58,16 @@ std::string faults_text(const dpapi::PagingStats& paging) {
                      us_text(paging.fault_p99_us()));
 }
 
+/// All of it, what matters most first: a narrow terminal cuts the line.
+std::string every_fault_text(const dpapi::PagingStats& paging) {
+  if (paging.faults() == 0) {
+    return "";
+  }
+  return fmt::format("  {}  p90 {}  p99.9 {}  longest {}  vCPUs waited {}", faults_text(paging),
+                     us_text(paging.fault_p90_us()), us_text(paging.fault_p999_us()), us_text(paging.fault_max_us()),
+                     us_text(paging.blocked_us()));
+}
+
 /// "host-a: 1234 pages (4.8 MiB)", and how it goes on.
 std::string dependence_text(const api::Vm& vm) {
   if (vm.depends_on().empty()) {
@@ -392,11 +402,11 @@ std::string pull_line(const api::Migration& migration) {
   }
   const auto first = static_cast<double>(std::max<std::uint64_t>(paging.pages_missing_first(), 1));
   const double missing = static_cast<double>(std::min(paging.pages_missing(), paging.pages_missing_first()));
-  const std::string faults = faults_text(paging);
-  return fmt::format("{}  PULLING  {} on {}  {} on demand, {} unasked{}{}", bar(1.0 - missing / first),
-                     config::format_pages(paging.pages_missing()), printable(migration.source()),
-                     count_text(paging.pages_demand()), count_text(paging.pages_background()),
-                     faults.empty() ? "" : "  ", faults);
+  return fmt::format("{}  PULLING  {} on {}  {} on demand, {} unasked, {} zero, {} reused{}",
+                     bar(1.0 - missing / first), config::format_pages(paging.pages_missing()),
+                     printable(migration.source()), count_text(paging.pages_demand()),
+                     count_text(paging.pages_background()), count_text(paging.pages_zero()),
+                     count_text(migration.stats().pages_reused()), every_fault_text(paging));
 }
 
 }  // namespace
@@ -445,9 +455,9 @@ std::string summary(const api::Migration& migration) {
                                  stats.probe_timeouts(), span_text(static_cast<std::int64_t>(stats.rtt_us()))));
   }
   if (const dpapi::PagingStats& paging = migration.destination_stats().paging(); paging.pages_missing_first() > 0) {
-    add("pulled", fmt::format("{} on demand, {} unasked, {} zero, {} given back of {} missing at the resume",
-                              paging.pages_demand(), paging.pages_background(), paging.pages_zero(),
-                              paging.pages_given_back(), paging.pages_missing_first()));
+    add("pulled", fmt::format("{} on demand, {} unasked, {} given back of {} missing at the resume; {} zero made there",
+                              paging.pages_demand(), paging.pages_background(), paging.pages_given_back(),
+                              paging.pages_missing_first(), paging.pages_zero()));
     add("faults",
         fmt::format("{}, p50 {}, p90 {}, p99 {}, p99.9 {}, longest {}; vCPUs waited {} in all", paging.faults(),
                     us_text(paging.fault_p50_us()), us_text(paging.fault_p90_us()), us_text(paging.fault_p99_us()),

@@ -81,7 +81,7 @@ class Display {
     if (migration.state() != shown_ || now - shown_at_ >= std::chrono::seconds(1)) {
       shown_ = migration.state();
       shown_at_ = now;
-      fmt::print("{}\n", progress_line(migration, kColumnsDefault * 2));
+      fmt::print("{}\n", progress_line(migration, kColumnsDefault * 3));
       std::fflush(stdout);
     }
   }

@@ -25,7 +25,7 @@ constexpr Metric kActive{"godwit_controlplane_migrations", Kind::kGauge, "state"
 constexpr Metric kPagesMissing{"godwit_controlplane_vm_pages_missing", Kind::kGauge, "vm,host",
                                "Pages of a VM that runs elsewhere and that only this host holds"};
 constexpr Metric kPullConnected{"godwit_controlplane_pull_connected", Kind::kGauge, "vm,host",
-                                "1 while both hosts say that these pages flow"};
+                                "1 while these pages flow"};
 constexpr Metric kEnded{"godwit_controlplane_migrations_ended_total", Kind::kCounter, "outcome",
                         "Migrations that have ended, both sides having confirmed the outcome"};
 constexpr Metric kReuse{"godwit_controlplane_migrations_with_reuse_total", Kind::kCounter, "",

@@ -120,17 +120,30 @@ void Migrations::look_after_pull(Active& m) {
   if (frozen_ || m.record.state != api::PULLING) {
     return;
   }
-  const bool flows =
-      m.source.paging && m.source.paging->connected() && m.destination.paging && m.destination.paging->connected();
-  if (flows) {
+  if (flows(m)) {
+    m.missing_at_resume.reset();
     m.resume_problem.clear();
     m.resume_pause = kResumePauseMin;
-  } else if (m.source.paging && m.destination.paging && m.resume == Resume::kIdle) {
+  } else if (!connected(m) && m.source.paging && m.destination.paging && m.resume == Resume::kIdle) {
     resume(m);
     return;
   }
   m.note = pull_note(m);
   notify(m);
+}
+
+bool Migrations::connected(const Active& m) {
+  return m.source.paging && m.source.paging->connected() && m.destination.paging && m.destination.paging->connected();
+}
+
+bool Migrations::flows(const Active& m) {
+  const std::uint64_t at_resume = m.missing_at_resume.value_or(0);
+  return connected(m) && (at_resume == 0 || m.record.destination_stats.paging().pages_missing() < at_resume);
+}
+
+bool Migrations::pages_flow(const Id128& vm_uuid) const {
+  return std::ranges::any_of(
+      active_, [&](const auto& each) { return each.second->record.vm_uuid == vm_uuid && flows(*each.second); });
 }
 
 std::string Migrations::pull_note(const Active& m) const {
@@ -154,7 +167,7 @@ std::string Migrations::pull_note(const Active& m) const {
         "godwitctl stop, unless they come back",
         source, missing, waits);
   }
-  if (m.source.paging && m.source.paging->connected() && m.destination.paging && m.destination.paging->connected()) {
+  if (flows(m)) {
     return fmt::format("pulling: {} still on {}", missing, source);
   }
   std::string why = m.resume_problem;
@@ -172,6 +185,11 @@ std::string Migrations::pull_note(const Active& m) const {
 void Migrations::resume(Active& m) {
   m.resume = Resume::kUnderWay;
   m.note = pull_note(m);
+  for (const Side* side : {&m.source, &m.destination}) {
+    if (!side->paging->connected()) {
+      m.cut_reason = printable(side->paging->reason());
+    }
+  }
   spdlog::info("migration {}: {}; beginning the flow again", m.record.id.text(), m.note);
   api::ToAgent message;
   message.mutable_prepare_resume()->set_migration_id(m.record.id.to_bytes());
@@ -179,6 +197,7 @@ void Migrations::resume(Active& m) {
   notify(m);
   resume_request(m, false, message, "cannot take pages", [this, message](Active& now, const api::AgentReply& reply) {
     const dpapi::Endpoint destination = reply.resume_prepared().endpoint();
+    now.missing_at_resume = reply.resume_prepared().pages_missing();
     resume_request(now, true, message, "cannot serve them", [this, destination](Active& m2, const api::AgentReply& r) {
       resume_destination(m2, destination, r.resume_prepared().endpoint());
     });
@@ -231,7 +250,7 @@ void Migrations::resume_request(Active& m, bool source, api::ToAgent message, co
 void Migrations::resume_ended(Active& m, const std::string& problem) {
   m.secret.clear();
   m.resume = Resume::kWaiting;
-  m.resume_problem = problem;
+  m.resume_problem = problem.empty() ? m.cut_reason : problem;
   const Duration pause = std::max(m.resume_pause, kResumePauseMin);
   m.resume_pause = problem.empty() ? kResumePauseMin : std::min(Duration{pause.ns * 2}, kResumePauseMax);
   if (!problem.empty()) {

@@ -8,6 +8,17 @@
 #include "controlplane/service/migrations.h"
 
 namespace godwit::controlplane {
+namespace {
+
+/// The guest runs where it could not be continued before. A host that repeats that it had resumed it says nothing of
+/// why it ended.
+void forget_failure(MigrationRecord& record) {
+  if (record.state != api::INCOMPLETE) {
+    record.reason.clear();
+  }
+}
+
+}  // namespace
 
 void Migrations::handle_event(const std::string& host, const api::MigrationEvent& event) {
   const auto id = Id128::from_bytes(event.migration_id());
@@ -69,7 +80,7 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
           m.note.clear();  // what failed there failed before it knew
         }
         if (event.kind() == api::MigrationEvent::RESUMED) {
-          m.record.reason.clear();
+          forget_failure(m.record);
         }
         settle(m.record.id, source, printable(event.text()));
       }
@@ -128,7 +139,7 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
       take_facts(record, source, event);
       (source ? record.source_settled : record.destination_settled) = true;
       if (event.kind() == api::MigrationEvent::RESUMED) {
-        record.reason.clear();
+        forget_failure(record);
       }
       update_view(record, source);
       if (auto saved = store_.save_details(record); !saved) {

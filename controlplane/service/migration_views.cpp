@@ -48,8 +48,7 @@ api::Migration Migrations::shown(const Active& m) const {
   api::Migration now = to_api(m.record);
   now.set_note(m.note);
   now.set_ended(false);
-  now.set_connected(m.source.paging && m.source.paging->connected() && m.destination.paging &&
-                    m.destination.paging->connected());
+  now.set_connected(flows(m));
   return now;
 }
 

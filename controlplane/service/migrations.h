@@ -69,6 +69,8 @@ class Migrations {
   [[nodiscard]] std::optional<Id128> of_vm(const Id128& vm_uuid) const;
   /// Its record, if that is PULLING. Valid until the next call.
   [[nodiscard]] const MigrationRecord* pulling(const Id128& vm_uuid) const;
+  /// Of one that is PULLING: pages come.
+  [[nodiscard]] bool pages_flow(const Id128& vm_uuid) const;
   [[nodiscard]] bool uses_image(const std::string& host, const Id128& vm_uuid) const;
   [[nodiscard]] std::vector<api::Migration> all_pulling() const;
   /// How many are in each state that have not ended.
@@ -112,8 +114,12 @@ class Migrations {
     std::string note;
     bool pulled = false;  // was or is PULLING
     Resume resume = Resume::kIdle;
-    Duration resume_pause{};                   // before the next attempt; grows with failures
-    std::string resume_problem;                // of the last attempt, "" = none
+    Duration resume_pause{};     // before the next attempt; grows with failures
+    std::string resume_problem;  // why no pages flow, as the last attempt met it; "" = none
+    std::string cut_reason;      // why the last flow ended
+    /// Missing when the flow was begun again. Either side takes a flow for connected from its beginning, whether it
+    /// hears the other or not: pages flow once less is missing.
+    std::optional<std::uint64_t> missing_at_resume;
     Timers::Id timer = Timers::kNone;          // of the step
     Timers::Id absence_timer = Timers::kNone;  // of a lost host
     Timers::Id resume_timer = Timers::kNone;   // of Resume::kWaiting
@@ -151,6 +157,8 @@ class Migrations {
   void take_paging(Active& m, bool source);
   void look_after_pull(Active& m);
   [[nodiscard]] std::string pull_note(const Active& m) const;
+  [[nodiscard]] static bool connected(const Active& m);
+  [[nodiscard]] static bool flows(const Active& m);
   void resume(Active& m);
   void resume_source(Active& m, const dpapi::Endpoint& destination);
   void resume_destination(Active& m, const dpapi::Endpoint& destination, const dpapi::Endpoint& source);

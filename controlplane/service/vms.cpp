@@ -332,6 +332,7 @@ api::Vm Vms::to_api(const VmRecord& vm) {
     answer.set_tracker(running->tracker());
     if (answer.has_paging() && running->has_paging()) {
       *answer.mutable_paging() = running->paging();
+      answer.mutable_paging()->set_connected(migrations_.pages_flow(vm.uuid));
     }
   }
   return answer;

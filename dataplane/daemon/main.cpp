@@ -25,6 +25,7 @@
 #include "dataplane/memory/retained_image.h"
 #include "dataplane/port/doorbell.h"
 #include "dataplane/port/environment.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
 #include "metrics/endpoint.h"
@@ -118,6 +119,24 @@ std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& co
   return lcores;
 }
 
+/// Only where the interface is the kernel's too.
+std::optional<port::IngressFilter> filter_ingress(const Settings& settings, std::uint16_t udp_port) {
+  if (settings.port.driver != port::Driver::kAfPacket) {
+    return std::nullopt;
+  }
+  std::vector<wire::IpAddress> addresses;
+  for (const port::LocalAddress& local : settings.neighbours.addresses) {
+    addresses.push_back(local.address);
+  }
+  auto filter = port::IngressFilter::attach(settings.port.interface, addresses, udp_port);
+  if (!filter) {
+    spdlog::info("the kernel looks at our packets on {} too, which costs processor time: {}", settings.port.interface,
+                 filter.error().text);
+    return std::nullopt;
+  }
+  return std::move(*filter);
+}
+
 /// How this daemon shows what it counts; goes before what it shows.
 struct Shown {
   std::vector<port::Publication> telemetry;
@@ -178,6 +197,7 @@ int run(const config::DataplaneConfig& config) {
   if (!port) {
     return fail(port.error().text);
   }
+  const auto ingress_filter = filter_ingress(settings, config.port.udp_port);
   port::NeighboursOptions neighbours = settings.neighbours;
   neighbours.mac = wire::MacAddress{(*port)->mac()};
   auto lcores = make_lcores(config, settings, neighbours, **port);

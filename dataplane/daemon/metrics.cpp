@@ -48,6 +48,8 @@ constexpr Metric kLanePages{"godwit_dataplane_lane_pages_total", Kind::kCounter,
                             "Pages with payload that crossed, once each time they were sent or received anew"};
 constexpr Metric kRetransmitted{"godwit_dataplane_retransmitted_pages_total", Kind::kCounter, "lane",
                                 "Pages, or parts of them, that were sent again"};
+constexpr Metric kInPlace{"godwit_dataplane_in_place_pages_total", Kind::kCounter, "lane",
+                          "Pages sent, or encrypted, from where they lie in guest RAM"};
 constexpr Metric kLost{"godwit_dataplane_lost_packets_total", Kind::kCounter, "lane", "Packets taken for lost"};
 constexpr Metric kSpurious{"godwit_dataplane_spurious_losses_total", Kind::kCounter, "lane",
                            "Packets taken for lost that had arrived after all"};
@@ -113,7 +115,7 @@ constexpr std::array kAll{
     &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
     &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
     &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
-    &kBudget,        &kMissing,    &kFaults,    &kPlaced,  &kBlocked,      &kFaultsWaiting};
+    &kInPlace,       &kBudget,     &kMissing,   &kFaults,  &kPlaced,       &kBlocked,         &kFaultsWaiting};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -175,6 +177,7 @@ void put_totals(Samples& samples, const MetricSources& sources) {
     samples.add(kLanePages, {lane, "sent"}, sum.pages_sent);
     samples.add(kLanePages, {lane, "received"}, sum.pages_received);
     samples.add(kRetransmitted, {lane}, sum.pages_retransmitted);
+    samples.add(kInPlace, {lane}, sum.pages_in_place);
     samples.add(kLost, {lane}, sum.packets_lost);
     samples.add(kSpurious, {lane}, sum.spurious_losses);
     samples.add(kProbes, {lane}, sum.probe_timeouts);

@@ -410,6 +410,7 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
 
 void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
   out.set_pages_demand(stats.pages_demand);
+  out.set_pages_background(stats.pages_background);
   out.set_pages_asked_again(stats.pages_asked_again);
   if (pager == nullptr) {
     out.set_pages_missing(stats.pages_left);
@@ -418,7 +419,6 @@ void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingSt
   const memory::PagerStats counted = pager->stats();
   out.set_pages_missing(counted.missing_pages);
   out.set_pages_missing_first(pager->missing_first());
-  out.set_pages_background(stats.pages_background);
   out.set_pages_zero(counted.local_pages);
   out.set_pages_given_back(counted.removed_pages);
   out.set_faults(counted.faults);

@@ -158,7 +158,7 @@ class Service {
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
   std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again
   std::map<Id128, std::vector<std::pair<api::PrepareResume, Respond>>> opening_;  // images that are to serve again
-  std::unique_ptr<Worker> disk_;                                                  // for image requests
+  std::unique_ptr<Worker> disk_;  // for image requests, and what else no guest waits for
 };
 
 /// The bytes in a message; what serialising and sockets have held is overwritten in its time.

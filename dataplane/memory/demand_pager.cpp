@@ -61,6 +61,11 @@ std::expected<std::unique_ptr<DemandPager>, Error> DemandPager::take_over(PagerR
   if (auto done = pager->forget_present(); !done) {
     return std::unexpected(done.error());
   }
+  // Which of them were evicted nobody knows any more: so each is asked about.
+  const pages::Bitmap missing_now = pager->missing();
+  for (auto page = missing_now.next_set(0); page < missing_now.size(); page = missing_now.next_set(page + 1)) {
+    pager->evicted_.set(page);
+  }
   if (auto done = pager->arm(); !done) {
     return std::unexpected(done.error());
   }
@@ -75,10 +80,12 @@ DemandPager::DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> use
       tracker_(*request.tracker),
       userfaults_(std::move(userfaults)),
       file_(std::move(request.file)),
+      room_(request.room),
       protects_(tracker_.protects()),
       maps_protected_((Userfault::kernel_features().value_or(0) & abi::kFeatureWpUnpopulated) != 0),
       missing_(std::move(missing)),
       claimed_(ram_.page_count()),
+      evicted_(ram_.page_count()),
       asked_(ram_.page_count()),
       lacking_(ram_.page_count() / kPagesPerHugePage + 1),
       lcores_(request.lcores + 1) {

@@ -49,13 +49,14 @@ class QueueImpl final : public Queue {
   /// `urgent_queue`: the driver's queue for urgent frames; `queue` itself: there is none. `piece_pool`: of kPieceBytes
   /// each; null: frames never refer to memory.
   QueueImpl(std::uint16_t port, std::uint16_t queue, std::uint16_t urgent_queue, rte_mempool* pool,
-            rte_mempool* piece_pool, std::uint32_t frame_bytes_max)
+            rte_mempool* piece_pool, std::uint32_t frame_bytes_max, const Loans& loans)
       : port_(port),
         queue_(queue),
         urgent_queue_(urgent_queue),
         pool_(pool),
         piece_pool_(piece_pool),
-        frame_bytes_max_(frame_bytes_max) {}
+        frame_bytes_max_(frame_bytes_max),
+        loans_(loans) {}
   ~QueueImpl() override {
     release_received();
     rte_pktmbuf_free_bulk(out_.frames().data(), static_cast<unsigned>(out_.frames().size()));
@@ -148,6 +149,9 @@ class QueueImpl final : public Queue {
   }
 
   bool flush() override {
+    if (loans_.wanted_back()) {
+      rte_eth_tx_done_cleanup(port_, queue_, 0);  // else a NIC keeps what it has sent until it sends more
+    }
     if (out_.empty()) {
       return true;
     }
@@ -191,6 +195,7 @@ class QueueImpl final : public Queue {
   rte_mempool* const pool_;
   rte_mempool* const piece_pool_;
   const std::uint32_t frame_bytes_max_;
+  const Loans& loans_;
   std::uint16_t in_count_ = 0;
   std::uint32_t urgent_turns_ = 0;  // left
   rte_mbuf* next_ = nullptr;
@@ -233,8 +238,9 @@ class PortImpl final : public Port {
         family == wire::IpFamily::kV4 ? RTE_ETH_RSS_NONFRAG_IPV4_UDP : RTE_ETH_RSS_NONFRAG_IPV6_UDP;
     return (hashed_ & wanted) != 0 ? std::optional(spread_) : std::nullopt;
   }
-  std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner) override {
-    return loans_.lend(std::move(owner));
+  std::expected<std::shared_ptr<Loan>, PortError> lend(std::shared_ptr<const void> owner,
+                                                       MemoryPieces memory) override {
+    return loans_.lend(std::move(owner), std::move(memory));
   }
   std::size_t end_loans() override { return loans_.end(); }
   [[nodiscard]] PortDrops drops() const override {
@@ -283,12 +289,13 @@ class PortImpl final : public Port {
   std::vector<std::unique_ptr<QueueImpl>> queues_;
 };
 
-/// Of drivers that read a frame's memory with the CPU, in this process, as their source says. A NIC would need guest
-/// RAM mapped for its DMA, in huge pages; and a guest in huge pages is copied anyway (LiveGuest::page_in_place).
-bool reads_frames_in_pieces(const rte_eth_dev_info& info) {
+/// Drivers that read a frame's memory with the CPU, in this process, as their source says; and NICs, once the memory is
+/// mapped for their DMA.
+bool reads_frames_in_pieces(const rte_eth_dev_info& info, bool nic) {
   const std::string_view driver = info.driver_name;
-  return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 &&
-         (driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring");
+  const std::uint16_t segments_max = info.tx_desc_lim.nb_mtu_seg_max;  // 0: not told
+  return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 && (segments_max == 0 || segments_max > kPieces) &&
+         (nic || driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring");
 }
 
 std::expected<void, PortError> PortImpl::configure() {
@@ -302,8 +309,8 @@ std::expected<void, PortError> PortImpl::configure() {
                                      "; lower queues or the number of lcores"});
   }
   rte_eth_conf conf{};
-  if (reads_frames_in_pieces(info)) {
-    loans_.allow(static_cast<std::uint16_t>(options_.queues + urgent_queues()));
+  if (const bool nic = options_.driver == Driver::kPci; reads_frames_in_pieces(info, nic)) {
+    loans_.allow(static_cast<std::uint16_t>(options_.queues + urgent_queues()), nic ? info.device : nullptr);
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
   // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
@@ -379,7 +386,7 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
     }
     pools_.push_back(pieces);
   }
-  queues_.push_back(std::make_unique<QueueImpl>(id_, last, first, pool, pieces, frame_bytes_max()));
+  queues_.push_back(std::make_unique<QueueImpl>(id_, last, first, pool, pieces, frame_bytes_max(), loans_));
   return {};
 }
 

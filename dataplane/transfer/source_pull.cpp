@@ -191,6 +191,8 @@ bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
     out.zero = is_zero(out.page);
   } else if (!serving_ || !bucket_.open() || !pull_.next_background(lane, out)) {
     return false;
+  } else {
+    totals_.pages_background += out.count;
   }
   out.round = kPullRound;
   out.background = lane != transport::kPriorityLane;

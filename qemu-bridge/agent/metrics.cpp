@@ -20,7 +20,7 @@ constexpr Metric kMigrations{"godwit_bridge_migrations", Kind::kGauge, "role",
                              "VMs here that are in a migration, until its outcome is in effect"};
 constexpr Metric kPullConnected{"godwit_bridge_pull_connected", Kind::kGauge, "vm,role",
                                 "Of VMs that lack pages (destination) or whose pages are served from here (source): 1 "
-                                "while pages flow"};
+                                "while a flow is up"};
 constexpr Metric kPagesMissing{"godwit_bridge_pages_missing", Kind::kGauge, "vm,role",
                                "Pages that have not come to the destination yet"};
 constexpr Metric kPulledPages{"godwit_bridge_pulled_pages", Kind::kGauge, "vm,role,origin",

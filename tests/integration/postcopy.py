@@ -5,7 +5,7 @@ import time
 from tests.lab.network import DATA
 from tests.lab.processes import wait_until
 
-from .failures import Background, everything_works_again, restart, runs_in_one_place, wait_state
+from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, wait_state
 from .movement import guest_at_home, moved
 from .registry import check, check_equal, scenario, scenario_beside_others
 
@@ -55,6 +55,43 @@ def postcopy_then_precopy_home():
 def hybrid_a_b():
     with guest_at_home(rate=2000) as lab:
         moved(lab, "guest", "host-b", mode="hybrid", bandwidth_limit="400Mbit/s")
+
+
+def hybrid_switches(rate, switched, **plan):
+    """Rounds, then post-copy: at the resume some pages are missing, and not those that had come before."""
+    with guest_at_home(rate=rate) as lab:
+        migration = Background(lab, "guest", "host-b", **{"mode": "hybrid", "bandwidth_limit": "400Mbit/s", **plan})
+        switched(lab)
+        migration.join()
+        check(migration.error is None, f"the migration failed: {migration.error}")
+        figures, summary = paging(migration.summary), migration.summary
+        check(figures, f"nothing was missing after the switch: {summary}")
+        came_before = summary["stats"]["pages_sent"] - figures["pages_demand"] - figures["pages_background"]
+        check(came_before > 0, f"no page came before the guest: {summary}")
+        check_equal(figures["pages_missing"], 0, "pages missing in the end")
+        check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
+        moved(lab, "guest", "host-a", verify="full")
+
+
+@scenario_beside_others
+def hybrid_on_request():
+    def ask(lab):
+        check_equal(wait_state(lab, "TRANSFERRING"), "TRANSFERRING", "state before it is asked for")
+        wait_until("pages to have come", lambda: newest(lab.ctl("migrations"))["stats"]["pages_sent"] > 1000, 30, 0.05)
+        lab.ctl("switch-to-postcopy", newest(lab.ctl("migrations"))["id"])
+
+    hybrid_switches(200, ask, postcopy_after_rounds=0)
+
+
+@scenario_beside_others
+def hybrid_after_a_time():
+    hybrid_switches(200, lambda lab: None, postcopy_after="1s")
+
+
+@scenario_beside_others
+def precopy_that_does_not_converge_goes_on_as_postcopy():
+    """The guest writes faster than the link: rounds alone would never end."""
+    hybrid_switches(20000, lambda lab: None, mode="precopy", downtime_limit="1ms", rounds_max=2, on_no_convergence="postcopy")
 
 
 def while_pulling(strike):

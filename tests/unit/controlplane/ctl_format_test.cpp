@@ -132,16 +132,20 @@ api::Migration pulling() {
   paging.set_faults(19);
   paging.set_faults_per_s(77);
   paging.set_fault_p50_us(40);
+  paging.set_fault_p90_us(100);
   paging.set_fault_p99_us(900);
+  paging.set_fault_p999_us(1'100);
   paging.set_fault_max_us(1'200);
   paging.set_blocked_us(2'500);
   return migration;
 }
 
 TEST(CtlFormat, WhilePulling) {
-  EXPECT_EQ(progress_line(pulling(), 200),
-            "[##################......]  75 %  PULLING  1234 pages (4.8 MiB) on host-a  12 on demand, 3690 unasked  "
-            "77 faults/s  p50 40 us  p99 900 us");
+  EXPECT_EQ(
+      progress_line(pulling(), 250),
+      "[##################......]  75 %  PULLING  1234 pages (4.8 MiB) on host-a  12 on demand, 3690 unasked, 7 "
+      "zero, 950 reused  77 faults/s  p50 40 us  p99 900 us  p90 100 us  p99.9 1.1 ms  longest 1.2 ms  vCPUs waited "
+      "2.5 ms");
   api::Migration cut = pulling();
   cut.set_connected(false);
   cut.set_note("1234 pages (4.8 MiB) still on host-a; no pages flow: the peer is silent\x1b[2J");
@@ -170,8 +174,9 @@ TEST(CtlFormat, AfterPulling) {
   ended.set_state(api::COMMITTED);
   ended.set_ended(true);
   const std::string text = summary(ended);
-  for (const char* part : {"12 on demand, 3690 unasked, 7 zero, 0 given back of 4936 missing at the resume",
-                           "19, p50 40 us, p90 0 us, p99 900 us, p99.9 0 us, longest 1.2 ms; vCPUs waited 2.5 ms"}) {
+  for (const char* part :
+       {"12 on demand, 3690 unasked, 0 given back of 4936 missing at the resume; 7 zero made there",
+        "19, p50 40 us, p90 100 us, p99 900 us, p99.9 1.1 ms, longest 1.2 ms; vCPUs waited 2.5 ms"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
   }
   EXPECT_EQ(summary(committed()).find("faults"), std::string::npos);

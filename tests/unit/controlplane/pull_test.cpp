@@ -96,6 +96,7 @@ class PullTest : public ServiceTest {
     api::AgentReply prepared;
     prepared.mutable_resume_prepared()->mutable_endpoint()->set_address("10.0.0.2");
     prepared.mutable_resume_prepared()->mutable_endpoint()->set_flow_id(22);
+    prepared.mutable_resume_prepared()->set_pages_missing(kMissing);
     b_->reply(at_b, prepared);
     const Agent at_a = a_->expect(Agent::kPrepareResume);
     prepared.mutable_resume_prepared()->mutable_endpoint()->set_address("10.0.0.1");
@@ -228,7 +229,13 @@ TEST_F(PullTest, ACutFlowBeginsAgainUnderANewSecretEachTime) {
   report(*b_, id, false, kMissing, false, "the peer is silent");
   const std::string second = expect_resume(id);
   EXPECT_NE(second, secret_);
+  const api::Migration begun = migration(id);
+  EXPECT_FALSE(begun.connected()) << "nothing has come on it yet";
+  EXPECT_FALSE(vm().paging().connected());
+  EXPECT_NE(begun.note().find("no pages flow: the peer is silent"), std::string::npos) << begun.note();
+  report(*b_, id, true, kMissing - 1);
   watch_until(id, [](const auto& m) { return m.connected(); });
+  EXPECT_TRUE(vm().paging().connected());
   report(*a_, id, false, kMissing, false, "the data plane was restarted");
   EXPECT_NE(expect_resume(id), second);
   complete(id);
@@ -318,7 +325,9 @@ TEST_F(PullTest, StoppingTheVmEndsItAndSaysWhatWasNotFetched) {
   a_->set_vms({});
   a_->report();
   a_->reply(told);
-  b_->reply(b_->expect(Agent::kOutcome));
+  const Agent told_too = b_->expect(Agent::kOutcome);
+  b_->event(id, Event::RESUMED);  // its last word, said again to whoever asks of what is over
+  b_->reply(told_too);
   const api::Migration ended = watch_to_end(id);
   EXPECT_EQ(ended.state(), api::INCOMPLETE);
   EXPECT_EQ(ended.reason(), "the VM was stopped before it had 1234 pages (4.8 MiB) of host-a");
