@@ -1,25 +1,24 @@
 #include "perf/paged_guest.h"
 
-#include <unistd.h>
-
 #include <cstring>
+
+#include "perf/fault_pager.h"
 
 namespace godwit::perf {
 
 std::expected<PagedGuest, std::string> start_paged_guest(std::uint64_t page_count, Pages which) {
   PagedGuest paged;
-  auto guest = FaultGuest::start(page_count, 1);
+  auto guest = FaultGuest::start({.pages = page_count, .touches = page_count, .cpu = 1});
   if (!guest) {
     return std::unexpected(guest.error());
   }
   paged.guest = std::move(*guest);
-  std::vector<memory::RegionFile> files;
-  files.push_back(paged.guest->region_file());
-  auto ram = memory::GuestRam::open(std::move(files));
-  if (!ram) {
-    return std::unexpected(ram.error().text);
+  auto tracked = track(*paged.guest);
+  if (!tracked) {
+    return std::unexpected(tracked.error());
   }
-  paged.ram = std::make_unique<memory::GuestRam>(std::move(*ram));
+  paged.ram = std::move(tracked->ram);
+  paged.tracker = std::move(tracked->tracker);
   paged.source.resize(page_count * pages::kPageSize);
   for (pages::PageNumber page = 0; page < page_count; ++page) {
     const std::uint64_t number = page + 1;
@@ -31,20 +30,11 @@ std::expected<PagedGuest, std::string> start_paged_guest(std::uint64_t page_coun
       return std::unexpected(written.error().text);
     }
   }
-  memory::TrackerRequest tracking;
-  tracking.ram = paged.ram.get();
-  tracking.userfaultfd = paged.guest->userfaultfd();
-  tracking.pagemap = paged.guest->pagemap();
-  auto chosen = memory::choose_tracker(std::move(tracking));
-  if (!chosen) {
-    return std::unexpected(chosen.error().text);
-  }
-  paged.tracker = std::move(chosen->tracker);
   memory::PagerRequest request;
   request.ram = paged.ram.get();
   request.tracker = paged.tracker.get();
   request.sees_kernel_accesses = true;
-  request.file = "/dev/shm/godwit-perf-missing-" + std::to_string(getpid());
+  request.file = missing_file();
   request.of.page_count = page_count;
   auto pager = memory::DemandPager::create(request);
   static_cast<void>(memory::MissingPages::remove(request.file));  // nobody takes this over

@@ -95,7 +95,8 @@ Json to_json(const dpapi::PagingStats& paging) {
           {"fault_p99_us", paging.fault_p99_us()},
           {"fault_p999_us", paging.fault_p999_us()},
           {"fault_max_us", paging.fault_max_us()},
-          {"blocked_us", paging.blocked_us()}};
+          {"blocked_us", paging.blocked_us()},
+          {"all_there_us", paging.all_there_us()}};
 }
 
 Json stats_json(const dpapi::MigrationStats& stats) {

@@ -430,6 +430,7 @@ void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingSt
   out.set_fault_p999_us(us(0.999));
   out.set_fault_max_us(counted.latency.max_ns / 1000);
   out.set_blocked_us((counted.latency.sum_ns + counted.waiting_ns) / 1000);
+  out.set_all_there_us(stats.all_there_us);
 }
 
 api::Error::Code to_api(transfer::Failure failure) {

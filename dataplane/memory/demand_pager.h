@@ -105,8 +105,8 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
   /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings, or there
-  /// is no room. Who gets either asks for those pages again. `placed`, where not null, gets the pages that this call has put in, in the
-  /// order of `writes`, also if it fails.
+  /// is no room. Who gets either asks for those pages again. `placed`, where not null, gets the pages that this call
+  /// has put in, in the order of `writes`, also if it fails.
   std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes,
                                    std::vector<PageRange>* placed = nullptr);
   /// What of these is missing is zero; nothing of it needs to come. `placed` gets what was missing.

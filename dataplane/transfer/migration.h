@@ -104,6 +104,7 @@ struct Stats {
   // unasked. At the source pages_demand are those that went out because they were asked for, pages_background those
   // that were handed out unasked.
   std::uint64_t faults = 0, pages_demand = 0, pages_background = 0, pages_given_back = 0, pages_asked_again = 0;
+  std::uint64_t all_there_us = 0;  // destination: from its start until nothing was missing; 0: not yet
 };
 
 /// What either end tells its owner; called on the lcore.
