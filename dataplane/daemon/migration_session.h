@@ -82,6 +82,7 @@ struct MigrationSession {
   bool device_state_ended = false;  // source
   bool memory_ready = false;        // destination
   bool committed = false;           // CommitMigration is obeyed
+  bool securing = false;            // committed as said, but no record names the memory yet: QEMU must stay
   api::CommitMigrationResult commit_result;
   std::uint32_t epoch_next = 0;         // from then on
   std::string lost;                     // why no pages flow; empty: they do, or none are missing

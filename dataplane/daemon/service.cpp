@@ -413,7 +413,7 @@ void Service::get_status(const Respond& respond) {
     }
   }
   for (const auto& [id, session] : sessions_) {
-    if (session->committed) {
+    if (session->committed && !session->securing) {
       *reply.mutable_status()->add_paging() = session->paging_status();
     }
   }

@@ -64,6 +64,10 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
   }
   const auto session = find_session(request.migration_id(), api::ROLE_NONE);
   if (!session) {
+    if (opening_.contains(*id)) {
+      return respond(
+          refusal(bad_request("FinishMigration: migration " + id->text() + " is being taken up: ask again")));
+    }
     const bool over = committed ? request.destination_complete() : request.outcome() == api::OUTCOME_ABANDONED;
     return over ? finish_image(*id, committed, respond) : respond(refusal(session.error()));
   }

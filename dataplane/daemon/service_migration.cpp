@@ -93,6 +93,12 @@ void reserve_epochs(const api::PrepareMigration& request, Guest& guest) {
   }
 }
 
+void refuse_all(const std::vector<Service::Respond>& waiting, const std::string& why) {
+  for (const auto& respond : waiting) {
+    respond(refusal(bad_request(why)));
+  }
+}
+
 }  // namespace
 
 std::optional<ApiError> Service::refuse_clear_text(transport::Cipher cipher) const {
@@ -427,9 +433,11 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
   entry.worker->submit(
       [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); }, control_,
       [this, on_lcore, respond, id = session.id] {
-        sessions_.at(id)->state = MigrationSession::State::kStarted;
+        MigrationSession& ranked = *sessions_.at(id);
+        ranked.state = MigrationSession::State::kStarted;
         data_path_.inbox().post(on_lcore);
         respond({});
+        refuse_all(std::exchange(ranked.waiting, {}), "migration " + id.text() + " was just being started: ask again");
       });
 }
 

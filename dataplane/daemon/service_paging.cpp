@@ -329,12 +329,14 @@ void Service::resume_without_session(const api::PrepareResume& request, const Id
   if (session.role == api::ROLE_DESTINATION) {
     return resume_prepared(session);
   }
+  session.securing = true;
   auto secured = std::make_shared<std::expected<void, ApiError>>();
   entry.worker->submit([this, secured, id,
                         guest = entry.guest.get()] { *secured = secure_image(*guest, id, guest->epoch_now, images_); },
                        control_,
                        [this, secured, id] {
                          MigrationSession& taken = *sessions_.at(id);
+                         taken.securing = false;
                          if (*secured) {
                            return resume_prepared(taken);
                          }
