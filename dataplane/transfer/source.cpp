@@ -21,6 +21,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
       epoch_now_(guest.epoch_now),
       bucket_(policy.bandwidth_limit_bps),
       unsorted_(page_count_),
+      unlooked_(page_count_),
       pull_(page_count_, make_pull_order(policy.pull_order, policy.pull_rank)),
       pieces_(page_count_) {
   if (hashes()) {
@@ -267,7 +268,12 @@ void Source::Impl::on(const wire::Verified&) {
   wake_ = true;
   if (armed) {
     serving_ = true;
-    return pull_.load(std::move(missing_));
+    if (memory_.compares_content()) {
+      return pull_.load(std::move(missing_));  // one that was written when looked at may be zero again, unnoticed
+    }
+    pages::Bitmap content = missing_;
+    pull_.load(std::move(missing_ &= unlooked_));
+    return pull_.sorted(std::move(content.and_not(unlooked_)), pages::Bitmap(page_count_));
   }
   phase_ = Phase::kDone;
   finished_at_ = now_;

@@ -206,7 +206,8 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   bool can_page_ = false;  // the destination
   bool postcopy_ = false, switch_asked_ = false;
   bool announcing_ = false, ahead_announced_ = false;
-  pages::Bitmap missing_;  // announced, until it is to be given
+  pages::Bitmap missing_;   // announced, until it is to be given
+  pages::Bitmap unlooked_;  // of what was announced: may be zero
   PullPages pull_;
   bool serving_ = false;  // the destination takes what is pulled
   bool pull_sorting_ = false, all_sent_told_ = false;

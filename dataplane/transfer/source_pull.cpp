@@ -75,9 +75,13 @@ void Source::Impl::announce_missing_if_due() {
   if (loaded_) {
     AnnouncedSet rest{.round = round_, .missing = pages_.content(), .zero = pages_.zero(), .told = ahead_announced_};
     rest.missing |= unsorted_;
+    unlooked_ |= unsorted_;
     job->sets.push_back(std::move(rest));
   }
   if (found_ && found_->count != 0) {
+    if (!found_->sorted) {
+      unlooked_ |= found_->pages;
+    }
     job->sets.push_back({.round = found_->round, .missing = std::move(found_->pages), .zero = std::move(found_->zero)});
   }
   found_.reset();
