@@ -281,7 +281,7 @@ def check_figures(lab, missing):
     check(0 < shares["0.5"] <= shares["0.9"] <= shares["0.99"] <= shares["0.999"] <= shares["1"], f"quantiles: {shares}")
     origins = {labels["origin"]: value for labels, value in bridge.of("godwit_bridge_pulled_pages") if labels["role"] == "destination"}
     check_equal(sorted(origins), ["background", "demand", "zero"], "origins of pages")
-    check(origins["demand"] > 0 and origins["background"] > 0, f"pages by origin: {origins}")
+    check(origins["demand"] > 0, f"pages by origin: {origins}")  # the guest may have asked for all that the limit let through
     check(bridge.get("godwit_bridge_vcpu_blocked_seconds", vm=vm) > 0, "no time of waiting vCPUs")
 
 
