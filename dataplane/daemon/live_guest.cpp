@@ -118,7 +118,6 @@ memory::PagerRequest LiveGuest::pager_request() const {
 void LiveGuest::note_taken_away(const pages::Bitmap& missing, const pages::Bitmap& zero) {
   missing.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
     set_present(first, count, false);
-    forget_content(first, count);
     for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
       hashes_->forget(page);
     }
@@ -136,7 +135,6 @@ void LiveGuest::note_arrived(pages::PageNumber page, std::span<const std::byte> 
 }
 
 void LiveGuest::note_zero(pages::PageNumber first, std::uint64_t count) {
-  forget_content(first, count);
   for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
     hashes_->set(page, pages::zero_page_hash());
   }
@@ -258,6 +256,7 @@ void LiveGuest::note_placed(std::span<const transfer::Arrival> arrivals) {
 std::expected<void, transfer::GuestError> LiveGuest::zero_pages(pages::PageNumber first, std::uint64_t count) {
   GW_ASSERT(first + count <= ram_->page_count());
   const pages::PageNumber end = first + count;
+  forget_content(first, count);
   note_zero(first, count);
   // Only what is there: punching a hole costs as much as punching a page.
   for (pages::PageNumber page = first; page < end;) {
