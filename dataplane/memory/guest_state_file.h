@@ -21,7 +21,8 @@
 
 namespace godwit::memory {
 
-/// Whose pages are missing. A file about anything else is another guest's, or another life of it.
+/// Whose memory a file is about: what it lacks, or what is on its way out of it. Any other is another guest's, or
+/// another life of it.
 struct MissingOf {
   Id vm_uuid{};
   Id image_id{};
