@@ -8,6 +8,7 @@
 
 #include "base/unique_fd.h"
 #include "dataplane/pages/page.h"
+#include "perf/processes.h"
 
 namespace godwit::perf {
 namespace {
@@ -61,6 +62,22 @@ std::expected<EndPort, std::string> open_end_port(const port::PortOptions& optio
   auto doorbell = port::Doorbell::open();
   if (!doorbell) return std::unexpected(doorbell.error().text);
   return EndPort{std::move(*environment), std::move(*port), std::move(*doorbell)};
+}
+
+void wait_for_memif_server(const std::atomic<bool>& ready, const std::atomic<bool>& stop) {
+  while (!ready && !stop) {
+    ::usleep(1000);
+  }
+}
+
+std::unexpected<std::string> run_on_end_lcore(EndPort& end, const std::function<void()>& run,
+                                              const std::string& error) {
+  end.environment.launch(kEndLcore, run);
+  end.environment.wait(kEndLcore);
+  if (!error.empty()) {
+    return std::unexpected(error);
+  }
+  leave_port_open();
 }
 
 void tell_error(const std::string& text, EndError& out) {

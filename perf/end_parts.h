@@ -3,8 +3,10 @@
 // end's own process, on its main thread; EAL starts once in a process. Failure: one line for a person.
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -36,6 +38,11 @@ struct EndPort {
 std::expected<EndPort, std::string> open_end_port(const port::PortOptions& options, const std::string& cpus);
 /// The RAM in a memfd of so many pages, which stays the caller's.
 std::expected<memory::GuestRam, std::string> open_end_ram(int ram_file, std::uint64_t pages);
+
+/// memif's client does not start without its server.
+void wait_for_memif_server(const std::atomic<bool>& ready, const std::atomic<bool>& stop);
+/// Ends the process, with the port open, when `run` is through; comes back only if it has left an `error`.
+std::unexpected<std::string> run_on_end_lcore(EndPort& end, const std::function<void()>& run, const std::string& error);
 
 /// Where an end says why it failed; empty: it has not.
 using EndError = std::array<char, 512>;

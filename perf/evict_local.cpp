@@ -10,7 +10,7 @@
 
 #include "dataplane/memory/evictor.h"
 #include "perf/benchmark.h"
-#include "perf/paged_guest.h"
+#include "perf/fault_pager.h"
 
 namespace godwit::perf {
 namespace {
@@ -34,14 +34,38 @@ class FarApart final : public memory::VictimPolicy {
   std::uint64_t next_ = 0;
 };
 
+/// All of the guest's pages, as it expects them.
+std::expected<void, std::string> fill(memory::GuestRam& ram) {
+  std::vector<std::byte> content(pages::kPageSize);
+  for (pages::PageNumber page = 0; page < ram.page_count(); ++page) {
+    FaultGuest::number_page(page, content);
+    const memory::PageWrite write{page, 0, content};
+    if (auto written = ram.write({&write, 1}); !written) {
+      return std::unexpected(written.error().text);
+    }
+  }
+  return {};
+}
+
 /// Pages evicted a second.
 std::expected<double, std::string> measure(std::uint64_t page_count, memory::VictimPolicy& policy) {
-  auto paged = start_paged_guest(page_count, Pages::kResident);
-  if (!paged) {
-    return std::unexpected(paged.error());
+  const auto guest = FaultGuest::start({.pages = page_count, .touches = page_count, .cpu = 1});
+  if (!guest) {
+    return std::unexpected(guest.error());
   }
-  paged->guest->begin();  // its page tables have all pages then
-  while (!paged->guest->done()) {
+  const auto tracked = track(**guest);
+  if (!tracked) {
+    return std::unexpected(tracked.error());
+  }
+  if (auto filled = fill(*tracked->ram); !filled) {
+    return std::unexpected(filled.error());
+  }
+  const auto pager = page_guest(*tracked, pages::Bitmap(page_count));
+  if (!pager) {
+    return std::unexpected(pager.error());
+  }
+  (*guest)->begin();  // its page tables have all pages then
+  while (!(*guest)->done()) {
     sched_yield();
   }
   auto pipe = memory::PinPipe::make();
@@ -56,9 +80,9 @@ std::expected<double, std::string> measure(std::uint64_t page_count, memory::Vic
   if (!leaving) {
     return std::unexpected(leaving.error().text);
   }
-  const auto evictor = memory::Evictor::create({.ram = paged->ram.get(),
-                                                .tracker = paged->tracker.get(),
-                                                .pager = paged->pager.get(),
+  const auto evictor = memory::Evictor::create({.ram = tracked->ram.get(),
+                                                .tracker = tracked->tracker.get(),
+                                                .pager = pager->get(),
                                                 .leaving = &*leaving,
                                                 .policy = &policy});
   if (!evictor) {

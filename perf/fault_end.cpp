@@ -261,17 +261,14 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
 std::unexpected<std::string> run_checked(const FaultEndOptions& options, FaultShared& shared) {
   auto tracked = track(*options.guest);
   if (!tracked) return std::unexpected(tracked.error());
-  // memif's client does not start without its server.
-  while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
+  if (options.is_source) wait_for_memif_server(shared.ready[0], shared.stop);
   auto parts = open_end_port(end_memif(options.socket, options.is_source, options.mtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
   FaultEnd end(options, shared, *parts, std::move(*tracked));
   if (auto prepared = end.prepare(); !prepared) return std::unexpected(prepared.error());
   shared.ready[options.is_source ? 1 : 0] = true;
-  parts->environment.launch(kEndLcore, [&] { end.run(); });
-  parts->environment.wait(kEndLcore);
-  if (!end.error().empty()) return std::unexpected(end.error());
-  leave_port_open();
+  return run_on_end_lcore(
+      *parts, [&] { end.run(); }, end.error());
 }
 
 }  // namespace

@@ -45,6 +45,27 @@ std::expected<TrackedRam, std::string> track(const FaultGuest& guest) {
 
 std::string missing_file() { return "/dev/shm/godwit-perf-missing-" + std::to_string(getpid()); }
 
+std::expected<std::unique_ptr<memory::DemandPager>, std::string> page_guest(const TrackedRam& tracked,
+                                                                            const pages::Bitmap& missing) {
+  memory::PagerRequest request;
+  request.ram = tracked.ram.get();
+  request.tracker = tracked.tracker.get();
+  request.sees_kernel_accesses = true;
+  request.file = missing_file();
+  request.of.page_count = tracked.ram->page_count();
+  auto pager = memory::DemandPager::create(request);
+  static_cast<void>(memory::MissingPages::remove(request.file));
+  if (!pager) {
+    return std::unexpected(pager.error().text);
+  }
+  for (const auto& done : {tracked.tracker->arm(), (*pager)->add_missing(missing), (*pager)->arm()}) {
+    if (!done) {
+      return std::unexpected(done.error().text);
+    }
+  }
+  return std::move(*pager);
+}
+
 std::expected<LocalPager, std::string> LocalPager::make(const FaultGuest& guest) {
   auto tracked = track(guest);
   if (!tracked) {
@@ -52,25 +73,13 @@ std::expected<LocalPager, std::string> LocalPager::make(const FaultGuest& guest)
   }
   LocalPager local;
   local.tracked_ = std::move(*tracked);
-  memory::PagerRequest request;
-  request.ram = local.tracked_.ram.get();
-  request.tracker = local.tracked_.tracker.get();
-  request.sees_kernel_accesses = true;
-  request.file = missing_file();
-  request.of.page_count = local.page_count();
-  auto pager = memory::DemandPager::create(request);
-  static_cast<void>(memory::MissingPages::remove(request.file));
-  if (!pager) {
-    return std::unexpected(pager.error().text);
-  }
-  local.pager_ = std::move(*pager);
   pages::Bitmap all(local.page_count());
   all.set_all();
-  for (const auto& done : {local.tracked_.tracker->arm(), local.pager_->add_missing(all), local.pager_->arm()}) {
-    if (!done) {
-      return std::unexpected(done.error().text);
-    }
+  auto pager = page_guest(local.tracked_, all);
+  if (!pager) {
+    return std::unexpected(pager.error());
   }
+  local.pager_ = std::move(*pager);
   local.source_.resize(local.page_count() * kPage);
   for (pages::PageNumber page = 0; page < local.page_count(); ++page) {
     FaultGuest::number_page(page, std::span(local.source_).subspan(page * kPage, kPage));

@@ -28,6 +28,10 @@ std::expected<std::unique_ptr<memory::GuestRam>, std::string> map_ram(const Faul
 /// Where the missing pages of a guest are noted; nobody takes them over, so it can be removed at once.
 std::string missing_file();
 
+/// Arms tracker and pager; these pages are missing.
+std::expected<std::unique_ptr<memory::DemandPager>, std::string> page_guest(const TrackedRam& tracked,
+                                                                            const pages::Bitmap& missing);
+
 /// A guest of which all pages are missing, and the pages elsewhere in this process.
 class LocalPager {
  public:

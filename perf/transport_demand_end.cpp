@@ -231,8 +231,7 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
 
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
-  // memif's client does not start without its server.
-  while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
+  if (options.is_source) wait_for_memif_server(shared.ready[0], shared.stop);
   auto ram = open_end_ram(options.ram, options.pages);
   if (!ram) return std::unexpected(ram.error());
   auto parts = open_end_port(end_memif(options.socket, options.is_source, options.mtu), options.cpus);
@@ -241,10 +240,8 @@ std::unexpected<std::string> run_checked(const DemandEndOptions& options, Demand
   // As a data plane with a post-copy under way: it polls.
   port::PollLoop loop(end, parts->doorbell, {.mode = port::IdleMode::kPoll});
   shared.ready[options.is_source ? 1 : 0] = true;
-  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
-  parts->environment.wait(kEndLcore);
-  if (!end.error().empty()) return std::unexpected(end.error());
-  leave_port_open();
+  return run_on_end_lcore(
+      *parts, [&] { end.run(loop); }, end.error());
 }
 
 }  // namespace

@@ -283,25 +283,18 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   std::vector<memory::PageWrite> writes_;
 };
 
-/// memif's client does not start without its server.
-void wait_for_server(Role role, const Shared& shared) {
-  while (role == Role::kSender && !shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready && !shared.stop) {
-    ::usleep(1000);
-  }
-}
-
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shared) {
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  port::PortOptions port_options;
-  port_options.driver = options.interface.empty() ? port::Driver::kMemif : port::Driver::kAfPacket;
-  port_options.interface = options.interface;
-  port_options.socket = options.socket;
-  port_options.memif_server = options.role == Role::kReceiver;
-  port_options.mtu = options.mtu;
-  wait_for_server(options.role, shared);
+  const port::PortOptions port_options =
+      options.interface.empty()
+          ? end_memif(options.socket, gives(options.role), options.mtu)
+          : port::PortOptions{.driver = port::Driver::kAfPacket, .interface = options.interface, .mtu = options.mtu};
+  if (gives(options.role)) {
+    wait_for_memif_server(shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready, shared.stop);
+  }
   auto ram = open_end_ram(options.ram, options.pages);
   if (!ram) {
     return std::unexpected(ram.error());
@@ -320,12 +313,8 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   End end(options, shared, *parts->port, *ram);
   port::PollLoop loop(end, parts->doorbell, {});
   shared.ends[static_cast<std::size_t>(options.role)].ready = true;
-  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
-  parts->environment.wait(kEndLcore);
-  if (!end.error().empty()) {
-    return std::unexpected(end.error());
-  }
-  leave_port_open();
+  return run_on_end_lcore(
+      *parts, [&] { end.run(loop); }, end.error());
 }
 
 }  // namespace
