@@ -7,7 +7,7 @@ import tempfile
 import unittest
 from unittest import mock
 
-from . import document, drawing, fit, points, runner
+from . import cluster, document, drawing, fit, points, runner
 from .points import Benchmark, Point, Store, in_turn
 from .series import Bars, Lines, bars, fates, figure, table
 
@@ -189,6 +189,54 @@ class Plotting(unittest.TestCase):
                 drawing.draw(chart, directory)
                 for suffix in ("svg", "png"):
                     self.assertGreater(os.path.getsize(f"{directory}/{chart.name}.{suffix}"), 1000)
+
+
+class Consolidating(unittest.TestCase):
+    """The model of the cluster keeps its own rules."""
+
+    def cluster(self, budget, aware=True, **more):
+        return cluster.Cluster(1, budget, aware, hosts=8, vms=60, **more)
+
+    def test_without_a_budget_nothing_is_saved(self):
+        found = self.cluster(0).run(24)
+        self.assertGreater(found["moves"], 10)
+        self.assertEqual((found["returns"], found["saved_share"]), (0, 0))
+
+    def test_images_keep_within_budget_and_memory(self):
+        made = self.cluster(0.2)
+        kept_at_all = 0
+        for _ in range(48):
+            made.run(0.5)
+            for host in made.hosts:
+                images = sum(size for _, size in host.images.values())
+                kept_at_all += images
+                self.assertLessEqual(images, 0.2 * cluster.MEMORY_GIB + 1e-6)
+                self.assertLessEqual(images + host.memory(), cluster.MEMORY_GIB + 1e-6)
+                self.assertFalse(set(host.images) & set(host.vms))
+        self.assertGreater(kept_at_all, 0)
+
+    def test_a_seed_is_a_run(self):
+        self.assertEqual(self.cluster(0.5).run(12), self.cluster(0.5).run(12))
+        self.assertNotEqual(self.cluster(0.5).run(12), cluster.Cluster(2, 0.5, True, hosts=8, vms=60).run(12))
+
+    def test_home_at_once_costs_the_table_alone(self):
+        made = self.cluster(1)
+        vm = made.vms[0]
+        home, away = made.hosts[vm.host], next(host for host in made.hosts if host.number != vm.host)
+        made.move(vm, away)
+        self.assertAlmostEqual(made.counts.sent_gib, vm.content)
+        made.move(vm, home)
+        self.assertAlmostEqual(made.counts.sent_gib, vm.content + vm.memory / 1024)
+        self.assertEqual((made.counts.moves, made.counts.returns), (2, 1))
+
+    def test_a_host_that_is_switched_off_has_no_images(self):
+        made = self.cluster(1, asleep_keep=False)
+        for _ in range(48):
+            made.run(0.5)
+            self.assertFalse([host for host in made.hosts if not host.vms and host.images])
+
+    def test_what_nobody_counts_is_not_counted(self):
+        self.assertLess(self.cluster(0.5).run(1, warm_up_hours=23)["moves"], self.cluster(0.5).run(24)["moves"])
 
 
 class Told(Benchmark):

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -154,11 +155,11 @@ def lost(what, error_or_text):
     return {"ok": False, "verdict": f"{what}: {error_or_text}"}
 
 
-def moved_and_checked(running, what, how):
-    """One move and the guest's verdict after it. Of stock QEMU a loss is a result, of godwit a failure of the point."""
+def _moved(running, what, how, check):
+    """One move, and what `check` says of the guest after it: (well, one line). Of stock QEMU a loss is a result, of godwit a failure of the point."""
     try:
         figures = running.move(**how)
-        ok, text = running.verdict()
+        ok, text = check(running)
     except LabError as error:
         if isinstance(running, Godwit):
             raise
@@ -166,6 +167,35 @@ def moved_and_checked(running, what, how):
     if not ok and isinstance(running, Godwit):
         raise LabError(f"{what}: THE GUEST IS NOT WELL: {text}")
     return {**figures, "ok": ok, "verdict": text}
+
+
+def moved_and_checked(running, what, how):
+    """Of the guest that verifies its pages."""
+    return _moved(running, what, how, lambda guest: guest.verdict())
+
+
+APP = re.compile(r"GODWIT APP done=(\d+) bad=(\d+)")
+
+
+def goes_on(running, patience_s=60):
+    """The application in the guest does more, and finds nothing wrong with what it gets."""
+    console = running.console()
+    start = len(APP.findall(console.text()))
+
+    def more():
+        said = APP.findall(console.text())[start:]
+        return console.died() or said and (int(said[-1][1]) or int(said[-1][0]) > int(said[0][0]))
+
+    wait_until("the guest's application to go on", more, patience_s, 0.1)
+    done, bad = map(int, APP.findall(console.text())[-1])
+    if console.died() or bad:
+        return False, console.died() or f"{bad} wrong answers"
+    return True, f"clean, {done} done"
+
+
+def moved_and_goes_on(running, what, how):
+    """Of a guest with an application."""
+    return _moved(running, what, how, goes_on)
 
 
 class Terminal:

@@ -10,10 +10,10 @@ import time
 
 from perf.system import tracking
 from tests.lab.lab import BUILD
-from tests.lab.processes import LabError, run, wait_until
+from tests.lab.processes import run, wait_until
 
 from . import guests
-from .guests import Godwit, Guest, in_a_lab, moved_and_checked, pause_until
+from .guests import Guest, in_a_lab, moved_and_checked, moved_and_goes_on, pause_until
 from .points import Benchmark, in_turn
 from .series import Bars, bars, cell, fates, figure, table
 
@@ -142,30 +142,13 @@ class Serving(Benchmark):
             begin = time.monotonic()
             for number, leg in enumerate(("out", "home"), 1):
                 pause_until(begin, number * point.options["leg_s"])
-                try:
-                    result[leg] = {**running.move(**how), **self.served(running)}
-                except LabError as error:
-                    if isinstance(running, Godwit):
-                        raise
-                    return {**result, leg: guests.lost(leg, error)}
+                result[leg] = moved_and_goes_on(running, leg, how)
+                if not result[leg]["ok"]:
+                    return result
             if point.options["to_the_end"]:
                 wait_until("the load to end", lambda: "GODWIT WEB END" in running.console().text() or running.console().died(), 300, 0.5)
             result["load"] = self.load(running)
         return result
-
-    @staticmethod
-    def served(running):
-        """The server goes on: answers come, and each byte of them is right."""
-        console = running.console()
-        start = len(WEB.findall(console.text()))
-        try:
-            wait_until("the web server to go on", lambda: console.died() or len(WEB.findall(console.text())) > start + 4, 60, 0.1)
-        except LabError as error:
-            raise LabError(f"{error}; its console ends: {console.text()[-200:]}") from error
-        last = WEB.findall(console.text())[-1]
-        if console.died() or int(last[3]) or (int(last[1]) == int(WEB.findall(console.text())[start][1]) and "WEB END" not in console.text()):
-            raise LabError(f"the guest is not well: {console.died() or last}")
-        return {"ok": True, "verdict": f"clean, {last[1]} connections"}
 
     @staticmethod
     def load(running):

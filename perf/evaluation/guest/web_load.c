@@ -128,6 +128,7 @@ int main(int argc, char** argv) {
         if (polled[i].revents) receive(&connections[who[i]]);
     if (now - said >= 250000) {
       said = now;
+      printf("GODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done, bad);
       printf("GODWIT WEB ms=%" PRIu64 " done=%" PRIu64 " errors=%" PRIu64 " bad=%" PRIu64 " dropped=%" PRIu64 " longest_ms=%" PRIu64
              " cached_kib=%ld\n", now / 1000, done, errors, bad, dropped, longest_us / 1000, cached_kib());
       fflush(stdout);
