@@ -11,20 +11,23 @@ from .series import bars, cell, fates, figure, table
 
 MB = 1e-6
 SYSTEMS = {"qemu": {}, "godwit": {}}
-APPLICATIONS = {"memcached": 500, "redis": 500, "build": 0, "database": 0}  # operations a second; 0: as fast as it goes
+# Operations a second; 0: as fast as it goes.
+APPLICATIONS = {"memcached": {"rate": 500, "keys": 65536}, "redis": {"rate": 500, "keys": 65536}, "build": {"rate": 0}, "database": {"rate": 0}}
+QUICK = {"memcached": {"rate": 500, "keys": 8192}, "build": {"rate": 0}}
 
 
 class Changing(Benchmark):
     name, title = "changing", "Workloads that change while they run: memcached, Redis, a program build, a database; 10 s away"
 
     def points(self, quick):
-        settings = {application: {"rate": rate, "away_s": 10, "link": "1gbit"} for application, rate in APPLICATIONS.items()}
-        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 50)
+        settings = {application: {"away_s": 5 if quick else 10, "link": "1gbit", **more} for application, more in (QUICK if quick else APPLICATIONS).items()}
+        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 60)
 
     def measure(self, point):
         options = point.options
-        with in_a_lab(options["link"], point.system, Guest(mode=point.setting, rate=options["rate"], application=point.setting)) as running:
-            time.sleep(5)
+        mode = f"{point.setting} keys={options.get('keys', 0)}"
+        with in_a_lab(options["link"], point.system, Guest(mode=mode, rate=options["rate"], application=point.setting)) as running:
+            time.sleep(3)
             result = {"out": moved_and_goes_on(running, "on the way out", {})}
             if not result["out"]["ok"]:
                 return result

@@ -17,7 +17,7 @@ class Consolidation(Benchmark):
 
     def points(self, quick):
         settings = {f"{budget}": {"budget": budget, "hours": 24, "warm_up_hours": 48, "model": inspect.getsource(cluster)} for budget in BUDGETS}
-        return in_turn(self.name, settings, POLICIES, 1 if quick else 5, 3)
+        return in_turn(self.name, settings, POLICIES, 1 if quick else 5, 0.4)
 
     def measure(self, point):
         options = point.options

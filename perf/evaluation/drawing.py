@@ -29,29 +29,32 @@ def spread_around(figures):
 def _bars(axes, chart):
     width = 0.8 / max(1, len(chart.series))
     for number, (label, figures) in enumerate(chart.series.items()):
-        there = [(group, found) for group, found in enumerate(figures) if found is not None]
-        at = [group + (number - (len(chart.series) - 1) / 2) * width for group, _ in there]
-        axes.bar(at, [found.middle for _, found in there], width, label=label, color=COLOURS[number % len(COLOURS)], edgecolor="black",
-                 hatch=HATCHES[number % len(HATCHES)], yerr=spread_around([found for _, found in there]), capsize=3)
+        places = [group + (number - (len(chart.series) - 1) / 2) * width for group in range(len(figures))]
+        there = [(place, found) for place, found in zip(places, figures) if found is not None]
+        axes.bar([place for place, _ in there], [found.middle for _, found in there], width, label=label, color=COLOURS[number % len(COLOURS)],
+                 edgecolor="black", hatch=HATCHES[number % len(HATCHES)], yerr=spread_around([found for _, found in there]), capsize=3)
+        for place, found in zip(places, figures):
+            if found is None:
+                axes.annotate("none", (place, 0), (0, 3), textcoords="offset points", rotation=90, ha="center", fontsize=7)
     axes.set_xticks(range(len(chart.groups)), chart.groups)
     axes.set_ylim(bottom=0)
 
 
 def _lines(axes, chart):
     for number, (label, points) in enumerate(chart.series.items()):
-        colour = COLOURS[number % len(COLOURS)] if number != 1 else "#3b7dbd"
+        colour = ("#4d4d4d", "#3b7dbd", "#e8a33d", "#7fb069", "#b56576")[number % 5]
         axes.errorbar([x for x, _ in points], [found.middle for _, found in points], yerr=spread_around([found for _, found in points]),
                       label=label, color=colour, marker="osv^D"[number % 5], capsize=3)
-        fitted = chart.fitted.get(label, [])
+        fitted = [each for each in chart.fitted.get(label, []) if each[1] > 0]
         if fitted:
             axes.plot([x for x, _, _ in fitted], [y for _, y, _ in fitted], color=colour, linestyle="--", linewidth=1)
         if fitted and all(error is not None for _, _, error in fitted):
-            axes.fill_between([x for x, _, _ in fitted], [max(1e-9, y - e) for _, y, e in fitted], [y + e for _, y, e in fitted], color=colour, alpha=0.2)
+            axes.fill_between([x for x, _, _ in fitted], [y - e for _, y, e in fitted], [y + e for _, y, e in fitted], color=colour, alpha=0.15)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log", nonpositive="clip")
+        axes.xaxis.set_major_formatter(lambda x, _position: f"{x:g}")
+    axes.set_ylim(bottom=min((found.least / 2 for points in chart.series.values() for _, found in points), default=1) if chart.logarithmic else 0)
 
 
 def draw(chart, directory):

@@ -28,7 +28,7 @@ class LoggingIn(Benchmark):
     PAPER_MB = {"A → B": (137, 141), "B → A": (138, 18)}
 
     def points(self, quick):
-        return in_turn(self.name, {LINK: {"link": LINK}}, SYSTEMS, 1 if quick else 3, 25)
+        return in_turn(self.name, {LINK: {"link": LINK}}, SYSTEMS, 1 if quick else 3, 20)
 
     def measure(self, point):
         guest = Guest(mode="login", application="login", arguments=guests.TERMINAL)
@@ -57,8 +57,8 @@ class Updating(Benchmark):
     AWAY_S = 10
 
     def points(self, quick):
-        settings = {str(rate): {"link": LINK, "rate": rate} for rate in self.RATES}
-        return in_turn(self.name, settings, self.systems, 1 if quick else 3, 35)
+        settings = {str(rate): {"link": LINK, "rate": rate} for rate in self.RATES if not quick or rate != 1000}
+        return in_turn(self.name, settings, self.systems, 1 if quick else 3, 30)
 
     @staticmethod
     def systems(setting):
@@ -128,9 +128,9 @@ class Serving(Benchmark):
     MODES = {"precopy": "figure-6", "postcopy": "figure-7"}
 
     def points(self, quick):
-        leg_s = 15 if quick else 30
+        leg_s = 10 if quick else 30
         settings = {mode: {"link": LINK, "leg_s": leg_s, "to_the_end": not quick} for mode in self.MODES}
-        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 55 if quick else 130)
+        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 125)
 
     def measure(self, point):
         postcopy = point.setting == "postcopy"
@@ -194,7 +194,7 @@ class Tracking(Benchmark):
 
     def points(self, quick):
         settings = {name: {**options, "turns": 2 if quick else 8} for name, options in self.SETTINGS.items()}
-        return in_turn(self.name, settings, {"in turns": {}}, 1 if quick else 3, 40 if quick else 60)
+        return in_turn(self.name, settings, {"in turns": {}}, 1 if quick else 3, 30 if quick else 60)
 
     def measure(self, point):
         rates, first = tracking.measure(point.options["turns"], point.options["mode"], guests.built_guest(point.options["application"]))

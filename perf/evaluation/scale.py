@@ -37,7 +37,7 @@ class GuestSize(Benchmark):
     def points(self, quick):
         sizes = self.SIZES_GIB[:3] if quick else self.SIZES_GIB
         settings = {str(size): {"gib": size, "used_mib": USED_MIB} for size in sizes}
-        return in_turn(self.name, settings, {"qemu": {}, "godwit": {}}, 1 if quick else 3, 30)
+        return in_turn(self.name, settings, {"godwit": {}} if quick else {"qemu": {}, "godwit": {}}, 1 if quick else 3, 20 if quick else 30)
 
     def measure(self, point):
         mem_mib = point.options["gib"] * 1024
@@ -81,7 +81,7 @@ class GuestSize(Benchmark):
 
     def report(self, outcome):
         rows = []
-        for system in ("qemu", "godwit"):
+        for system in dict.fromkeys(system for size in outcome.settings(self.name) for system in outcome.systems(self.name, size)):
             for path in self.paths():
                 rows.append(self.row(outcome, system, path, f"{path[0]}: {GROWING[path[1]]}"))
         kinds = {kind for result in outcome.of(self.name, system="godwit") for kind in result["daemons_kib"]}
@@ -106,7 +106,7 @@ class GuestCount(Benchmark):
 
     def points(self, quick):
         count = 4 if quick else 8
-        return in_turn(self.name, {str(count): {"count": count, "mem_mib": self.MEM_MIB, "mb": self.MB}}, {"godwit": {}}, 1 if quick else 3, 10 + 8 * count)
+        return in_turn(self.name, {str(count): {"count": count, "mem_mib": self.MEM_MIB, "mb": self.MB}}, {"godwit": {}}, 1 if quick else 3, 10 + 6 * count)
 
     def measure(self, point):
         options = point.options

@@ -61,7 +61,7 @@ int main(void) {
       rho = dot(r, r);
     }
     const uint64_t took = now_us() - begin;
-    printf("GODWIT BENCH sweep=%" PRIu64 " rows_per_s=%" PRIu64 "\n", sweep, kRows * 1000000ull / (took ? took : 1));
+    printf("GODWIT BENCH sweep=%" PRIu64 " rows_per_s=%" PRIu64 "\n", sweep, (uint64_t)kRows * 1000000 / (took ? took : 1));
     fflush(stdout);
   }
 }

@@ -1,7 +1,7 @@
-// Sets and gets on memcached or Redis in this guest: 65,536 keys of 1 KiB, nine gets to a set, and every answer checked.
+// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, nine gets to a set, and every answer checked.
 // Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
 //
-// usage: kv_load memcached|redis OPERATIONS_PER_S
+// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS
 // What a value holds is a function of key and version; the load knows each key's version. It waits for each answer.
 // After all keys are set once: "GODWIT FILLED pages=0", then about four times a second
 //   GODWIT APP done=<operations> bad=<wrong answers>
@@ -18,9 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { kKeys = 65536, kValueBytes = 1024, kAtOnce = 32 };
+enum { kKeysMax = 1 << 20, kValueBytes = 1024, kAtOnce = 32 };
 static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
-static uint32_t versions[kKeys];
+static uint32_t versions[kKeysMax], keys;
 static FILE *in, *out;
 static int redis;
 static uint64_t done, bad;
@@ -95,7 +95,7 @@ static void get(uint32_t key) {
 }
 
 static void fill(void) {
-  for (uint32_t key = 0; key < kKeys; key += kAtOnce) {
+  for (uint32_t key = 0; key < keys; key += kAtOnce) {
     for (uint32_t i = 0; i < kAtOnce; i++) ask_set(key + i);
     fflush(out);
     for (uint32_t i = 0; i < kAtOnce; i++) take_set(key + i);
@@ -103,9 +103,11 @@ static void fill(void) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 3) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S\n"), 2;
+  if (argc != 4) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS\n"), 2;
   redis = strcmp(argv[1], "redis") == 0;
   const uint64_t rate = strtoull(argv[2], 0, 10);
+  keys = (uint32_t)strtoul(argv[3], 0, 10);
+  if (keys == 0 || keys > kKeysMax || keys % kAtOnce != 0) return fprintf(stderr, "kv_load: KEYS\n"), 2;
   connect_to(redis ? 6379 : 11211);
   fill();
   printf("GODWIT FILLED pages=0\n");
@@ -118,7 +120,7 @@ int main(int argc, char** argv) {
     for (; begun < due; begun++, done++) {
       s ^= s << 13, s ^= s >> 7, s ^= s << 17;
       const double u = (double)(s >> 11) / 9007199254740992.0;
-      const uint32_t key = (uint32_t)(kKeys * u * u * u);
+      const uint32_t key = (uint32_t)(keys * u * u * u);
       if (begun % 10 == 0) {
         versions[key]++;
         ask_set(key);
