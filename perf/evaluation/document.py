@@ -7,6 +7,7 @@ import time
 
 from . import drawing
 from .points import write_atomically
+from .runner import reason
 from .series import table
 
 WIRE_MAY_DIFFER = 0.02
@@ -51,12 +52,12 @@ def _section(benchmark, outcome, directory, no_plots):
     lines = [f"## {benchmark.title}", ""]
     if not any(point.benchmark == benchmark.name for point in outcome.results):
         return lines + ["Not measured: see above.", ""]
-    lines += [benchmark.report(outcome), ""]
-    for chart in [] if no_plots else benchmark.charts(outcome):
-        try:
+    try:  # what one benchmark cannot say or draw costs itself, not the report
+        lines += [benchmark.report(outcome), ""]
+        for chart in [] if no_plots else benchmark.charts(outcome):
             lines += [f"![{chart.title}](plots/{drawing.draw(chart, os.path.join(directory, 'plots'))})", ""]
-        except Exception as error:  # a plot that cannot be drawn costs itself, not the report
-            lines += [f"Not drawn: {chart.name}: {error}", ""]
+    except Exception as error:
+        lines += [f"**Cannot be shown: {reason(error)}.** Its figures are in {benchmark.name}.json.", ""]
     return lines
 
 

@@ -89,6 +89,11 @@ class Resuming(unittest.TestCase):
         self.assertEqual(outcome.left_out, [point("c")])
         self.assertEqual(self.run_all(work).left_out, [])
 
+    def test_on_a_slow_machine_fewer_points_begin(self):
+        work = [(point(name), "1", self.measure) for name in "abcd"]
+        outcome = self.run_all(work, limit_s=119, now=lambda: 50 * len(self.measured))  # each takes 50 s, and is thought to take 10
+        self.assertEqual(outcome.left_out, [point("c"), point("d")])  # at 100 s: 10 s more would do, 20 would not
+
     def test_a_fingerprint_is_of_options_and_version(self):
         here, prints = os.path.abspath(__file__), set()
         for each, version in ((point(), None), (point(rate=1), None), (point(rate=2), None), (point(system="qemu"), None), (point(setting="t"), None)):
@@ -271,6 +276,12 @@ class Report(unittest.TestCase):
         text, _ = self.write(outcome_of([("s", "godwit", {})]), "no plots: none here")
         self.assertIn("no plots: none here", text)
         self.assertNotIn("![", text)
+
+    def test_what_cannot_be_shown_costs_itself_alone(self):
+        with mock.patch.object(Told, "report", side_effect=ZeroDivisionError("nothing there")):
+            text, data = self.write(outcome_of([("s", "godwit", {})]))
+        self.assertIn("Cannot be shown: ZeroDivisionError: nothing there", text)
+        self.assertEqual(len(data["points"]), 1)
 
     def test_counters_that_disagree_are_shown(self):
         good = outcome_of([("s", "godwit", {"home": {"wire_bytes": 1000, "port_bytes": 990}})])

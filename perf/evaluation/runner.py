@@ -46,9 +46,13 @@ class Progress:
     def expect(self, count, seconds):
         self.count, self.left_estimated = count, seconds
 
+    def slowness(self):
+        """How much longer points took than was thought. That they take as long weighs as much as one minute of measurements."""
+        return (self.done_took + 60) / (self.done_estimated + 60)
+
     def left(self):
-        """Seconds. The estimates weigh as much as one minute of measurements."""
-        return self.left_estimated * (self.done_took + 60) / (self.done_estimated + 60)
+        """Seconds."""
+        return self.left_estimated * self.slowness()
 
     def begin(self, title):
         bar = "#" * (BAR_WIDTH * self.at // max(1, self.count))
@@ -56,9 +60,12 @@ class Progress:
         self.stream.write(f"\r\x1b[K{line[:150]}" if self.stream.isatty() else line + "\n")
         self.stream.flush()
 
-    def end(self, estimated, took):
+    def skip(self, estimated):
         self.at += 1
         self.left_estimated -= estimated
+
+    def end(self, estimated, took):
+        self.skip(estimated)
         self.done_estimated += estimated
         self.done_took += took
 
@@ -88,9 +95,9 @@ def run(work, store, progress, limit_s=None, now=time.monotonic):
     progress.expect(len(to_do), sum(estimate for *_, estimate in to_do))
     started = now()
     for point, print_of_it, measure, estimate in to_do:
-        if limit_s is not None and now() - started + estimate > limit_s:
+        if limit_s is not None and now() - started + estimate * progress.slowness() > limit_s:
             outcome.left_out.append(point)
-            progress.end(estimate, estimate)
+            progress.skip(estimate)
             continue
         progress.begin(point.title)
         begin = now()
