@@ -8,7 +8,7 @@ import tempfile
 import unittest
 from unittest import mock
 
-from . import cluster, document, drawing, fit, points, runner
+from . import cluster, document, drawing, fit, main, points, runner
 from .points import Benchmark, Point, Store, in_turn
 from .series import Bars, Lines, bars, fates, figure, table
 
@@ -292,6 +292,58 @@ class Report(unittest.TestCase):
 
     def test_lost_guests_are_counted(self):
         self.assertEqual(fates([{"home": {"ok": True}}, {"home": {"ok": False, "verdict": "panic"}}]), "lost in 1 of 2: panic")
+
+
+def thought_up(benchmark, each):
+    """A result as the benchmark's measure() makes it."""
+    move = {"wire_bytes": 1e6, "total_ms": 1000.0, "blackout_ms": 10.0, "pages_sent": 1, "rounds": 3, "ok": True, "verdict": "clean"}
+    return {"section-6.1": {"tracked": 1.0, "untracked": 1.0, "first": 0.5, "ratio": 1.0, "first_ratio": 0.5},
+            "scale-size": {"out": move, "home": move, "daemons_kib": {"dataplane": 1000 * each.options.get("gib", 0)}},
+            "scale-count": {"kib": {"1": {"dataplane": 5}, "2": {"dataplane": 7}}},
+            "consolidation": {"moves": 1, "been_there_share": 0.1, "returns_share": 0.1, "whole_gib": 2, "sent_gib": 1, "saved_share": 0.5,
+                              "awake_hosts": 3}}.get(benchmark.name, {"out": move, "home": move})
+
+
+class AllOfThem(unittest.TestCase):
+    BENCHMARKS = [benchmark for module in main.MODULES for benchmark in module.BENCHMARKS]
+
+    def test_points_have_files_of_their_own(self):
+        for quick in (True, False):
+            made = [each for benchmark in self.BENCHMARKS for each in benchmark.points(quick)]
+            self.assertEqual(len(made), len({(each.benchmark, each.name) for each in made}))
+
+    def test_the_quick_run_is_meant_to_fit(self):
+        self.assertLess(sum(each.seconds for benchmark in self.BENCHMARKS for each in benchmark.points(True)), main.QUICK_LIMIT_S)
+
+    def test_the_long_run_measures_each_point_three_times(self):
+        for benchmark in self.BENCHMARKS:
+            for each in benchmark.points(False):
+                self.assertIn(2, [other.repetition for other in benchmark.points(False) if (other.setting, other.system) == (each.setting, each.system)])
+
+    def test_each_shows_what_it_has(self):
+        for quick in (True, False):
+            for benchmark in self.BENCHMARKS:
+                made = benchmark.points(quick)
+                for some in (made, made[:1], made[-1:]):
+                    outcome = runner.Outcome({each: thought_up(benchmark, each) for each in some})
+                    self.assertIn("|", benchmark.report(outcome))
+                    charts = benchmark.charts(outcome)
+                    self.assertEqual(len(charts), len({chart.name for chart in charts}))
+                    self.assertTrue(all(chart.series for chart in charts))
+
+    def test_the_paper_has_without_before_with(self):
+        updating = next(benchmark for benchmark in self.BENCHMARKS if benchmark.name == "figures-4-5")
+        outcome = runner.Outcome({each: thought_up(updating, each) for each in updating.points(False)})
+        shown = {chart.name: chart for chart in updating.charts(outcome)}
+        self.assertEqual(list(shown), ["figure-4", "figure-5", "figure-4-unshaped", "figure-5-unshaped"])
+        self.assertEqual(shown["figure-4"].groups, ["200", "1000", "5000", "10000"])
+        self.assertEqual([label.split()[0] for label in shown["figure-4"].series], ["without", "with"])
+        self.assertEqual([found.count for found in shown["figure-5"].series["with MIYAKODORI (godwit)"]], [3, 3, 3, 3])
+
+    def test_where_the_paper_could_not_move_its_guest_it_moves_by_hybrid(self):
+        updating = next(benchmark for benchmark in self.BENCHMARKS if benchmark.name == "figures-4-5")
+        modes = {each.options["rate"]: each.options["plan"].get("mode") for each in updating.points(False) if each.system == "godwit"}
+        self.assertEqual(modes, {200: None, 1000: None, 5000: None, 10000: "hybrid"})
 
 
 if __name__ == "__main__":

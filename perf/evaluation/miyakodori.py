@@ -20,7 +20,19 @@ from .series import Bars, bars, cell, fates, figure, table
 WITH_AND_WITHOUT = {"qemu": "without MIYAKODORI (stock QEMU)", "godwit": "with MIYAKODORI (godwit)"}
 SYSTEMS = {"qemu": {}, "godwit": {}}  # in the paper's order
 MB = 1e-6
-LINK = "1gbit"
+LINKS = {"1gbit": "", "veth": "-unshaped"}  # the paper's, and as fast as this machine carries it: what the plots' names end with
+
+
+def links(quick):
+    return ["1gbit"] if quick else list(LINKS)
+
+
+def measured_links(outcome, benchmark):
+    return [link for link in LINKS if any(setting.startswith(link + ".") for setting in outcome.settings(benchmark))]
+
+
+def unless_shaped(link):
+    return "" if link == "1gbit" else ", unshaped"
 
 
 class LoggingIn(Benchmark):
@@ -28,7 +40,7 @@ class LoggingIn(Benchmark):
     PAPER_MB = {"A → B": (137, 141), "B → A": (138, 18)}
 
     def points(self, quick):
-        return in_turn(self.name, {LINK: {"link": LINK}}, SYSTEMS, 1 if quick else 3, 20)
+        return in_turn(self.name, {"1gbit": {"link": "1gbit"}}, SYSTEMS, 1 if quick else 3, 20)
 
     def measure(self, point):
         guest = Guest(mode="login", application="login", arguments=guests.TERMINAL)
@@ -43,7 +55,7 @@ class LoggingIn(Benchmark):
     def report(self, outcome):
         rows = []
         for (direction, paper), move in zip(self.PAPER_MB.items(), ("out", "home")):
-            found = [figure(outcome.of(self.name, LINK, system), move, "wire_bytes", scale=MB) for system in SYSTEMS]
+            found = [figure(outcome.of(self.name, "1gbit", system), move, "wire_bytes", scale=MB) for system in SYSTEMS]
             saved = f"{100 * (1 - found[1].middle / found[0].middle):.0f} %" if all(found) else "-"
             rows.append([direction, *map(cell, found), saved, *paper, f"{100 * (1 - paper[1] / paper[0]):.0f} %"])
         return table(["migration", "stock QEMU, MB", "godwit, MB", "saved", "paper without, MB", "paper with, MB", "paper saved"], rows)
@@ -57,13 +69,13 @@ class Updating(Benchmark):
     AWAY_S = 10
 
     def points(self, quick):
-        settings = {str(rate): {"link": LINK, "rate": rate} for rate in self.RATES if not quick or rate != 1000}
+        settings = {f"{link}.{rate}": {"link": link, "rate": rate} for link in links(quick) for rate in self.RATES if not quick or rate != 1000}
         return in_turn(self.name, settings, self.systems, 1 if quick else 3, 30)
 
     @staticmethod
     def systems(setting):
         # At this rate the paper could not move its guest at all: pre-copy never gets through.
-        plan = {"mode": "hybrid", "postcopy_after_rounds": 1} if setting == "10000" else {}
+        plan = {"mode": "hybrid", "postcopy_after_rounds": 1} if setting.endswith(".10000") else {}
         return {"qemu": {}, "godwit": {"plan": plan}}
 
     def measure(self, point):
@@ -78,11 +90,17 @@ class Updating(Benchmark):
             return {"out": out, "home": moved_and_checked(running, "on the way home", plan)}
 
     def charts(self, outcome):
-        common = {"x_label": "memory update frequency [pages/s]"}
-        return [bars(outcome, self.name, WITH_AND_WITHOUT, "home", "wire_bytes", scale=MB, name="figure-4", y_label="amount of transferred memory [MB]",
-                     title="Amount of transferred memory versus memory update frequency", **common),
-                bars(outcome, self.name, WITH_AND_WITHOUT, "home", "total_ms", scale=1e-3, name="figure-5", y_label="total migration time [s]",
-                     title="Total migration time versus memory update frequency", **common)]
+        return [chart for link in measured_links(outcome, self.name) for chart in self.charts_of(outcome, link)]
+
+    def charts_of(self, outcome, link):
+        measured = outcome.settings(self.name)
+        groups = {f"{link}.{rate}": str(rate) for rate in self.RATES if f"{link}.{rate}" in measured}
+        common = {"x_label": "memory update frequency [pages/s]", "groups": groups}
+        return [bars(outcome, self.name, WITH_AND_WITHOUT, "home", "wire_bytes", scale=MB, name="figure-4" + LINKS[link],
+                     y_label="amount of transferred memory [MB]",
+                     title="Amount of transferred memory versus memory update frequency" + unless_shaped(link), **common),
+                bars(outcome, self.name, WITH_AND_WITHOUT, "home", "total_ms", scale=1e-3, name="figure-5" + LINKS[link],
+                     y_label="total migration time [s]", title="Total migration time versus memory update frequency" + unless_shaped(link), **common)]
 
     def report(self, outcome):
         rows = []
@@ -91,7 +109,7 @@ class Updating(Benchmark):
                 found = outcome.of(self.name, rate, system)
                 rows.append([rate, system, cell(figure(found, "home", "wire_bytes", scale=MB)), cell(figure(found, "home", "total_ms", scale=1e-3), 2),
                              cell(figure(found, "home", "blackout_ms")), cell(figure(found, "out", "wire_bytes", scale=MB)), fates(found)])
-        return table(["pages/s", "system", "home, MB", "home, s", "downtime, ms", "out, MB", "guest"], rows) + \
+        return table(["link, pages/s", "system", "home, MB", "home, s", "downtime, ms", "out, MB", "guest"], rows) + \
             "\n\ngodwit moves by pre-copy, at 10000 pages/s by hybrid with one round: the paper could not migrate there."
 
 
@@ -129,11 +147,11 @@ class Serving(Benchmark):
 
     def points(self, quick):
         leg_s = 10 if quick else 30
-        settings = {mode: {"link": LINK, "leg_s": leg_s, "to_the_end": not quick} for mode in self.MODES}
+        settings = {f"{link}.{mode}": {"link": link, "leg_s": leg_s, "to_the_end": not quick} for link in links(quick) for mode in self.MODES}
         return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 125)
 
     def measure(self, point):
-        postcopy = point.setting == "postcopy"
+        postcopy = point.setting.endswith(".postcopy")
         how = {"mode": "postcopy"} if point.system == "godwit" and postcopy else {"postcopy": True} if postcopy else {}
         disk = ("-drive", f"file={web_disk()},format=raw,if=virtio,readonly=on,file.locking=off")
         guest = Guest(mode=f"web files={FILES} connections={CONNECTIONS}", rate=CONNECTIONS_PER_S, application="web", arguments=disk)
@@ -158,14 +176,14 @@ class Serving(Benchmark):
         return {"connections": last[1], "errors": last[2], "dropped": last[4], "longest_ms_at_home": max(line[5] for line in text), "cached_kib": last[6]}
 
     def charts(self, outcome):
-        return [self.chart(outcome, mode, name) for mode, name in self.MODES.items()]
+        return [self.chart(outcome, link, mode, name) for link in measured_links(outcome, self.name) for mode, name in self.MODES.items()]
 
-    def chart(self, outcome, mode, name):
+    def chart(self, outcome, link, mode, name):
         legs = {"out": "A → B", "home": "B → A"}
-        series = {label: [figure(outcome.of(self.name, mode, system), leg, "wire_bytes", scale=MB) for leg in legs]
+        series = {label: [figure(outcome.of(self.name, f"{link}.{mode}", system), leg, "wire_bytes", scale=MB) for leg in legs]
                   for system, label in WITH_AND_WITHOUT.items()}
-        return Bars(name, f"Application benchmark with {'post' if mode == 'postcopy' else 'pre'}-copy live migration", "migration",
-                    "amount of transferred memory [MB]", list(legs.values()), series)
+        title = f"Application benchmark with {'post' if mode == 'postcopy' else 'pre'}-copy live migration"
+        return Bars(name + LINKS[link], title + unless_shaped(link), "migration", "amount of transferred memory [MB]", list(legs.values()), series)
 
     def report(self, outcome):
         rows = []
@@ -177,7 +195,7 @@ class Serving(Benchmark):
                     rows.append([mode, system, leg, cell(figure(found, leg, "wire_bytes", scale=MB)), cell(background),
                                  cell(figure(found, leg, "total_ms", scale=1e-3), 2), cell(figure(found, leg, "blackout_ms")), fates(found)])
                 rows.append([mode, system, "load", *self.load_row(found)])
-        return table(["mode", "system", "move", "wire, MB", "in the background, MB", "s", "downtime, ms", "guest"], rows) + \
+        return table(["link, mode", "system", "move", "wire, MB", "in the background, MB", "s", "downtime, ms", "guest"], rows) + \
             "\n\nThe paper counts of post-copy what was copied in the background alone; the plots have all bytes of the wire."
 
     @staticmethod
