@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 
 from . import drawing
 from .points import write_atomically
@@ -35,7 +36,8 @@ def wire_text(outcome):
 
 def troubles(outcome):
     rows = [[point.title, "failed", why] for point, why in outcome.failed.items()]
-    rows += [[point.title, "left out", "for want of time: the same command again goes on here"] for point in outcome.left_out]
+    left_out = Counter(point.benchmark for point in outcome.left_out)
+    rows += [[f"{name}, {count} points", "left out", "for want of time: the same command again goes on here"] for name, count in left_out.items()]
     return table(["point", "", "reason"], rows) if rows else "All points were measured."
 
 

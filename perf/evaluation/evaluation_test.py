@@ -94,6 +94,14 @@ class Resuming(unittest.TestCase):
         outcome = self.run_all(work, limit_s=119, now=lambda: 50 * len(self.measured))  # each takes 50 s, and is thought to take 10
         self.assertEqual(outcome.left_out, [point("c"), point("d")])  # at 100 s: 10 s more would do, 20 would not
 
+    def test_long_points_are_left_out_first(self):
+        long, takes_40_s = Point("b", "long", "godwit", 0, 40, {}), lambda: 40 * len(self.measured)
+        outcome = self.run_all([(long, "1", self.measure), (point("a"), "1", self.measure)], limit_s=45, now=takes_40_s)
+        self.assertEqual((self.measured, outcome.left_out), ([point("a")], [long]))
+        self.measured.clear()
+        self.run_all([(long, "2", self.measure), (point("a"), "2", self.measure)])
+        self.assertEqual(self.measured, [long, point("a")])  # else as they were given
+
     def test_a_fingerprint_is_of_options_and_version(self):
         here, prints = os.path.abspath(__file__), set()
         for each, version in ((point(), None), (point(rate=1), None), (point(rate=2), None), (point(system="qemu"), None), (point(setting="t"), None)):
@@ -265,10 +273,10 @@ class Report(unittest.TestCase):
     def test_it_has_what_failed_and_why(self):
         outcome = outcome_of([("s", "godwit", {})])
         outcome.failed[point("lost")] = "LabError: it | broke"
-        outcome.left_out.append(point("late"))
+        outcome.left_out += [point("late"), point("later")]
         text, data = self.write(outcome)
         self.assertIn("| b lost godwit, 1. | failed | LabError: it / broke |", text)
-        self.assertIn("b late godwit, 1. | left out", text)
+        self.assertIn("| b, 2 points | left out |", text)
         self.assertEqual([each["reason"] for each in data["failed"]], ["LabError: it | broke"])
         self.assertIn("![t](plots/n.png)", text)
 

@@ -47,6 +47,10 @@ class Guest:
     arguments: tuple = ()
 
 
+# Else the guest's kernel takes a pause of its QEMU, on a busy machine, for a bug of its own, and says so in the words of one.
+PATIENT = "nosoftlockup"
+
+
 def port_bytes(lab):
     """Bytes that the data planes' drivers say they have sent, all hosts."""
     return sum(telemetry(lab, host, "/ethdev/stats,0")["/ethdev/stats"]["obytes"] for host in lab.hosts)
@@ -59,7 +63,7 @@ class Godwit:
         self.lab, self.here = lab, lab.hosts[0]
         lab.start()
         arguments = [argument.replace("${base}", "${run_dir}/${name}") for argument in guest.arguments]
-        lab.start_vm(mem_mib=guest.mem_mib, mb=guest.mb, rate=guest.rate, mode=guest.mode, arguments=arguments)
+        lab.start_vm(mem_mib=guest.mem_mib, mb=guest.mb, rate=guest.rate, mode=f"{guest.mode} {PATIENT}", arguments=arguments)
 
     def base(self):
         return f"{self.lab.vm_dir('guest', self.here)}/guest"
@@ -98,7 +102,7 @@ class Stock:
 
     def __init__(self, lab, guest):
         self.lab = lab
-        self.vm = PeerVm(lab, guest.mem_mib, f"console=ttyS0 quiet mb={guest.mb} rate={guest.rate} mode={guest.mode}", arguments=guest.arguments)
+        self.vm = PeerVm(lab, guest.mem_mib, f"console=ttyS0 quiet mb={guest.mb} rate={guest.rate} mode={guest.mode} {PATIENT}", arguments=guest.arguments)
 
     def base(self):
         return self.vm.qemu.base

@@ -83,7 +83,7 @@ def run(work, store, progress, limit_s=None, now=time.monotonic):
     """`work`: [(point, fingerprint, measure)], measure(point) returning what JSON can hold.
 
     A point that fails is noted with its reason and the next one has its turn; SystemExit and KeyboardInterrupt end the run, with what was measured kept.
-    A point that would not be through within `limit_s` is left out.
+    A point that would not be through within `limit_s` is left out, long ones first.
     """
     outcome, to_do = Outcome(), []
     for point, print_of_it, measure in work:
@@ -92,6 +92,8 @@ def run(work, store, progress, limit_s=None, now=time.monotonic):
             outcome.results[point] = kept
         else:
             to_do.append((point, print_of_it, measure, store.seconds(point) or point.seconds))
+    if limit_s is not None:
+        to_do.sort(key=lambda each: each[0].seconds)  # in the time that there is, as many as can be
     progress.expect(len(to_do), sum(estimate for *_, estimate in to_do))
     started = now()
     for point, print_of_it, measure, estimate in to_do:

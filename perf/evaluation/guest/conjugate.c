@@ -39,7 +39,8 @@ int main(void) {
     columns[i] = (int32_t)(s % kRows);
     values[i] = 1e-3;
   }
-  for (int row = 0; row < kRows; row++) columns[row * kNonzero] = row, values[row * kNonzero] = 1;  // the diagonal rules
+  for (int row = 0; row < kRows; row++)
+    columns[row * kNonzero] = row, values[row * kNonzero] = 1;  // the diagonal rules
   double *x = vector(0), *r = vector(1), *p = vector(1), *q = vector(0);
   printf("GODWIT FILLED pages=%zu\n", (size_t)kRows * kNonzero * 12 / 4096);
   fflush(stdout);
@@ -61,7 +62,8 @@ int main(void) {
       rho = dot(r, r);
     }
     const uint64_t took = now_us() - begin;
-    printf("GODWIT BENCH sweep=%" PRIu64 " rows_per_s=%" PRIu64 "\n", sweep, (uint64_t)kRows * 1000000 / (took ? took : 1));
+    printf("GODWIT BENCH sweep=%" PRIu64 " rows_per_s=%" PRIu64 "\n", sweep,
+           (uint64_t)kRows * 1000000 / (took ? took : 1));
     fflush(stdout);
   }
 }

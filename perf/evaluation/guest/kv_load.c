@@ -1,5 +1,5 @@
-// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, nine gets to a set, and every answer checked.
-// Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
+// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, nine gets to a set, and
+// every answer checked. Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
 //
 // usage: kv_load memcached|redis OPERATIONS_PER_S KEYS
 // What a value holds is a function of key and version; the load knows each key's version. It waits for each answer.
@@ -68,7 +68,8 @@ static void ask_set(uint32_t key) {
 
 static void take_line(char* line, int size) {
   if (fgets(line, size, in)) return;
-  printf("GODWIT BAD the server has closed the connection\nGODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done, bad + 1);
+  printf("GODWIT BAD the server has closed the connection\nGODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done,
+         bad + 1);
   fflush(stdout);
   for (;;) pause();
 }
@@ -116,7 +117,8 @@ int main(int argc, char** argv) {
   for (;; usleep(2000)) {
     const uint64_t now = now_us();
     uint64_t due = (now - begin) * rate / 1000000;
-    if (due > begun + rate) begin += (due - begun - rate) * 1000000 / rate, due = begun + rate;  // a pause is not made up for
+    if (due > begun + rate)
+      begin += (due - begun - rate) * 1000000 / rate, due = begun + rate;  // a pause is not made up for
     for (; begun < due; begun++, done++) {
       s ^= s << 13, s ^= s >> 7, s ^= s << 17;
       const double u = (double)(s >> 11) / 9007199254740992.0;

@@ -27,9 +27,9 @@ static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
 struct Connection {
   int fd;
   uint64_t file, begin_us;
-  size_t got;     // of the file
-  size_t head;    // bytes of the answer's head so far
-  char last[4];   // its last four bytes: a blank line ends it
+  size_t got;    // of the file
+  size_t head;   // bytes of the answer's head so far
+  char last[4];  // its last four bytes: a blank line ends it
   int head_done;
 };
 
@@ -63,7 +63,8 @@ static void begin(uint64_t number, uint64_t files) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   char request[128];
   const int length = snprintf(request, sizeof request, "GET /%04" PRIu64 " HTTP/1.0\r\n\r\n", c->file);
-  if (connect(c->fd, (struct sockaddr*)&address, sizeof address) != 0 || write(c->fd, request, (size_t)length) != length)
+  if (connect(c->fd, (struct sockaddr*)&address, sizeof address) != 0 ||
+      write(c->fd, request, (size_t)length) != length)
     end(c, 1);
 }
 
@@ -117,20 +118,23 @@ int main(int argc, char** argv) {
   while (done + dropped < all) {
     const uint64_t now = now_us();
     const uint64_t due = (now - start) * rate / 1000000;
-    if (due > begun + rate) start += (due - begun - rate) * 1000000 / rate;  // a pause of the whole guest is not made up for
+    if (due > begun + rate)
+      start += (due - begun - rate) * 1000000 / rate;  // a pause of the whole guest is not made up for
     for (; begun < due && begun < all; begun++) begin(begun, files);
     struct pollfd polled[kOpenMax];
     int who[kOpenMax], count = 0;
     for (int i = 0; i < kOpenMax; i++)
-      if (connections[i].fd >= 0) polled[count] = (struct pollfd){.fd = connections[i].fd, .events = POLLIN}, who[count++] = i;
+      if (connections[i].fd >= 0)
+        polled[count] = (struct pollfd){.fd = connections[i].fd, .events = POLLIN}, who[count++] = i;
     if (poll(polled, (nfds_t)count, 5) > 0)
       for (int i = 0; i < count; i++)
         if (polled[i].revents) receive(&connections[who[i]]);
     if (now - said >= 250000) {
       said = now;
       printf("GODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done, bad);
-      printf("GODWIT WEB ms=%" PRIu64 " done=%" PRIu64 " errors=%" PRIu64 " bad=%" PRIu64 " dropped=%" PRIu64 " longest_ms=%" PRIu64
-             " cached_kib=%ld\n", now / 1000, done, errors, bad, dropped, longest_us / 1000, cached_kib());
+      printf("GODWIT WEB ms=%" PRIu64 " done=%" PRIu64 " errors=%" PRIu64 " bad=%" PRIu64 " dropped=%" PRIu64
+             " longest_ms=%" PRIu64 " cached_kib=%ld\n",
+             now / 1000, done, errors, bad, dropped, longest_us / 1000, cached_kib());
       fflush(stdout);
       longest_us = 0;
     }
