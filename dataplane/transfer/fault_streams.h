@@ -1,8 +1,8 @@
 #pragma once
 // Where the next faults will be: whoever faulted at equal distances (a sweep through memory, a column of a matrix) goes
 // on so. Several streams at once, told apart by where they are, because vCPUs and arrays take turns: processors'
-// prefetchers keep a table like this one, and Leap (Al Maruf and Chowdhury, ATC 2020) predicts strides of remote memory.
-// A wrong guess costs nothing but the order: every page has to come.
+// prefetchers keep a table like this one, and Leap (Al Maruf and Chowdhury, ATC 2020) predicts strides of remote
+// memory. A wrong guess costs nothing but the order: every page has to come.
 //
 // A stream runs further ahead with each fault that it foresaw. One thread; no units but pages; nothing fails.
 
@@ -18,8 +18,8 @@ class FaultStreams {
  public:
   /// The vCPUs of a large guest, a few arrays each.
   static constexpr std::size_t kStreamsMax = 32;
-  /// Faults further apart are of two streams: a guest's own huge page (2 MiB) is the longest run of its addresses that is
-  /// one of ours too.
+  /// Faults further apart are of two streams: a guest's own huge page (2 MiB) is the longest run of its addresses that
+  /// is one of ours too.
   static constexpr std::uint64_t kStrideMax = 512;
   /// One fault in so many then; of a link of 1 Gbit/s that is 8 ms.
   static constexpr std::uint64_t kAheadMax = 256;
