@@ -126,6 +126,7 @@ void DataPath::nudge() {
 }
 
 bool DataPath::receive(Instant now) {
+  unseen_ = now - std::exchange(looked_at_, now);
   const auto frames = queue_.receive();
   for (std::size_t i = 0; i < frames.size(); ++i) {
     if (const std::size_t lcore = on_frame(now, frames[i]); lcore != self_) {
@@ -227,7 +228,7 @@ void DataPath::on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& sour
   if (source.address != flow->peer().address) {
     return count(Drop::kOtherPeer);
   }
-  const transport::Received received = flow->on_packet(now, lane, payload);
+  const transport::Received received = flow->on_packet(now, lane, payload, unseen_);
   ++counters_.received[static_cast<std::size_t>(received)];
   if (received != transport::Received::kAccepted) {
     return count(Drop::kLane);

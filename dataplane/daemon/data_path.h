@@ -129,6 +129,8 @@ class DataPath final : public port::PollLoopUser {
   std::vector<std::unique_ptr<MigrationFlow>> flows_;
   std::vector<std::shared_ptr<LivePaging>> pagings_;
   Instant polled_at_{};  // those
+  Instant looked_at_{};  // at the queue
+  Duration unseen_{};    // before the look under way
   FlowTable<FlowShare> share_table_;
   std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first

@@ -77,10 +77,11 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   lanes_.push_back({number, source_port(config_, number), std::make_unique<transport::Lane>(settings, user, now)});
 }
 
-transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram) {
+transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram,
+                                         Duration unseen) {
   const auto found =
       std::find_if(lanes_.begin(), lanes_.end(), [number](const Entry& e) { return e.number == number; });
-  return found != lanes_.end() ? found->lane->on_packet(now, datagram) : transport::Received::kWrongLane;
+  return found != lanes_.end() ? found->lane->on_packet(now, datagram, unseen) : transport::Received::kWrongLane;
 }
 
 void FlowLanes::tick(Instant now) {

@@ -112,8 +112,9 @@ void MigrationFlow::cancel(Instant now, const std::string& reason) {
   }
 }
 
-transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-  return lanes_.on_packet(now, lane, datagram);
+transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram,
+                                             Duration unseen) {
+  return lanes_.on_packet(now, lane, datagram, unseen);
 }
 
 bool MigrationFlow::pump() {

@@ -30,7 +30,7 @@ class Lane::Impl {
  public:
   Impl(const LaneConfig& config, LaneUser& user, Instant now);
 
-  Received on_packet(Instant now, std::span<std::byte> datagram);
+  Received on_packet(Instant now, std::span<std::byte> datagram, Duration unseen);
   std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place);
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
@@ -53,10 +53,10 @@ class Lane::Impl {
   void publish();
 
   // ---- receiving ----
-  Received receive(Instant now, std::span<std::byte> datagram);
+  Received receive(Instant now, std::span<std::byte> datagram, Duration waited);
   [[nodiscard]] std::optional<Received> refuse(const wire::PacketHeader& header) const;
   [[nodiscard]] bool acceptable(const wire::PacketHeader& header, const wire::Body& body) const;
-  void on_ack(Instant now, const wire::AckBlock& ack);
+  void on_ack(Instant now, const wire::AckBlock& ack, Duration waited);
   void on_content_acknowledged(const SentContent& content);
   void on_content_lost(Instant now, const SentContent& content);
   void detect_lost(Instant now);
