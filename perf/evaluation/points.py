@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from tests.lab.lab import PROGRAMS, ROOT, program
 
 # What every system benchmark runs through, besides its own module.
-COMMON = ("tests/lab", "tests/guest", "perf/system/trips.py", "perf/evaluation/guests.py", "perf/evaluation/guest")
+COMMON = ("tests/lab", "tests/guest", "perf/system/trips.py", "perf/system/tracking.py", "perf/evaluation/guests.py", "perf/evaluation/guest")
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ MIB = 256
 
 
 def sweeps_during(console, seconds):
-    """Rates of the whole sweeps that fell into the next seconds; the one that was under way when it began is left out."""
+    """Rates of the whole sweeps that fell into the next seconds, one at least; the one that was under way when it began is left out."""
     before = len(console.bench_rates())
     time.sleep(seconds)
+    wait_until("a whole sweep", lambda: len(console.bench_rates()) >= before + 2, 60)
     return console.bench_rates()[before + 1:]
 
 
