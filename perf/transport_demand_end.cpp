@@ -174,7 +174,7 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
     if (!datagram || datagram->source.address != peer_) return fail("a datagram that is not ours");
     const auto packet = wire::parse_packet(datagram->payload);
     if (!packet) return fail("a packet of no flow");
-    if (lanes_.on_packet(now, packet->header.lane, datagram->payload) == transport::Received::kAccepted) {
+    if (lanes_.on_packet(now, packet->header.lane, datagram->payload, {}) == transport::Received::kAccepted) {
       neighbours_.confirm(now, peer_);
     }
   }
