@@ -45,7 +45,7 @@ struct PortOptions {
       512;  // packets that peers may have on their way to one queue: the lanes' credit together
 };
 
-/// The --vdev argument of this port; empty for PCI. Error: an option that the driver would refuse or misuse.
+/// The --vdev argument of this port; empty for PCI and memif. Error: an option that the driver would refuse or misuse.
 std::expected<std::string, PortError> device_arguments(const PortOptions& options);
 
 struct QueueCounters {  // written by the queue's lcore, read by any thread
