@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dataplane/transport/lane.h"
+#include "dataplane/transport/page_layout.h"
 #include "dataplane/transport/seal.h"
 #include "dataplane/wire/packet.h"
 #include "perf/benchmark.h"
@@ -62,7 +63,6 @@ class LanePair {
     }
   }
   [[nodiscard]] std::uint64_t sent() const { return lanes_[0]->counters().packets_sent; }
-  [[nodiscard]] std::size_t packet_bytes() const { return lanes_[0]->counters().bytes_sent / sent(); }
 
  private:
   void pass(transport::Lane& from, transport::Lane& to) {
@@ -98,17 +98,29 @@ constexpr Case kCases[] = {
     {9000, transport::Cipher::kAes256Gcm, "mtu_9000.aes_256_gcm"},
 };
 
-/// A sealer, its opener, and a buffer between them.
+/// A sealer, its opener, and a packet of pages between them.
 class SealPair {
  public:
-  SealPair(transport::Cipher cipher, std::size_t packet_bytes)
-      : sealer_(transport::make_sealer(config(cipher), {})),
+  SealPair(transport::Cipher cipher, const transport::PageLayout& layout)
+      : layout_(layout),
+        sealer_(transport::make_sealer(config(cipher), {})),
         opener_(transport::make_opener(config(cipher))),
-        packet_(packet_bytes) {}
+        packet_(layout.packet_bytes) {}
   void pass() {
     consume(sealer_->ready({}, number_));
-    const wire::PacketHeader header{.flags = sealer_->flags(), .packet_number = number_};
-    sealer_->seal(number_++, packet_);
+    const wire::PacketHeader header{
+        .type = wire::PacketType::kPages, .flags = sealer_->flags(), .packet_number = number_};
+    std::size_t at = wire::kHeaderBytes;
+    const std::uint32_t count = layout_.pages_per_packet;
+    at += wire::write_prefix({.count = static_cast<std::uint8_t>(count), .floor = number_}, number_, rest(at));
+    for (std::uint32_t i = 0; i < count; ++i) {
+      at += wire::write_page_desc({.length = static_cast<std::uint16_t>(layout_.length(0))}, rest(at));
+    }
+    std::array<pages::PageHash, wire::kPagesPerPacketMax> hashes{};
+    for (std::uint32_t i = 0; i < count && !sealer_->encrypts(); ++i) {
+      hashes[i] = pages::hash_part(rest(at + i * layout_.length(0)).first(layout_.length(0)));
+    }
+    sealer_->seal(number_++, packet_, {.at = at, .hashes = std::span(hashes).first(count)});
     sealer_->on_reported({}, header.packet_number, {});
     consume(opener_->open({}, header, packet_, {}));
   }
@@ -119,6 +131,9 @@ class SealPair {
     config.cipher = cipher;
     return config;
   }
+  [[nodiscard]] std::span<std::byte> rest(std::size_t at) { return std::span(packet_).subspan(at); }
+
+  const transport::PageLayout layout_;
   std::unique_ptr<transport::Sealer> sealer_;
   std::unique_ptr<transport::Opener> opener_;
   std::vector<std::byte> packet_;
@@ -131,7 +146,7 @@ std::expected<void, std::string> run(const Options& options, Result& result) {
   for (const Case& c : kCases) {
     LanePair pair(c.mtu - 28, c.cipher);
     pair.move(1000);
-    SealPair seals(c.cipher, pair.packet_bytes());
+    SealPair seals(c.cipher, transport::page_layout(c.mtu - 28));
     const auto seal_and_open = [&] {
       for (std::uint64_t i = 0; i < packets; ++i) {
         seals.pass();

@@ -67,7 +67,13 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     lane_.emplace(config, *this, port::now());
     if (options.role == Role::kSender) {
       // The memory outlives the port, which is made after it.
-      loan_ = port.lend(nullptr).value_or(nullptr);
+      port::MemoryPieces memory;
+      for (const memory::Region& region : ram_.regions()) {
+        memory.emplace_back(region.mapping, region.bytes);
+      }
+      if (auto lent = port.lend(nullptr, std::move(memory)); lent && (*lent)->make_usable()) {
+        loan_ = std::move(*lent);
+      }
     }
     writes_.reserve(port::kBurst * 2);
   }
@@ -99,7 +105,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
     std::memcpy(out.data(), ram_.mapped(page).data() + offset, out.size());
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return ram_.mapped(page); }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool /*hash_in_tag*/) override {
+    return ram_.mapped(page);
+  }
   void on_acknowledged(const transport::Work& /*work*/) override {
     if (++pages_acknowledged_ == pages_of_pass()) {
       begin_pass_ = true;

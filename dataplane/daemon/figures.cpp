@@ -40,6 +40,7 @@ void LaneTotals::add(const transport::LaneCounters& counters) {
   bytes_received += counters.bytes_received;
   pages_sent += counters.pages_sent;
   pages_retransmitted += counters.pages_retransmitted;
+  pages_in_place += counters.pages_in_place;
   pages_received += counters.pages_received;
   payload_bytes_sent += counters.payload_bytes_sent;
   packets_lost += counters.packets_lost;

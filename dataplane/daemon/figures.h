@@ -52,7 +52,7 @@ struct FlowFigures {
 /// Sums of LaneCounters' counters.
 struct LaneTotals {
   std::uint64_t packets_sent = 0, bytes_sent = 0, packets_received = 0, bytes_received = 0;
-  std::uint64_t pages_sent = 0, pages_retransmitted = 0, pages_received = 0, payload_bytes_sent = 0;
+  std::uint64_t pages_sent = 0, pages_retransmitted = 0, pages_in_place = 0, pages_received = 0, payload_bytes_sent = 0;
   std::uint64_t packets_lost = 0, probe_timeouts = 0, spurious_losses = 0, mtu_black_holes = 0;
   void add(const transport::LaneCounters& counters);
 };

@@ -117,7 +117,8 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     }
     GW_ASSERT(frame.size() >= header + datagram_bytes_max_);
     // Over IPv6 the checksum would have to be made of what may change.
-    const bool refers = config_.loan != nullptr && config_.local.family == wire::IpFamily::kV4 && queue.can_refer();
+    const bool refers = config_.loan != nullptr && config_.loan->usable() &&
+                        config_.local.family == wire::IpFamily::kV4 && queue.can_refer();
     transport::PagesInPlace in_place;
     const std::size_t bytes =
         entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_), refers ? &in_place : nullptr);

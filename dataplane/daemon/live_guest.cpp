@@ -13,6 +13,10 @@ namespace {
 
 constexpr std::size_t kWritesMax = 128;  // more than a receive burst has
 
+bool test(std::vector<std::uint64_t>& bits, pages::PageNumber page) {
+  return (std::atomic_ref<std::uint64_t>(bits[page / 64]).load(std::memory_order_relaxed) >> (page % 64) & 1) != 0;
+}
+
 std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
   return std::unexpected(transfer::GuestError{std::move(error.text)});
 }
@@ -27,12 +31,9 @@ LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memo
       tracker_(std::move(tracker)),
       state_(std::move(state)),
       keeps_hashes_(tracker_->kind() == memory::TrackerKind::kHashes || ram_->any_huge()),
-      // A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory
-      // is full.
-      read_by_mapping_(!memory_may_vanish && !ram_->any_huge()),
-      // A tracker that compares content must be told of the very bytes that left; of what lies open nobody knows them.
-      sent_in_place_(!memory_may_vanish && !tracker_->wants_copies()),
-      present_((ram_->page_count() + 63) / 64) {}
+      memory_may_vanish_(memory_may_vanish),
+      present_((ram_->page_count() + 63) / 64),
+      content_(ram_->any_huge() ? present_.size() : 0) {}
 
 std::expected<void, transfer::GuestError> LiveGuest::arm() {
   if (auto armed = tracker_->arm(); !armed) {
@@ -60,6 +61,7 @@ std::expected<void, transfer::GuestError> LiveGuest::refresh_present() {
 }
 
 std::expected<void, transfer::GuestError> LiveGuest::clear_all() {
+  forget_content(0, ram_->page_count());
   if (auto punched = ram_->punch(0, ram_->page_count()); !punched) {
     return guest_error(punched.error());
   }
@@ -85,7 +87,7 @@ std::expected<void, transfer::GuestError> LiveGuest::collect_written(pages::Bitm
     state_->end_scan(out);
   }
   // What holds data without having been written since arming was present then, or was placed by us. A page that was
-  // given back instead is read without the mapping (see read_by_mapping_).
+  // given back instead is read without the mapping (see lies_open()).
   const std::span<const std::uint64_t> written = out.words();
   for (std::size_t i = 0; i < present_.size(); ++i) {
     if (written[i] != 0) {
@@ -99,7 +101,8 @@ std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitm
   if (auto found = ram_->find_zero(among, out); !found) {
     return guest_error(found.error());
   }
-  if (tracker_->wants_copies()) {
+  note_content(among, out);
+  if (tracker_->compares_content()) {
     out.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
       for (pages::PageNumber page = first; page < first + count; ++page) {
         tracker_->note_zero(page);
@@ -109,11 +112,33 @@ std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitm
   return {};
 }
 
-bool LiveGuest::present(pages::PageNumber page) const {
-  return (std::atomic_ref<std::uint64_t>(present_[page / 64]).load(std::memory_order_relaxed) >> (page % 64) & 1) != 0;
+void LiveGuest::note_content(const pages::Bitmap& among, const pages::Bitmap& zero) {
+  for (std::size_t i = 0; i < content_.size(); ++i) {
+    if (const std::uint64_t content = among.words()[i] & ~zero.words()[i]; content != 0) {
+      std::atomic_ref<std::uint64_t>(content_[i]).fetch_or(content, std::memory_order_relaxed);
+    }
+  }
+}
+
+void LiveGuest::forget_content(pages::PageNumber first, std::uint64_t count) {
+  for (pages::PageNumber page = first; !content_.empty() && page < first + count; ++page) {
+    std::atomic_ref<std::uint64_t>(content_[page / 64])
+        .fetch_and(~(std::uint64_t{1} << (page % 64)), std::memory_order_relaxed);
+  }
+}
+
+bool LiveGuest::present(pages::PageNumber page) const { return test(present_, page); }
+
+/// A page that vanishes between look-up and read would be allocated anew by the mapping, or kill us where memory is
+/// full.
+bool LiveGuest::lies_open(pages::PageNumber page) const {
+  return !memory_may_vanish_ && test(content_.empty() ? present_ : content_, page);
 }
 
 void LiveGuest::set_present(pages::PageNumber first, std::uint64_t count, bool present) {
+  if (!present) {
+    forget_content(first, count);
+  }
   for (pages::PageNumber page = first; page < first + count; ++page) {
     const std::uint64_t bit = std::uint64_t{1} << (page % 64);
     std::atomic_ref<std::uint64_t> word(present_[page / 64]);
@@ -127,41 +152,28 @@ void LiveGuest::set_present(pages::PageNumber first, std::uint64_t count, bool p
 
 void LiveGuest::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
   GW_ASSERT(page < ram_->page_count() && offset + out.size() <= pages::kPageSize);
-  if (tracker_->wants_copies()) {
-    read_noted(page, offset, out);
-  } else {
-    read_plain(page, offset, out);
-  }
-}
-
-std::span<const std::byte> LiveGuest::page_in_place(pages::PageNumber page) {
-  GW_ASSERT(page < ram_->page_count());
-  if (!sent_in_place_ || !present(page)) {
-    return {};
-  }
-  return ram_->mapped(page);
-}
-
-void LiveGuest::read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
-  std::array<std::byte, pages::kPageSize> whole;
-  read_plain(page, 0, whole);
-  tracker_->note_copied(page, whole);
-  std::memcpy(out.data(), whole.data() + offset, out.size());
-}
-
-void LiveGuest::read_plain(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
-  if (read_by_mapping_) {
-    if (!present(page)) {
-      std::memset(out.data(), 0, out.size());
-      return;
-    }
+  if (lies_open(page)) {
     std::memcpy(out.data(), ram_->mapped(page).data() + offset, out.size());
+    return;
+  }
+  if (!memory_may_vanish_ && content_.empty()) {
+    std::memset(out.data(), 0, out.size());  // a hole
     return;
   }
   if (!ram_->read(page, offset, out)) {
     std::memset(out.data(), 0, out.size());
     read_failed_.store(true, std::memory_order_release);
   }
+}
+
+std::span<const std::byte> LiveGuest::page_in_place(pages::PageNumber page, bool hash_in_tag) {
+  GW_ASSERT(page < ram_->page_count());
+  // A tracker that compares content must know what is placed. Without the hash in the tag that would be whatever was
+  // read after the hash was made, perhaps something else.
+  if ((tracker_->compares_content() && !hash_in_tag) || !lies_open(page)) {
+    return {};
+  }
+  return ram_->mapped(page);
 }
 
 bool LiveGuest::damaged() const { return read_failed_.load(std::memory_order_acquire) || ram_->damaged(); }
@@ -216,6 +228,7 @@ void LiveGuest::note_placed(std::span<const transfer::Arrival> arrivals) {
 std::expected<void, transfer::GuestError> LiveGuest::zero_pages(pages::PageNumber first, std::uint64_t count) {
   GW_ASSERT(first + count <= ram_->page_count());
   const pages::PageNumber end = first + count;
+  forget_content(first, count);
   if (keeps_hashes_) {
     for (pages::PageNumber page = first; page < end; ++page) {
       hashes_->set(page, pages::zero_page_hash());

@@ -49,7 +49,9 @@ class LiveGuest final : public transfer::GuestMemory {
   // ---- hot ----
   [[nodiscard]] pages::PageNumber page_count() const override { return ram_->page_count(); }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override;
+  [[nodiscard]] bool compares_content() const override { return tracker_->compares_content(); }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override { tracker_->note_sent(page, hash); }
   std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
 
@@ -58,8 +60,10 @@ class LiveGuest final : public transfer::GuestMemory {
   [[nodiscard]] std::expected<void, transfer::GuestError> check_whole() const override;
 
  private:
-  void read_noted(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
-  void read_plain(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
+  /// It may be read through the mapping.
+  [[nodiscard]] bool lies_open(pages::PageNumber page) const;
+  void note_content(const pages::Bitmap& among, const pages::Bitmap& zero);
+  void forget_content(pages::PageNumber first, std::uint64_t count);
   [[nodiscard]] bool present(pages::PageNumber page) const;
   void set_present(pages::PageNumber first, std::uint64_t count, bool present);
   void note_placed(std::span<const transfer::Arrival> arrivals);
@@ -69,10 +73,12 @@ class LiveGuest final : public transfer::GuestMemory {
   std::unique_ptr<memory::WrittenTracker> tracker_;
   std::optional<TrackingState> state_;
   const bool keeps_hashes_;
-  const bool read_by_mapping_;
-  const bool sent_in_place_;
+  const bool memory_may_vanish_;
   // A bit a page, read on lcores and renewed by jobs. A page named by a scan was looked up after that scan.
   mutable std::vector<std::uint64_t> present_;
+  // The same of pages that were not zero when they were looked at, with huge pages alone: of those nobody knows the
+  // holes, but what has content is none.
+  mutable std::vector<std::uint64_t> content_;
   std::atomic<bool> read_failed_{false};
 };
 

@@ -48,6 +48,8 @@ constexpr Metric kLanePages{"godwit_dataplane_lane_pages_total", Kind::kCounter,
                             "Pages with payload that crossed, once each time they were sent or received anew"};
 constexpr Metric kRetransmitted{"godwit_dataplane_retransmitted_pages_total", Kind::kCounter, "lane",
                                 "Pages, or parts of them, that were sent again"};
+constexpr Metric kInPlace{"godwit_dataplane_in_place_pages_total", Kind::kCounter, "lane",
+                          "Pages sent, or encrypted, from where they lie in guest RAM"};
 constexpr Metric kLost{"godwit_dataplane_lost_packets_total", Kind::kCounter, "lane", "Packets taken for lost"};
 constexpr Metric kSpurious{"godwit_dataplane_spurious_losses_total", Kind::kCounter, "lane",
                            "Packets taken for lost that had arrived after all"};
@@ -93,14 +95,14 @@ constexpr Metric kImageBytes{"godwit_dataplane_retained_image_bytes", Kind::kGau
 constexpr Metric kBudget{"godwit_dataplane_memory_budget_bytes", Kind::kGauge, "",
                          "memory_budget: for guests and images together; 0: none is set"};
 
-constexpr std::array kAll{
-    &kFrames,        &kFrameBytes, &kStalls,    &kWaiting, &kHandedOver,   &kDrops,           &kNeighbours,
-    &kLinkUp,        &kTurns,      &kSleeps,    &kCycles,  &kLcoreSeconds, &kCyclesPerSecond, &kPackets,
-    &kPacketBytes,   &kPayload,    &kLanePages, &kLost,    &kSpurious,     &kProbes,          &kBlackHoles,
-    &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
-    &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
-    &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
-    &kBudget};
+constexpr std::array kAll{&kFrames,          &kFrameBytes, &kStalls,      &kWaiting,       &kHandedOver, &kDrops,
+                          &kNeighbours,      &kLinkUp,     &kTurns,       &kSleeps,        &kCycles,     &kLcoreSeconds,
+                          &kCyclesPerSecond, &kPackets,    &kPacketBytes, &kPayload,       &kLanePages,  &kLost,
+                          &kSpurious,        &kProbes,     &kBlackHoles,  &kRetransmitted, &kInPlace,    &kGoodput,
+                          &kPages,           &kBytes,      &kRounds,      &kEnded,         &kUnderWay,   &kRound,
+                          &kPagesLeft,       &kRate,       &kWritten,     &kRtt,           &kWindow,     &kInFlight,
+                          &kCredit,          &kWorks,      &kBacklog,     &kGuests,        &kGuestBytes, &kImages,
+                          &kImageBytes,      &kBudget};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -162,6 +164,7 @@ void put_totals(Samples& samples, const MetricSources& sources) {
     samples.add(kLanePages, {lane, "sent"}, sum.pages_sent);
     samples.add(kLanePages, {lane, "received"}, sum.pages_received);
     samples.add(kRetransmitted, {lane}, sum.pages_retransmitted);
+    samples.add(kInPlace, {lane}, sum.pages_in_place);
     samples.add(kLost, {lane}, sum.packets_lost);
     samples.add(kSpurious, {lane}, sum.spurious_losses);
     samples.add(kProbes, {lane}, sum.probe_timeouts);

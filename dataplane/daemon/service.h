@@ -128,7 +128,7 @@ class Service {
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
   std::deque<std::pair<Id128, api::Reply>> finished_;  // the latest, to answer again
-  std::unique_ptr<Worker> disk_;                       // for image requests
+  std::unique_ptr<Worker> disk_;                       // for image requests, and what else no guest waits for
 };
 
 /// A Reply that says only what went wrong.

@@ -271,12 +271,24 @@ std::shared_ptr<const port::Loan> Service::lend(const LiveGuest& guest) {
   if (options_.lender == nullptr) {
     return nullptr;
   }
-  auto loan = options_.lender->lend(guest.shared_ram());
-  if (!loan) {
-    spdlog::debug("{}", loan.error().text);
+  port::MemoryPieces memory;
+  for (const memory::Region& region : guest.ram().regions()) {
+    memory.emplace_back(region.mapping, region.bytes);
+  }
+  auto lent = options_.lender->lend(guest.shared_ram(), std::move(memory));
+  if (!lent) {
+    spdlog::debug("{}", lent.error().text);
     return nullptr;
   }
-  return *loan;
+  // Until it is usable pages are copied: the migration does not wait for it.
+  disk_->submit(
+      [loan = *lent] {
+        if (auto usable = loan->make_usable(); !usable) {
+          spdlog::info("{}; it is copied", usable.error().text);
+        }
+      },
+      control_, [] {});
+  return *lent;
 }
 
 EventRelay::Deliver Service::deliver_to(const Id128& migration) {

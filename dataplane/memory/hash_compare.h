@@ -1,7 +1,7 @@
 #pragma once
 // Finds pages whose content differs from what is known of them, on all cores.
 //
-// Any thread, one call on a table at a time (note_copied() may come in between). Failure: Error; `out` is then
+// Any thread, one call on a table at a time (note_sent() may come in between). Failure: Error; `out` is then
 // incomplete.
 
 #include <expected>

@@ -32,10 +32,8 @@ std::expected<void, Error> HashTracker::end_paging() {
   return {};
 }
 
-void HashTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {
-  hashes_->note_copied(page, pages::hash_page(bytes));
-}
+void HashTracker::note_sent(pages::PageNumber page, pages::PageHash hash) { hashes_->note_sent(page, hash); }
 
-void HashTracker::note_zero(pages::PageNumber page) { hashes_->note_copied(page, pages::zero_page_hash()); }
+void HashTracker::note_zero(pages::PageNumber page) { hashes_->note_sent(page, pages::zero_page_hash()); }
 
 }  // namespace godwit::memory

@@ -21,8 +21,8 @@ class HashTracker final : public WrittenTracker {
   std::expected<void, Error> collect(pages::Bitmap& out) override;
   [[nodiscard]] std::shared_ptr<UserfaultSet> userfaults() const override { return userfaults_; }
   std::expected<void, Error> end_paging() override;
-  [[nodiscard]] bool wants_copies() const override { return true; }
-  void note_copied(pages::PageNumber page, pages::PageBytes bytes) override;
+  [[nodiscard]] bool compares_content() const override { return true; }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override;
   void note_zero(pages::PageNumber page) override;
 
  private:

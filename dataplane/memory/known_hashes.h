@@ -3,9 +3,9 @@
 // and the refinement of written huge pages compare RAM with it.
 //
 // Any thread: each entry is one atomic word, because the lcore notes what it sends while a job collects.
-// Rule that makes it sound: an entry is the hash of bytes that the receiver holds. A page that changed between the scan
-// and its reading, and changed back before the next scan, would otherwise be lost; note_copied() turns such an entry
-// into "unknown".
+// Rule that makes it sound: an entry is the hash of whatever the receiver may hold. A page that changed between the
+// scan and its reading, and changed back before the next scan, would otherwise be lost; note_sent() turns such an entry
+// into "unknown". A page that was sent several times may be held as any of those was, so one that differs is enough.
 
 #include <atomic>
 #include <cstdint>
@@ -28,9 +28,9 @@ class KnownHashes {
   /// Bytes of this hash were placed here, or are known by a retained image to be here.
   void set(pages::PageNumber page, std::uint64_t hash) { entry(page).store(hash, std::memory_order_relaxed); }
   void forget(pages::PageNumber page) { set(page, kUnknown); }
-  /// Bytes of this hash were copied to a receiver. Other bytes than those last noted: in doubt, reported by the next
-  /// collect().
-  void note_copied(pages::PageNumber page, std::uint64_t hash) {
+  /// Bytes of this hash are on their way to a receiver. Other bytes than those last noted: in doubt, reported by the
+  /// next collect().
+  void note_sent(pages::PageNumber page, std::uint64_t hash) {
     if (get(page) != hash) {
       forget(page);
     }

@@ -144,15 +144,15 @@ std::expected<void, Error> UserfaultTracker::count_changed(const Region& region,
   return {};
 }
 
-void UserfaultTracker::note_copied(pages::PageNumber page, pages::PageBytes bytes) {
+void UserfaultTracker::note_sent(pages::PageNumber page, pages::PageHash hash) {
   if (any_huge_) {
-    hashes_->note_copied(page, pages::hash_page(bytes));
+    hashes_->note_sent(page, hash);
   }
 }
 
 void UserfaultTracker::note_zero(pages::PageNumber page) {
   if (any_huge_) {
-    hashes_->note_copied(page, pages::zero_page_hash());
+    hashes_->note_sent(page, pages::zero_page_hash());
   }
 }
 

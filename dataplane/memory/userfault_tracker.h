@@ -21,8 +21,8 @@ class UserfaultTracker : public WrittenTracker, protected UserfaultEvents {
   [[nodiscard]] std::shared_ptr<UserfaultSet> userfaults() const final { return userfaults_; }
   [[nodiscard]] bool protects() const final { return true; }
   std::expected<void, Error> end_paging() final;
-  [[nodiscard]] bool wants_copies() const final { return any_huge_; }
-  void note_copied(pages::PageNumber page, pages::PageBytes bytes) final;
+  [[nodiscard]] bool compares_content() const final { return any_huge_; }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) final;
   void note_zero(pages::PageNumber page) final;
 
  protected:

@@ -2,7 +2,7 @@
 // Which pages a guest has written: one interface, three ways (pagemap_tracker, event_tracker, hash_tracker), chosen by
 // choose_tracker().
 //
-// Thread: arm() and collect() one at a time, from a job. note_copied() and note_zero() from any thread at any time.
+// Thread: arm() and collect() one at a time, from a job. note_sent() and note_zero() from any thread at any time.
 // What counts as written: every store through QEMU's mapping, by vCPUs, QEMU's threads or KVM itself; memory given back
 // by MADV_REMOVE when the tracker was told of a balloon. What does not: reads; what this process puts into the RAM
 // files. See each tracker's header. Failure: Error; the written set is then unknown, so the caller must treat every
@@ -21,6 +21,7 @@
 #include "dataplane/memory/known_hashes.h"
 #include "dataplane/memory/userfault_set.h"
 #include "dataplane/pages/bitmap.h"
+#include "dataplane/pages/page_digest.h"
 
 namespace godwit::memory {
 
@@ -59,11 +60,12 @@ class WrittenTracker {
   /// missing.
   virtual std::expected<void, Error> end_paging() = 0;
 
-  /// True: the tracker compares hashes, so tell it of every copy by note_copied() and note_zero(); else those calls are
-  /// not needed.
-  [[nodiscard]] virtual bool wants_copies() const { return false; }
-  /// These bytes of the whole page are being sent. A fragment is to be taken from one whole read, and that noted.
-  virtual void note_copied(pages::PageNumber /*page*/, pages::PageBytes /*bytes*/) {}
+  /// True: the tracker compares hashes, so tell it of all that leaves by note_sent() and note_zero(); else those calls
+  /// are not needed.
+  [[nodiscard]] virtual bool compares_content() const { return false; }
+  /// The page is being sent, for the first time or again, with content of this pages::hash_page(): if other content
+  /// than this can be placed, it is not to be called. A part is to be taken from one whole read, and that noted.
+  virtual void note_sent(pages::PageNumber /*page*/, pages::PageHash /*hash*/) {}
   /// The page is being sent as zero.
   virtual void note_zero(pages::PageNumber /*page*/) {}
 };

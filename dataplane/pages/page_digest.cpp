@@ -1,14 +1,21 @@
 #include "dataplane/pages/page_digest.h"
 
 #include <isa-l/mem_routines.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
 
+#include "dataplane/pages/xxh3.h"
+
 namespace godwit::pages {
 
-PageHash hash_page(PageBytes page) { return XXH3_64bits(page.data(), page.size()); }
+PageHash hash_page(PageBytes page) { return hash_part(page); }
+
+PageHash hash_part(std::span<const std::byte> bytes) {
+  const PageHash hash = XXH3_64bits(bytes.data(), bytes.size());
+  leave_vector_registers();
+  return hash;
+}
 
 PageHash zero_page_hash() {
   static const PageHash hash = [] {

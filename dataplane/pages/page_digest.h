@@ -19,6 +19,8 @@ using PageHash = std::uint64_t;
 
 /// XXH3 of the content.
 [[nodiscard]] PageHash hash_page(PageBytes page);
+/// The same of a page or a part of one.
+[[nodiscard]] PageHash hash_part(std::span<const std::byte> bytes);
 /// hash_page() of 4096 zero bytes.
 [[nodiscard]] PageHash zero_page_hash();
 [[nodiscard]] bool is_zero_page(PageBytes page);

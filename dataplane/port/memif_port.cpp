@@ -120,7 +120,7 @@ class MemifPort final : public Port {
   void enable_receive_interrupt(std::uint16_t queue, bool enable) override {
     queues_.at(queue)->enable_interrupt(enable);
   }
-  std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void>) override {
+  std::expected<std::shared_ptr<Loan>, PortError> lend(std::shared_ptr<const void>, MemoryPieces) override {
     return std::unexpected(PortError{"port: memif copies guest RAM into its rings"});
   }
   std::size_t end_loans() override { return 0; }

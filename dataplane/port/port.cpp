@@ -38,12 +38,13 @@ class QueueImpl final : public Queue {
  public:
   /// `piece_pool`: of kPieceBytes each; null: frames never refer to memory.
   QueueImpl(std::uint16_t port, std::uint16_t queue, rte_mempool* pool, rte_mempool* piece_pool,
-            std::uint32_t frame_bytes_max)
+            std::uint32_t frame_bytes_max, const Loans& loans)
       : port_(port),
         queue_(queue),
         pool_(pool),
         piece_pool_(piece_pool),
-        frame_bytes_max_(frame_bytes_max) {}
+        frame_bytes_max_(frame_bytes_max),
+        loans_(loans) {}
   ~QueueImpl() override {
     release_received();
     rte_pktmbuf_free_bulk(out_.frames().data(), static_cast<unsigned>(out_.frames().size()));
@@ -130,6 +131,9 @@ class QueueImpl final : public Queue {
   }
 
   bool flush() override {
+    if (loans_.wanted_back()) {
+      rte_eth_tx_done_cleanup(port_, queue_, 0);  // else a NIC keeps what it has sent until it sends more
+    }
     if (out_.empty()) {
       return true;
     }
@@ -163,6 +167,7 @@ class QueueImpl final : public Queue {
   rte_mempool* const pool_;
   rte_mempool* const piece_pool_;
   const std::uint32_t frame_bytes_max_;
+  const Loans& loans_;
   std::uint16_t in_count_ = 0;
   rte_mbuf* next_ = nullptr;
   bool pieces_ready_ = false;
@@ -204,8 +209,9 @@ class PortImpl final : public Port {
         family == wire::IpFamily::kV4 ? RTE_ETH_RSS_NONFRAG_IPV4_UDP : RTE_ETH_RSS_NONFRAG_IPV6_UDP;
     return (hashed_ & wanted) != 0 ? std::optional(spread_) : std::nullopt;
   }
-  std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner) override {
-    return loans_.lend(std::move(owner));
+  std::expected<std::shared_ptr<Loan>, PortError> lend(std::shared_ptr<const void> owner,
+                                                       MemoryPieces memory) override {
+    return loans_.lend(std::move(owner), std::move(memory));
   }
   std::size_t end_loans() override { return loans_.end(); }
   [[nodiscard]] PortDrops drops() const override {
@@ -250,12 +256,13 @@ class PortImpl final : public Port {
   std::vector<std::unique_ptr<QueueImpl>> queues_;
 };
 
-/// Of drivers that read a frame's memory with the CPU, in this process, as their source says. A NIC would need guest
-/// RAM mapped for its DMA, in huge pages; and a guest in huge pages is copied anyway (LiveGuest::page_in_place).
-bool reads_frames_in_pieces(const rte_eth_dev_info& info) {
+/// Drivers that read a frame's memory with the CPU, in this process, as their source says; and NICs, once the memory is
+/// mapped for their DMA.
+bool reads_frames_in_pieces(const rte_eth_dev_info& info, bool nic) {
   const std::string_view driver = info.driver_name;
-  return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 &&
-         (driver == "net_af_packet" || driver == "net_ring");
+  const std::uint16_t segments_max = info.tx_desc_lim.nb_mtu_seg_max;  // 0: not told
+  return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 && (segments_max == 0 || segments_max > kPieces) &&
+         (nic || driver == "net_af_packet" || driver == "net_ring");
 }
 
 std::expected<void, PortError> PortImpl::configure() {
@@ -269,8 +276,8 @@ std::expected<void, PortError> PortImpl::configure() {
                                      "; lower queues or the number of lcores"});
   }
   rte_eth_conf conf{};
-  if (reads_frames_in_pieces(info)) {
-    loans_.allow(options_.queues);
+  if (const bool nic = options_.driver == Driver::kPci; reads_frames_in_pieces(info, nic)) {
+    loans_.allow(options_.queues, nic ? info.device : nullptr);
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
   // af_packet takes it from the interface.
@@ -340,7 +347,7 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
     }
     pools_.push_back(pieces);
   }
-  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, pieces, frame_bytes_max()));
+  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, pieces, frame_bytes_max(), loans_));
   return {};
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/single_writer.h"
+#include "dataplane/port/dma_memory.h"
 #include "dataplane/port/environment.h"
 #include "dataplane/port/send_queue.h"
 #include "dataplane/wire/receive_spread.h"
@@ -74,14 +75,21 @@ struct ReceivedFrame {
 class Loan {
  public:
   virtual ~Loan() = default;
+  /// Frames may refer to it. Any thread.
+  [[nodiscard]] virtual bool usable() const = 0;
+  /// Tells the device of the memory, where it must know. Once, on a thread that may wait (dma_memory.h). The error says
+  /// why the memory must be copied; then it never becomes usable.
+  virtual std::expected<void, PortError> make_usable() = 0;
 };
 
 /// Control thread.
 class Lender {
  public:
   virtual ~Lender() = default;
-  /// For memory that frames are to refer to, and that `owner` keeps mapped. The error says why it must be copied.
-  virtual std::expected<std::shared_ptr<const Loan>, PortError> lend(std::shared_ptr<const void> owner) = 0;
+  /// For memory that frames are to refer to, and that `owner` keeps mapped. Whoever gets it calls make_usable(). The
+  /// error says why it must be copied.
+  virtual std::expected<std::shared_ptr<Loan>, PortError> lend(std::shared_ptr<const void> owner,
+                                                               MemoryPieces memory) = 0;
   /// Lets go of what nobody sends from and no frame refers to; how many loans are left.
   virtual std::size_t end_loans() = 0;
 };

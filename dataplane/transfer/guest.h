@@ -17,6 +17,7 @@
 
 #include "dataplane/pages/bitmap.h"
 #include "dataplane/pages/page.h"
+#include "dataplane/pages/page_digest.h"
 
 namespace godwit::transfer {
 
@@ -46,8 +47,13 @@ class GuestMemory {
   /// reads as zero.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
   /// The page where it lies, readable as long as the memory is mapped; it may change at any moment, but is there: to
-  /// read it allocates nothing. Empty: it must be read by read_page().
-  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/) { return {}; }
+  /// read it allocates nothing. `hash_in_tag`: it will be placed as note_sent() is told or not at all. Empty: it must
+  /// be read by read_page().
+  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/, bool /*hash_in_tag*/) { return {}; }
+  /// The written set is found by comparing content: note_sent() must be told of all content that leaves.
+  [[nodiscard]] virtual bool compares_content() const { return false; }
+  /// The page is about to leave with content of this pages::hash_page(), for the first time or again.
+  virtual void note_sent(pages::PageNumber /*page*/, pages::PageHash /*hash*/) {}
   /// Puts arrived bytes into RAM; called once per receive burst, so that contiguous pages become one system call.
   virtual std::expected<void, GuestError> place_pages(std::span<const Arrival> arrivals) = 0;
   /// Makes pages [first, first + count) read as zero, giving their memory back.

@@ -1,7 +1,6 @@
 #include "dataplane/transfer/share.h"
 
 #include <algorithm>
-#include <array>
 
 #include "base/check.h"
 
@@ -33,27 +32,21 @@ bool SourceShare::next_work(std::uint16_t lane, transport::Work& out) {
 
 void SourceShare::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
   memory_.read_page(page, offset, out);
-  if (!hashes_ || offset != 0) {
-    return;
-  }
-  Report read{.work = {.page = page}};
-  if (out.size() == pages::kPageSize) {
-    read.hash = pages::hash_page(out.first<pages::kPageSize>());
-  } else {
-    std::array<std::byte, pages::kPageSize> whole;
-    memory_.read_page(page, 0, whole);
-    read.hash = pages::hash_page(whole);
-    std::copy_n(whole.begin(), out.size(), out.begin());
-  }
-  report(read);
 }
 
-std::span<const std::byte> SourceShare::page_in_place(pages::PageNumber page) {
-  const std::span<const std::byte> bytes = memory_.page_in_place(page);
-  if (!bytes.empty() && hashes_) {
-    report({.work = {.page = page}, .hash = pages::hash_page(bytes.first<pages::kPageSize>())});
+std::span<const std::byte> SourceShare::page_in_place(pages::PageNumber page, bool hash_in_tag) {
+  return memory_.page_in_place(page, hash_in_tag);
+}
+
+bool SourceShare::wants_hash(pages::PageNumber /*page*/, std::uint32_t offset) const {
+  return memory_.compares_content() || (hashes_ && offset == 0);
+}
+
+void SourceShare::note_sent(pages::PageNumber page, pages::PageHash hash) {
+  memory_.note_sent(page, hash);
+  if (hashes_) {
+    report({.work = {.page = page}, .hash = hash});
   }
-  return bytes;
 }
 
 void SourceShare::on_acknowledged(const transport::Work& work) { report({.acknowledged = true, .work = work}); }

@@ -72,7 +72,9 @@ class SourceShare final : public Share {
   // ---- the share's lcore ----
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override;
+  [[nodiscard]] bool wants_hash(pages::PageNumber page, std::uint32_t offset) const override;
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override;
   void on_acknowledged(const transport::Work& work) override;
   void on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) override;
   void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override;

@@ -376,7 +376,11 @@ bool Source::next_work(std::uint16_t lane, transport::Work& out) { return impl_-
 void Source::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
   impl_->read_page(page, offset, out);
 }
-std::span<const std::byte> Source::page_in_place(pages::PageNumber page) { return impl_->page_in_place(page); }
+std::span<const std::byte> Source::page_in_place(pages::PageNumber page, bool hash_in_tag) {
+  return impl_->page_in_place(page, hash_in_tag);
+}
+bool Source::wants_hash(pages::PageNumber page, std::uint32_t offset) const { return impl_->wants_hash(page, offset); }
+void Source::note_sent(pages::PageNumber page, pages::PageHash hash) { impl_->note_sent(page, hash); }
 void Source::on_acknowledged(const transport::Work& work) { impl_->on_acknowledged(work); }
 void Source::on_page(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint32_t, std::span<const std::byte>) {
   impl_->protocol_error("it sent a page");

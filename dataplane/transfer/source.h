@@ -70,7 +70,9 @@ class Source final : public transport::LaneUser {
 
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override;
+  [[nodiscard]] bool wants_hash(pages::PageNumber page, std::uint32_t offset) const override;
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override;
   void on_acknowledged(const transport::Work& work) override;
   void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override;

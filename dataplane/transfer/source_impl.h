@@ -46,8 +46,14 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   [[nodiscard]] std::uint32_t epoch_next() const;
 
   bool next_work(std::uint16_t lane, transport::Work& out);
-  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out);
-  std::span<const std::byte> page_in_place(pages::PageNumber page);
+  void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
+    memory_.read_page(page, offset, out);
+  }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) {
+    return memory_.page_in_place(page, hash_in_tag);
+  }
+  [[nodiscard]] bool wants_hash(pages::PageNumber page, std::uint32_t offset) const;
+  void note_sent(pages::PageNumber page, pages::PageHash hash);
   void on_acknowledged(const transport::Work& work);
   void on_message(std::span<const std::byte> bytes);
   void fail(Failure failure, std::string text) override;

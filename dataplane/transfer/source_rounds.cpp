@@ -340,33 +340,19 @@ bool Source::Impl::next_work(std::uint16_t lane, transport::Work& out) {
   return true;
 }
 
+bool Source::Impl::wants_hash(pages::PageNumber page, std::uint32_t offset) const {
+  return memory_.compares_content() || (hashes() && offset == 0 && unread_.test(page));
+}
+
+void Source::Impl::note_sent(pages::PageNumber page, pages::PageHash hash) {
+  memory_.note_sent(page, hash);
+  note_read(page, hash);
+}
+
 // Of a page's last round every read gives the same bytes, or a later scan would have found it written. So one hash a
 // round is enough.
-void Source::Impl::read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) {
-  if (!hashes() || offset != 0 || !unread_.test(page)) {
-    return memory_.read_page(page, offset, out);
-  }
-  std::array<std::byte, pages::kPageSize> whole;
-  if (out.size() == pages::kPageSize) {
-    memory_.read_page(page, 0, out);
-    note_read(page, pages::hash_page(out.first<pages::kPageSize>()));
-  } else {
-    memory_.read_page(page, 0, whole);
-    note_read(page, pages::hash_page(whole));
-    std::copy_n(whole.begin(), out.size(), out.begin());
-  }
-}
-
-std::span<const std::byte> Source::Impl::page_in_place(pages::PageNumber page) {
-  const std::span<const std::byte> bytes = memory_.page_in_place(page);
-  if (!bytes.empty() && hashes() && unread_.test(page)) {
-    note_read(page, pages::hash_page(bytes.first<pages::kPageSize>()));
-  }
-  return bytes;
-}
-
 void Source::Impl::note_read(pages::PageNumber page, pages::PageHash hash) {
-  if (!unread_.test(page)) {
+  if (!hashes() || !unread_.test(page)) {
     return;
   }
   hashes_.set(page, hash);

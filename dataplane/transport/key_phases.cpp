@@ -52,9 +52,9 @@ AesGcm::Nonce PhaseKey::nonce(std::uint16_t lane, std::uint64_t packet_number) c
 }
 
 void PhaseKey::seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
-                    Sealer::Pages pages) const {
+                    const SealedPages& pages) const {
   const Parts parts(packet);
-  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages);
+  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages.in_place);
 }
 
 bool PhaseKey::open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const {
@@ -87,7 +87,7 @@ bool AesSealer::ready(Instant now, std::uint64_t packet_number) {
   return sealed_ < limits_.packets_max;
 }
 
-void AesSealer::seal(std::uint64_t packet_number, std::span<std::byte> packet, Pages pages) {
+void AesSealer::seal(std::uint64_t packet_number, std::span<std::byte> packet, const SealedPages& pages) {
   GW_ASSERT(sealed_ < limits_.packets_max);
   ++sealed_;
   key_->seal(lane_, packet_number, packet, pages);

@@ -17,7 +17,8 @@ class PhaseKey {
  public:
   PhaseKey(Cipher cipher, const Secret& secret);
   /// RFC 9001 §5.3: IV xor number; here number is lane u32 | packet number u64, big-endian.
-  void seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet, Sealer::Pages pages) const;
+  void seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
+            const SealedPages& pages) const;
   [[nodiscard]] bool open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const;
 
  private:
@@ -35,7 +36,7 @@ class AesSealer final : public Sealer {
   bool ready(Instant now, std::uint64_t packet_number) override;
   [[nodiscard]] std::uint8_t flags() const override { return phase_ ? wire::kFlagKeyPhase : 0; }
   [[nodiscard]] bool encrypts() const override { return true; }
-  void seal(std::uint64_t packet_number, std::span<std::byte> packet, Pages pages) override;
+  void seal(std::uint64_t packet_number, std::span<std::byte> packet, const SealedPages& pages) override;
   void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) override;
 
  private:

@@ -31,6 +31,7 @@
 #include "base/single_writer.h"
 #include "base/time.h"
 #include "dataplane/pages/page.h"
+#include "dataplane/pages/page_digest.h"
 #include "dataplane/transport/keys.h"
 
 namespace godwit::transport {
@@ -60,8 +61,13 @@ class LaneUser {
   /// Copies bytes of the page as they are now.
   virtual void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) = 0;
   /// The whole page where it lies, to be sent without a copy; readable for as long as the frames that refer to it are
-  /// kept. It may change meanwhile. Empty: read_page() must be used.
-  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/) { return {}; }
+  /// kept. It may change meanwhile: `hash_in_tag` says that the peer then drops it, because the tag is made of the hash
+  /// that note_sent() is given; else what leaves may differ from it. Empty: read_page() must be used.
+  virtual std::span<const std::byte> page_in_place(pages::PageNumber /*page*/, bool /*hash_in_tag*/) { return {}; }
+  /// Whether note_sent() must be called for a part at this offset of the page; it may be called anyway.
+  [[nodiscard]] virtual bool wants_hash(pages::PageNumber /*page*/, std::uint32_t /*offset*/) const { return false; }
+  /// Each time that the page, or a part taken from this content of it, is about to leave: pages::hash_page() of it.
+  virtual void note_sent(pages::PageNumber /*page*/, pages::PageHash /*hash*/) {}
   /// Every part of this work has been acknowledged.
   virtual void on_acknowledged(const Work& work) = 0;
   // ---- receiving: bytes are valid until flush() ----
@@ -75,13 +81,21 @@ class LaneUser {
 inline constexpr std::size_t kMessageBytesMax = 65536;
 
 /// Pages that a packet takes from where they lie. If it is in clear text it is on the wire: the buffer but for its last
-/// wire::kTagBytes, then these, then those bytes. The tag covers what they held when it was made: if one is written
-/// before it is sent, the receiver finds a bad tag and drops the packet, and the pages go out again, copied.
+/// wire::kTagBytes, then these, then those bytes. The tag covers what they held when they were hashed: if one is
+/// written before it is sent, the receiver finds a bad tag and drops the packet, and the pages go out again, copied.
 struct PagesInPlace {
   std::array<std::span<const std::byte>, 2> pieces{};  // a page each, or neighbours as one
   std::size_t count = 0;
   std::size_t bytes = 0;
   [[nodiscard]] std::span<const std::span<const std::byte>> view() const { return std::span(pieces).first(count); }
+  void add(std::span<const std::byte> page) {
+    bytes += page.size();
+    if (count != 0 && pieces[0].data() + pieces[0].size() == page.data()) {
+      pieces[0] = {pieces[0].data(), bytes};
+    } else {
+      pieces[count++] = page;
+    }
+  }
 };
 
 struct LaneCounters;

@@ -72,7 +72,10 @@ class Lane::Impl {
     std::span<std::byte> out;
     std::size_t at = 0;
     wire::PacketHeader header;
-    PagesInPlace pages;  // that follow at `at`, and are not there yet
+    std::size_t pages_at = 0;  // in a packet of pages, where their bytes begin
+    PagesInPlace in_place;     // that follow at `at`, and are not there yet
+    std::array<pages::PageHash, wire::kPagesPerPacketMax> hashes{};
+    std::size_t hash_count = 0;
   };
   enum class Next : std::uint8_t { kNothing, kWork, kMessage };
   /// What would go out now, by the order that lane.h has; takes work in hand.
@@ -82,8 +85,11 @@ class Lane::Impl {
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
   std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
-  [[nodiscard]] PagesInPlace find_in_place(const SentContent& content);
+  using Lying = std::array<std::span<const std::byte>, wire::kPagesPerPacketMax>;
+  [[nodiscard]] Lying find_in_place(const SentContent& content);
   void put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t part);
+  void read_part(pages::PageNumber page, std::uint32_t part, std::span<std::byte> out);
+  void note_hash(Draft& draft, const WorkSlot& entry, std::span<const std::byte> bytes);
   void put_pages(Draft& draft, const SentContent& content);
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);

@@ -113,12 +113,15 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
 
 std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
   wire::write_header(draft.header, draft.out);
-  const std::size_t length = draft.at + draft.pages.bytes + wire::kTagBytes;
-  const bool in_place = draft.pages.count != 0 && !sealer_->encrypts();
+  const std::size_t length = draft.at + draft.in_place.bytes + wire::kTagBytes;
+  const bool in_place = draft.in_place.count != 0 && !sealer_->encrypts();
   const std::size_t buffer_bytes = in_place ? draft.at + wire::kTagBytes : length;
-  sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes), draft.pages.view());
+  sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes),
+                {.at = draft.pages_at,
+                 .in_place = draft.in_place.view(),
+                 .hashes = std::span(draft.hashes).first(draft.hash_count)});
   if (in_place) {
-    *in_place_ = draft.pages;
+    *in_place_ = draft.in_place;
   }
   if (carries_data(content.kind) && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
     waiting_ = true;
@@ -174,12 +177,13 @@ std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, Next
   return works_.at(works_.front()).work.zero ? send_zero_runs(now, out, with_ack) : send_pages(now, out, with_ack);
 }
 
-/// Where the pages of a packet lie, if none of them has to be copied.
-PagesInPlace Lane::Impl::find_in_place(const SentContent& content) {
+/// Where the pages of a packet lie; empty if one of them has to be copied.
+Lane::Impl::Lying Lane::Impl::find_in_place(const SentContent& content) {
   if (layout_.parts_per_page != 1 || (!sealer_->encrypts() && in_place_ == nullptr)) {
     return {};
   }
-  PagesInPlace found;
+  Lying found;
+  std::size_t count = 0;
   for (const std::uint32_t slot : {content.slot, content.second}) {
     if (slot == kNoSlot) {
       continue;
@@ -187,19 +191,14 @@ PagesInPlace Lane::Impl::find_in_place(const SentContent& content) {
     const WorkSlot& entry = works_.at(slot);
     // What goes out again is copied: then no tag can be wrong because the guest writes, however often it does.
     const bool again = entry.lost != 0 && !sealer_->encrypts();
-    const std::span<const std::byte> page = again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page);
-    if (page.empty()) {
+    found[count] = again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page, !sealer_->encrypts());
+    if (found[count].empty()) {
       return {};
     }
-    GW_ASSERT(page.size() == pages::kPageSize);
-    found.bytes += page.size();
-    if (found.count != 0 && found.pieces[0].data() + found.pieces[0].size() == page.data()) {
-      found.pieces[0] = {found.pieces[0].data(), found.bytes};
-    } else {
-      found.pieces[found.count++] = page;
-    }
+    GW_ASSERT(found[count].size() == pages::kPageSize);
+    ++count;
   }
-  counters_.pages_in_place += found.bytes / pages::kPageSize;
+  counters_.pages_in_place += count;
   return found;
 }
 
@@ -223,16 +222,48 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
       put_desc(draft, works_.at(slot), part);
     }
   }
-  draft.pages = find_in_place(content);
-  if (draft.pages.count != 0) {
+  draft.pages_at = draft.at;
+  const Lying lying = find_in_place(content);
+  std::size_t i = 0;
+  for (const std::uint32_t slot : {content.slot, content.second}) {
+    if (slot == kNoSlot) {
+      continue;
+    }
+    const WorkSlot& entry = works_.at(slot);
+    if (!lying[0].empty()) {
+      draft.in_place.add(lying[i]);
+      note_hash(draft, entry, lying[i++]);
+      continue;
+    }
+    const std::span<std::byte> out = draft.out.subspan(draft.at, layout_.length(part));
+    read_part(entry.work.page, part, out);
+    note_hash(draft, entry, out);
+    draft.at += out.size();
+  }
+}
+
+/// A part is taken from one whole reading, so that its user knows what page it is of.
+void Lane::Impl::read_part(pages::PageNumber page, std::uint32_t part, std::span<std::byte> out) {
+  const std::uint32_t offset = layout_.offset(part);
+  if (layout_.parts_per_page == 1 || !user_.wants_hash(page, offset)) {
+    return user_.read_page(page, offset, out);
+  }
+  std::array<std::byte, pages::kPageSize> whole;
+  user_.read_page(page, 0, whole);
+  user_.note_sent(page, pages::hash_page(whole));
+  std::copy_n(whole.begin() + offset, out.size(), out.begin());
+}
+
+/// One reading gives what the tag is made of and what the user is told.
+void Lane::Impl::note_hash(Draft& draft, const WorkSlot& entry, std::span<const std::byte> bytes) {
+  const bool whole = layout_.parts_per_page == 1;
+  if (sealer_->encrypts() && !(whole && user_.wants_hash(entry.work.page, 0))) {
     return;
   }
-  for (const std::uint32_t slot : {content.slot, content.second}) {
-    if (slot != kNoSlot) {
-      const std::uint32_t length = layout_.length(part);
-      user_.read_page(works_.at(slot).work.page, layout_.offset(part), draft.out.subspan(draft.at, length));
-      draft.at += length;
-    }
+  const pages::PageHash hash = pages::hash_part(bytes);
+  draft.hashes[draft.hash_count++] = hash;
+  if (whole) {
+    user_.note_sent(entry.work.page, hash);
   }
 }
 

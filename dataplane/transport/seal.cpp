@@ -1,16 +1,14 @@
 #include "dataplane/transport/seal.h"
 
-#define XXH_STATIC_LINKING_ONLY  // the state of a hash that is made in pieces, with no allocation
-#include <xxhash.h>
-// Selects AVX-512, AVX2 or SSE2 at run time; must follow xxhash.h.
-#include <xxh_x86dispatch.h>
-
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "base/check.h"
+#include "dataplane/pages/xxh3.h"
 #include "dataplane/transport/key_phases.h"
 #include "dataplane/wire/bytes.h"
+#include "dataplane/wire/frames.h"
 
 namespace godwit::transport {
 
@@ -36,24 +34,14 @@ class Checksum {
     }
   }
 
-  void write(std::span<std::byte> packet) const { store(compute(packet), packet); }
-
-  void write(std::span<std::byte> packet, Sealer::Pages pages) const {
-    GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
-    XXH3_state_t state;
-    XXH3_INITSTATE(&state);
-    XXH3_128bits_reset_withSecret(&state, key_.data(), key_.size());
-    XXH3_128bits_update(&state, packet.data(), packet.size() - wire::kTagBytes);
-    for (const std::span<const std::byte> page : pages) {
-      XXH3_128bits_update(&state, page.data(), page.size());
-    }
-    const XXH128_hash_t hash = XXH3_128bits_digest(&state);
-    leave_vector_registers();
-    store(hash, packet);
+  void write(std::span<std::byte> packet, const SealedPages& pages) const {
+    const XXH128_hash_t hash = compute(packet, pages);
+    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
+    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
   }
 
-  [[nodiscard]] bool matches(std::span<const std::byte> packet) const {
-    const XXH128_hash_t hash = compute(packet);
+  [[nodiscard]] bool matches(std::span<const std::byte> packet, const SealedPages& pages) const {
+    const XXH128_hash_t hash = compute(packet, pages);
     // No early end: the time says nothing about where the tags differ.
     const std::uint64_t low = hash.low64 ^ wire::load_le<std::uint64_t>(packet, packet.size() - 16);
     const std::uint64_t high = hash.high64 ^ wire::load_le<std::uint64_t>(packet, packet.size() - 8);
@@ -61,28 +49,33 @@ class Checksum {
   }
 
  private:
-  [[nodiscard]] XXH128_hash_t compute(std::span<const std::byte> packet) const {
+  [[nodiscard]] XXH128_hash_t compute(std::span<const std::byte> packet, const SealedPages& pages) const {
     GW_ASSERT(packet.size() >= wire::kHeaderBytes + wire::kTagBytes);
-    const XXH128_hash_t hash =
-        XXH3_128bits_withSecret(packet.data(), packet.size() - wire::kTagBytes, key_.data(), key_.size());
-    leave_vector_registers();
+    return pages.at == 0 ? digest(packet.first(packet.size() - wire::kTagBytes)) : digest_hashes(packet, pages);
+  }
+
+  [[nodiscard]] XXH128_hash_t digest_hashes(std::span<const std::byte> packet, const SealedPages& pages) const {
+    std::array<std::byte, kHeadBytesMax> head;
+    GW_ASSERT(pages.at <= packet.size() - wire::kTagBytes && pages.hashes.size() <= wire::kPagesPerPacketMax);
+    std::copy_n(packet.begin(), pages.at, head.begin());
+    std::size_t bytes = pages.at;
+    for (const pages::PageHash hash : pages.hashes) {
+      wire::store_le<std::uint64_t>(head, bytes, hash);
+      bytes += sizeof(hash);
+    }
+    return digest(std::span(head).first(bytes));
+  }
+
+  [[nodiscard]] XXH128_hash_t digest(std::span<const std::byte> bytes) const {
+    const XXH128_hash_t hash = XXH3_128bits_withSecret(bytes.data(), bytes.size(), key_.data(), key_.size());
+    pages::leave_vector_registers();
     return hash;
   }
 
-  static void store(const XXH128_hash_t& hash, std::span<std::byte> packet) {
-    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
-  }
-
-  void leave_vector_registers() const {
-    // Debian's libxxhash returns with the upper halves of the vector registers in use, and the next SSE instruction,
-    // whosever it is, waits 180 ns for them.
-    if (has_avx_) {
-      asm volatile("vzeroupper" ::: "memory");
-    }
-  }
-
-  const bool has_avx_ = __builtin_cpu_supports("avx") != 0;
+  /// Of a packet of pages without their bytes, and with their hashes.
+  static constexpr std::size_t kHeadBytesMax =
+      wire::kHeaderBytes + wire::ack_block_bytes(wire::kAckWordsMax) + wire::kPrefixBytes +
+      wire::kPagesPerPacketMax * (wire::kPageDescBytes + sizeof(pages::PageHash));
   static constexpr std::size_t kKeyBytes = 192;
   static_assert(kKeyBytes >= XXH3_SECRET_SIZE_MIN && kKeyBytes % sizeof(Tag) == 0);
   SecretBytes<kKeyBytes> key_;
@@ -94,8 +87,8 @@ class ChecksumSealer final : public Sealer {
   bool ready(Instant /*now*/, std::uint64_t /*packet_number*/) override { return true; }
   [[nodiscard]] std::uint8_t flags() const override { return wire::kFlagChecksum; }
   [[nodiscard]] bool encrypts() const override { return false; }
-  void seal(std::uint64_t /*packet_number*/, std::span<std::byte> packet, Pages pages) override {
-    pages.empty() ? checksum_.write(packet) : checksum_.write(packet, pages);
+  void seal(std::uint64_t /*packet_number*/, std::span<std::byte> packet, const SealedPages& pages) override {
+    checksum_.write(packet, pages);
   }
   void on_reported(Instant /*now*/, std::uint64_t /*largest*/, Duration /*probe_timeout*/) override {}
 
@@ -109,9 +102,20 @@ class ChecksumOpener final : public Opener {
   [[nodiscard]] bool takes(std::uint8_t flags) const override {
     return (flags & (wire::kFlagChecksum | wire::kFlagKeyPhase)) == wire::kFlagChecksum;
   }
-  Opened open(Instant /*now*/, const wire::PacketHeader& /*header*/, std::span<std::byte> packet,
+  Opened open(Instant /*now*/, const wire::PacketHeader& header, std::span<std::byte> packet,
               Duration /*probe_timeout*/) override {
-    return checksum_.matches(packet) ? Opened::kYes : Opened::kBadTag;
+    const std::span<const std::byte> text =
+        packet.subspan(wire::kHeaderBytes, packet.size() - wire::kHeaderBytes - wire::kTagBytes);
+    SealedPages pages;
+    std::array<pages::PageHash, wire::kPagesPerPacketMax> hashes;
+    // A body that is not well formed has its tag over all of it, which is bad unless its sender has made a mistake.
+    if (header.type == wire::PacketType::kPages && wire::parse_body(header, text, body_) == wire::BadBody::kNone) {
+      pages.at = static_cast<std::size_t>(body_.page_bytes[0].data() - packet.data());
+      std::transform(body_.page_bytes.begin(), body_.page_bytes.begin() + body_.count, hashes.begin(),
+                     pages::hash_part);
+      pages.hashes = std::span(hashes).first(body_.count);
+    }
+    return checksum_.matches(packet, pages) ? Opened::kYes : Opened::kBadTag;
   }
   [[nodiscard]] bool forgeries_used_up() const override { return false; }
   [[nodiscard]] Instant deadline() const override { return kNever; }
@@ -119,6 +123,7 @@ class ChecksumOpener final : public Opener {
 
  private:
   Checksum checksum_;
+  wire::Body body_;  // scratch
 };
 
 }  // namespace

@@ -3,7 +3,8 @@
 // header (clear) | body | tag; the tag covers both, AES-GCM encrypts the body. With AES-GCM keys change as in RFC 9001
 // §6, each direction by itself: the sender goes over when a key has served long enough and the one before is confirmed,
 // and says so by a bit in the header; the receiver follows when a packet of the next key proves genuine, and keeps the
-// last key for what is late.
+// last key for what is late. In clear text the tag is XXH3-128, keyed, of the packet without its pages' bytes and of a
+// hash of each page's bytes instead: so whoever sends knows a page by the very hash that lets it be placed.
 // Owner: one lane; its lcore; no allocation after construction but at a rekeying, inside libcrypto. Failure: open()
 // says what is wrong; then the body is nothing to look at, and nothing else has changed but a count of forgeries.
 
@@ -13,6 +14,7 @@
 #include <span>
 
 #include "base/time.h"
+#include "dataplane/pages/page_digest.h"
 #include "dataplane/transport/hkdf.h"
 #include "dataplane/transport/keys.h"
 #include "dataplane/wire/packet.h"
@@ -27,9 +29,15 @@ struct SealConfig {
   KeyLimits limits;
 };
 
+/// What a packet of pages ends with.
+struct SealedPages {
+  std::size_t at = 0;                                      // where they begin in the packet, or would; 0: none
+  std::span<const std::span<const std::byte>> in_place{};  // where they lie if that is elsewhere
+  std::span<const pages::PageHash> hashes{};  // clear text: hash_part() of each, of the packet's page or part
+};
+
 class Sealer {
  public:
-  using Pages = std::span<const std::span<const std::byte>>;
   virtual ~Sealer() = default;
   /// Before each packet; goes over to the next key when it is time. False: no packet may be sealed any more.
   [[nodiscard]] virtual bool ready(Instant now, std::uint64_t packet_number) = 0;
@@ -37,9 +45,9 @@ class Sealer {
   [[nodiscard]] virtual std::uint8_t flags() const = 0;
   [[nodiscard]] virtual bool encrypts() const = 0;
   /// `packet` is header, body and room for the tag; ready() has been asked for this number. A number is sealed once.
-  /// `pages`: what the body ends with, where it lies elsewhere. If encrypts(), `packet` has room for them, and each
-  /// byte of them is read once; else `packet` is without them, and they will be sent in front of its tag.
-  virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet, Pages pages = {}) = 0;
+  /// Pages in place: if encrypts(), `packet` has room for them, and each byte of them is read once; else `packet` is
+  /// without them, they will be sent in front of its tag, and only their hashes are looked at here.
+  virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet, const SealedPages& pages = {}) = 0;
   /// The peer reports `largest` as received, in an authentic packet.
   virtual void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) = 0;
 };

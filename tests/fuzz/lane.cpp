@@ -7,6 +7,8 @@
 
 #include "dataplane/transport/lane.h"
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -240,7 +242,15 @@ class Attack {
     wire::Body parsed;
     const auto view = wire::parse_packet(packet);
     const bool good_body = view && wire::parse_body(view->header, view->body, parsed) == wire::BadBody::kNone;
-    sealer_->seal(header.packet_number, packet);
+    transport::SealedPages sealed;
+    std::array<::godwit::pages::PageHash, wire::kPagesPerPacketMax> hashes;
+    if (good_body && header.type == wire::PacketType::kPages) {
+      sealed.at = static_cast<std::size_t>(parsed.page_bytes[0].data() - packet.data());
+      std::transform(parsed.page_bytes.begin(), parsed.page_bytes.begin() + parsed.count, hashes.begin(),
+                     ::godwit::pages::hash_part);
+      sealed.hashes = std::span(hashes).first(parsed.count);
+    }
+    sealer_->seal(header.packet_number, packet, sealed);
 
     const std::uint64_t packets_before = lane_.counters().packets_received;
     const std::uint64_t delivered_before = user_.delivered();

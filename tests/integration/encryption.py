@@ -2,8 +2,11 @@
 
 import time
 
-from .movement import guest_at_home, moved
-from .registry import check, check_equal, scenario_beside_others
+from tests.lab import metrics
+from tests.lab.lab import Lab
+
+from .movement import guest_at_home, home_and_away, moved, require_memory_for_hugepages
+from .registry import check, check_equal, scenario, scenario_beside_others
 
 
 @scenario_beside_others
@@ -44,3 +47,26 @@ def clear_text_where_both_allow_it():
         with guest_at_home(options=options) as lab:
             moved(lab, "guest", "host-b", encryption="none")
             moved(lab, "guest", "host-a", encryption="none", verify="full")
+
+
+def huge_pages_in_place(device, **lab):
+    """Of a guest whose written pages are found by comparing content, nearly all pages leave in place, and the way home is as cheap."""
+    require_memory_for_hugepages()
+    options = {"allow_clear_text": {"host-a": True, "host-b": True}, "device": device, "hugepages": 300, "metrics": True}
+    with Lab(backing="hugetlbfs", options=options, **lab) as lab:
+        lab.start()
+        moves = home_and_away(lab, {"encryption": "none", "verify": "full"})
+        for host, summary in zip(("host-a", "host-b"), moves, strict=True):
+            sent = summary["stats"]["pages_sent"]
+            in_place = sum(value for _, value in metrics.scrape(lab, host, "dataplane").of("godwit_dataplane_in_place_pages_total"))
+            check(in_place > sent * 0.8, f"{host} sent {sent} pages, {in_place} of them in place")
+
+
+@scenario
+def huge_pages_in_place_af_packet():
+    huge_pages_in_place("net_af_packet")
+
+
+@scenario
+def huge_pages_in_place_memif_hashes():
+    huge_pages_in_place("net_memif", tracker="hashes")

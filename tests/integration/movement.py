@@ -35,14 +35,15 @@ def moved(lab, vm, destination, **plan):
     return summary
 
 
-def home_and_away(lab, **guest):
+def home_and_away(lab, plan=None, **guest):
     """A to B to A; the way home must be cheap: only what was written in between."""
     rate = 100
+    plan = plan or {}
     lab.start_vm(**{**SMALL, "rate": rate, **guest})
-    first = moved(lab, "guest", "host-b")
+    first = moved(lab, "guest", "host-b", **plan)
     check_equal(first["stats"]["pages_reused"], 0, "pages reused on the first move")
     wait_until("two seconds' writes on host-b", lambda: lab.console("guest", "host-b").written() >= 2 * rate)
-    second = moved(lab, "guest", "host-a")
+    second = moved(lab, "guest", "host-a", **plan)
     total = second["stats"]["pages_total"]
     check(second["stats"]["pages_reused"] > total * 0.8, f"only {second['stats']['pages_reused']} of {total} pages reused")
     check(second["stats"]["pages_sent"] < first["stats"]["pages_sent"] / 3, f"sent {second['stats']['pages_sent']} pages on the way home")

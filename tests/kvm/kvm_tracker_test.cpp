@@ -30,7 +30,7 @@ class KvmTracker : public KvmGuest {
     for (pages::PageNumber page = pages.next_set(0); page < pages.size(); page = pages.next_set(page + 1)) {
       const auto bytes = std::span(to).subspan(page * pages::kPageSize).first<pages::kPageSize>();
       ASSERT_TRUE(ram_->read(page, 0, bytes));
-      tracker_->note_copied(page, bytes);
+      tracker_->note_sent(page, pages::hash_page(bytes));
     }
   }
 

@@ -86,6 +86,9 @@ void LaneModel::place(const transport::Work& work, std::uint32_t offset, std::sp
                    "page " + std::to_string(work.page) + " of round " + std::to_string(work.round) + " after round " +
                        std::to_string(history.placed_round));
   history.placed_round = work.round;
+  if (!work.zero) {
+    nodes_[0]->check_told(work.page, bytes);
+  }
   const std::size_t length = work.zero ? pages::kPageSize : bytes.size();
   for (std::size_t at = 0; at < length; at += kLineBytes) {
     Word word{work.page, life_, handed->second};

@@ -33,6 +33,7 @@ std::size_t message_size(std::size_t sender, std::uint32_t number) {
 void Node::start(Instant now, std::uint32_t life) {
   life_ = life;
   messages_sent_ = messages_received_ = 0;
+  told_.clear();
   for (std::uint16_t i = 0; i < kLanes; ++i) {
     transport::LaneConfig config;
     config.local_flow_id = model_.flow_id(index_, life);
@@ -74,14 +75,31 @@ bool Node::next_work(std::uint16_t lane, transport::Work& out) {
   return true;
 }
 
-std::span<const std::byte> Node::page_in_place(pages::PageNumber page) {
-  if (!model_.scenario_.in_place) {
+std::span<const std::byte> Node::page_in_place(pages::PageNumber page, bool hash_in_tag) {
+  if (!model_.scenario_.in_place || (model_.scenario_.compares_content && !hash_in_tag)) {
     return {};
   }
   ram_.resize(model_.history_.size() * pages::kPageSize);
   const std::span<std::byte> bytes = std::span(ram_).subspan(page * pages::kPageSize, pages::kPageSize);
   read_page(page, 0, bytes);
   return bytes;
+}
+
+bool Node::wants_hash(pages::PageNumber /*page*/, std::uint32_t /*offset*/) const {
+  return model_.scenario_.compares_content;
+}
+
+void Node::check_told(pages::PageNumber page, std::span<const std::byte> bytes) {
+  if (!model_.scenario_.compares_content) {
+    return;
+  }
+  // What is in parts was copied: all of the page is as the part.
+  std::array<std::byte, pages::kPageSize> whole;
+  for (std::size_t at = 0; at < whole.size(); at += kLineBytes) {
+    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at % bytes.size()), kLineBytes, whole.begin() + at);
+  }
+  model_.verdict_.require(told_[page].contains(pages::hash_page(whole)), "told",
+                          "page " + std::to_string(page) + " was placed as its source was never told that it left");
 }
 
 void Node::tear(const transport::PagesInPlace& in_place) {

@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -29,12 +31,17 @@ class Node final : public transport::LaneUser {
 
   bool next_work(std::uint16_t lane, transport::Work& out) override;
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override;
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override;
+  [[nodiscard]] bool wants_hash(pages::PageNumber page, std::uint32_t offset) const override;
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override { told_[page].insert(hash); }
   void on_acknowledged(const transport::Work& work) override;
   void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override;
   void on_zero_run(std::uint16_t lane, std::uint32_t round, pages::PageNumber first, std::uint64_t count) override;
   void on_message(std::span<const std::byte> message) override;
+
+  /// The peer has placed it: a part of a page of this content, or such a page.
+  void check_told(pages::PageNumber page, std::span<const std::byte> bytes);
 
   /// Into the receive ring, if it has room.
   void arrive(std::vector<std::byte> datagram);
@@ -96,7 +103,8 @@ class Node final : public transport::LaneUser {
   std::uint32_t life_ = 0;
   std::array<std::unique_ptr<transport::Lane>, kLanes> lanes_;
   std::array<Log, kLanes> logs_;
-  std::vector<std::byte> ram_;  // of the source: what was read in place
+  std::vector<std::byte> ram_;                                   // of the source: what was read in place
+  std::map<pages::PageNumber, std::set<pages::PageHash>> told_;  // of what left in this life
   std::deque<std::vector<std::byte>> inbox_;
   std::vector<std::vector<std::byte>> burst_;  // valid until flush
   std::vector<Placement> placements_;

@@ -57,6 +57,7 @@ Scenario draw_scenario(Random& random, Size size) {
   s.path_mtu.probe = milliseconds(static_cast<std::int64_t>(random.between(1, 100)));
   s.path_mtu.raise = milliseconds(static_cast<std::int64_t>(random.between(1, 1000)));
   s.in_place = random.chance_ppm(700'000);
+  s.compares_content = random.chance_ppm(500'000);
   s.tear_ppm = random.chance_ppm(200'000) ? 1'000'000 : draw_rate(random, 600'000, 300'000);
   return s;
 }

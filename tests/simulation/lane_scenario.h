@@ -30,6 +30,7 @@ struct Scenario {
   std::uint32_t replay_ppm = 0;        // a recorded datagram comes again, as it was or aimed elsewhere
   std::uint32_t write_ppm = 0;         // the guest writes a page
   bool in_place = false;               // in clear text pages are sent from where they lie
+  bool compares_content = false;       // the source must know what left by its hash
   std::uint32_t tear_ppm = 0;          // such a packet's page is written before it is sent; after the faults too
   std::array<std::size_t, 2> inbox_datagrams_max{};  // receive ring: more are dropped
   std::array<std::size_t, 2> burst_datagrams{};      // that a node handles in a turn

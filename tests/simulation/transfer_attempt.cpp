@@ -206,7 +206,10 @@ void Attempt::guest_writes() {
   const bool stopped = bridge_ == Bridge::kStreaming;
   if (bridge_ != Bridge::kEnded &&
       (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
-    random_.below(60) == 0 ? input_.source.memory->balloon(random_) : input_.source.memory->write(random_);
+    const std::uint64_t kind = random_.below(60);
+    kind == 0   ? input_.source.memory->balloon(random_)
+    : kind < 15 ? input_.source.memory->write_back(random_)
+                : input_.source.memory->write(random_);
   }
   // Once an end is gone nothing but silence follows: seconds in which few writes say as much as many.
   const auto interval_us = static_cast<std::uint64_t>(script_.write_interval.us()) * (disturbed_ ? 1000 : 1);

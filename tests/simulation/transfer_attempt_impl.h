@@ -54,7 +54,13 @@ class Watch final : public transport::LaneUser {
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override {
     user_.read_page(page, offset, out);
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return user_.page_in_place(page); }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override {
+    return user_.page_in_place(page, hash_in_tag);
+  }
+  [[nodiscard]] bool wants_hash(pages::PageNumber page, std::uint32_t offset) const override {
+    return user_.wants_hash(page, offset);
+  }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override { user_.note_sent(page, hash); }
   void on_acknowledged(const transport::Work& work) override { user_.on_acknowledged(work); }
   void on_page(std::uint16_t lane, std::uint32_t round, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> bytes) override {

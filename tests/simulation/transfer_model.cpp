@@ -15,6 +15,7 @@ void ModelMemory::write_page(pages::PageNumber page, Random& random) {
   const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
   const std::size_t offset = random.below(pages::kPageSize - length + 1);
   const bool zero = random.below(6) == 0;
+  keep(page);
   for (std::size_t at = 0; at < length; at += sizeof(std::uint64_t)) {
     const std::uint64_t word = zero ? 0 : random.next();
     std::memcpy(pages_[page].data() + offset + at, &word, sizeof(word));
@@ -26,8 +27,47 @@ void ModelMemory::write_at(std::span<const std::byte> bytes, Random& random) {
   const auto at = static_cast<std::size_t>(bytes.data() - pages_[0].data()) + random.below(bytes.size() / 8) * 8;
   const std::uint64_t word = random.next();
   const pages::PageNumber page = at / pages::kPageSize;
+  keep(page);
   std::memcpy(pages_[page].data() + at % pages::kPageSize, &word, sizeof(word));
   written_.set(page);
+}
+
+void ModelMemory::keep(pages::PageNumber page) {
+  constexpr std::size_t kEarlierMax = 4;
+  if (earlier_.size() == kEarlierMax) {
+    earlier_.pop_front();
+  }
+  earlier_.push_back({page, pages_[page]});
+}
+
+void ModelMemory::write_back(Random& random) {
+  if (earlier_.empty()) {
+    return;
+  }
+  const auto which = earlier_.begin() + static_cast<std::ptrdiff_t>(random.below(earlier_.size()));
+  pages_[which->page] = which->content;
+  written_.set(which->page);
+  earlier_.erase(which);
+}
+
+void ModelMemory::rearm() {
+  written_.clear_all();
+  for (pages::PageNumber page = 0; page < pages_.size(); ++page) {
+    known_.set(page, pages::hash_page(pages_[page]));
+  }
+}
+
+pages::Bitmap ModelMemory::written() const {
+  if (!compares_content_) {
+    return written_;
+  }
+  pages::Bitmap changed(pages_.size());
+  for (pages::PageNumber page = 0; page < pages_.size(); ++page) {
+    if (known_.get(page) == memory::KnownHashes::kUnknown || known_.get(page) != pages::hash_page(pages_[page])) {
+      changed.set(page);
+    }
+  }
+  return changed;
 }
 
 void ModelMemory::balloon(Random& random) {
@@ -73,6 +113,7 @@ std::expected<void, transfer::GuestError> ModelMemory::place_pages(std::span<con
   for (const transfer::Arrival& arrival : arrivals) {
     GW_ASSERT(arrival.offset + arrival.bytes.size() <= pages::kPageSize);
     std::copy(arrival.bytes.begin(), arrival.bytes.end(), pages_.at(arrival.page).begin() + arrival.offset);
+    known_.set(arrival.page, pages::hash_page(pages_[arrival.page]));
     if (damage_in_ != 0 && --damage_in_ == 0) {
       flip_bit(arrival.page, arrival.offset);
     }
@@ -84,13 +125,14 @@ std::expected<void, transfer::GuestError> ModelMemory::zero_pages(pages::PageNum
   placed_while_frozen_ = placed_while_frozen_ || frozen_;
   for (pages::PageNumber page = first; page < first + count; ++page) {
     pages_.at(page).fill(std::byte{0});
+    known_.set(page, pages::zero_page_hash());
   }
   return fault("zero_pages");
 }
 
 std::expected<void, transfer::GuestError> ModelMemory::collect_written(pages::Bitmap& out) {
-  out |= written_;
-  written_.clear_all();
+  out |= written();
+  rearm();
   return fault("collect_written");
 }
 
@@ -98,6 +140,7 @@ std::expected<void, transfer::GuestError> ModelMemory::find_zero(const pages::Bi
   for (pages::PageNumber page = among.next_set(0); page < among.size(); page = among.next_set(page + 1)) {
     if (std::all_of(pages_[page].begin(), pages_[page].end(), [](std::byte b) { return b == std::byte{0}; })) {
       out.set(page);
+      known_.note_sent(page, pages::zero_page_hash());
     }
   }
   return fault("find_zero");

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "dataplane/memory/known_hashes.h"
 #include "dataplane/pages/compare.h"
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/transfer/executor.h"
@@ -20,10 +21,12 @@ namespace godwit::simulation {
 
 using PageContent = std::array<std::byte, pages::kPageSize>;
 
-/// RAM of one VM on one host. Writes by the guest are marked; placements by a migration are not.
+/// RAM of one VM on one host. Writes by the guest are marked, or found by comparing content; placements by a migration
+/// are not.
 class ModelMemory final : public transfer::GuestMemory {
  public:
-  explicit ModelMemory(std::uint64_t page_count) : pages_(page_count), written_(page_count) {}
+  explicit ModelMemory(std::uint64_t page_count, bool compares_content = false)
+      : pages_(page_count), written_(page_count), known_(page_count), compares_content_(compares_content) {}
 
   // ---- the guest ----
   void write(Random& random);
@@ -31,13 +34,16 @@ class ModelMemory final : public transfer::GuestMemory {
   void balloon(Random& random);
   /// A word of these bytes of RAM.
   void write_at(std::span<const std::byte> bytes, Random& random);
+  /// A page gets content that it had before a late write.
+  void write_back(Random& random);
   void give_back(pages::PageNumber first, std::uint64_t count);
   void fill(pages::PageNumber page, std::byte value) {
     pages_[page].fill(value);
     written_.set(page);
   }
-  void rearm() { written_.clear_all(); }
-  [[nodiscard]] const pages::Bitmap& written() const { return written_; }
+  void rearm();
+  /// What collect_written() would find.
+  [[nodiscard]] pages::Bitmap written() const;
   [[nodiscard]] const PageContent& page(pages::PageNumber page) const { return pages_[page]; }
   [[nodiscard]] bool same_content(const ModelMemory& other) const { return pages_ == other.pages_; }
   [[nodiscard]] pages::PageNumber first_difference(const ModelMemory& other) const;
@@ -57,6 +63,7 @@ class ModelMemory final : public transfer::GuestMemory {
   void place(pages::PageNumber page, std::span<const std::byte> content) {
     placed_while_frozen_ = placed_while_frozen_ || frozen_;
     std::copy(content.begin(), content.end(), pages_.at(page).begin());
+    known_.set(page, pages::hash_page(pages_[page]));
   }
   /// A placement from now on is a bug: the object was told that the end has failed.
   void freeze() { frozen_ = true; }
@@ -68,7 +75,11 @@ class ModelMemory final : public transfer::GuestMemory {
   // ---- GuestMemory ----
   [[nodiscard]] pages::PageNumber page_count() const override { return pages_.size(); }
   void read_page(pages::PageNumber page, std::uint32_t offset, std::span<std::byte> out) override;
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override { return pages_.at(page); }
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override {
+    return compares_content_ && !hash_in_tag ? std::span<const std::byte>() : pages_.at(page);
+  }
+  [[nodiscard]] bool compares_content() const override { return compares_content_; }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override { known_.note_sent(page, hash); }
   std::expected<void, transfer::GuestError> place_pages(std::span<const transfer::Arrival> arrivals) override;
   std::expected<void, transfer::GuestError> zero_pages(pages::PageNumber first, std::uint64_t count) override;
   std::expected<void, transfer::GuestError> collect_written(pages::Bitmap& out) override;
@@ -77,10 +88,18 @@ class ModelMemory final : public transfer::GuestMemory {
   [[nodiscard]] std::expected<void, transfer::GuestError> check_whole() const override;
 
  private:
+  struct Earlier {
+    pages::PageNumber page;
+    PageContent content;
+  };
   [[nodiscard]] std::expected<void, transfer::GuestError> fault(const char* call);
+  void keep(pages::PageNumber page);
 
   std::vector<PageContent> pages_;
   pages::Bitmap written_;
+  memory::KnownHashes known_;
+  std::deque<Earlier> earlier_;  // the last few that were overwritten
+  bool compares_content_;
   std::uint64_t damage_in_ = 0, place_calls_ = 0;
   bool fail_next_ = false, frozen_ = false, placed_while_frozen_ = false;
   bool lost_ = false, damaged_ = false;
@@ -114,8 +133,8 @@ class ModelExecutor final : public transfer::Executor {
 
 /// A VM's memory and its generations on one host.
 struct Image {
-  explicit Image(std::uint64_t page_count)
-      : memory(std::make_unique<ModelMemory>(page_count)), table(page_count, pages::kNeverWritten) {}
+  Image(std::uint64_t page_count, bool compares_content)
+      : memory(std::make_unique<ModelMemory>(page_count, compares_content)), table(page_count, pages::kNeverWritten) {}
   std::unique_ptr<ModelMemory> memory;
   pages::GenerationTable table;
 };

@@ -51,7 +51,7 @@ World::World(std::uint64_t seed, bool large, bool trace)
       trace_(trace),
       page_count_(large ? random_.between(65, 1000) : random_.between(2, 130)),
       images_(random_.between(2, large ? 4 : 3)) {
-  images_[0].emplace(page_count_);
+  images_[0].emplace(page_count_, random_.below(2) == 0);
   for (std::uint64_t i = 0; i < page_count_; ++i) {
     images_[0]->memory->write(random_);
   }
@@ -139,7 +139,7 @@ std::string World::attempt(std::size_t to) {
   const Script script = draw_script();
   const bool has_retained = images_[to].has_value();
   if (!has_retained) {
-    images_[to].emplace(page_count_);
+    images_[to].emplace(page_count_, random_.below(2) == 0);
   }
   Image& source = *images_[here_];
   Image& destination = *images_[to];
@@ -215,13 +215,14 @@ void World::aborted(std::size_t to, AttemptResult& result, const Script& script)
 
 std::string World::check_claims(const char* when) const {
   const Image& running = *images_[here_];
+  const pages::Bitmap written = running.memory->written();
   for (std::size_t host = 0; host < images_.size(); ++host) {
     if (host == here_ || !images_[host]) {
       continue;
     }
     for (pages::PageNumber page = 0; page < page_count_; ++page) {
-      const bool claimed = pages::reusable(images_[host]->table.get(page), running.table.get(page)) &&
-                           !running.memory->written().test(page);
+      const bool claimed =
+          pages::reusable(images_[host]->table.get(page), running.table.get(page)) && !written.test(page);
       if (claimed && images_[host]->memory->page(page) != running.memory->page(page)) {
         return std::string("claims: ") + when + ", host " + std::to_string(host) + " claims page " +
                std::to_string(page) + " of generation " + std::to_string(running.table.get(page)) +

@@ -65,9 +65,22 @@ MUTATIONS = (
     Mutation('stale-life', 'the seal does not look at the secret: packets of another life are taken', TRANSPORT + 'seal.cpp',
              'return (low | high) == 0;', 'return (low | high) == 0 || packet[4] != std::byte{0};'),
     Mutation('torn-taken', 'what a tag does not fit is taken', TRANSPORT + 'seal.cpp',
-             'return checksum_.matches(packet) ? Opened::kYes', 'return checksum_.matches(packet) || !packet.empty() ? Opened::kYes'),
+             'return checksum_.matches(packet, pages) ? Opened::kYes',
+             'return checksum_.matches(packet, pages) || !packet.empty() ? Opened::kYes'),
     Mutation('torn-again', 'what goes out again is sent from where it lies', TRANSPORT + 'lane_transmit.cpp',
              'const bool again = entry.lost != 0 && !sealer_->encrypts();', 'const bool again = false;'),
+    Mutation('placed-before-tag', 'what came is placed before its tag is looked at', TRANSPORT + 'lane_receive.cpp',
+             '  if (const Opened opened = opener_->open(',
+             '''  if (wire::parse_body(header, packet->body, body_) == wire::BadBody::kNone) {
+    static_cast<void>(deliver(header, body_));
+  }
+  if (const Opened opened = opener_->open('''),
+    Mutation('told-once', 'who compares content is told of a page when it goes out for the first time alone',
+             TRANSPORT + 'lane_transmit.cpp', '  if (whole) {\n    user_.note_sent(', '  if (whole && entry.lost == 0) {\n    user_.note_sent('),
+    Mutation('parts-untold', 'of a page in parts only the first part is told of', TRANSPORT + 'lane_transmit.cpp',
+             '!user_.wants_hash(page, offset)', '(offset != 0 || !user_.wants_hash(page, offset))'),
+    Mutation('other-hash-ignored', 'content that leaves and is not what the scan saw is not noticed', 'dataplane/memory/known_hashes.h',
+             'if (get(page) != hash) {', 'if (get(page) == hash) {'),
     Mutation('black-hole', 'an MTU black hole is never seen', TRANSPORT + 'path_mtu.h',
              'if (evidence_ < kEvidence || next == count_) {', 'if (evidence_ < UINT32_MAX || next == count_) {'),
     Mutation('black-hole-twice', 'packets fall to those of MTU 1500 and no further', TRANSPORT + 'path_mtu.h',

@@ -4,10 +4,13 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+
+#include "tests/unit/memory/guest_process.h"
 
 namespace godwit::daemon {
 namespace {
@@ -123,22 +126,22 @@ TEST_P(CutShort, AGuestThatIsWholeIsBelieved) {
 /// Of a guest whose pages are found by the kernel, or by comparing what is sent.
 class Tracker final : public memory::WrittenTracker {
  public:
-  explicit Tracker(bool copies) : copies_(copies) {}
+  explicit Tracker(bool compares) : compares_(compares) {}
   [[nodiscard]] memory::TrackerKind kind() const override {
-    return copies_ ? memory::TrackerKind::kHashes : memory::TrackerKind::kPagemapScan;
+    return compares_ ? memory::TrackerKind::kHashes : memory::TrackerKind::kPagemapScan;
   }
   std::expected<void, memory::Error> arm() override { return {}; }
   std::expected<void, memory::Error> collect(pages::Bitmap&) override { return {}; }
-  [[nodiscard]] bool wants_copies() const override { return copies_; }
+  [[nodiscard]] bool compares_content() const override { return compares_; }
   [[nodiscard]] std::shared_ptr<memory::UserfaultSet> userfaults() const override { return nullptr; }
   std::expected<void, memory::Error> end_paging() override { return {}; }
 
  private:
-  const bool copies_;
+  const bool compares_;
 };
 
 struct OpenGuest {
-  explicit OpenGuest(bool copies = false, bool may_vanish = false) {
+  explicit OpenGuest(bool compares = false, bool may_vanish = false) {
     UniqueFd file(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
     owner.reset(fcntl(file.get(), F_DUPFD_CLOEXEC, 0));
     EXPECT_EQ(ftruncate(owner.get(), kPages * kPage), 0);
@@ -150,7 +153,7 @@ struct OpenGuest {
     auto ram = memory::GuestRam::open(std::move(files));
     EXPECT_TRUE(ram) << ram.error().text;
     guest = std::make_unique<LiveGuest>(std::make_unique<memory::GuestRam>(std::move(*ram)),
-                                        std::make_unique<Tracker>(copies),
+                                        std::make_unique<Tracker>(compares),
                                         std::make_shared<memory::KnownHashes>(kPages), std::nullopt, may_vanish);
     EXPECT_TRUE(guest->refresh_present());
   }
@@ -165,25 +168,70 @@ struct OpenGuest {
 
 TEST(InPlace, IsThePageItselfAndNeverAHole) {
   OpenGuest open;
-  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  const std::span<const std::byte> page = open.guest->page_in_place(2, true);
   ASSERT_EQ(page.size(), kPage);
   const std::byte written{7};
   ASSERT_EQ(pwrite(open.owner.get(), &written, 1, 2 * kPage + 5), 1);
   EXPECT_EQ(page[5], written);
   for (pages::PageNumber hole = 3; hole < kPages; ++hole) {
-    EXPECT_TRUE(open.guest->page_in_place(hole).empty());
+    EXPECT_TRUE(open.guest->page_in_place(hole, true).empty());
   }
   EXPECT_EQ(open.bytes_in_file(), kPage);
 }
 
-TEST(InPlace, NotWhereMemoryVanishesOrContentIsNoted) {
-  EXPECT_TRUE(OpenGuest(false, true).guest->page_in_place(2).empty());
-  EXPECT_TRUE(OpenGuest(true, false).guest->page_in_place(2).empty());
+TEST(InPlace, NotWhereMemoryVanishes) { EXPECT_TRUE(OpenGuest(false, true).guest->page_in_place(2, true).empty()); }
+
+TEST(InPlace, OfContentThatIsComparedOnlyWithItsHashInTheTag) {
+  OpenGuest open(true, false);
+  EXPECT_TRUE(open.guest->page_in_place(2, false).empty());
+  EXPECT_EQ(open.guest->page_in_place(2, true).size(), kPage);
+  EXPECT_EQ(OpenGuest(false, false).guest->page_in_place(2, false).size(), kPage);
+}
+
+TEST(InPlace, OfHugePagesOnlyWhatHasContent) {
+  const auto pool = memory::test::HugePages::add(2);
+  if (!pool) {
+    GTEST_SKIP() << "the kernel gives no huge pages (vm.nr_hugepages)";
+  }
+  constexpr std::uint64_t kHuge = memory::kPagesPerHugePage;
+  UniqueFd file(memfd_create("guest-ram", MFD_CLOEXEC | MFD_HUGETLB));
+  const UniqueFd owner(fcntl(file.get(), F_DUPFD_CLOEXEC, 0));
+  ASSERT_EQ(ftruncate(owner.get(), 2 * kHuge * kPage), 0);
+  auto* const ram =
+      static_cast<std::byte*>(mmap(nullptr, kHuge * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, owner.get(), 0));
+  ASSERT_NE(ram, MAP_FAILED);
+  ram[5 * kPage] = std::byte{7};
+  munmap(ram, kHuge * kPage);
+  std::vector<memory::RegionFile> files;
+  files.push_back({"ram0", 2 * kHuge * kPage, memory::kHugePageSize, 0x7f0000000000, "", std::move(file)});
+  auto opened = memory::GuestRam::open(std::move(files));
+  ASSERT_TRUE(opened) << opened.error().text;
+  LiveGuest guest(std::make_unique<memory::GuestRam>(std::move(*opened)), std::make_unique<Tracker>(true),
+                  std::make_shared<memory::KnownHashes>(2 * kHuge), std::nullopt, false);
+  ASSERT_TRUE(guest.refresh_present());
+  EXPECT_TRUE(guest.page_in_place(5, true).empty()) << "nobody has looked at it";
+  pages::Bitmap among(2 * kHuge), zero(2 * kHuge);
+  among.set_all();
+  ASSERT_TRUE(guest.find_zero(among, zero));
+  EXPECT_EQ(zero.count(), 2 * kHuge - 1);
+  ASSERT_EQ(guest.page_in_place(5, true).size(), kPage);
+  EXPECT_EQ(guest.page_in_place(5, true)[0], std::byte{7});
+  Page bytes;
+  for (const pages::PageNumber page : {pages::PageNumber{6}, kHuge, 2 * kHuge - 1}) {
+    EXPECT_TRUE(guest.page_in_place(page, true).empty());
+    bytes.fill(std::byte{0xee});
+    guest.read_page(page, 0, bytes);
+    EXPECT_EQ(bytes[0], std::byte{0});
+  }
+  EXPECT_EQ(guest.ram().resident_bytes().value_or(0), memory::kHugePageSize) << "a hole stays one";
+  ASSERT_TRUE(guest.zero_pages(0, kHuge));
+  EXPECT_TRUE(guest.page_in_place(5, true).empty());
+  EXPECT_FALSE(guest.damaged());
 }
 
 TEST(InPlace, AFileThatIsCutShortGivesZerosAndIsNoticed) {
   OpenGuest open;
-  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  const std::span<const std::byte> page = open.guest->page_in_place(2, true);
   ASSERT_EQ(ftruncate(open.owner.get(), 0), 0);
   EXPECT_EQ(page[5], std::byte{0});
   EXPECT_TRUE(open.guest->damaged());
@@ -193,7 +241,7 @@ TEST(InPlace, AFileThatIsCutShortGivesZerosAndIsNoticed) {
 TEST(InPlace, TheMappingOutlivesTheGuest) {
   OpenGuest open;
   const std::shared_ptr<const memory::GuestRam> kept = open.guest->shared_ram();
-  const std::span<const std::byte> page = open.guest->page_in_place(2);
+  const std::span<const std::byte> page = open.guest->page_in_place(2, true);
   open.guest.reset();
   EXPECT_EQ(page[5], std::byte{1});
 }

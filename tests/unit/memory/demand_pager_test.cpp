@@ -314,7 +314,7 @@ TEST_P(DemandPagerTest, EndUnderWritersLosesNoWrite) {
       for (pages::PageNumber page = first; page < first + count; ++page) {
         const auto bytes = std::span(copied).subspan(page * kPage).first<kPage>();
         ASSERT_TRUE(g_.ram->read(page, 0, bytes));
-        g_.tracker->note_copied(page, bytes);
+        g_.tracker->note_sent(page, pages::hash_page(bytes));
       }
     });
   };

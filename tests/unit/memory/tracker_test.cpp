@@ -95,7 +95,7 @@ class TrackerTest : public testing::TestWithParam<Case> {
       for (pages::PageNumber page = first; page < first + count; ++page) {
         const auto bytes = std::span(to).subspan(page * kPage).first<kPage>();
         ASSERT_TRUE(ram_->read(page, 0, bytes));
-        tracker_->note_copied(page, bytes);
+        tracker_->note_sent(page, pages::hash_page(bytes));
       }
     });
   }

@@ -1,12 +1,16 @@
 // Frames that refer to memory, over net_ring: a driver that keeps buffers until somebody has read them. Goal: the frame
 // is what was committed, and the memory's owner is let go when nobody refers to it any more, not before.
 
+#include "dataplane/port/loan.h"
+
 #include <gtest/gtest.h>
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
+#include <rte_memory.h>
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <optional>
 
 #include "dataplane/port/port.h"
@@ -51,8 +55,11 @@ class LoanTest : public testing::Test {
     }
     ram_ = ram;
     owner_ = ram;
-    auto lent = port_->lend(ram);
+    auto lent = port_->lend(ram, {*ram});
     ASSERT_TRUE(lent) << lent.error().text;
+    EXPECT_FALSE((*lent)->usable());
+    ASSERT_TRUE((*lent)->make_usable());
+    EXPECT_TRUE((*lent)->usable());
     loan_ = std::move(*lent);
   }
   void TearDown() override {
@@ -137,6 +144,67 @@ TEST_F(LoanTest, MemoryStaysWhileSomebodyMaySendFromIt) {
   owner_.reset();
   EXPECT_EQ(port_->end_loans(), 1U);
   EXPECT_FALSE(ram_.expired());
+}
+
+/// Memory as it is lent to a NIC, and the device of a driver that takes whatever is mapped for it.
+struct Nic {
+  static constexpr std::size_t kHuge = 2U << 20;
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+
+  Nic() : memory(static_cast<std::byte*>(std::aligned_alloc(kHuge, 2 * kHuge))) {
+    rte_eth_dev_info info{};
+    EXPECT_EQ(rte_eth_dev_info_get(0, &info), 0);
+    loans.allow(1, info.device);
+  }
+  [[nodiscard]] bool registered(std::size_t offset) const {
+    return rte_mem_virt2memseg_list(memory.get() + offset) != nullptr;
+  }
+  [[nodiscard]] std::span<const std::byte> piece(std::size_t offset, std::size_t bytes) const {
+    return {memory.get() + offset, bytes};
+  }
+  std::unique_ptr<std::byte, Free> memory;
+  Loans loans;
+};
+
+TEST_F(LoanTest, ToANicMemoryIsRegisteredUntilTheLastFrameIsBack) {
+  Nic nic;
+  auto loan = nic.loans.lend(nullptr, {nic.piece(0, Nic::kHuge), nic.piece(Nic::kHuge, Nic::kHuge)});
+  ASSERT_TRUE(loan);
+  EXPECT_FALSE(nic.registered(0));
+  const auto usable = (*loan)->make_usable();
+  ASSERT_TRUE(usable) << usable.error().text;
+  EXPECT_TRUE((*loan)->usable());
+  rte_mempool* const pool = rte_pktmbuf_pool_create("nic", 63, 0, 0, RTE_PKTMBUF_HEADROOM + 64, SOCKET_ID_ANY);
+  ASSERT_NE(pool, nullptr);
+  rte_mbuf* const frame = rte_pktmbuf_alloc(pool);
+  static_cast<const LoanImpl&>(**loan).attach(frame, 0, nic.piece(Nic::kHuge, kPage));
+  EXPECT_EQ(rte_pktmbuf_iova(frame), reinterpret_cast<rte_iova_t>(nic.memory.get() + Nic::kHuge));
+  EXPECT_EQ(nic.loans.end(), 1U);
+  EXPECT_FALSE(nic.loans.wanted_back()) << "somebody may send from it yet";
+  loan->reset();
+  EXPECT_EQ(nic.loans.end(), 1U);
+  EXPECT_TRUE(nic.loans.wanted_back());
+  EXPECT_TRUE(nic.registered(0) && nic.registered(Nic::kHuge));
+  rte_pktmbuf_free(frame);
+  EXPECT_TRUE(nic.registered(0)) << "the control thread takes it back";
+  EXPECT_EQ(nic.loans.end(), 0U);
+  EXPECT_FALSE(nic.loans.wanted_back());
+  EXPECT_FALSE(nic.registered(0) || nic.registered(Nic::kHuge));
+  rte_mempool_free(pool);
+}
+
+TEST_F(LoanTest, ToANicWhatIsRefusedIsRefusedWhole) {
+  Nic nic;
+  for (const std::size_t bytes : {kPage, Nic::kHuge}) {  // small pages; memory that is registered already
+    auto loan =
+        nic.loans.lend(nullptr, {nic.piece(0, Nic::kHuge), nic.piece(bytes == Nic::kHuge ? 0 : Nic::kHuge, bytes)});
+    ASSERT_TRUE(loan);
+    EXPECT_FALSE((*loan)->make_usable());
+    EXPECT_FALSE((*loan)->usable());
+    EXPECT_FALSE(nic.registered(0));
+  }
 }
 
 TEST_F(LoanTest, WithoutBuffersTheAnswerIsToCopy) {

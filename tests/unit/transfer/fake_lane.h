@@ -18,4 +18,7 @@ struct FakeLane {
 };
 FakeLane& fake(Lane& lane);
 
+/// What a lane does with a page that leaves: every other one in place.
+void send_page(transport::LaneUser& user, pages::PageNumber page);
+
 }  // namespace godwit::transport

@@ -117,8 +117,7 @@ TEST_F(SourcePostcopyTest, ARoundInFlightIsAcknowledgedBeforeItsRestIsAnnounced)
   make({.mode = Mode::kHybrid});
   transport::Work work;
   ASSERT_TRUE(source->next_work(1, work));
-  Page bytes;
-  source->read_page(work.page, 0, bytes);
+  send_page(*source, work.page);
   EXPECT_TRUE(source->switch_to_postcopy(s.now));
   s.settle(*source);
   EXPECT_EQ(s.events.ready, 1);

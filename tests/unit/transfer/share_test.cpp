@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/simulation/transfer_model.h"
+#include "tests/unit/transfer/fake_lane.h"
 
 namespace godwit::transfer {
 namespace {
@@ -34,15 +35,12 @@ TEST(SourceShareThreads, EveryWorkIsReadAndAcknowledgedOnceAndInThatOrder) {
   }
   SourceShare share(memory, {2, 4}, true);
   std::thread lcore([&share] {
-    Page bytes;
     for (std::uint64_t done = 0; done < kPages;) {
       std::vector<Work> burst;
       Work work;
       for (const std::uint16_t lane : std::array<std::uint16_t, 2>{2, 4}) {
         while (burst.size() < 64 && share.next_work(lane, work)) {
-          if (work.page % 2 != 0 || share.page_in_place(work.page).empty()) {
-            share.read_page(work.page, 0, bytes);
-          }
+          send_page(share, work.page);
           burst.push_back(work);
         }
       }
@@ -81,6 +79,26 @@ TEST(SourceShareThreads, EveryWorkIsReadAndAcknowledgedOnceAndInThatOrder) {
   EXPECT_EQ(wrong, 0U);
   EXPECT_EQ(read.count(), kPages);
   EXPECT_EQ(share.error(), nullptr);
+}
+
+TEST(SourceShare, TellsMemoryThatComparesContentOfAllThatLeaves) {
+  simulation::ModelMemory memory(4, true);
+  memory.rearm();
+  SourceShare share(memory, {2}, false);
+  EXPECT_TRUE(share.wants_hash(1, 1408)) << "of each part";
+  EXPECT_TRUE(share.page_in_place(1, false).empty());
+  share.note_sent(1, pages::zero_page_hash());
+  EXPECT_FALSE(memory.written().test(1)) << "what the scan saw";
+  memory.fill(1, std::byte{2});
+  send_page(share, 1);
+  memory.fill(1, std::byte{0});
+  EXPECT_TRUE(memory.written().test(1)) << "what left is not what is there";
+
+  simulation::ModelMemory marked(4);
+  SourceShare verified(marked, {2}, true), plain(marked, {2}, false);
+  EXPECT_TRUE(verified.wants_hash(1, 0));
+  EXPECT_FALSE(verified.wants_hash(1, 1408));
+  EXPECT_FALSE(plain.wants_hash(1, 0));
 }
 
 TEST(DestinationShareThreads, WhatIsFetchedIsPlaced) {

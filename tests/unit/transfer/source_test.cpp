@@ -36,10 +36,7 @@ class SourceTest : public ::testing::Test {
     std::uint16_t lane = 1;
     while (source->next_work(lane, work)) {
       if (!work.zero) {
-        std::array<std::byte, pages::kPageSize> bytes;
-        if (work.page % 2 != 0 || source->page_in_place(work.page).empty()) {
-          source->read_page(work.page, 0, bytes);
-        }
+        send_page(*source, work.page);
       }
       result.push_back(work);
       lane = lane == 1 ? 2 : 1;
@@ -503,6 +500,29 @@ TEST_F(SourceTest, TheBandwidthLimitHoldsWhileTheGuestRunsOnly) {
   EXPECT_LE(take(false).size(), 6U);
   source->guest_stopped(s.now);
   EXPECT_GT(take(false).size(), 30U);
+}
+
+TEST_F(SourceTest, ContentThatLeftAndWasTakenBackCountsAsWritten) {
+  s.memory = simulation::ModelMemory(kPages, true);
+  for (pages::PageNumber page = 0; page < 4; ++page) {
+    s.memory.fill(page, std::byte{1});
+  }
+  make();
+  answer_hello();
+  acknowledge_round(1);
+  EXPECT_TRUE(source->wants_hash(2, 1408)) << "of each part";
+  s.memory.fill(2, std::byte{2});
+  s.memory.fill(3, std::byte{2});
+  const std::vector<Work> works = take(false);
+  s.memory.fill(2, std::byte{1});
+  s.memory.fill(3, std::byte{1});
+  EXPECT_EQ(s.memory.written().count(), 2U) << "pages 2 and 3 left as they are not";
+  s.memory.rearm();
+  s.memory.fill(2, std::byte{2});
+  send_page(*source, 2);  // again, as a copy
+  s.memory.fill(2, std::byte{1});
+  EXPECT_EQ(s.memory.written().count(), 1U);
+  EXPECT_TRUE(s.memory.written().test(2)) << "a retransmission counts too";
 }
 
 }  // namespace

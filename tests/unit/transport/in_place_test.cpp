@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "dataplane/transport/lane.h"
@@ -40,13 +41,17 @@ class Ram final : public LaneUser {
     ++copied;
     std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(page * kPage + offset), out.size(), out.begin());
   }
-  std::span<const std::byte> page_in_place(pages::PageNumber page) override {
-    return page == hole ? std::span<const std::byte>() : std::span(bytes).subspan(page * kPage, kPage);
+  std::span<const std::byte> page_in_place(pages::PageNumber page, bool hash_in_tag) override {
+    const bool copy = page == hole || (compares && !hash_in_tag);
+    return copy ? std::span<const std::byte>() : std::span(bytes).subspan(page * kPage, kPage);
   }
+  [[nodiscard]] bool wants_hash(pages::PageNumber, std::uint32_t) const override { return compares; }
+  void note_sent(pages::PageNumber page, pages::PageHash hash) override { told[page].insert(hash); }
   void on_acknowledged(const Work&) override { ++acknowledged; }
   void on_page(std::uint16_t, std::uint32_t, pages::PageNumber page, std::uint32_t offset,
                std::span<const std::byte> part) override {
     std::copy(part.begin(), part.end(), bytes.begin() + static_cast<std::ptrdiff_t>(page * kPage + offset));
+    placed_hashes.emplace_back(page, pages::hash_part(part));
     ++placed;
   }
   void on_zero_run(std::uint16_t, std::uint32_t, pages::PageNumber, std::uint64_t) override {}
@@ -56,6 +61,9 @@ class Ram final : public LaneUser {
   std::vector<pages::PageNumber> work;
   std::size_t at = 0;
   pages::PageNumber hole = kPages;
+  bool compares = false;  // content, to find what was written
+  std::array<std::set<pages::PageHash>, kPages> told;
+  std::vector<std::pair<pages::PageNumber, pages::PageHash>> placed_hashes;
   std::uint64_t copied = 0, acknowledged = 0, placed = 0;
 };
 
@@ -85,7 +93,8 @@ struct Hosts {
       a.tick(now);
       for (Packet packet = poll(); !packet.buffer.empty(); packet = poll()) {
         if (written) {
-          source.bytes[*written * kPage + 77] ^= std::byte{1};
+          std::byte& byte = source.bytes[*written * kPage + 77];
+          byte = static_cast<std::byte>(std::to_integer<unsigned>(byte) + 1);
         }
         give(packet.sent());
       }
@@ -115,6 +124,9 @@ TEST(InPlace, SealIsThatOfTheWholePacket) {
       for (std::size_t i = 0; i < count; ++i) {
         pages.push_back(std::span(body).subspan(i * kPage, kPage));
       }
+      std::vector<pages::PageHash> hashes(count);
+      std::transform(pages.begin(), pages.end(), hashes.begin(), pages::hash_part);
+      constexpr std::size_t kAt = wire::kHeaderBytes + 56;
       PagesInPlace in_place;
       Bytes packet(whole);
       if (sealer->encrypts()) {
@@ -125,8 +137,8 @@ TEST(InPlace, SealIsThatOfTheWholePacket) {
         in_place.count = count;
       }
       ASSERT_TRUE(whole_sealer->ready({}, 5) && sealer->ready({}, 5));
-      whole_sealer->seal(5, whole);
-      sealer->seal(5, packet, pages);
+      whole_sealer->seal(5, whole, {.at = kAt, .hashes = hashes});
+      sealer->seal(5, packet, {.at = kAt, .in_place = pages, .hashes = hashes});
       EXPECT_EQ(simulation::as_sent(packet, in_place), whole);
     }
   }
@@ -175,7 +187,7 @@ TEST(InPlace, AnEncryptedPacketOpensThoughItsPageIsWrittenMeanwhile) {
       const wire::PacketHeader header{.lane = 1, .flow_id = 7, .packet_number = number};
       wire::write_header(header, packet);
       EXPECT_TRUE(sealer->ready({}, number));
-      sealer->seal(number, packet, {&bytes, 1});
+      sealer->seal(number, packet, {.at = wire::kHeaderBytes + 56, .in_place = {&bytes, 1}});
       opened += opener->open({}, header, packet, milliseconds(1)) == Opened::kYes ? 1U : 0U;
     }
     stop = true;
@@ -205,6 +217,52 @@ TEST(InPlace, WhatGoesOutAgainIsCopied) {
   EXPECT_GE(hosts.source.copied, 1U);
   EXPECT_GE(hosts.a.counters().pages_retransmitted, 1U);
   EXPECT_EQ(hosts.a.counters().mtu_black_holes, 0U);
+}
+
+TEST(InPlace, WhatIsPlacedIsWhatTheSourceWasToldOf) {
+  for (const Cipher cipher : kCiphers) {
+    for (const std::uint32_t datagram_bytes : {8972U, 4240U, 1472U}) {
+      Hosts hosts(cipher, datagram_bytes);
+      hosts.source.compares = true;
+      hosts.source.work = {0, 1, 2, 3};
+      hosts.run(2);
+      EXPECT_EQ(hosts.source.acknowledged, 4U);
+      const bool in_place = cipher == Cipher::kNone && datagram_bytes != 1472U;
+      EXPECT_EQ(hosts.a.counters().pages_in_place != 0, in_place);
+      for (pages::PageNumber page = 0; page < 4; ++page) {
+        const auto at = std::span(hosts.destination.bytes).subspan(page * kPage, kPage);
+        const bool torn = page == 2 && datagram_bytes == 1472U;  // its parts are of several readings, each of them told
+        EXPECT_TRUE(torn || hosts.source.told[page].contains(pages::hash_part(at))) << page;
+      }
+      EXPECT_EQ(hosts.source.told[2].size() > 1, in_place || datagram_bytes == 1472U);
+    }
+  }
+}
+
+TEST(InPlace, WhatIsPlacedWasToldThoughTheGuestWritesAllTheTime) {
+  for (const Cipher cipher : kCiphers) {
+    Hosts hosts(cipher, 4240);
+    hosts.source.compares = true;
+    for (int i = 0; i < 3000; ++i) {
+      hosts.source.work.push_back(static_cast<pages::PageNumber>(i) % kPages);
+    }
+    std::atomic<bool> stop{false};
+    std::thread guest([&] {
+      auto* const words = reinterpret_cast<std::uint64_t*>(hosts.source.bytes.data());
+      for (std::uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
+        std::atomic_ref<std::uint64_t>(words[i * 97 % (kPages * kPage / 8)]).store(i, std::memory_order_relaxed);
+      }
+    });
+    hosts.run();
+    stop = true;
+    guest.join();
+    EXPECT_EQ(hosts.source.acknowledged, 3000U);
+    std::uint64_t untold = 0;
+    for (const auto& [page, hash] : hosts.destination.placed_hashes) {
+      untold += hosts.source.told[page].contains(hash) ? 0U : 1U;
+    }
+    EXPECT_EQ(untold, 0U);
+  }
 }
 
 TEST(InPlace, OnlyWhereItCanBe) {
