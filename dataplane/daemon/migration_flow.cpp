@@ -103,8 +103,9 @@ void MigrationFlow::cancel(Instant now, const std::string& reason) {
   }
 }
 
-transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-  return lanes_.on_packet(now, lane, datagram);
+transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram,
+                                             const std::byte* from) {
+  return lanes_.on_packet(now, lane, datagram, from);
 }
 
 bool MigrationFlow::pump() { return !shares_.empty() && (source_ ? source_->pump() : destination_->pump()); }

@@ -19,6 +19,11 @@ namespace {
 constexpr std::size_t kBulkTurn = 8;
 constexpr std::uint32_t kUrgentTurns = 1024;
 
+constexpr std::size_t kLineBytes = 64;
+/// Frames that are no longer are copied at once: looking at them in two places would cost more.
+constexpr std::size_t kCopiedBytes = 2048;
+static_assert(kCopiedBytes >= kHereBytes);
+
 constexpr std::size_t kUrgent = 0;
 constexpr std::size_t kBulk = 1;
 
@@ -122,10 +127,10 @@ MemifQueue::MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, rte_m
       pool_(pool),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
       changed_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      room_bytes_((frame_bytes_max + 63) / 64 * 64) {
+      room_bytes_((frame_bytes_max + kLineBytes - 1) / kLineBytes * kLineBytes + kLineBytes) {
   epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, changed_fd_.get(), &event);
-  rooms_ = std::make_unique_for_overwrite<std::byte[]>((kBurst + 1) * room_bytes_);
+  rooms_.reset(new (std::align_val_t{kLineBytes}) std::byte[(kBurst + 1) * room_bytes_]);
 }
 
 MemifQueue::~MemifQueue() { disconnect(); }
@@ -193,33 +198,38 @@ RingEnd& MemifQueue::sending(Priority priority) {
   return out_[out_[kind].exists() ? kind : 1 - kind];
 }
 
-std::span<std::byte> MemifQueue::receive_room(std::size_t index) {
-  return {rooms_.get() + index * room_bytes_, frame_bytes_max_};
-}
-
 std::size_t MemifQueue::receive_from(RingEnd& ring, std::size_t frames_max) {
   const std::size_t count = std::min<std::size_t>(ring.available(), frames_max);
   std::size_t frames = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const RingEnd::Slot slot = ring.take();
+    ring.pass(0, 0);
     ++counters_.frames_received;
     counters_.bytes_received += slot.bytes.size();
     if (slot.goes_on || slot.bytes.size() > frame_bytes_max_) {
       ++counters_.drops_segmented;
-    } else if (!slot.bytes.empty()) {
-      std::memcpy(receive_room(frames).data(), slot.bytes.data(), slot.bytes.size());
-      frames_[frames] = receive_room(frames).first(slot.bytes.size());
-      ++frames;
+      continue;
     }
-    ring.pass(0, 0);
-  }
-  if (count != 0) {
-    ring.publish();
+    if (slot.bytes.empty()) {
+      continue;
+    }
+    // As far from a cache line's begin as in the ring: what is aligned there stays so.
+    std::byte* const to = private_room(frames) + reinterpret_cast<std::uintptr_t>(slot.bytes.data()) % kLineBytes;
+    const bool whole = slot.bytes.size() <= kCopiedBytes;
+    std::memcpy(to, slot.bytes.data(), whole ? slot.bytes.size() : kHereBytes);
+    slots_[frames] = slot.bytes;
+    elsewhere_[frames] = whole ? nullptr : slot.bytes.data();
+    frames_[frames++] = {to, slot.bytes.size()};
   }
   return frames;
 }
 
 std::span<const std::span<std::byte>> MemifQueue::receive() {
+  for (RingEnd& ring : in_) {
+    if (ring.passed() != 0) {
+      ring.publish();
+    }
+  }
   if (changed_.load(std::memory_order_acquire)) {
     adopt();
   }
@@ -236,7 +246,7 @@ std::span<const std::span<std::byte>> MemifQueue::receive() {
 ReceivedFrame MemifQueue::keep(std::size_t index) {
   rte_mbuf* const buffer = pool_ != nullptr ? rte_pktmbuf_alloc(pool_) : nullptr;
   GW_ASSERT(buffer != nullptr);
-  const std::span<std::byte> from = frames_[index];
+  const std::span<const std::byte> from = elsewhere_[index] != nullptr ? slots_[index] : frames_[index];
   auto* const to = rte_pktmbuf_mtod(buffer, std::byte*);
   std::memcpy(to, from.data(), from.size());
   return {std::unique_ptr<rte_mbuf, ReceivedFrame::Free>(buffer), {to, from.size()}};
@@ -252,7 +262,32 @@ std::span<std::byte> MemifQueue::next_frame(Priority priority) {
     full_ = true;
     return {};
   }
-  return receive_room(kBurst);
+  room_ = {};
+  shift_ = 0;
+  return {private_room(kBurst), frame_bytes_max_};
+}
+
+std::span<std::byte> MemifQueue::room(Priority priority, std::size_t aligned_at) {
+  const RingEnd& ring = sending(priority);
+  const std::span<std::byte> slot = ring.take().bytes;
+  // The place of the server's frames is the client's to say.
+  shift_ = link_->client ? (kLineBytes - aligned_at % kLineBytes) % kLineBytes : 0;
+  room_ = slot.size() >= shift_ + frame_bytes_max_ ? slot.subspan(shift_, frame_bytes_max_) : std::span<std::byte>();
+  return room_;
+}
+
+void MemifQueue::commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) {
+  GW_ASSERT(!room_.empty() && tail_bytes <= bytes && bytes + room_bytes <= frame_bytes_max_);
+  const std::byte* const from = private_room(kBurst);
+  std::memcpy(room_.data(), from, bytes - tail_bytes);
+  std::memcpy(room_.data() + bytes - tail_bytes + room_bytes, from + bytes - tail_bytes, tail_bytes);
+  sent(sending(priority), bytes + room_bytes, shift_);
+}
+
+void MemifQueue::sent(RingEnd& ring, std::size_t bytes, std::size_t shift) {
+  ring.pass(bytes, shift);
+  ++counters_.frames_sent;
+  counters_.bytes_sent += bytes;
 }
 
 void MemifQueue::commit(Priority priority, std::size_t bytes) {
@@ -263,10 +298,8 @@ void MemifQueue::commit(Priority priority, std::size_t bytes) {
     ++counters_.drops_no_buffer;
     return ring.pass(0, 0);
   }
-  std::memcpy(slot.bytes.data(), receive_room(kBurst).data(), bytes);
-  ring.pass(bytes, 0);
-  ++counters_.frames_sent;
-  counters_.bytes_sent += bytes;
+  std::memcpy(slot.bytes.data(), private_room(kBurst), bytes);
+  sent(ring, bytes, 0);
 }
 
 void MemifQueue::commit_referring(Priority /*priority*/, std::size_t /*bytes*/, std::size_t /*tail_bytes*/,

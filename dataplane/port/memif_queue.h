@@ -10,6 +10,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <new>
 
 #include "base/unique_fd.h"
 #include "dataplane/port/memif_link.h"
@@ -76,6 +77,9 @@ class MemifQueue final : public Queue {
   ReceivedFrame keep(std::size_t index) override;
   std::span<std::byte> next_frame(Priority priority) override;
   void commit(Priority priority, std::size_t bytes) override;
+  std::span<std::byte> room(Priority priority, std::size_t aligned_at) override;
+  void commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) override;
+  [[nodiscard]] const std::byte* elsewhere(std::size_t index) const override { return elsewhere_[index]; }
   [[nodiscard]] bool can_refer() override { return false; }
   void commit_referring(Priority priority, std::size_t bytes, std::size_t tail_bytes,
                         std::span<const std::span<const std::byte>> pieces, const Loan& loan) override;
@@ -86,8 +90,9 @@ class MemifQueue final : public Queue {
   void adopt();
   [[nodiscard]] RingEnd& sending(Priority priority);
   [[nodiscard]] std::size_t bulk_turn() const;
+  void sent(RingEnd& ring, std::size_t bytes, std::size_t shift);
   std::size_t receive_from(RingEnd& ring, std::size_t frames_max);
-  [[nodiscard]] std::span<std::byte> receive_room(std::size_t index);
+  [[nodiscard]] std::byte* private_room(std::size_t index) const { return rooms_.get() + index * room_bytes_; }
 
   const std::uint16_t index_;
   const std::uint32_t frame_bytes_max_;
@@ -103,9 +108,16 @@ class MemifQueue final : public Queue {
   std::array<RingEnd, 2> out_;
   std::uint32_t urgent_turns_ = 0;  // left
   bool full_ = false;
-  std::unique_ptr<std::byte[]> rooms_;  // of received frames, and of the next to send
+  struct FreeAligned {
+    void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte[], FreeAligned> rooms_;  // of received frames, and of the next to send
   std::size_t room_bytes_;
   std::array<std::span<std::byte>, kBurst> frames_{};
+  std::array<const std::byte*, kBurst> elsewhere_{};
+  std::array<std::span<const std::byte>, kBurst> slots_{};  // where each frame came from, until the next receive()
+  std::span<std::byte> room_{};  // of the frame being built: in its slot
+  std::size_t shift_ = 0;        // where it begins there
   QueueCounters counters_;
 };
 

@@ -83,7 +83,10 @@ inline constexpr std::size_t kMessageBytesMax = 65536;
 /// Pages that a packet takes from where they lie. If it is in clear text it is on the wire: the buffer but for its last
 /// wire::kTagBytes, then these, then those bytes. The tag covers what they held when they were hashed: if one is
 /// written before it is sent, the receiver finds a bad tag and drops the packet, and the pages go out again, copied.
+/// With a `room` they are copied, or encrypted, there, in the pass that makes the tag: then there are bytes and no
+/// pieces.
 struct PagesInPlace {
+  std::span<std::byte> room{};  // given by the caller: where the packet will be sent from, as long as `out`
   std::array<std::span<const std::byte>, 2> pieces{};  // a page each, or neighbours as one
   std::size_t count = 0;
   std::size_t bytes = 0;
@@ -181,8 +184,9 @@ class Lane {
   Lane& operator=(const Lane&) = delete;
 
   /// Takes one UDP payload (may be changed in place by decryption). Calls on_page, on_zero_run, on_message,
-  /// on_acknowledged.
-  Received on_packet(Instant now, std::span<std::byte> datagram);
+  /// on_acknowledged. `from`: where what is behind the first kPacketHeadBytes is still to be copied from, by the pass
+  /// that checks the tag; each byte is looked at as it was copied, whoever writes there. Null: all is in `datagram`.
+  Received on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from = nullptr);
   /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length there, 0 when there is
   /// nothing to send now. With `in_place`, which comes empty, pages need not be in `out`.
   std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place = nullptr);

@@ -30,7 +30,7 @@ class Lane::Impl {
  public:
   Impl(const LaneConfig& config, LaneUser& user, Instant now);
 
-  Received on_packet(Instant now, std::span<std::byte> datagram);
+  Received on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from);
   std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place);
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
@@ -53,7 +53,7 @@ class Lane::Impl {
   void publish();
 
   // ---- receiving ----
-  Received receive(Instant now, std::span<std::byte> datagram);
+  Received receive(Instant now, std::span<std::byte> datagram, const std::byte* from);
   [[nodiscard]] std::optional<Received> refuse(const wire::PacketHeader& header) const;
   [[nodiscard]] bool acceptable(const wire::PacketHeader& header, const wire::Body& body) const;
   void on_ack(Instant now, const wire::AckBlock& ack);
@@ -91,6 +91,8 @@ class Lane::Impl {
   void read_part(pages::PageNumber page, std::uint32_t part, std::span<std::byte> out);
   void note_hash(Draft& draft, const WorkSlot& entry, std::span<const std::byte> bytes);
   void put_pages(Draft& draft, const SentContent& content);
+  [[nodiscard]] bool has_room() const { return in_place_ != nullptr && !in_place_->room.empty(); }
+  void copy_into_room(Draft& draft, const SentContent& content, const Lying& lying);
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack);

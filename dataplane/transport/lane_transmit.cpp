@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "dataplane/pages/page_copy.h"
 #include "dataplane/transport/lane_impl.h"
 
 namespace godwit::transport {
@@ -114,13 +115,17 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
 std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
   wire::write_header(draft.header, draft.out);
   const std::size_t length = draft.at + draft.in_place.bytes + wire::kTagBytes;
+  const bool in_room = draft.in_place.bytes != 0 && has_room();
   const bool in_place = draft.in_place.count != 0 && !sealer_->encrypts();
-  const std::size_t buffer_bytes = in_place ? draft.at + wire::kTagBytes : length;
+  const std::size_t buffer_bytes = in_place || in_room ? draft.at + wire::kTagBytes : length;
   sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes),
                 {.at = draft.pages_at,
+                 .into = in_room ? in_place_->room.subspan(draft.at) : std::span<std::byte>(),
                  .in_place = draft.in_place.view(),
                  .hashes = std::span(draft.hashes).first(draft.hash_count)});
-  if (in_place) {
+  if (in_room) {
+    *in_place_ = {.bytes = draft.in_place.bytes};
+  } else if (in_place) {
     *in_place_ = draft.in_place;
   }
   if (carries_data(content.kind) && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
@@ -190,7 +195,7 @@ Lane::Impl::Lying Lane::Impl::find_in_place(const SentContent& content) {
     }
     const WorkSlot& entry = works_.at(slot);
     // What goes out again is copied: then no tag can be wrong because the guest writes, however often it does.
-    const bool again = entry.lost != 0 && !sealer_->encrypts();
+    const bool again = entry.lost != 0 && !sealer_->encrypts() && !has_room();
     found[count] = again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page, !sealer_->encrypts());
     if (found[count].empty()) {
       return {};
@@ -224,6 +229,9 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
   }
   draft.pages_at = draft.at;
   const Lying lying = find_in_place(content);
+  if (!lying[0].empty() && has_room() && !sealer_->encrypts()) {
+    return copy_into_room(draft, content, lying);
+  }
   std::size_t i = 0;
   for (const std::uint32_t slot : {content.slot, content.second}) {
     if (slot == kNoSlot) {
@@ -240,6 +248,22 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
     note_hash(draft, entry, out);
     draft.at += out.size();
   }
+}
+
+/// One pass over the page: it is read from RAM that is in no cache.
+void Lane::Impl::copy_into_room(Draft& draft, const SentContent& content, const Lying& lying) {
+  std::array<pages::PageCopy, wire::kPagesPerPacketMax> copies;
+  const std::size_t count = content.second == kNoSlot ? 1 : 2;
+  for (std::size_t i = 0; i < count; ++i) {
+    copies[i] = {.to = in_place_->room.subspan(draft.at + i * pages::kPageSize, pages::kPageSize).data(),
+                 .from = lying[i].data()};
+  }
+  pages::copy_pages(std::span(copies).first(count));
+  for (std::size_t i = 0; i < count; ++i) {
+    draft.hashes[draft.hash_count++] = copies[i].hash;
+    user_.note_sent(works_.at(i == 0 ? content.slot : content.second).work.page, copies[i].hash);
+  }
+  draft.in_place.bytes = count * pages::kPageSize;
 }
 
 /// A part is taken from one whole reading, so that its user knows what page it is of.
