@@ -1,7 +1,7 @@
 #pragma once
 // Copies pages and hashes them in one pass, each byte read once: so the hash is of what was copied, whoever writes the
-// source meanwhile. As fast as the slower of the two memories, as the processor computes while it waits for lines. Pure;
-// any thread; no failure.
+// source meanwhile. As fast as the slower of the two memories, as the processor computes while it waits for lines.
+// Pure; any thread; no failure.
 
 #include <cstddef>
 #include <span>

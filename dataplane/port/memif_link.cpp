@@ -106,7 +106,8 @@ Handshake::Answer Handshake::on_message(const Message& message, UniqueFd file) {
   if (message.type == Type::kDisconnect) {
     const auto reason = message.as<Disconnect>().reason;
     std::string text(reason.begin(), std::find(reason.begin(), reason.end(), '\0'));
-    std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    std::replace_if(
+        text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     return std::unexpected("it refuses: " + text);
   }
   if (options_.client) {

@@ -1,10 +1,10 @@
 #pragma once
 // What a memif connection has once it stands: mapped regions and rings. And the handshake that makes it, by messages.
 //
-// The peer writes the shared memory whenever it likes: everything in it is read once and checked, at each use. It cannot
-// take the memory away: regions are sealed against shrinking, or refused.
-// Owner: shared by the control thread, which makes it, and each queue, until its lcore has seen that it is over. Failure:
-// the handshake says what is wrong with the peer; a link does not fail.
+// The peer writes the shared memory whenever it likes: everything in it is read once and checked, at each use. It
+// cannot take the memory away: regions are sealed against shrinking, or refused. Owner: shared by the control thread,
+// which makes it, and each queue, until its lcore has seen that it is over. Failure: the handshake says what is wrong
+// with the peer; a link does not fail.
 
 #include <cstdint>
 #include <expected>

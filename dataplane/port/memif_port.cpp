@@ -168,8 +168,7 @@ std::expected<void, PortError> MemifPort::listen() {
   unlink(options_.socket.c_str());  // of one that is dead
   listener_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const sockaddr_un address = address_of(options_.socket);
-  if (!listener_.valid() ||
-      bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+  if (!listener_.valid() || bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
       ::listen(listener_.get(), 1) != 0) {
     PortError error = failed("socket " + options_.socket);
     listener_.reset();
@@ -188,11 +187,12 @@ std::expected<void, PortError> MemifPort::start() {
     if (options_.queues > 1) {  // frames go from lcore to lcore
       const std::string name = "memif" + std::to_string(queue);
       const auto entries = static_cast<unsigned>((options_.queues - 1U) * (kHandOverMax + kBurst));
-      pool = rte_pktmbuf_pool_create(name.c_str(), entries, 0, 0,
-                                     static_cast<std::uint16_t>(RTE_PKTMBUF_HEADROOM + frame_bytes_max()), SOCKET_ID_ANY);
+      pool =
+          rte_pktmbuf_pool_create(name.c_str(), entries, 0, 0,
+                                  static_cast<std::uint16_t>(RTE_PKTMBUF_HEADROOM + frame_bytes_max()), SOCKET_ID_ANY);
       if (pool == nullptr) {
-        return std::unexpected(PortError{"port: memif " + std::to_string(entries) +
-                                         " buffers: no memory; raise [eal] memory_mb"});
+        return std::unexpected(
+            PortError{"port: memif " + std::to_string(entries) + " buffers: no memory; raise [eal] memory_mb"});
       }
       pools_.push_back(pool);
     }

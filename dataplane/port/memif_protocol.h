@@ -1,7 +1,7 @@
 #pragma once
 // memif as other programs speak it (DPDK's net_memif, VPP's libmemif, version 2.0): the messages of its control socket,
-// SOCK_SEQPACKET, a message a packet, descriptors by SCM_RIGHTS; and what lies in the shared memory. Little-endian, this
-// machine's. The client makes the memory; the server maps it. Pure; no failure.
+// SOCK_SEQPACKET, a message a packet, descriptors by SCM_RIGHTS; and what lies in the shared memory. Little-endian,
+// this machine's. The client makes the memory; the server maps it. Pure; no failure.
 
 #include <array>
 #include <atomic>

@@ -94,7 +94,8 @@ void RingEnd::pass(std::size_t bytes, std::size_t shift) {
     if (link_->client) {
       const std::byte* const buffer = ring_->buffers.data() + std::size_t{index} * link_->buffer_bytes;
       descriptor.region = 0;
-      descriptor.offset = static_cast<std::uint32_t>(static_cast<std::size_t>(buffer - link_->regions[0].bytes().data()) + shift);
+      descriptor.offset =
+          static_cast<std::uint32_t>(static_cast<std::size_t>(buffer - link_->regions[0].bytes().data()) + shift);
     }
   } else if (link_->client) {
     descriptor.length = link_->buffer_bytes;  // where it is, the server leaves alone or harms itself

@@ -3,8 +3,8 @@
 // lcore's queue has two rings each way, the first for urgent frames alone.
 //
 // Owner: the port; its lcore calls it but for connect(), disconnect() and descriptor(), which are the control thread's.
-// Whatever the peer writes into the rings: nothing outside them is read or written, no frame is longer than ours may be.
-// Failure: none; what cannot be is dropped and counted.
+// Whatever the peer writes into the rings: nothing outside them is read or written, no frame is longer than ours may
+// be. Failure: none; what cannot be is dropped and counted.
 
 #include <array>
 #include <atomic>
@@ -116,8 +116,8 @@ class MemifQueue final : public Queue {
   std::array<std::span<std::byte>, kBurst> frames_{};
   std::array<const std::byte*, kBurst> elsewhere_{};
   std::array<std::span<const std::byte>, kBurst> slots_{};  // where each frame came from, until the next receive()
-  std::span<std::byte> room_{};  // of the frame being built: in its slot
-  std::size_t shift_ = 0;        // where it begins there
+  std::span<std::byte> room_{};                             // of the frame being built: in its slot
+  std::size_t shift_ = 0;                                   // where it begins there
   QueueCounters counters_;
 };
 

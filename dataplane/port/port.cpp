@@ -150,7 +150,8 @@ class QueueImpl final : public Queue {
     const std::span<rte_mbuf*> frames = out_.frames();
     std::array<std::uint32_t, 2 * kBurst> bytes{};
     std::transform(frames.begin(), frames.end(), bytes.begin(), [](const rte_mbuf* frame) { return frame->pkt_len; });
-    const std::uint16_t sent = rte_eth_tx_burst(port_, queue_, frames.data(), static_cast<std::uint16_t>(frames.size()));
+    const std::uint16_t sent =
+        rte_eth_tx_burst(port_, queue_, frames.data(), static_cast<std::uint16_t>(frames.size()));
     for (std::uint16_t i = 0; i < sent; ++i) {
       counters_.bytes_sent += bytes[i];
     }

@@ -32,7 +32,7 @@ inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
 inline constexpr std::uint32_t kMtuMin = 1280;
 inline constexpr std::uint32_t kMtuMax = 9216;
 inline constexpr std::size_t kReferencesMax = 2;  // of one frame
-inline constexpr std::size_t kHereBytes = 512;     // see Queue::elsewhere()
+inline constexpr std::size_t kHereBytes = 512;    // see Queue::elsewhere()
 
 enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 

@@ -57,8 +57,8 @@ class AesOpener final : public Opener {
  public:
   explicit AesOpener(const SealConfig& config);
   [[nodiscard]] bool takes(std::uint8_t flags) const override { return (flags & wire::kFlagChecksum) == 0; }
-  Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet,
-              Duration probe_timeout, const std::byte* from = nullptr) override;
+  Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet, Duration probe_timeout,
+              const std::byte* from = nullptr) override;
   [[nodiscard]] bool forgeries_used_up() const override { return forgeries_ >= limits_.forgeries_max; }
   [[nodiscard]] Instant deadline() const override { return drop_last_at_; }
   void tick(Instant now) override;

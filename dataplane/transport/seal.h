@@ -51,8 +51,8 @@ class Sealer {
   [[nodiscard]] virtual std::uint8_t flags() const = 0;
   [[nodiscard]] virtual bool encrypts() const = 0;
   /// `packet` is header, body and room for the tag; ready() has been asked for this number. A number is sealed once.
-  /// Pages in place: if encrypts(), `packet` or `into` has room for them, and each byte of them is read once; else `packet` is
-  /// without them, they will be sent in front of its tag, and only their hashes are looked at here.
+  /// Pages in place: if encrypts(), `packet` or `into` has room for them, and each byte of them is read once; else
+  /// `packet` is without them, they will be sent in front of its tag, and only their hashes are looked at here.
   virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet, const SealedPages& pages = {}) = 0;
   /// The peer reports `largest` as received, in an authentic packet.
   virtual void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) = 0;

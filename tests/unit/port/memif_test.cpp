@@ -1,7 +1,5 @@
 // memif: two ports in one process, and a peer that shakes hands wrongly or writes what it likes into the rings.
 
-#include "dataplane/port/memif_port.h"
-
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
@@ -19,6 +17,7 @@
 #include <vector>
 
 #include "dataplane/port/memif_link.h"
+#include "dataplane/port/memif_port.h"
 #include "dataplane/port/memif_queue.h"
 
 namespace godwit::port::memif {
@@ -252,7 +251,9 @@ TEST(MemifRings, WhateverThePeerWritesNoFrameLeavesTheMemory) {
   }
 }
 
-Message init() { return message_of(Type::kInit, Init{.version = kVersion, .id = 0, .mode = 0, .secret = {}, .name = {}}); }
+Message init() {
+  return message_of(Type::kInit, Init{.version = kVersion, .id = 0, .mode = 0, .secret = {}, .name = {}});
+}
 
 UniqueFd memory(std::uint64_t bytes, bool sealed) {
   UniqueFd file(memfd_create("test", MFD_ALLOW_SEALING));
