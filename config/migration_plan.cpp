@@ -18,13 +18,35 @@ toml::table table_of(const PlanFlags& flags) {
   for (const auto& [key, value] : flags) {
     std::int64_t number = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-    if (key == "rounds_max" && error == std::errc{} && end == value.data() + value.size()) {
+    if ((key == "rounds_max" || key == "postcopy_after_rounds") && error == std::errc{} &&
+        end == value.data() + value.size()) {
       table.insert(key, number);
     } else {
       table.insert(key, value);
     }
   }
   return table;
+}
+
+/// When a hybrid migration switches; nothing else can say so.
+void read_postcopy(Reader& reader, MigrationPlan& plan) {
+  reader.optional("postcopy_after_rounds", plan.postcopy_after_rounds, integer<std::uint32_t>(0, 1000));
+  reader.optional("postcopy_after", plan.postcopy_after,
+                  duration_or_none(milliseconds(100), milliseconds(7LL * 24 * 3'600'000)));
+  reader.optional("background_order", plan.background_order,
+                  one_of<BackgroundOrder>({{"around-faults", BackgroundOrder::kAroundFaults},
+                                           {"sequential", BackgroundOrder::kSequential},
+                                           {"hottest-first", BackgroundOrder::kHottestFirst}}));
+  bool given = false;
+  for (const char* key : {"postcopy_after_rounds", "postcopy_after"}) {
+    given = given || reader.given(key);
+    if (reader.given(key) && plan.mode != Mode::kHybrid) {
+      reader.fail(key, "is for mode \"hybrid\" only: set mode, or leave it out");
+    }
+  }
+  if (plan.mode == Mode::kHybrid && !given) {
+    plan.postcopy_after_rounds = 1;
+  }
 }
 
 }  // namespace
@@ -49,6 +71,7 @@ void read(Reader& reader, MigrationPlan& plan) {
   reader.optional("rounds_max", plan.rounds_max, integer<std::uint32_t>(1, 1000));
   reader.optional("time_limit", plan.time_limit,
                   duration_or_none(milliseconds(1000), milliseconds(7LL * 24 * 3'600'000)));
+  read_postcopy(reader, plan);
   reader.optional("encryption", plan.encryption,
                   one_of<Encryption>({{"aes-128-gcm", Encryption::kAes128Gcm},
                                       {"aes-256-gcm", Encryption::kAes256Gcm},

@@ -19,6 +19,7 @@ enum class Mode : std::uint8_t { kPrecopy, kPostcopy, kHybrid };
 enum class Reuse : std::uint8_t { kAuto, kNever, kRequire };
 enum class Verify : std::uint8_t { kSent, kOff, kFull };
 enum class OnNoConvergence : std::uint8_t { kAbort, kPostcopy, kStopAnyway };
+enum class BackgroundOrder : std::uint8_t { kAroundFaults, kSequential, kHottestFirst };
 enum class Encryption : std::uint8_t { kAes128Gcm, kAes256Gcm, kNone };
 
 struct MigrationPlan {
@@ -32,6 +33,10 @@ struct MigrationPlan {
   OnNoConvergence on_no_convergence = OnNoConvergence::kAbort;
   std::uint32_t rounds_max = 30;
   Duration time_limit{};  // 0 = none
+  // hybrid: when to switch, whichever comes first; both 0: on request only
+  std::uint32_t postcopy_after_rounds = 0;  // 1 in hybrid, if the plan says neither
+  Duration postcopy_after{};
+  BackgroundOrder background_order = BackgroundOrder::kAroundFaults;
   Encryption encryption = Encryption::kAes128Gcm;
 };
 

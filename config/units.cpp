@@ -141,4 +141,9 @@ std::string format_duration(Duration duration) {
 
 std::string format_rate_bps(std::uint64_t rate_bps) { return format_quantity(rate_bps, kRateUnits); }
 
+std::string format_pages(std::uint64_t pages) {
+  constexpr std::uint64_t kPageBytes = 4096;
+  return std::to_string(pages) + (pages == 1 ? " page (" : " pages (") + format_bytes(pages * kPageBytes) + ")";
+}
+
 }  // namespace godwit::config

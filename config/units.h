@@ -22,5 +22,7 @@ namespace godwit::config {
 [[nodiscard]] std::string format_bytes(std::uint64_t bytes);
 [[nodiscard]] std::string format_duration(Duration duration);
 [[nodiscard]] std::string format_rate_bps(std::uint64_t rate_bps);
+/// "1234 pages (4.8 MiB)", of 4 KiB.
+[[nodiscard]] std::string format_pages(std::uint64_t pages);
 
 }  // namespace godwit::config

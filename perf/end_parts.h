@@ -2,30 +2,50 @@
 // What an end of a transport benchmark stands on: guest RAM, EAL with one lcore, a port, a doorbell. Owned by the
 // end's own process, on its main thread; EAL starts once in a process. Failure: one line for a person.
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "dataplane/memory/guest_ram.h"
 #include "dataplane/port/doorbell.h"
 #include "dataplane/port/environment.h"
+#include "dataplane/port/neighbours.h"
 #include "dataplane/port/port.h"
 
 namespace godwit::perf {
 
 inline constexpr unsigned kEndLcore = 0;
+inline constexpr std::uint32_t kEndFlowId = 0x1001;  // at both ends
+inline constexpr std::uint16_t kEndUdpPort = 7447;
 
-struct EndParts {
-  memory::GuestRam ram;
+/// Of the end that gives pages, or of the other.
+[[nodiscard]] wire::IpAddress end_address(bool gives);
+[[nodiscard]] port::NeighboursOptions end_neighbours(const port::Port& port, bool gives);
+
+[[nodiscard]] port::PortOptions end_memif(const std::string& socket, bool gives, std::uint32_t mtu);
+
+struct EndPort {
   port::Environment environment;
   std::unique_ptr<port::Port> port;
   port::Doorbell doorbell;
 };
 
-/// `ram_file`: a memfd of so many pages; stays the caller's. `cpus`: of the lcore, as EAL wants them. Without
-/// hugepages.
-std::expected<EndParts, std::string> open_end_parts(int ram_file, std::uint64_t pages, const port::PortOptions& options,
-                                                    const std::string& cpus);
+/// `cpus`: of the lcore, as EAL wants them. Without hugepages.
+std::expected<EndPort, std::string> open_end_port(const port::PortOptions& options, const std::string& cpus);
+/// The RAM in a memfd of so many pages, which stays the caller's.
+std::expected<memory::GuestRam, std::string> open_end_ram(int ram_file, std::uint64_t pages);
+
+/// memif's client does not start without its server.
+void wait_for_memif_server(const std::atomic<bool>& ready, const std::atomic<bool>& stop);
+/// Ends the process, with the port open, when `run` is through; comes back only if it has left an `error`.
+std::unexpected<std::string> run_on_end_lcore(EndPort& end, const std::function<void()>& run, const std::string& error);
+
+/// Where an end says why it failed; empty: it has not.
+using EndError = std::array<char, 512>;
+void tell_error(const std::string& text, EndError& out);
 
 }  // namespace godwit::perf

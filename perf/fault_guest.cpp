@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,14 +26,20 @@ std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
 }
 
+std::uint64_t times_slept() {
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return static_cast<std::uint64_t>(usage.ru_nvcsw);
+}
+
 }  // namespace
 
-/// The times, one a page, lie behind it.
-struct alignas(8) FaultGuest::Shared {
+/// The touches, one a page, lie behind it.
+struct alignas(Touch) FaultGuest::Shared {
   std::atomic<bool> done;
   std::atomic<bool> wrong;
 
-  [[nodiscard]] std::uint64_t* times_ns() { return reinterpret_cast<std::uint64_t*>(this + 1); }
+  [[nodiscard]] Touch* touches() { return reinterpret_cast<Touch*>(this + 1); }
 };
 
 void pin_to(unsigned cpu) {
@@ -43,16 +50,17 @@ void pin_to(unsigned cpu) {
   static_cast<void>(sched_setaffinity(0, sizeof set, &set));
 }
 
-std::expected<std::unique_ptr<FaultGuest>, std::string> FaultGuest::start(std::uint64_t pages, unsigned cpu) {
+std::expected<std::unique_ptr<FaultGuest>, std::string> FaultGuest::start(const FaultGuestOptions& options) {
   const auto failed = [](const char* what) { return std::unexpected(std::string(what) + ": " + std::strerror(errno)); };
   std::unique_ptr<FaultGuest> guest(new FaultGuest);
-  guest->pages_ = pages;
+  guest->options_ = options;
+  const std::uint64_t bytes = options.pages * kPage;
   guest->file_.reset(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  if (!guest->file_.valid() || ftruncate(guest->file_.get(), static_cast<off_t>(pages * kPage)) != 0) {
+  if (!guest->file_.valid() || ftruncate(guest->file_.get(), static_cast<off_t>(bytes)) != 0) {
     return failed("RAM of the guest in /dev/shm");
   }
-  void* const ram = mmap(nullptr, pages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, guest->file_.get(), 0);
-  guest->shared_bytes_ = sizeof(Shared) + pages * sizeof(std::uint64_t);
+  void* const ram = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, guest->file_.get(), 0);
+  guest->shared_bytes_ = sizeof(Shared) + options.pages * sizeof(Touch);
   void* const shared =
       mmap(nullptr, guest->shared_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   int begin[2];
@@ -73,30 +81,35 @@ std::expected<std::unique_ptr<FaultGuest>, std::string> FaultGuest::start(std::u
   if (guest->pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     guest->begin_.reset(begin_read.get());
-    guest->run(cpu, ready_write.get());
+    guest->run(ready_write.get());
   }
-  munmap(ram, pages * kPage);
+  munmap(ram, bytes);
   ready_write.reset();
   if (read(ready_read.get(), &guest->userfaultfd_, sizeof(int)) != sizeof(int) || guest->userfaultfd_ < 0) {
-    return std::unexpected("the guest got no userfaultfd: run as root");
+    return std::unexpected("the guest got no userfaultfd, or may not go first: run as root");
   }
   return guest;
 }
 
-void FaultGuest::run(unsigned cpu, int ready) {
-  pin_to(cpu);
+void FaultGuest::run(int ready) {
+  pin_to(options_.cpu);
+  const sched_param priority{.sched_priority = 1};
+  if (options_.goes_first && sched_setscheduler(0, SCHED_FIFO, &priority) != 0) {
+    _exit(1);
+  }
   const int userfaultfd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
   char go = 0;
   if (write(ready, &userfaultfd, sizeof userfaultfd) < 0 || read(begin_.get(), &go, 1) != 1) {
     _exit(1);
   }
-  // A step without a common divisor: every page once.
-  const std::uint64_t step = pages_ % 1009 == 0 ? 1013 : 1009;
-  for (std::uint64_t i = 0; i < pages_; ++i) {
-    const std::uint64_t page = i * step % pages_;
-    const std::uint64_t since = now_ns();
+  for (std::uint64_t i = 0; i < options_.touches; ++i) {
+    const pages::PageNumber page = page_of_touch(i, options_.pages);
+    const std::uint64_t slept = times_slept();
+    Touch touch{.from_ns = now_ns()};
     const std::uint64_t first = *reinterpret_cast<const volatile std::uint64_t*>(ram_ + page * kPage);
-    shared_->times_ns()[i] = now_ns() - since;
+    touch.to_ns = now_ns();
+    touch.waited = times_slept() != slept;
+    shared_->touches()[page] = touch;
     if (first != page + 1) {
       shared_->wrong = true;
     }
@@ -124,18 +137,23 @@ void FaultGuest::begin() {
 
 bool FaultGuest::done() const { return shared_->done; }
 
-std::vector<std::uint64_t> FaultGuest::times_ns() const {
-  if (shared_->wrong) {
-    return {};
-  }
-  std::vector<std::uint64_t> sorted(shared_->times_ns(), shared_->times_ns() + pages_);
-  std::ranges::sort(sorted);
-  return sorted;
+bool FaultGuest::wrong() const { return shared_->wrong; }
+
+std::span<const Touch> FaultGuest::touches() const { return {shared_->touches(), options_.pages}; }
+
+pages::PageNumber FaultGuest::page_of_touch(std::uint64_t i, std::uint64_t pages) {
+  // A step without a common divisor: every page once.
+  return i * (pages % 1009 == 0 ? 1013 : 1009) % pages;
+}
+
+void FaultGuest::number_page(pages::PageNumber page, std::span<std::byte> content) {
+  const std::uint64_t number = page + 1;
+  std::memcpy(content.data(), &number, sizeof number);
 }
 
 memory::RegionFile FaultGuest::region_file() const {
   return {.name = "ram0",
-          .bytes = pages_ * kPage,
+          .bytes = options_.pages * kPage,
           .page_bytes = kPage,
           .qemu_address = reinterpret_cast<std::uint64_t>(ram_),
           .path = "",

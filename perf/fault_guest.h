@@ -1,8 +1,9 @@
 #pragma once
-// A process that stands for QEMU: one thread that touches its pages one after the other and takes the time of each.
-// What `fault-local` and `fault` share.
+// A process that stands for QEMU: one thread that touches its pages one after the other and takes the time of each
+// touch that waited in a fault. What `fault-local` and `fault` share.
 //
-// Owned by one benchmark; the destructor ends the process by pid. Times in nanoseconds. Failure: one line.
+// Owned by one benchmark; the destructor ends the process by pid. What a benchmark forks may use it too. Times in
+// nanoseconds, monotonic. Failure: one line.
 
 #include <sys/types.h>
 
@@ -21,19 +22,39 @@ namespace godwit::perf {
 /// Runs the calling thread on this CPU only, where there are that many.
 void pin_to(unsigned cpu);
 
+struct FaultGuestOptions {
+  std::uint64_t pages = 0;    // of RAM on tmpfs, nothing in it
+  std::uint64_t touches = 0;  // of different pages
+  unsigned cpu = 0;           // its thread's
+  /// When it is woken it runs at once, whatever else polls on its CPU (SCHED_FIFO), as on a CPU of its own.
+  bool goes_first = false;
+};
+
+/// One touch, of the page that is its place.
+struct Touch {
+  std::uint64_t from_ns = 0, to_ns = 0;
+  bool waited = false;  // the thread slept: it was a fault on a missing page
+};
+
 class FaultGuest {
  public:
-  /// RAM of `pages` pages on tmpfs, nothing in it; the thread is pinned to `cpu`.
-  static std::expected<std::unique_ptr<FaultGuest>, std::string> start(std::uint64_t pages, unsigned cpu);
+  static std::expected<std::unique_ptr<FaultGuest>, std::string> start(const FaultGuestOptions& options);
   ~FaultGuest();
   FaultGuest(const FaultGuest&) = delete;
   FaultGuest& operator=(const FaultGuest&) = delete;
 
-  /// Begins to read every page once, far apart from each other; each must begin with its own number plus one.
+  /// Begins to read pages, each once, far apart from each other; each must begin with its own number plus one.
   void begin();
   [[nodiscard]] bool done() const;
-  /// After done(): of each touch, sorted; empty if a page was wrong.
-  [[nodiscard]] std::vector<std::uint64_t> times_ns() const;
+  /// After done(): a page was not what it had to be.
+  [[nodiscard]] bool wrong() const;
+  /// After done(): by page.
+  [[nodiscard]] std::span<const Touch> touches() const;
+  /// The page of the i-th touch.
+  [[nodiscard]] static pages::PageNumber page_of_touch(std::uint64_t i, std::uint64_t pages);
+
+  /// Makes it a page that the guest takes for this one.
+  static void number_page(pages::PageNumber page, std::span<std::byte> content);
 
   [[nodiscard]] memory::RegionFile region_file() const;
   [[nodiscard]] UniqueFd userfaultfd() const;
@@ -42,10 +63,10 @@ class FaultGuest {
  private:
   struct Shared;
   FaultGuest() = default;
-  [[noreturn]] void run(unsigned cpu, int ready);
+  [[noreturn]] void run(int ready);
 
   pid_t pid_ = -1;
-  std::uint64_t pages_ = 0;
+  FaultGuestOptions options_;
   UniqueFd file_;
   std::byte* ram_ = nullptr;  // the same address in the process; not mapped here
   Shared* shared_ = nullptr;

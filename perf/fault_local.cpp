@@ -2,130 +2,55 @@
 // costs without a network. And what placing costs when nobody waits, page by page and in runs.
 
 #include <fmt/core.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <numeric>
 
-#include "dataplane/memory/demand_pager.h"
-#include "perf/benchmark.h"
-#include "perf/fault_guest.h"
+#include "perf/fault_pager.h"
 
 namespace godwit::perf {
 namespace {
 
-constexpr std::uint64_t kPage = pages::kPageSize;
-
-/// A guest of which all pages are missing, and the pages elsewhere in this process.
-struct PagedGuest {
-  std::unique_ptr<FaultGuest> guest;
-  std::unique_ptr<memory::GuestRam> ram;
-  std::unique_ptr<memory::WrittenTracker> tracker;
-  std::unique_ptr<memory::DemandPager> pager;
-  std::vector<std::byte> source;
-
-  [[nodiscard]] memory::PageWrite page(pages::PageNumber page) const {
-    return {page, 0, std::span(source).subspan(page * kPage, kPage)};
+std::expected<LocalPager, std::string> prepare(std::unique_ptr<FaultGuest>& guest, std::uint64_t page_count) {
+  auto started = FaultGuest::start({.pages = page_count, .touches = page_count, .cpu = 1});
+  if (!started) {
+    return std::unexpected(started.error());
   }
-};
-
-std::expected<PagedGuest, std::string> prepare(std::uint64_t page_count) {
-  PagedGuest paged;
-  auto guest = FaultGuest::start(page_count, 1);
-  if (!guest) {
-    return std::unexpected(guest.error());
-  }
-  paged.guest = std::move(*guest);
-  std::vector<memory::RegionFile> files;
-  files.push_back(paged.guest->region_file());
-  auto ram = memory::GuestRam::open(std::move(files));
-  if (!ram) {
-    return std::unexpected(ram.error().text);
-  }
-  paged.ram = std::make_unique<memory::GuestRam>(std::move(*ram));
-  memory::TrackerRequest tracking;
-  tracking.ram = paged.ram.get();
-  tracking.userfaultfd = paged.guest->userfaultfd();
-  tracking.pagemap = paged.guest->pagemap();
-  auto chosen = memory::choose_tracker(std::move(tracking));
-  if (!chosen) {
-    return std::unexpected(chosen.error().text);
-  }
-  paged.tracker = std::move(chosen->tracker);
-  memory::PagerRequest request;
-  request.ram = paged.ram.get();
-  request.tracker = paged.tracker.get();
-  request.sees_kernel_accesses = true;
-  request.file = "/dev/shm/godwit-perf-missing-" + std::to_string(getpid());
-  request.of.page_count = page_count;
-  auto pager = memory::DemandPager::create(request);
-  static_cast<void>(memory::MissingPages::remove(request.file));  // nobody takes this over
-  if (!pager) {
-    return std::unexpected(pager.error().text);
-  }
-  paged.pager = std::move(*pager);
-  pages::Bitmap all(page_count);
-  all.set_all();
-  for (const auto& done : {paged.tracker->arm(), paged.pager->add_missing(all), paged.pager->arm()}) {
-    if (!done) {
-      return std::unexpected(done.error().text);
-    }
-  }
-  paged.source.resize(page_count * kPage);
-  for (pages::PageNumber page = 0; page < page_count; ++page) {
-    const std::uint64_t number = page + 1;
-    std::memcpy(&paged.source[page * kPage], &number, sizeof number);
-  }
-  return paged;
+  guest = std::move(*started);
+  return LocalPager::make(*guest);
 }
 
 std::expected<void, std::string> measure_faults(std::uint64_t page_count, Result& result) {
-  auto paged = prepare(page_count);
+  std::unique_ptr<FaultGuest> guest;
+  auto paged = prepare(guest, page_count);
   if (!paged) {
     return std::unexpected(paged.error());
   }
-  paged->guest->begin();
-  std::vector<pages::PageNumber> asked;
-  while (!paged->guest->done()) {
-    asked.clear();
-    if (auto read = paged->pager->read_faults(asked); !read) {
-      return std::unexpected(read.error().text);
-    }
-    for (const pages::PageNumber page : asked) {
-      const memory::PageWrite write = paged->page(page);
-      if (auto placed = paged->pager->place(0, {&write, 1}); !placed) {
-        return std::unexpected(placed.error().text);
-      }
-    }
+  if (auto answered = paged->answer(*guest); !answered) {
+    return answered;
   }
-  const std::vector<std::uint64_t> times = paged->guest->times_ns();
-  if (times.empty()) {
+  if (guest->wrong()) {
     return std::unexpected("the guest read something else than was placed");
   }
-  const memory::LatencyFigures inside = paged->pager->stats().latency;
-  result.row({"fault, us", "p50", "p90", "p99", "p99.9", "max"});
-  const auto add = [&](const std::string& name, const std::string& key, auto percentile, std::uint64_t max_ns) {
-    std::vector<std::string> cells{name};
-    for (const auto& [word, share] : {std::pair("p50", 0.5), {"p90", 0.9}, {"p99", 0.99}, {"p999", 0.999}}) {
-      const double us = static_cast<double>(percentile(share)) / 1e3;
-      result.metric(fmt::format("{}_{}_us", key, word), us);
-      cells.push_back(fmt::format("{:.1f}", us));
-    }
-    cells.push_back(fmt::format("{:.1f}", static_cast<double>(max_ns) / 1e3));
-    result.row(std::move(cells));
-  };
-  add(
-      "touch to content", "fault_local", [&](double share) { return percentile_ns(times, share); }, times.back());
-  add(
-      "of it, read to placed", "placed", [&](double share) { return inside.percentile_ns(share); }, inside.max_ns);
+  std::vector<std::uint64_t> times;
+  for (const Touch& touch : guest->touches()) {
+    times.push_back(touch.to_ns - touch.from_ns);
+  }
+  std::ranges::sort(times);
+  const memory::LatencyFigures inside = paged->pager().stats().latency;
+  result.row(times_head("fault, us"));
+  report_times(
+      "touch to content", "fault_local", [&](double share) { return percentile_ns(times, share); }, result);
+  report_times(
+      "of it, read to placed", "placed",
+      [&](double share) { return share < 1 ? inside.percentile_ns(share) : inside.max_ns; }, result);
   return {};
 }
 
 /// Seconds to place all pages, `run` contiguous ones a call, from places that are not contiguous.
 std::expected<double, std::string> measure_placing(std::uint64_t page_count, std::uint64_t run) {
-  auto paged = prepare(page_count);
+  std::unique_ptr<FaultGuest> guest;
+  auto paged = prepare(guest, page_count);
   if (!paged) {
     return std::unexpected(paged.error());
   }
@@ -137,7 +62,7 @@ std::expected<double, std::string> measure_placing(std::uint64_t page_count, std
       writes[i] = paged->page((first + i) ^ 1);
       writes[i].page = first + i;
     }
-    if (auto placed = paged->pager->place(0, writes); !placed) {
+    if (auto placed = paged->pager().place(0, writes); !placed) {
       return std::unexpected(placed.error().text);
     }
   }

@@ -42,6 +42,12 @@ const Registration kReturnTrip{
 const Registration kFirstMove{"first-move", "a guest moves with nothing to reuse, beside stock QEMU's pre-copy (root)",
                               [](const Options& options, Result&) { return become("first_move", options); },
                               TakesArguments::kYes};
+const Registration kPostcopy{
+    "postcopy", "a guest moves by post-copy: blackout, blocked time, total, faults, beside stock QEMU's (root)",
+    [](const Options& options, Result&) { return become("postcopy", options); }, TakesArguments::kYes};
+const Registration kPostcopyReturn{
+    "postcopy-return", "a guest comes home by post-copy: pages, time, beside stock QEMU (root)",
+    [](const Options& options, Result&) { return become("postcopy_return", options); }, TakesArguments::kYes};
 const Registration kTracking{"tracking", "a guest's memory write speed with and without tracking (root)",
                              [](const Options& options, Result&) { return become("tracking", options); },
                              TakesArguments::kYes};

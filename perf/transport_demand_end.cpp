@@ -21,27 +21,18 @@
 namespace godwit::perf {
 namespace {
 
-constexpr std::uint32_t kFlowId = 0x1001;
-constexpr std::uint16_t kUdpPort = 7447;
 constexpr std::uint32_t kRound = 1;
-constexpr unsigned kPrefixBits = 24;
 /// A thread that faults works in between; at random, or requests would keep step with the other end's turns.
 constexpr std::int64_t kThinkMaxNs = 100'000;
 /// Bulk reaches its rate, and the clocks their speed, in the first part of the round trips.
 constexpr std::uint32_t kWarmUp = 1'000;
 
-wire::IpAddress address_of(bool is_source) {
-  wire::IpAddress address;
-  address.bytes = {10, 99, 0, static_cast<std::uint8_t>(is_source ? 1 : 2)};
-  return address;
-}
-
 daemon::FlowConfig flow_config(const DemandEndOptions& options) {
   daemon::FlowConfig config;
-  config.local_flow_id = kFlowId;
-  config.peer_flow_id = kFlowId;
-  config.local = address_of(options.is_source);
-  config.peer = {address_of(!options.is_source), kUdpPort};
+  config.local_flow_id = kEndFlowId;
+  config.peer_flow_id = kEndFlowId;
+  config.local = end_address(options.is_source);
+  config.peer = {end_address(!options.is_source), kEndUdpPort};
   config.mtu_bytes = options.mtu;
   config.cipher = transport::Cipher::kNone;
   config.figures = daemon::make_flow_figures(config.bulk_lanes);
@@ -58,8 +49,8 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
         queue_(port.queue(0)),
         ram_(ram),
         mac_{port.mac()},
-        neighbours_({.mac = mac_, .addresses = {{address_of(options.is_source), kPrefixBits}}}),
-        peer_(address_of(!options.is_source)),
+        neighbours_(end_neighbours(port, options.is_source)),
+        peer_(end_address(!options.is_source)),
         lanes_(flow_config(options), options.is_source) {
     for (const std::uint16_t lane : {transport::kPriorityLane, kBulkLane}) lanes_.add(lane, *this, port::now());
     writes_.reserve(port::kBurst * 2);
@@ -241,31 +232,24 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
 
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const DemandEndOptions& options, DemandShared& shared) {
-  port::PortOptions port_options;
-  port_options.driver = port::Driver::kMemif;
-  port_options.socket = options.socket;
-  port_options.memif_server = !options.is_source;
-  port_options.mtu = options.mtu;
-  // memif's client does not start without its server.
-  while (options.is_source && !shared.ready[0] && !shared.stop) ::usleep(1000);
-  auto parts = open_end_parts(options.ram, options.pages, port_options, options.cpus);
+  if (options.is_source) wait_for_memif_server(shared.ready[0], shared.stop);
+  auto ram = open_end_ram(options.ram, options.pages);
+  if (!ram) return std::unexpected(ram.error());
+  auto parts = open_end_port(end_memif(options.socket, options.is_source, options.mtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
-  DemandEnd end(options, shared, *parts->port, parts->ram);
+  DemandEnd end(options, shared, *parts->port, *ram);
   // As a data plane with a post-copy under way: it polls.
   port::PollLoop loop(end, parts->doorbell, {.mode = port::IdleMode::kPoll});
   shared.ready[options.is_source ? 1 : 0] = true;
-  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
-  parts->environment.wait(kEndLcore);
-  if (!end.error().empty()) return std::unexpected(end.error());
-  leave_port_open();
+  return run_on_end_lcore(
+      *parts, [&] { end.run(loop); }, end.error());
 }
 
 }  // namespace
 
 int run_demand_end(const DemandEndOptions& options, DemandShared& shared) {
   const auto done = run_checked(options, shared);
-  auto& error = shared.errors[options.is_source ? 1 : 0];
-  std::copy_n(done.error().data(), std::min(done.error().size(), error.size() - 1), error.data());
+  tell_error(done.error(), shared.errors[options.is_source ? 1 : 0]);
   shared.stop = true;
   return 1;
 }

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "perf/end_parts.h"
+
 namespace godwit::perf {
 
 inline constexpr std::uint32_t kRoundTripsMax = 100'000;
@@ -17,8 +19,8 @@ inline constexpr std::uint32_t kRoundTripsMax = 100'000;
 struct DemandShared {
   std::array<std::atomic<bool>, 2> ready{};  // its port is open; by is_source
   std::atomic<bool> stop{false};
-  std::atomic<bool> bulk{false};                                              // wanted
-  std::array<std::array<char, 512>, 2> errors{};                              // empty: none
+  std::atomic<bool> bulk{false};  // wanted
+  std::array<EndError, 2> errors{};
   std::array<std::array<std::uint32_t, kRoundTripsMax>, 2> round_trips_ns{};  // without and with bulk
   std::uint64_t bulk_pages = 0;  // placed while round trips with bulk were measured
   std::int64_t bulk_ns = 0;

@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "dataplane/memory/guest_ram.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
@@ -25,18 +26,9 @@
 namespace godwit::perf {
 namespace {
 
-constexpr std::uint32_t kFlowId = 0x1001;
 constexpr std::uint16_t kLane = 1;
-constexpr std::uint16_t kUdpPort = 7447;
-constexpr unsigned kPrefixBits = 24;
 
-wire::IpAddress address_of(Role role) {
-  wire::IpAddress address;
-  address.bytes = {10, 99, 0, static_cast<std::uint8_t>(role == Role::kSender ? 1 : 2)};
-  return address;
-}
-
-constexpr Role other(Role role) { return role == Role::kSender ? Role::kReceiver : Role::kSender; }
+constexpr bool gives(Role role) { return role == Role::kSender; }
 
 std::int64_t thread_cpu_ns() {
   timespec time{};
@@ -55,11 +47,11 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
         queue_(port.queue(0)),
         ram_(ram),
         mac_{port.mac()},
-        neighbours_({.mac = mac_, .addresses = {{address_of(options.role), kPrefixBits}}}),
-        peer_(address_of(other(options.role))) {
+        neighbours_(end_neighbours(port, gives(options.role))),
+        peer_(end_address(!gives(options.role))) {
     transport::LaneConfig config;
-    config.local_flow_id = kFlowId;
-    config.peer_flow_id = kFlowId;
+    config.local_flow_id = kEndFlowId;
+    config.peer_flow_id = kEndFlowId;
     config.lane = kLane;
     config.initiator = options.role == Role::kSender;
     config.cipher = options.cipher;
@@ -195,11 +187,11 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   void on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from) {
     const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
     if (!datagram || datagram->destination_mac != mac_ || !neighbours_.is_local(datagram->destination.address) ||
-        datagram->destination.port != kUdpPort || datagram->source.address != peer_) {
+        datagram->destination.port != kEndUdpPort || datagram->source.address != peer_) {
       return fail("a datagram that is not ours");
     }
     const auto packet = wire::parse_packet(datagram->payload);
-    if (!packet || packet->header.flow_id != kFlowId) {
+    if (!packet || packet->header.flow_id != kEndFlowId) {
       return fail("a packet of no flow");
     }
     const std::byte* const packet_from = from != nullptr ? from + (datagram->payload.data() - frame.data()) : nullptr;
@@ -232,8 +224,8 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   bool transmit_lane(Instant now, const wire::MacAddress& to) {
     const wire::DatagramPath path{.source_mac = mac_,
                                   .destination_mac = to,
-                                  .source = {address_of(options_.role), kUdpPort},
-                                  .destination = {peer_, kUdpPort}};
+                                  .source = {end_address(gives(options_.role)), kEndUdpPort},
+                                  .destination = {peer_, kEndUdpPort}};
     const std::size_t header = wire::datagram_header_bytes(peer_.family);
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
@@ -300,47 +292,45 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
   std::vector<memory::PageWrite> writes_;
 };
 
-/// memif's client does not start without its server.
-void wait_for_server(Role role, const Shared& shared) {
-  while (role == Role::kSender && !shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready && !shared.stop) {
-    ::usleep(1000);
-  }
-}
-
 /// Comes back only if it fails.
 std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shared) {
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  port::PortOptions port_options;
-  port_options.driver = options.interface.empty() ? port::Driver::kMemif : port::Driver::kAfPacket;
-  port_options.interface = options.interface;
-  port_options.socket = options.socket;
-  port_options.memif_server = options.role == Role::kReceiver;
-  port_options.mtu = options.mtu;
-  wait_for_server(options.role, shared);
-  auto parts = open_end_parts(options.ram, options.pages, port_options, options.cpus);
+  const port::PortOptions port_options =
+      options.interface.empty()
+          ? end_memif(options.socket, gives(options.role), options.mtu)
+          : port::PortOptions{.driver = port::Driver::kAfPacket, .interface = options.interface, .mtu = options.mtu};
+  if (gives(options.role)) {
+    wait_for_memif_server(shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready, shared.stop);
+  }
+  auto ram = open_end_ram(options.ram, options.pages);
+  if (!ram) {
+    return std::unexpected(ram.error());
+  }
+  auto parts = open_end_port(port_options, options.cpus);
   if (!parts) {
     return std::unexpected(parts.error());
   }
-  End end(options, shared, *parts->port, parts->ram);
+  std::optional<port::IngressFilter> filter;  // as the daemon has it; without it, if the kernel is too old
+  if (!options.interface.empty()) {
+    const wire::IpAddress address = end_address(gives(options.role));
+    if (auto attached = port::IngressFilter::attach(options.interface, {&address, 1}, kEndUdpPort)) {
+      filter = std::move(*attached);
+    }
+  }
+  End end(options, shared, *parts->port, *ram);
   port::PollLoop loop(end, parts->doorbell, {});
   shared.ends[static_cast<std::size_t>(options.role)].ready = true;
-  parts->environment.launch(kEndLcore, [&] { end.run(loop); });
-  parts->environment.wait(kEndLcore);
-  if (!end.error().empty()) {
-    return std::unexpected(end.error());
-  }
-  leave_port_open();
+  return run_on_end_lcore(
+      *parts, [&] { end.run(loop); }, end.error());
 }
 
 }  // namespace
 
 int run_end(const EndOptions& options, Shared& shared) {
   const auto done = run_checked(options, shared);
-  auto& error = shared.ends[static_cast<std::size_t>(options.role)].error;
-  const std::size_t bytes = std::min(done.error().size(), error.size() - 1);
-  std::copy_n(done.error().data(), bytes, error.data());
+  tell_error(done.error(), shared.ends[static_cast<std::size_t>(options.role)].error);
   shared.stop = true;
   return 1;
 }

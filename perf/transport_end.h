@@ -11,6 +11,7 @@
 
 #include "dataplane/port/port.h"
 #include "dataplane/transport/lane.h"
+#include "perf/end_parts.h"
 
 namespace godwit::perf {
 
@@ -26,7 +27,7 @@ struct PassMark {
 
 struct EndReport {
   std::atomic<bool> ready{false};  // its port is open
-  std::array<char, 512> error{};   // empty: none
+  EndError error{};
   /// [i]: when pass i began; the last one is a page more than the passes, and marks their end.
   std::array<PassMark, kPassesMax + 1> marks{};
   port::QueueCounters queue;

@@ -116,6 +116,12 @@ Client::Result<api::CancelMigrationResponse> Client::cancel_migration(const std:
   return connection_->call(&Stub::CancelMigration, request, kListLimit);
 }
 
+Client::Result<api::SwitchToPostcopyResponse> Client::switch_to_postcopy(const std::string& migration_id) {
+  api::SwitchToPostcopyRequest request;
+  request.set_migration_id(migration_id);
+  return connection_->call(&Stub::SwitchToPostcopy, request, kCommandLimit);
+}
+
 Client::Result<api::Migration> Client::watch(const std::string& migration_id,
                                              const std::function<void(const api::Migration&)>& each) {
   api::WatchMigrationRequest request;

@@ -32,6 +32,7 @@ class Client {
   [[nodiscard]] Result<api::StopVmResponse> stop_vm(const api::StopVmRequest& request);
   [[nodiscard]] Result<api::MigrateResponse> migrate(const api::MigrateRequest& request);
   [[nodiscard]] Result<api::CancelMigrationResponse> cancel_migration(const std::string& migration_id);
+  [[nodiscard]] Result<api::SwitchToPostcopyResponse> switch_to_postcopy(const std::string& migration_id);
 
   /// Calls `each` with the present state and every change; gives the last. A control plane that goes away is looked for
   /// again for half a minute.

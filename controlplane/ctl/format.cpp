@@ -47,7 +47,59 @@ std::string transport_text(const dpapi::MigrationStats& stats) {
                      count_text(stats.retransmitted_pages()));
 }
 
-Json to_json(const dpapi::MigrationStats& stats) {
+std::string us_text(std::uint64_t us) { return span_text(static_cast<std::int64_t>(us)); }
+
+/// Of faults since the guest resumed; "" before the first.
+std::string faults_text(const dpapi::PagingStats& paging) {
+  if (paging.faults() == 0) {
+    return "";
+  }
+  return fmt::format("{} faults/s  p50 {}  p99 {}", count_text(paging.faults_per_s()), us_text(paging.fault_p50_us()),
+                     us_text(paging.fault_p99_us()));
+}
+
+/// All of it, what matters most first: a narrow terminal cuts the line.
+std::string every_fault_text(const dpapi::PagingStats& paging) {
+  if (paging.faults() == 0) {
+    return "";
+  }
+  return fmt::format("  {}  p90 {}  p99.9 {}  longest {}  vCPUs waited {}", faults_text(paging),
+                     us_text(paging.fault_p90_us()), us_text(paging.fault_p999_us()), us_text(paging.fault_max_us()),
+                     us_text(paging.blocked_us()));
+}
+
+/// "host-a: 1234 pages (4.8 MiB)", and how it goes on.
+std::string dependence_text(const api::Vm& vm) {
+  if (vm.depends_on().empty()) {
+    return "-";
+  }
+  const dpapi::PagingStats& paging = vm.paging().stats();
+  return fmt::format("{}: {}{}{}{}", printable(vm.depends_on()), config::format_pages(paging.pages_missing()),
+                     vm.paging().connected() ? "" : ", no pages flow", paging.faults() == 0 ? "" : ", ",
+                     faults_text(paging));
+}
+
+Json to_json(const dpapi::PagingStats& paging) {
+  return {{"pages_missing", paging.pages_missing()},
+          {"pages_missing_first", paging.pages_missing_first()},
+          {"pages_demand", paging.pages_demand()},
+          {"pages_background", paging.pages_background()},
+          {"pages_zero", paging.pages_zero()},
+          {"pages_given_back", paging.pages_given_back()},
+          {"pages_asked_again", paging.pages_asked_again()},
+          {"faults", paging.faults()},
+          {"faults_waiting", paging.faults_waiting()},
+          {"faults_per_s", paging.faults_per_s()},
+          {"fault_p50_us", paging.fault_p50_us()},
+          {"fault_p90_us", paging.fault_p90_us()},
+          {"fault_p99_us", paging.fault_p99_us()},
+          {"fault_p999_us", paging.fault_p999_us()},
+          {"fault_max_us", paging.fault_max_us()},
+          {"blocked_us", paging.blocked_us()},
+          {"all_there_us", paging.all_there_us()}};
+}
+
+Json stats_json(const dpapi::MigrationStats& stats) {
   return {{"round", stats.round()},
           {"pages_total", stats.pages_total()},
           {"pages_left", stats.pages_left()},
@@ -73,10 +125,18 @@ Json to_json(const dpapi::MigrationStats& stats) {
           {"window_packets", stats.window_packets()}};
 }
 
+Json to_json(const dpapi::MigrationStats& stats) {
+  Json json = stats_json(stats);
+  if (stats.has_paging()) {
+    json["paging"] = to_json(stats.paging());
+  }
+  return json;
+}
+
 Json to_json(const api::Plan& plan) {
   return {{"vm", plan.vm()},
           {"destination", plan.destination()},
-          {"mode", api::Mode_Name(plan.mode())},
+          {"mode", dpapi::Mode_Name(plan.mode())},
           {"downtime_limit_us", plan.downtime_limit_us()},
           {"bandwidth_limit_bps", plan.bandwidth_limit_bps()},
           {"reuse", api::ReusePolicy_Name(plan.reuse())},
@@ -84,6 +144,9 @@ Json to_json(const api::Plan& plan) {
           {"on_no_convergence", dpapi::OnNoConvergence_Name(plan.on_no_convergence())},
           {"rounds_max", plan.rounds_max()},
           {"time_limit_ms", plan.time_limit_ms()},
+          {"postcopy_after_rounds", plan.postcopy_after_rounds()},
+          {"postcopy_after_ms", plan.postcopy_after_ms()},
+          {"background_order", dpapi::BackgroundOrder_Name(plan.background_order())},
           {"encryption", dpapi::Encryption_Name(plan.encryption())}};
 }
 
@@ -193,12 +256,13 @@ std::vector<std::string> certificate_warnings(const api::ListHostsResponse& resp
 }
 
 std::string vms_table(const api::ListVmsResponse& response) {
-  std::vector<std::vector<std::string>> rows{{"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "UUID"}};
+  std::vector<std::vector<std::string>> rows{
+      {"VM", "HOST", "STATE", "MEMORY", "TRACKER", "OWNERSHIP", "DEPENDS ON", "UUID"}};
   for (const api::Vm& vm : response.vms()) {
-    const bool migrating = !vm.migration_id().empty();
-    rows.push_back({or_dash(vm.name()), or_dash(vm.host()), or_dash(vm.run_state()) + (migrating ? ", migrating" : ""),
+    const char* moving = vm.migration_id().empty() ? "" : vm.depends_on().empty() ? ", migrating" : ", pulling";
+    rows.push_back({or_dash(vm.name()), or_dash(vm.host()), or_dash(vm.run_state()) + moving,
                     config::format_bytes(vm.bytes_total()), std::string(config::tracker_name(vm.tracker())),
-                    fmt::format("{}", vm.ownership()), id_text(vm.uuid())});
+                    fmt::format("{}", vm.ownership()), dependence_text(vm), id_text(vm.uuid())});
   }
   return rows.size() == 1 ? "no VMs\n" : table(rows);
 }
@@ -267,7 +331,10 @@ Json to_json(const api::Vm& vm) {
           {"ownership", vm.ownership()},
           {"image_id", id_text(vm.image_id())},
           {"epoch_next", vm.epoch_next()},
-          {"migration_id", id_text(vm.migration_id())}};
+          {"migration_id", id_text(vm.migration_id())},
+          {"depends_on", vm.depends_on()},
+          {"connected", vm.depends_on().empty() ? Json(nullptr) : Json(vm.paging().connected())},
+          {"paging", vm.depends_on().empty() ? Json(nullptr) : to_json(vm.paging().stats())}};
 }
 
 Json to_json(const api::HostImage& image) {
@@ -295,6 +362,7 @@ Json to_json(const api::Migration& migration) {
           {"destination", migration.plan().destination()},
           {"state", state_text(migration.state())},
           {"ended", migration.ended()},
+          {"connected", migration.state() == api::PULLING ? Json(migration.connected()) : Json(nullptr)},
           {"reason", migration.reason()},
           {"note", migration.note()},
           {"reused", migration.reused()},
@@ -312,23 +380,48 @@ Json to_json(const api::Migration& migration) {
 }
 
 std::int64_t downtime_us(const api::Migration& migration) {
-  if (migration.state() != api::COMMITTED || migration.stop_unix_us() <= 0 || migration.resume_unix_us() <= 0) {
+  const bool resumed =
+      migration.state() == api::COMMITTED || migration.state() == api::PULLING || migration.state() == api::INCOMPLETE;
+  if (!resumed || migration.stop_unix_us() <= 0 || migration.resume_unix_us() <= 0) {
     return -1;
   }
   return std::max<std::int64_t>(0, migration.resume_unix_us() - migration.stop_unix_us());
 }
 
+namespace {
+
+std::string bar(double share) {
+  const auto cells = static_cast<std::size_t>(share * static_cast<double>(kBarCells));
+  return fmt::format("[{}{}] {:3.0f} %", std::string(cells, '#'), std::string(kBarCells - cells, '.'), share * 100.0);
+}
+
+std::string pull_line(const api::Migration& migration) {
+  const dpapi::PagingStats& paging = migration.destination_stats().paging();
+  if (!migration.connected()) {
+    return fmt::format("PULLING  {}", printable(migration.note()));
+  }
+  const auto first = static_cast<double>(std::max<std::uint64_t>(paging.pages_missing_first(), 1));
+  const double missing = static_cast<double>(std::min(paging.pages_missing(), paging.pages_missing_first()));
+  return fmt::format("{}  PULLING  {} on {}  {} on demand, {} unasked, {} zero, {} reused{}",
+                     bar(1.0 - missing / first), config::format_pages(paging.pages_missing()),
+                     printable(migration.source()), count_text(paging.pages_demand()),
+                     count_text(paging.pages_background()), count_text(paging.pages_zero()),
+                     count_text(migration.stats().pages_reused()), every_fault_text(paging));
+}
+
+}  // namespace
+
 std::string progress_line(const api::Migration& migration, std::size_t columns) {
   const dpapi::MigrationStats& stats = migration.stats();
   std::string line;
-  if (stats.pages_total() == 0) {
+  if (migration.state() == api::PULLING) {
+    line = pull_line(migration);
+  } else if (stats.pages_total() == 0) {
     line = fmt::format("{}  {}", state_text(migration.state()), printable(migration.note()));
   } else {
     const double left = static_cast<double>(std::min(stats.pages_left(), stats.pages_total()));
     const double share = 1.0 - left / static_cast<double>(stats.pages_total());
-    const auto cells = static_cast<std::size_t>(share * static_cast<double>(kBarCells));
-    line = fmt::format("[{}{}] {:3.0f} %  {}  round {}  {} pages left  {}{}", std::string(cells, '#'),
-                       std::string(kBarCells - cells, '.'), share * 100.0, config::format_rate_bps(stats.rate_bps()),
+    line = fmt::format("{}  {}  round {}  {} pages left  {}{}", bar(share), config::format_rate_bps(stats.rate_bps()),
                        stats.round(), count_text(stats.pages_left()),
                        migration.state() == api::TRANSFERRING
                            ? "about " + span_text(static_cast<std::int64_t>(stats.estimated_left_us())) + " left"
@@ -361,6 +454,15 @@ std::string summary(const api::Migration& migration) {
                                  stats.retransmitted_pages(), stats.packets_lost(), stats.packets_sent(),
                                  stats.probe_timeouts(), span_text(static_cast<std::int64_t>(stats.rtt_us()))));
   }
+  if (const dpapi::PagingStats& paging = migration.destination_stats().paging(); paging.pages_missing_first() > 0) {
+    add("pulled", fmt::format("{} on demand, {} unasked, {} given back of {} missing at the resume; {} zero made there",
+                              paging.pages_demand(), paging.pages_background(), paging.pages_given_back(),
+                              paging.pages_missing_first(), paging.pages_zero()));
+    add("faults",
+        fmt::format("{}, p50 {}, p90 {}, p99 {}, p99.9 {}, longest {}; vCPUs waited {} in all", paging.faults(),
+                    us_text(paging.fault_p50_us()), us_text(paging.fault_p90_us()), us_text(paging.fault_p99_us()),
+                    us_text(paging.fault_p999_us()), us_text(paging.fault_max_us()), us_text(paging.blocked_us())));
+  }
   add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
   add("tracked by", fmt::format("{}{}{}", config::tracker_name(migration.tracker()),
                                 migration.tracker_reason().empty() ? "" : ": ", printable(migration.tracker_reason())));
@@ -371,6 +473,8 @@ std::string summary(const api::Migration& migration) {
   if (migration.state() == api::ABORTED) {
     text += fmt::format("not moved: {}; VM {} belongs to {} as before, and may be migrated again\n",
                         printable(migration.reason()), or_dash(migration.vm_name()), or_dash(migration.source()));
+  } else if (migration.state() == api::INCOMPLETE) {
+    text += fmt::format("moved, but not whole: {}\n", printable(migration.reason()));
   } else if (!migration.reason().empty()) {
     text += fmt::format("moved, but {}; QEMU's log on {} may tell more\n", printable(migration.reason()),
                         or_dash(migration.plan().destination()));

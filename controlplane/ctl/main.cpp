@@ -181,24 +181,42 @@ int migrate(Client& client, const Options& options) {
   return watch_to_end(client, begun->migration_id(), options.json ? WatchOutput::kJsonLast : WatchOutput::kPeople);
 }
 
-int watch(Client& client, const Options& options) {
+/// Calls `act` with the id in bytes that the command line names.
+template <typename Act>
+int with_migration(const Options& options, Act act) {
   const auto id = Id128::parse(options.id);
   if (!id) {
     return complain(fmt::format("\"{}\" is no migration id (godwitctl migrations lists them)", options.id), kBadUsage);
   }
-  return watch_to_end(client, id->to_bytes(), options.json ? WatchOutput::kJsonEach : WatchOutput::kPeople);
+  return act(id->to_bytes());
+}
+
+int watch(Client& client, const Options& options) {
+  return with_migration(options, [&](const std::string& id) {
+    return watch_to_end(client, id, options.json ? WatchOutput::kJsonEach : WatchOutput::kPeople);
+  });
 }
 
 int cancel(Client& client, const Options& options) {
-  const auto id = Id128::parse(options.id);
-  if (!id) {
-    return complain(fmt::format("\"{}\" is no migration id (godwitctl migrations lists them)", options.id), kBadUsage);
-  }
-  if (const auto done = client.cancel_migration(id->to_bytes()); !done) {
-    return complain(done.error());
-  }
-  fmt::print("{}\n", options.json ? Json{{"cancelled", true}}.dump() : "cancelled: the VM stays where it was");
-  return 0;
+  return with_migration(options, [&](const std::string& id) {
+    if (const auto done = client.cancel_migration(id); !done) {
+      return complain(done.error());
+    }
+    fmt::print("{}\n", options.json ? Json{{"cancelled", true}}.dump() : "cancelled: the VM stays where it was");
+    return 0;
+  });
+}
+
+int switch_to_postcopy(Client& client, const Options& options) {
+  return with_migration(options, [&](const std::string& id) {
+    if (const auto done = client.switch_to_postcopy(id); !done) {
+      return complain(done.error());
+    }
+    fmt::print("{}\n", options.json ? Json{{"switching", true}}.dump()
+                                    : fmt::format("it switches as soon as the destination is ready: godwitctl watch {}",
+                                                  options.id));
+    return 0;
+  });
 }
 
 using Command = int (*)(Client&, const Options&);
@@ -234,11 +252,18 @@ void add_migration_commands(CLI::App& app, Options& options, const AddCommand& a
   flag("--on-no-convergence", "on_no_convergence", "abort, postcopy or stop-anyway");
   flag("--rounds-max", "rounds_max", "rounds until it counts as not converging");
   flag("--time-limit", "time_limit", "e.g. 10min");
+  flag("--postcopy-after-rounds", "postcopy_after_rounds", "mode hybrid: switch after so many rounds");
+  flag("--postcopy-after", "postcopy_after", "mode hybrid: switch after so long, e.g. 30s");
+  flag("--background-order", "background_order", "around-faults, sequential or hottest-first");
   flag("--encryption", "encryption", "aes-128-gcm, aes-256-gcm or none");
   migrating->add_flag("--detach", options.detach, "do not wait: print the migration's id");
   add(app, "migrations", "all migrations, newest first", migrations)
       ->add_flag("--active", options.active_only, "only those under way");
   add(app, "watch", "follow a migration to its end", watch)->add_option("id", options.id)->required();
+  add(app, "switch-to-postcopy", "end the rounds of a hybrid migration: the guest moves now, its pages follow",
+      switch_to_postcopy)
+      ->add_option("migration", options.id, "its id")
+      ->required();
   add(app, "cancel", "abort a migration; the VM stays where it is", cancel)->add_option("id", options.id)->required();
 }
 

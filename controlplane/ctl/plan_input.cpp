@@ -7,8 +7,8 @@ namespace godwit::ctl {
 namespace api = controlplane::v1;
 namespace dpapi = dataplane::v1;
 
-static_assert(static_cast<int>(config::Mode::kPostcopy) == api::POSTCOPY);
-static_assert(static_cast<int>(config::Mode::kHybrid) == api::HYBRID);
+static_assert(static_cast<int>(config::Mode::kPostcopy) == dpapi::POSTCOPY);
+static_assert(static_cast<int>(config::Mode::kHybrid) == dpapi::HYBRID);
 static_assert(static_cast<int>(config::Reuse::kNever) == api::REUSE_NEVER);
 static_assert(static_cast<int>(config::Reuse::kRequire) == api::REUSE_REQUIRE);
 static_assert(static_cast<int>(config::Tracker::kPagemapScan) == dpapi::TRACKER_PAGEMAP_SCAN);
@@ -18,6 +18,8 @@ static_assert(static_cast<int>(config::Verify::kOff) == dpapi::VERIFY_OFF);
 static_assert(static_cast<int>(config::Verify::kFull) == dpapi::VERIFY_FULL);
 static_assert(static_cast<int>(config::OnNoConvergence::kPostcopy) == dpapi::NO_CONVERGENCE_POSTCOPY);
 static_assert(static_cast<int>(config::OnNoConvergence::kStopAnyway) == dpapi::NO_CONVERGENCE_STOP_ANYWAY);
+static_assert(static_cast<int>(config::BackgroundOrder::kSequential) == dpapi::BACKGROUND_SEQUENTIAL);
+static_assert(static_cast<int>(config::BackgroundOrder::kHottestFirst) == dpapi::BACKGROUND_HOTTEST_FIRST);
 static_assert(static_cast<int>(config::Encryption::kAes128Gcm) == dpapi::ENCRYPTION_AES_128_GCM);
 static_assert(static_cast<int>(config::Encryption::kAes256Gcm) == dpapi::ENCRYPTION_AES_256_GCM);
 static_assert(static_cast<int>(config::Encryption::kNone) == dpapi::ENCRYPTION_NONE);
@@ -26,7 +28,7 @@ api::Plan to_api(const config::MigrationPlan& plan) {
   api::Plan message;
   message.set_vm(plan.vm);
   message.set_destination(plan.destination);
-  message.set_mode(static_cast<api::Mode>(plan.mode));
+  message.set_mode(static_cast<dpapi::Mode>(plan.mode));
   message.set_downtime_limit_us(static_cast<std::uint64_t>(plan.downtime_limit.us()));
   message.set_bandwidth_limit_bps(plan.bandwidth_limit_bps);
   message.set_reuse(static_cast<api::ReusePolicy>(plan.reuse));
@@ -34,6 +36,9 @@ api::Plan to_api(const config::MigrationPlan& plan) {
   message.set_on_no_convergence(static_cast<dpapi::OnNoConvergence>(plan.on_no_convergence));
   message.set_rounds_max(plan.rounds_max);
   message.set_time_limit_ms(static_cast<std::uint64_t>(plan.time_limit.us() / 1000));
+  message.set_postcopy_after_rounds(plan.postcopy_after_rounds);
+  message.set_postcopy_after_ms(static_cast<std::uint64_t>(plan.postcopy_after.us() / 1000));
+  message.set_background_order(static_cast<dpapi::BackgroundOrder>(plan.background_order));
   message.set_encryption(static_cast<dpapi::Encryption>(plan.encryption));
   return message;
 }

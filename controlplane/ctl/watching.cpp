@@ -40,12 +40,19 @@ class Display {
 
   void update(const api::Migration& migration) {
     const std::lock_guard lock(mutex_);
+    committed_ = migration.state() == api::PULLING;
     if (output_ == WatchOutput::kJsonEach) {
       fmt::print("{}\n", to_json(migration).dump());
       std::fflush(stdout);
     } else if (output_ == WatchOutput::kPeople && !held_) {
       show(migration);
     }
+  }
+
+  /// There is nothing to cancel any more.
+  [[nodiscard]] bool committed() {
+    const std::lock_guard lock(mutex_);
+    return committed_;
   }
 
   void hold(bool held) {
@@ -74,7 +81,7 @@ class Display {
     if (migration.state() != shown_ || now - shown_at_ >= std::chrono::seconds(1)) {
       shown_ = migration.state();
       shown_at_ = now;
-      fmt::print("{}\n", progress_line(migration, kColumnsDefault * 2));
+      fmt::print("{}\n", progress_line(migration, kColumnsDefault * 3));
       std::fflush(stdout);
     }
   }
@@ -83,6 +90,7 @@ class Display {
   const bool live_;
   std::mutex mutex_;
   bool held_ = false;
+  bool committed_ = false;
   api::MigrationState shown_ = api::STATE_UNSPECIFIED;
   std::chrono::steady_clock::time_point shown_at_;
 };
@@ -136,7 +144,7 @@ int watch_to_end(Client& client, const std::string& migration_id, WatchOutput ou
   const sigset_t signals = own_signals();
   for (int signal = 0; sigwait(&signals, &signal) == 0 && signal != kEndedSignal;) {
     display.hold(true);
-    const Answer answer = ask();
+    const Answer answer = display.committed() ? Answer::kLeave : ask();
     if (answer == Answer::kLeave) {
       left = true;
       client.stop();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <set>
 
+#include "base/log.h"
 #include "config/common.h"
 #include "config/units.h"
 
@@ -23,6 +24,14 @@ constexpr int kRegionsMax = 64;
 
 std::unexpected<Refused> refuse(Refusal refusal, std::string text) {
   return std::unexpected(Refused{refusal, std::move(text)});
+}
+
+/// A guest elsewhere may still depend on it, whatever a data plane that was restarted says of it.
+bool is_served(const HostView& host, const dpapi::Image& image) {
+  return !image.serving_migration_id().empty() ||
+         std::any_of(host.vms.begin(), host.vms.end(), [&](const api::RunningVm& vm) {
+           return vm.uuid() == image.id().vm_uuid() && vm.has_paging() && vm.role() == dpapi::ROLE_SOURCE;
+         });
 }
 
 bool is_of(const dpapi::Image& image, const Id128& vm_uuid) { return image.id().vm_uuid() == vm_uuid.to_bytes(); }
@@ -46,7 +55,7 @@ std::optional<Refused> memory_refusal(const Question& question, const ReuseDecis
   const Need need = need_of(question.vm->definition);
   std::uint64_t droppable_bytes = 0;
   for (const dpapi::Image& image : question.destination->images) {
-    if (!image.in_use()) {
+    if (!image.in_use() && !is_served(*question.destination, image)) {
       droppable_bytes += image.bytes_resident();
     }
   }
@@ -71,13 +80,14 @@ std::optional<Refused> memory_refusal(const Question& question, const ReuseDecis
 }
 
 std::optional<Refused> plan_refusal(const api::Plan& plan) {
-  if (plan.mode() != api::PRECOPY) {
-    return Refused{Refusal::kModeNotAvailable,
-                   fmt::format("mode {} is not available yet: use precopy", api::Mode_Name(plan.mode()))};
+  if (!dpapi::Mode_IsValid(plan.mode()) || !dpapi::BackgroundOrder_IsValid(plan.background_order())) {
+    return Refused{Refusal::kModeNotAvailable, "mode or background_order has a value that this version does not know"};
   }
-  if (plan.on_no_convergence() == dpapi::NO_CONVERGENCE_POSTCOPY) {
-    return Refused{Refusal::kModeNotAvailable,
-                   "on_no_convergence postcopy is not available yet: use abort or stop-anyway"};
+  if (plan.mode() != dpapi::HYBRID && (plan.postcopy_after_rounds() != 0 || plan.postcopy_after_ms() != 0)) {
+    return Refused{Refusal::kBadPlan, "postcopy_after_rounds and postcopy_after are for mode hybrid only"};
+  }
+  if (plan.postcopy_after_rounds() > kRoundsMax) {
+    return Refused{Refusal::kBadPlan, fmt::format("postcopy_after_rounds is more than {}", kRoundsMax)};
   }
   if (plan.downtime_limit_us() > kDowntimeLimitMaxUs) {
     return Refused{Refusal::kBadPlan, "downtime_limit is more than an hour"};
@@ -138,7 +148,29 @@ std::optional<Refused> host_refusal(const Question& question) {
   return std::nullopt;
 }
 
+/// Where the guest may resume before all of its pages are there.
+std::optional<Refused> postcopy_refusal(const Question& question) {
+  if (mode_of(question.plan) == dpapi::PRECOPY) {
+    return std::nullopt;
+  }
+  const char* instead =
+      question.plan.mode() == dpapi::PRECOPY ? "set on_no_convergence to abort or stop-anyway" : "use mode precopy";
+  const api::HostInfo& info = question.destination->info;
+  if (!info.postcopy()) {
+    const std::string& why = info.postcopy_refusal();
+    return Refused{Refusal::kModeNotAvailable,
+                   fmt::format("{} cannot be the destination of post-copy: {}; or {}", question.plan.destination(),
+                               why.empty() ? "its data plane does not offer it" : printable(why), instead)};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+dpapi::Mode mode_of(const api::Plan& plan) {
+  return plan.mode() == dpapi::PRECOPY && plan.on_no_convergence() == dpapi::NO_CONVERGENCE_POSTCOPY ? dpapi::HYBRID
+                                                                                                     : plan.mode();
+}
 
 ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
                            std::uint64_t bytes_total, std::span<const dpapi::Image> images) {
@@ -184,11 +216,22 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
   if (vm.host.empty()) {
     return refuse(Refusal::kNotRunning, fmt::format("VM \"{}\" runs nowhere: start it first", vm.name));
   }
+  if (question.pulling != nullptr) {
+    const MigrationRecord& pulling = *question.pulling;
+    return refuse(Refusal::kPagesMissing,
+                  fmt::format("VM \"{}\" still needs {} that only {} holds (migration {}): wait until it has them "
+                              "(godwitctl watch {})",
+                              vm.name, config::format_pages(pulling.destination_stats.paging().pages_missing()),
+                              pulling.source, pulling.id.text(), pulling.id.text()));
+  }
   if (question.active_migration) {
     return refuse(Refusal::kMigrationActive,
                   fmt::format("VM \"{}\" is in migration {} already", vm.name, question.active_migration->text()));
   }
   if (auto refused = host_refusal(question)) {
+    return std::unexpected(*refused);
+  }
+  if (auto refused = postcopy_refusal(question)) {
     return std::unexpected(*refused);
   }
   const auto& running = question.source->vms;
@@ -264,6 +307,10 @@ dpapi::MigrationPolicy policy_of(const api::Plan& plan) {
   policy.set_on_no_convergence(plan.on_no_convergence());
   policy.set_rounds_max(plan.rounds_max() == 0 ? kRoundsDefault : plan.rounds_max());
   policy.set_time_limit_ms(plan.time_limit_ms());
+  policy.set_mode(mode_of(plan));
+  policy.set_postcopy_after_rounds(plan.postcopy_after_rounds());
+  policy.set_postcopy_after_ms(plan.postcopy_after_ms());
+  policy.set_background_order(plan.background_order());
   return policy;
 }
 

@@ -41,6 +41,7 @@ enum class Refusal : std::uint8_t {
   kSourceGone,       // source or its data plane not connected
   kDestinationGone,  // destination or its data plane not connected
   kMigrationActive,
+  kPagesMissing,  // the VM's last migration is PULLING
   kModeNotAvailable,
   kBadPlan,
   kTrackerNotOffered,  // the VM insists on a tracker that the destination's kernel lacks
@@ -56,14 +57,18 @@ struct Refused {
 
 struct Question {
   const api::Plan& plan;
-  const VmRecord* vm = nullptr;           // what plan.vm names, if anything
-  const HostView* source = nullptr;       // the VM's owner, if known
-  const HostView* destination = nullptr;  // what plan.destination names, if known
-  std::optional<Id128> active_migration;  // of this VM
+  const VmRecord* vm = nullptr;              // what plan.vm names, if anything
+  const HostView* source = nullptr;          // the VM's owner, if known
+  const HostView* destination = nullptr;     // what plan.destination names, if known
+  std::optional<Id128> active_migration;     // of this VM
+  const MigrationRecord* pulling = nullptr;  // if that is PULLING: its record
 };
 
 /// The reuse decision of a migration that may begin, or the first reason why it may not.
 [[nodiscard]] std::expected<ReuseDecision, Refused> plan_migration(const Question& question);
+
+/// The mode to prepare both ends for: a pre-copy that may end as post-copy is hybrid.
+[[nodiscard]] dpapi::Mode mode_of(const api::Plan& plan);
 
 /// What a definition from outside gets wrong, if anything.
 [[nodiscard]] std::optional<std::string> definition_mistake(const api::VmDefinition& definition);

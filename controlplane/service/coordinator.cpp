@@ -39,6 +39,7 @@ ServiceError from_planner(const Refused& refused) {
       return {Code::kHostGone, refused.text};
     case Refusal::kNotRunning:
     case Refusal::kMigrationActive:
+    case Refusal::kPagesMissing:
     case Refusal::kTrackerNotOffered:
     case Refusal::kVmAtDestination:
     case Refusal::kNoReusableImage:
@@ -58,7 +59,7 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
                                                                            std::string cluster) {
   auto coordinator = std::make_unique<Coordinator>(store, timeouts, std::move(cluster));
   const std::lock_guard lock(coordinator->mutex_);
-  if (auto done = coordinator->migrations_.abort_interrupted(); !done) {
+  if (auto done = coordinator->migrations_.take_up_interrupted(); !done) {
     return std::unexpected(done.error());
   }
   const auto hosts = store.hosts();
@@ -107,6 +108,7 @@ void Coordinator::received(SessionId id, const api::FromAgent& message) {
   switch (message.message_case()) {
     case api::FromAgent::kHeartbeat:
       hosts_.refresh(*host, message.heartbeat());
+      migrations_.host_reported(name);
       break;
     case api::FromAgent::kReply:
       hosts_.replied(name, id, message.reply());
@@ -159,6 +161,7 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
                host.view.info.dataplane_up() ? "up at " + printable(host.view.info.dataplane_address()) : "down");
   save_host(name);
   migrations_.host_registered(name);
+  migrations_.host_reported(name);
 }
 
 api::Registered Coordinator::registered_answer(const std::string& host, const HostView& view) {
@@ -179,7 +182,7 @@ api::Registered Coordinator::registered_answer(const std::string& host, const Ho
     owned.set_image_id((*stored)->image_id.to_bytes());
     owned.set_epoch_next((*stored)->epoch_next);
     owned.set_here((*stored)->host == host);
-    if (!owned.here() && vm.role() != dpapi::ROLE_DESTINATION) {
+    if (!owned.here() && vm.role() != dpapi::ROLE_DESTINATION && !vm.has_paging()) {
       spdlog::warn("{} holds VM {}, which the store gives to {}", host, printable(vm.name()),
                    (*stored)->host.empty() ? "nobody" : (*stored)->host);
     }
@@ -272,7 +275,10 @@ std::expected<api::ListMigrationsResponse, ServiceError> Coordinator::list_migra
 
 ClusterFigures Coordinator::figures() {
   const std::lock_guard lock(mutex_);
-  ClusterFigures figures{.hosts = {}, .active = migrations_.active_by_state(), .ended = migrations_.ended()};
+  ClusterFigures figures{.hosts = {},
+                         .active = migrations_.active_by_state(),
+                         .ended = migrations_.ended(),
+                         .pulling = migrations_.all_pulling()};
   for (const auto& [name, host] : hosts_.all()) {
     figures.hosts.emplace(name, host.view);
   }
@@ -313,7 +319,8 @@ std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
                           .vm = *vm ? &**vm : nullptr,
                           .source = *vm ? view((*vm)->host) : nullptr,
                           .destination = view(plan.destination()),
-                          .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt};
+                          .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt,
+                          .pulling = *vm ? migrations_.pulling((*vm)->uuid) : nullptr};
   if (const auto planned = plan_migration(question); !planned) {
     return std::unexpected(from_planner(planned.error()));
   }
@@ -331,6 +338,16 @@ std::expected<void, ServiceError> Coordinator::cancel_migration(const std::strin
   }
   const std::lock_guard lock(mutex_);
   return migrations_.cancel(*id, "cancelled by the operator");
+}
+
+void Coordinator::switch_to_postcopy(const std::string& migration_id, Migrations::Done done) {
+  const auto id = migration_id_of(migration_id);
+  if (!id) {
+    done(std::unexpected(id.error()));
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  migrations_.switch_to_postcopy(*id, std::move(done));
 }
 
 std::expected<void, ServiceError> Coordinator::watch(const std::string& migration_id,

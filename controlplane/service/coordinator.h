@@ -25,11 +25,12 @@ struct ClusterFigures {
   std::map<std::string, HostView> hosts;
   std::map<api::MigrationState, std::uint64_t> active;
   MigrationFigures ended;
+  std::vector<api::Migration> pulling;  // and what their VMs lack
 };
 
 class Coordinator {
  public:
-  /// Fails when the store cannot be read; what the last run left undecided is ABORTED here.
+  /// Fails when the store cannot be read; what the last run left undecided is ABORTED here, what was PULLING goes on.
   [[nodiscard]] static std::expected<std::unique_ptr<Coordinator>, StoreError> start(
       Store& store, const config::TimeoutConfig& timeouts, std::string cluster);
   Coordinator(Store& store, const config::TimeoutConfig& timeouts, std::string cluster);  // start() is for callers
@@ -57,6 +58,7 @@ class Coordinator {
   void stop_vm(const std::string& vm, Vms::Done done);
   [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);
   [[nodiscard]] std::expected<void, ServiceError> cancel_migration(const std::string& migration_id);
+  void switch_to_postcopy(const std::string& migration_id, Migrations::Done done);
   [[nodiscard]] std::expected<void, ServiceError> watch(const std::string& migration_id,
                                                         std::shared_ptr<MigrationWatcher> watcher);
   void unwatch(const std::string& migration_id, const MigrationWatcher* watcher);

@@ -22,6 +22,10 @@ constexpr Metric kHostMemory{"godwit_controlplane_host_memory_bytes", Kind::kGau
                              "Memory that guests may use there, budget and tmpfs considered"};
 constexpr Metric kHostFree{"godwit_controlplane_host_memory_free_bytes", Kind::kGauge, "host", "What is free of it"};
 constexpr Metric kActive{"godwit_controlplane_migrations", Kind::kGauge, "state", "Migrations that have not ended"};
+constexpr Metric kPagesMissing{"godwit_controlplane_vm_pages_missing", Kind::kGauge, "vm,host",
+                               "Pages of a VM that runs elsewhere and that only this host holds"};
+constexpr Metric kPullConnected{"godwit_controlplane_pull_connected", Kind::kGauge, "vm,host",
+                                "1 while these pages flow"};
 constexpr Metric kEnded{"godwit_controlplane_migrations_ended_total", Kind::kCounter, "outcome",
                         "Migrations that have ended, both sides having confirmed the outcome"};
 constexpr Metric kReuse{"godwit_controlplane_migrations_with_reuse_total", Kind::kCounter, "",
@@ -39,9 +43,10 @@ constexpr Metric kWire{"godwit_controlplane_migration_wire_bytes_total", Kind::k
 constexpr Metric kRetransmitted{"godwit_controlplane_migration_retransmitted_pages_total", Kind::kCounter, "",
                                 "Pages, or parts of them, that ended migrations sent again"};
 
-constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms, &kHostImages,   &kHostImageBytes, &kHostMemory,
-                          &kHostFree,      &kActive,        &kEnded,   &kReuse,        &kDuration,       &kDowntime,
-                          &kRounds,        &kPages,         &kWire,    &kRetransmitted};
+constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms,      &kHostImages, &kHostImageBytes,
+                          &kHostMemory,    &kHostFree,      &kActive,       &kEnded,      &kReuse,
+                          &kDuration,      &kDowntime,      &kRounds,       &kPages,      &kWire,
+                          &kRetransmitted, &kPagesMissing,  &kPullConnected};
 
 constexpr std::uint64_t one_if(bool yes) { return yes ? 1 : 0; }
 
@@ -75,14 +80,21 @@ Samples make_samples(const ClusterFigures& figures) {
   for (const auto& [name, view] : figures.hosts) {
     put_host(samples, name, view);
   }
-  for (int state = api::PREPARING; state <= api::ABORTED; ++state) {
+  for (int state = api::PREPARING; state <= api::INCOMPLETE; ++state) {
     const auto found = figures.active.find(static_cast<api::MigrationState>(state));
     samples.add(kActive, {lower(api::MigrationState_Name(static_cast<api::MigrationState>(state)))},
                 found != figures.active.end() ? found->second : std::uint64_t{0});
   }
+  for (const api::Migration& pulling : figures.pulling) {
+    const std::vector<std::string> labels{Id128::from_bytes(pulling.vm_uuid()).value_or(Id128{}).text(),
+                                          pulling.source()};
+    samples.add(kPagesMissing, labels, std::uint64_t{pulling.destination_stats().paging().pages_missing()});
+    samples.add(kPullConnected, labels, one_if(pulling.connected()));
+  }
   const MigrationFigures& ended = figures.ended;
   samples.add(kEnded, {"committed"}, ended.committed);
   samples.add(kEnded, {"aborted"}, ended.aborted);
+  samples.add(kEnded, {"incomplete"}, ended.incomplete);
   samples.add(kReuse, {}, ended.with_reuse);
   samples.add(kDuration, {"committed"}, ended.committed_duration);
   samples.add(kDuration, {"aborted"}, ended.aborted_duration);

@@ -22,6 +22,8 @@ void MigrationFigures::add(const MigrationRecord& ended) {
     if (ended.stop_unix_us > 0 && ended.resume_unix_us > 0) {
       downtime.observe(seconds_between(ended.stop_unix_us, ended.resume_unix_us));
     }
+  } else if (ended.state == api::INCOMPLETE) {
+    ++incomplete;
   } else {
     ++aborted;
     aborted_duration.observe(took_s);

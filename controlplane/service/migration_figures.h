@@ -10,7 +10,7 @@
 namespace godwit::controlplane {
 
 struct MigrationFigures {
-  std::uint64_t committed = 0, aborted = 0, with_reuse = 0;
+  std::uint64_t committed = 0, aborted = 0, incomplete = 0, with_reuse = 0;
   /// Seconds: from the order to the outcome; of committed ones, from QEMU's STOP to its RESUME.
   metrics::Histogram committed_duration{{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}};
   metrics::Histogram aborted_duration{committed_duration};

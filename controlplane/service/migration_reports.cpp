@@ -8,6 +8,17 @@
 #include "controlplane/service/migrations.h"
 
 namespace godwit::controlplane {
+namespace {
+
+/// The guest runs where it could not be continued before. A host that repeats that it had resumed it says nothing of
+/// why it ended.
+void forget_failure(MigrationRecord& record) {
+  if (record.state != api::INCOMPLETE) {
+    record.reason.clear();
+  }
+}
+
+}  // namespace
 
 void Migrations::handle_event(const std::string& host, const api::MigrationEvent& event) {
   const auto id = Id128::from_bytes(event.migration_id());
@@ -33,7 +44,7 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
                   api::MigrationEvent::Kind_Name(event.kind()));
   }
   take_facts(m.record, source, event);
-  const bool decided = is_terminal(m.record.state);
+  const bool decided = is_decided(m.record.state);
   switch (event.kind()) {
     case api::MigrationEvent::READY_TO_SWITCH:
       if (source && m.record.state == api::TRANSFERRING && m.step != Step::kSettling) {
@@ -45,7 +56,10 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
         return;
       }
       if (m.record.state == api::SWITCHING && m.step == Step::kSwitching) {
-        decide(m, api::COMMITTED, {});
+        auto& paging = *m.record.destination_stats.mutable_paging();
+        paging.set_pages_missing(event.pages_missing());
+        paging.set_pages_missing_first(event.pages_missing());
+        decide(m, event.pages_missing() > 0 ? api::PULLING : api::COMMITTED, {});
       } else if (decided) {
         tell_outcome(m.record, false);
       } else if (m.step != Step::kSettling) {
@@ -53,29 +67,12 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
       }
       return;
     case api::MigrationEvent::FAILED:
-      if (decided) {
-        Side& side = source ? m.source : m.destination;
-        side.failed = true;
-        m.note =
-            fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
-        if (m.record.state == api::COMMITTED && !source) {
-          m.record.reason = m.note;
-        }
-        spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
-        if (side.replied) {
-          settle(m.record.id, source, {});
-        } else {
-          notify(m);
-        }
-      } else {
-        decide(m, api::ABORTED,
-               fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text())));
-      }
+      handle_failure(m, source, event);
       return;
     case api::MigrationEvent::RESUMED:
     case api::MigrationEvent::RETIRED:
     case api::MigrationEvent::BACK: {
-      const bool fits = m.record.state == api::COMMITTED
+      const bool fits = is_committed(m.record.state)
                             ? event.kind() == (source ? api::MigrationEvent::RETIRED : api::MigrationEvent::RESUMED)
                             : m.record.state == api::ABORTED && event.kind() != api::MigrationEvent::RESUMED;
       if (fits) {
@@ -83,14 +80,44 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
           m.note.clear();  // what failed there failed before it knew
         }
         if (event.kind() == api::MigrationEvent::RESUMED) {
-          m.record.reason.clear();
+          forget_failure(m.record);
         }
         settle(m.record.id, source, printable(event.text()));
       }
       return;
     }
+    case api::MigrationEvent::ENDED:
+      if (!source && m.record.state == api::PULLING) {
+        decide(m, api::INCOMPLETE,
+               fmt::format("the guest has ended on {} ({}) before it had {} of {}", m.record.destination,
+                           printable(event.text()), missing_text(m.record), m.record.source));
+      }
+      return;
     default:
+      if (m.record.state == api::PULLING) {
+        m.note = pull_note(m);
+      }
       notify(m);
+  }
+}
+
+void Migrations::handle_failure(Active& m, bool source, const api::MigrationEvent& event) {
+  if (is_decided(m.record.state)) {
+    Side& side = source ? m.source : m.destination;
+    side.failed = true;
+    m.note = fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text()));
+    if (is_committed(m.record.state) && !source) {
+      m.record.reason = m.note;
+    }
+    spdlog::error("migration {}, decided, but {}", m.record.id.text(), m.note);
+    if (side.replied) {
+      settle(m.record.id, source, {});
+    } else {
+      notify(m);
+    }
+  } else {
+    decide(m, api::ABORTED,
+           fmt::format("{}: {}", source ? m.record.source : m.record.destination, printable(event.error().text())));
   }
 }
 
@@ -112,7 +139,7 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
       take_facts(record, source, event);
       (source ? record.source_settled : record.destination_settled) = true;
       if (event.kind() == api::MigrationEvent::RESUMED) {
-        record.reason.clear();
+        forget_failure(record);
       }
       update_view(record, source);
       if (auto saved = store_.save_details(record); !saved) {
@@ -133,7 +160,13 @@ void Migrations::handle_late_event(const std::string& host, const Id128& id, con
 
 void Migrations::take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event) {
   if (event.has_stats()) {
-    (source ? record.stats : record.destination_stats) = event.stats();
+    auto& stats = source ? record.stats : record.destination_stats;
+    const dpapi::PagingStats paging = stats.paging();
+    const bool keep = stats.has_paging() && !event.stats().has_paging();
+    stats = event.stats();
+    if (keep) {
+      *stats.mutable_paging() = paging;
+    }
   }
   if (source && event.stop_unix_us() > 0) {
     record.stop_unix_us = event.stop_unix_us();
@@ -186,7 +219,7 @@ void Migrations::host_registered(const std::string& host) {
   }
   std::vector<Id128> mine;
   for (const auto& [id, m] : active_) {
-    if (!is_terminal(m->record.state) && (m->record.source == host || m->record.destination == host)) {
+    if (!is_decided(m->record.state) && (m->record.source == host || m->record.destination == host)) {
       mine.push_back(id);
     }
   }
@@ -240,6 +273,10 @@ void Migrations::host_lost(const std::string& host) {
         if (host == m->record.destination) {
           decide(*m, api::ABORTED, reason);
         }
+        break;
+      case api::PULLING:
+        (host == m->record.source ? m->source : m->destination).paging.reset();
+        look_after_pull(*m);
         break;
       default:
         break;

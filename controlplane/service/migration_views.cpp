@@ -44,6 +44,14 @@ api::Outcome outcome_of(const MigrationRecord& record) {
   return outcome;
 }
 
+api::Migration Migrations::shown(const Active& m) const {
+  api::Migration now = to_api(m.record);
+  now.set_note(m.note);
+  now.set_ended(false);
+  now.set_connected(flows(m));
+  return now;
+}
+
 std::expected<std::vector<api::Migration>, StoreError> Migrations::list(bool active_only) {
   const auto stored = active_only ? store_.active_migrations() : store_.migrations(kListCountMax);
   if (!stored) {
@@ -52,21 +60,14 @@ std::expected<std::vector<api::Migration>, StoreError> Migrations::list(bool act
   std::vector<api::Migration> migrations;
   for (const MigrationRecord& record : *stored) {
     const Active* m = find(record.id);
-    migrations.push_back(to_api(m != nullptr ? m->record : record));
-    if (m != nullptr) {
-      migrations.back().set_note(m->note);
-      migrations.back().set_ended(false);
-    }
+    migrations.push_back(m != nullptr ? shown(*m) : to_api(record));
   }
   return migrations;
 }
 
 std::expected<void, ServiceError> Migrations::watch(const Id128& id, std::shared_ptr<MigrationWatcher> watcher) {
   if (Active* m = find(id)) {
-    api::Migration now = to_api(m->record);
-    now.set_note(m->note);
-    now.set_ended(false);
-    watcher->update(now);
+    watcher->update(shown(*m));
     m->watchers.push_back(std::move(watcher));
     return {};
   }
@@ -94,6 +95,23 @@ std::optional<Id128> Migrations::of_vm(const Id128& vm_uuid) const {
     }
   }
   return std::nullopt;
+}
+
+const MigrationRecord* Migrations::pulling(const Id128& vm_uuid) const {
+  const auto found = std::ranges::find_if(active_, [&](const auto& each) {
+    return each.second->record.vm_uuid == vm_uuid && each.second->record.state == api::PULLING;
+  });
+  return found == active_.end() ? nullptr : &found->second->record;
+}
+
+std::vector<api::Migration> Migrations::all_pulling() const {
+  std::vector<api::Migration> found;
+  for (const auto& [id, m] : active_) {
+    if (m->record.state == api::PULLING) {
+      found.push_back(shown(*m));
+    }
+  }
+  return found;
 }
 
 std::map<api::MigrationState, std::uint64_t> Migrations::active_by_state() const {

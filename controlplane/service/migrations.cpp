@@ -16,24 +16,28 @@ namespace {
 constexpr std::size_t kSecretBytes = 32;
 constexpr Duration kStoreRetry = milliseconds(1000);
 
+}  // namespace
+
 std::string draw_secret() {
   std::string secret(kSecretBytes, '\0');
   GW_ASSERT(getrandom(secret.data(), secret.size(), 0) == static_cast<ssize_t>(secret.size()));
   return secret;
 }
 
-}  // namespace
-
 Migrations::Migrations(Store& store, Hosts& hosts, Timers& timers, const config::TimeoutConfig& timeouts)
     : store_(store), hosts_(hosts), timers_(timers), timeouts_(timeouts) {}
 
-std::expected<void, StoreError> Migrations::abort_interrupted() {
+std::expected<void, StoreError> Migrations::take_up_interrupted() {
   auto interrupted = store_.active_migrations();
   if (!interrupted) {
     return std::unexpected(interrupted.error());
   }
   for (MigrationRecord& record : *interrupted) {
     const api::MigrationState was = record.state;
+    if (was == api::PULLING) {
+      take_up(std::move(record));
+      continue;
+    }
     record.reason = fmt::format("the control plane was restarted in {}", api::MigrationState_Name(was));
     record.ended_unix_us = unix_us_now();
     if (auto won = store_.transition(record, was, api::ABORTED); !won) {
@@ -49,6 +53,7 @@ void Migrations::freeze() {
   for (auto& [id, m] : active_) {
     timers_.cancel(m->timer);
     timers_.cancel(m->absence_timer);
+    timers_.cancel(m->resume_timer);
   }
   active_.clear();
 }
@@ -77,10 +82,10 @@ std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const 
 }
 
 std::expected<void, ServiceError> Migrations::cancel(const Id128& id, const std::string& reason) {
-  if (Active* m = find(id); m != nullptr && !is_terminal(m->record.state)) {
+  if (Active* m = find(id); m != nullptr && !is_decided(m->record.state)) {
     decide(*m, api::ABORTED, reason);
     // A LOADED cannot have come between, but the store may have refused.
-    if (!is_terminal(m->record.state)) {
+    if (!is_decided(m->record.state)) {
       return std::unexpected(ServiceError{ServiceError::Code::kStore, "the store failed; it will be tried again"});
     }
     return {};
@@ -92,9 +97,12 @@ std::expected<void, ServiceError> Migrations::cancel(const Id128& id, const std:
   if (!*record) {
     return std::unexpected(ServiceError{ServiceError::Code::kNotFound, fmt::format("no migration {}", id.text())});
   }
-  return std::unexpected(
-      ServiceError{ServiceError::Code::kNotNow,
-                   fmt::format("migration {} is {} already", id.text(), api::MigrationState_Name((*record)->state))});
+  return std::unexpected(ServiceError{
+      ServiceError::Code::kNotNow,
+      fmt::format("migration {} is {} already{}", id.text(), api::MigrationState_Name((*record)->state),
+                  (*record)->state == api::PULLING
+                      ? fmt::format(": the VM runs on {}, and there is no way back", (*record)->destination)
+                      : "")});
 }
 
 // ---- the sequence ---------------------------------------------------------------------------------------------------
@@ -128,6 +136,7 @@ void Migrations::prepare_source(Active& m) {
   prepare.set_epoch_base(m.record.epoch_base);
   prepare.set_epoch_count(m.record.epoch_count);
   prepare.set_encryption(m.record.plan.encryption());
+  prepare.set_mode(mode_of(m.record.plan));
   command(m, m.record.source, std::move(message), timeouts_.prepare, "preparing the source",
           [this](Active& now, const api::AgentReply& reply) {
             now.source_prepared = reply.source_prepared();
@@ -171,6 +180,7 @@ void Migrations::prepare_destination(Active& m) {
   prepare.set_source_qemu_version(source.qemu_version());
   prepare.set_bytes_total(source.bytes_total());
   prepare.set_encryption(m.record.plan.encryption());
+  prepare.set_mode(mode_of(m.record.plan));
   const auto vm = store_.vm(m.record.vm_uuid);
   prepare.set_tracker(vm && *vm ? (*vm)->tracker : dpapi::TRACKER_AUTO);
   command(
@@ -270,12 +280,13 @@ bool Migrations::advance(Active& m, api::MigrationState next) {
 }
 
 void Migrations::decide(Active& m, api::MigrationState outcome, const std::string& reason) {
-  if (is_terminal(m.record.state)) {
+  const bool was_decided = is_decided(m.record.state);
+  if (is_terminal(m.record.state) || (was_decided && !may_follow(m.record.state, outcome))) {
     return;
   }
   MigrationRecord record = m.record;
   record.reason = reason;
-  record.ended_unix_us = unix_us_now();
+  record.ended_unix_us = is_terminal(outcome) ? unix_us_now() : 0;
   // A side that never heard of the migration has nothing to confirm.
   record.source_settled = !m.source.told;
   record.destination_settled = !m.destination.told;
@@ -289,7 +300,7 @@ void Migrations::decide(Active& m, api::MigrationState outcome, const std::strin
   if (won) {
     // Somebody else decided: the store's word counts.
     const auto stored = store_.migration(m.record.id);
-    if (stored && *stored && is_terminal((*stored)->state)) {
+    if (stored && *stored && is_decided((*stored)->state)) {
       m.record = **stored;
       announce(m);
       return;
@@ -302,21 +313,34 @@ void Migrations::decide(Active& m, api::MigrationState outcome, const std::strin
   // Undecided: nobody is told anything. A commit that failed is not repeated, as more time in doubt is more downtime.
   const std::string why = won ? "ownership of the VM had moved" : won.error().text;
   spdlog::error("migration {}: cannot store {}: {}", m.record.id.text(), api::MigrationState_Name(outcome), why);
+  if (was_decided) {
+    arm(m, m.timer, kStoreRetry, [this, outcome, reason](Active& now) { decide(now, outcome, reason); });
+    return;
+  }
   const std::string next_reason = outcome == api::ABORTED ? reason : why;
   m.step = Step::kSettling;
   arm(m, m.timer, kStoreRetry, [this, next_reason](Active& now) { decide(now, api::ABORTED, next_reason); });
 }
 
 void Migrations::announce(Active& m) {
-  m.step = Step::kSettling;
+  const bool pulling = m.record.state == api::PULLING;
+  m.step = pulling ? Step::kPulling : Step::kSettling;
+  m.source.replied = m.destination.replied = false;
   // The guest stands still until the destination hears of a commit, or the source of an abort.
-  const bool committed = m.record.state == api::COMMITTED;
+  const bool committed = is_committed(m.record.state);
   tell_outcome(m.record, !committed);
   tell_outcome(m.record, committed);
   timers_.cancel(m.absence_timer);
-  m.note = committed ? "committed" : "aborted";
+  timers_.cancel(m.timer);
+  m.note = pulling ? pull_note(m) : committed ? "committed" : "aborted";
   spdlog::info("migration {} of VM {}: {}{}{}", m.record.id.text(), m.record.vm_name,
                api::MigrationState_Name(m.record.state), m.record.reason.empty() ? "" : ": ", m.record.reason);
+  timers_.cancel(m.resume_timer);
+  if (pulling) {
+    m.pulled = true;
+    notify(m);
+    return;
+  }
   arm(m, m.timer, timeouts_.cancel, [this](Active& now) {
     now.record.source_settled |= now.source.replied;
     now.record.destination_settled |= now.destination.replied;
@@ -346,8 +370,8 @@ void Migrations::outcome_answered(const Id128& id, bool source,
                                   const std::expected<api::AgentReply, ServiceError>& answer) {
   Active* m = find(id);
   if (answer) {
-    // After a commit the events RESUMED and RETIRED follow, with their times.
-    if (m != nullptr && m->record.state == api::COMMITTED) {
+    // After a commit the events RESUMED and RETIRED follow, with their times; at the end of a pull they have been told.
+    if (m != nullptr && is_committed(m->record.state) && !(m->pulled && is_terminal(m->record.state))) {
       Side& side = source ? m->source : m->destination;
       side.replied = true;
       if (!side.failed) {
@@ -397,7 +421,10 @@ void Migrations::update_view(const MigrationRecord& record, bool source) {
   const auto of_this = [&](const api::RunningVm& vm) {
     return vm.uuid() == record.vm_uuid.to_bytes() && vm.migration_id() == record.id.to_bytes();
   };
-  const bool runs_here = source == (record.state == api::ABORTED);
+  if (record.state == api::PULLING) {
+    return;  // both sides keep a part of it; they report it themselves
+  }
+  const bool runs_here = source == (record.state == api::ABORTED) && record.state != api::INCOMPLETE;
   if (!runs_here) {
     std::erase_if(host->view.vms, of_this);
     return;
@@ -415,9 +442,15 @@ void Migrations::update_view(const MigrationRecord& record, bool source) {
 void Migrations::end_if_settled(Active& m) {
   if (is_terminal(m.record.state) && m.record.source_settled && m.record.destination_settled) {
     end(m);
-  } else {
-    notify(m);
+    return;
   }
+  if (m.record.state == api::PULLING) {
+    m.note = pull_note(m);
+    if (auto saved = store_.save_details(m.record); !saved) {
+      spdlog::warn("migration {}: {}", m.record.id.text(), saved.error().text);  // told once more after a restart
+    }
+  }
+  notify(m);
 }
 
 void Migrations::end(Active& m) {
@@ -427,6 +460,7 @@ void Migrations::end(Active& m) {
   ended_.add(m.record);
   timers_.cancel(m.timer);
   timers_.cancel(m.absence_timer);
+  timers_.cancel(m.resume_timer);
   api::Migration last = to_api(m.record);
   last.set_note(m.note);
   for (const auto& watcher : m.watchers) {
@@ -439,9 +473,7 @@ void Migrations::notify(Active& m) {
   if (m.watchers.empty()) {
     return;
   }
-  api::Migration now = to_api(m.record);
-  now.set_note(m.note);
-  now.set_ended(false);
+  const api::Migration now = shown(m);
   for (const auto& watcher : m.watchers) {
     watcher->update(now);
   }

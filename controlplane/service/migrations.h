@@ -8,6 +8,12 @@
 //    TRANSFERRING a host may come back within timeouts.host_heartbeat, and in SWITCHING a lost source changes nothing,
 //    as LOADED says that the destination has all of the guest.
 //  * An outcome is told until both sides confirm that it is in effect, after each registration again, across restarts.
+//  * PULLING is decided, but not the end: whose the VM is is settled, and the source still holds pages that it needs.
+//  It
+//    ends in COMMITTED when the destination's bridge says that all are there, in INCOMPLETE when the guest has ended
+//    before; nothing else ends it, neither time nor a restart of anybody. While a side is not connected to the other
+//    the flow is begun again, without end: new endpoints of both, a new secret, each time. Where pages cannot be had
+//    any more (their host was rebooted) the note says so, and the operator decides (stop).
 //  * Events that name a decided migration are answered by its outcome; those that name another migration than a host's
 //    own are ignored.
 
@@ -29,14 +35,18 @@ class Migrations {
  public:
   Migrations(Store& store, Hosts& hosts, Timers& timers, const config::TimeoutConfig& timeouts);
 
-  /// After a start of the control plane: nobody is there to drive what was under way, so it is ABORTED.
-  std::expected<void, StoreError> abort_interrupted();
+  /// After a start of the control plane: nobody is there to drive what was not decided, so it is ABORTED. What is
+  /// PULLING goes on.
+  std::expected<void, StoreError> take_up_interrupted();
   /// Before the control plane ends: from here on nothing is decided, as after a crash; the next start does that.
   void freeze();
 
   /// From a plan that the planner has let pass.
   std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm);
   std::expected<void, ServiceError> cancel(const Id128& id, const std::string& reason);
+  using Done = std::function<void(std::expected<void, ServiceError>)>;
+  /// Ends the rounds of a migration that transfers; `done` once the source has taken it.
+  void switch_to_postcopy(const Id128& id, Done done);
 
   void handle_event(const std::string& host, const api::MigrationEvent& event);
   void answer_outcome(const std::string& host, const std::string& migration_id);
@@ -44,6 +54,10 @@ class Migrations {
   [[nodiscard]] std::vector<api::Outcome> outcomes_for(const std::string& host);
   /// After Registered was sent.
   void host_registered(const std::string& host);
+  /// The host has told how it stands.
+  void host_reported(const std::string& host);
+  /// The VM was stopped, and nobody runs it: nobody needs what it lacked.
+  void vm_stopped(const Id128& vm_uuid);
   void host_lost(const std::string& host);
 
   [[nodiscard]] std::expected<std::vector<api::Migration>, StoreError> list(bool active_only);
@@ -53,7 +67,12 @@ class Migrations {
 
   /// The migration that this VM is in, decided but not ended ones too.
   [[nodiscard]] std::optional<Id128> of_vm(const Id128& vm_uuid) const;
+  /// Its record, if that is PULLING. Valid until the next call.
+  [[nodiscard]] const MigrationRecord* pulling(const Id128& vm_uuid) const;
+  /// Of one that is PULLING: pages come.
+  [[nodiscard]] bool pages_flow(const Id128& vm_uuid) const;
   [[nodiscard]] bool uses_image(const std::string& host, const Id128& vm_uuid) const;
+  [[nodiscard]] std::vector<api::Migration> all_pulling() const;
   /// How many are in each state that have not ended.
   [[nodiscard]] std::map<api::MigrationState, std::uint64_t> active_by_state() const;
   [[nodiscard]] const MigrationFigures& ended() const { return ended_; }
@@ -66,12 +85,21 @@ class Migrations {
     kStartingSource,
     kTransferring,
     kSwitching,
+    kPulling,
     kSettling,  // decided; waits for both sides' confirmation
   };
   struct Side {
-    bool told = false;     // has been sent a command of this migration
-    bool replied = false;  // to the outcome
-    bool failed = false;   // has said so
+    bool told = false;                          // has been sent a command of this migration
+    bool replied = false;                       // to the outcome
+    bool failed = false;                        // has said so
+    bool holds = false;                         // PULLING: its bridge names the migration
+    std::optional<dpapi::PagingStatus> paging;  // PULLING: as it last told; none: it has not obeyed yet, or is lost
+  };
+  /// Of the flow of a migration that is PULLING.
+  enum class Resume : std::uint8_t {
+    kIdle,
+    kUnderWay,
+    kWaiting,  // a while after each attempt: reports of before it may still come, and a failure is not repeated at once
   };
   struct Active {
     MigrationRecord record;
@@ -84,8 +112,17 @@ class Migrations {
     std::string planned_image;  // 16 bytes, "" = none
     bool ready = false;         // READY_TO_SWITCH came, but the destination was not connected
     std::string note;
+    bool pulled = false;  // was or is PULLING
+    Resume resume = Resume::kIdle;
+    Duration resume_pause{};     // before the next attempt; grows with failures
+    std::string resume_problem;  // why no pages flow, as the last attempt met it; "" = none
+    std::string cut_reason;      // why the last flow ended
+    /// Missing when the flow was begun again. Either side takes a flow for connected from its beginning, whether it
+    /// hears the other or not: pages flow once less is missing.
+    std::optional<std::uint64_t> missing_at_resume;
     Timers::Id timer = Timers::kNone;          // of the step
     Timers::Id absence_timer = Timers::kNone;  // of a lost host
+    Timers::Id resume_timer = Timers::kNone;   // of Resume::kWaiting
     std::vector<std::shared_ptr<MigrationWatcher>> watchers;
   };
 
@@ -111,10 +148,26 @@ class Migrations {
   void end_if_settled(Active& m);
   void end(Active& m);
   void take_facts(MigrationRecord& record, bool source, const api::MigrationEvent& event);
+  void handle_failure(Active& m, bool source, const api::MigrationEvent& event);
   void handle_late_event(const std::string& host, const Id128& id, const api::MigrationEvent& event);
   void handle_active_event(Active& m, bool source, const api::MigrationEvent& event);
 
+  // migration_pulls.cpp
+  void take_up(MigrationRecord record);
+  void take_paging(Active& m, bool source);
+  void look_after_pull(Active& m);
+  [[nodiscard]] std::string pull_note(const Active& m) const;
+  [[nodiscard]] static bool connected(const Active& m);
+  [[nodiscard]] static bool flows(const Active& m);
+  void resume(Active& m);
+  void resume_source(Active& m, const dpapi::Endpoint& destination);
+  void resume_destination(Active& m, const dpapi::Endpoint& destination, const dpapi::Endpoint& source);
+  void resume_request(Active& m, bool source, api::ToAgent message, const char* doing,
+                      std::function<void(Active&, const api::AgentReply&)> next);
+  void resume_ended(Active& m, const std::string& problem);
+
   void notify(Active& m);
+  [[nodiscard]] api::Migration shown(const Active& m) const;
   [[nodiscard]] Active* find(const Id128& id);
   [[nodiscard]] bool connected(const std::string& host) const;
   void arm(Active& m, Timers::Id& timer, Duration after, std::function<void(Active&)> function);
@@ -130,5 +183,9 @@ class Migrations {
 
 [[nodiscard]] api::Migration to_api(const MigrationRecord& record);
 [[nodiscard]] api::Outcome outcome_of(const MigrationRecord& record);
+/// What the destination lacks, as last told: "1234 pages (4.8 MiB)".
+[[nodiscard]] std::string missing_text(const MigrationRecord& record);
+/// 32 random bytes, for the keys of one flow.
+[[nodiscard]] std::string draw_secret();
 
 }  // namespace godwit::controlplane

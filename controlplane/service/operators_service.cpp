@@ -250,4 +250,11 @@ OperatorsService::Unary* OperatorsService::CancelMigration(Context* context, con
                   [&](auto* reactor) { when_done(reactor)(coordinator_.cancel_migration(request->migration_id())); });
 }
 
+OperatorsService::Unary* OperatorsService::SwitchToPostcopy(Context* context,
+                                                            const api::SwitchToPostcopyRequest* request,
+                                                            api::SwitchToPostcopyResponse*) {
+  return admitted(context,
+                  [&](auto* reactor) { coordinator_.switch_to_postcopy(request->migration_id(), when_done(reactor)); });
+}
+
 }  // namespace godwit::controlplane

@@ -32,6 +32,7 @@ class OperatorsService final : public api::Operators::CallbackService {
   Unary* ListMigrations(Context*, const api::ListMigrationsRequest*, api::ListMigrationsResponse*) override;
   grpc::ServerWriteReactor<api::Migration>* WatchMigration(Context*, const api::WatchMigrationRequest*) override;
   Unary* CancelMigration(Context*, const api::CancelMigrationRequest*, api::CancelMigrationResponse*) override;
+  Unary* SwitchToPostcopy(Context*, const api::SwitchToPostcopyRequest*, api::SwitchToPostcopyResponse*) override;
 
  private:
   /// do_it(reactor) for an operator, else the refusal.

@@ -75,6 +75,11 @@ void Vms::attach(const api::AttachVmRequest& request, VmDone done) {
 }
 
 std::optional<ServiceError> Vms::start_obstacle(const VmRecord& vm) {
+  if (const MigrationRecord* pulling = migrations_.pulling(vm.uuid)) {
+    return ServiceError{Code::kNotNow,
+                        fmt::format("VM \"{}\" still needs {} of {} (migration {}): stop it first", vm.name,
+                                    missing_text(*pulling), pulling->source, pulling->id.text())};
+  }
   if (const auto migration = migrations_.of_vm(vm.uuid)) {
     return ServiceError{Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text())};
   }
@@ -196,7 +201,7 @@ void Vms::stop(const std::string& name_or_uuid, Done done) {
     done({});
     return;
   }
-  if (const auto migration = migrations_.of_vm(vm->uuid)) {
+  if (const auto migration = migrations_.of_vm(vm->uuid); migration && migrations_.pulling(vm->uuid) == nullptr) {
     done(failed(Code::kNotNow,
                 fmt::format("VM \"{}\" is in migration {}: cancel it first, or wait", vm->name, migration->text())));
     return;
@@ -219,6 +224,7 @@ void Vms::stop(const std::string& name_or_uuid, Done done) {
                    if (Hosts::Host* host = hosts_.find(vm.host)) {
                      std::erase_if(host->view.vms, [&](const auto& r) { return r.uuid() == vm.uuid.to_bytes(); });
                    }
+                   migrations_.vm_stopped(vm.uuid);
                    spdlog::info("VM {} stopped on {}", vm.name, vm.host);
                    done({});
                  });
@@ -240,6 +246,12 @@ void Vms::drop_image(const std::string& host_name, const std::string& name_or_uu
   for (const dpapi::Image& image : host->view.images) {
     if (image.id().vm_uuid() != uuid.to_bytes()) {
       continue;
+    }
+    if (const MigrationRecord* pulling = migrations_.pulling(uuid);
+        pulling != nullptr && pulling->source == host_name) {
+      done(failed(Code::kNotNow, fmt::format("VM \"{}\" on {} still needs {} of it", pulling->vm_name,
+                                             pulling->destination, missing_text(*pulling))));
+      return;
     }
     if (image.in_use() || migrations_.uses_image(host_name, uuid)) {
       done(failed(Code::kNotNow, fmt::format("the image of {} on {} is in use", printable(name_or_uuid), host_name)));
@@ -301,6 +313,10 @@ api::Vm Vms::to_api(const VmRecord& vm) {
   if (const auto migration = migrations_.of_vm(vm.uuid)) {
     answer.set_migration_id(migration->to_bytes());
   }
+  if (const MigrationRecord* pulling = migrations_.pulling(vm.uuid)) {
+    answer.set_depends_on(pulling->source);
+    *answer.mutable_paging()->mutable_stats() = pulling->destination_stats.paging();
+  }
   if (vm.host.empty()) {
     answer.set_run_state("stopped");
     return answer;
@@ -314,6 +330,10 @@ api::Vm Vms::to_api(const VmRecord& vm) {
   } else {
     answer.set_run_state(running->run_state());
     answer.set_tracker(running->tracker());
+    if (answer.has_paging() && running->has_paging()) {
+      *answer.mutable_paging() = running->paging();
+      answer.mutable_paging()->set_connected(migrations_.pages_flow(vm.uuid));
+    }
   }
   return answer;
 }

@@ -4,6 +4,7 @@
 
 #include <mutex>
 
+#include "controlplane/store/sqlite_schema.h"
 #include "controlplane/store/sqlite_statement.h"
 
 namespace godwit::controlplane {
@@ -13,59 +14,7 @@ using Code = StoreError::Code;
 template <typename T>
 using Result = Store::Result<T>;
 
-constexpr int kSchemaVersion = 1;
 constexpr int kBusyTimeoutMs = 10'000;
-
-// States are the numbers of MigrationState: 1 PREPARING, 2 TRANSFERRING, 3 SWITCHING, 4 COMMITTED, 5 ABORTED.
-static_assert(api::PREPARING == 1 && api::SWITCHING == 3 && api::COMMITTED == 4 && api::ABORTED == 5);
-constexpr const char* kSchema = R"sql(
-CREATE TABLE vms (
-  uuid BLOB PRIMARY KEY CHECK (length(uuid) = 16),
-  name TEXT NOT NULL UNIQUE,
-  definition BLOB NOT NULL,
-  host TEXT NOT NULL,
-  ownership INTEGER NOT NULL CHECK (ownership > 0),
-  image_id BLOB NOT NULL CHECK (length(image_id) = 16),
-  epoch_next INTEGER NOT NULL CHECK (epoch_next > 0 AND epoch_next < 4294967295),
-  tracker INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE migrations (
-  id BLOB PRIMARY KEY CHECK (length(id) = 16),
-  vm_uuid BLOB NOT NULL REFERENCES vms (uuid),
-  vm_name TEXT NOT NULL,
-  plan BLOB NOT NULL,
-  source TEXT NOT NULL,
-  destination TEXT NOT NULL,
-  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 5),
-  reason TEXT NOT NULL DEFAULT '',
-  ownership_before INTEGER NOT NULL,
-  image_id BLOB NOT NULL,
-  epoch_base INTEGER NOT NULL,
-  epoch_count INTEGER NOT NULL,
-  reused INTEGER NOT NULL DEFAULT 0,
-  reuse_reason TEXT NOT NULL DEFAULT '',
-  created_unix_us INTEGER NOT NULL,
-  ended_unix_us INTEGER NOT NULL DEFAULT 0,
-  stop_unix_us INTEGER NOT NULL DEFAULT 0,
-  resume_unix_us INTEGER NOT NULL DEFAULT 0,
-  stats BLOB NOT NULL DEFAULT x'',
-  destination_stats BLOB NOT NULL DEFAULT x'',
-  tracker INTEGER NOT NULL DEFAULT 0,
-  tracker_reason TEXT NOT NULL DEFAULT '',
-  source_settled INTEGER NOT NULL DEFAULT 0,
-  destination_settled INTEGER NOT NULL DEFAULT 0
-);
-CREATE UNIQUE INDEX one_active_migration_a_vm ON migrations (vm_uuid) WHERE state < 4;
-CREATE INDEX unsettled_migrations ON migrations (source, destination)
-  WHERE state >= 4 AND (source_settled = 0 OR destination_settled = 0);
-CREATE INDEX migrations_by_time ON migrations (created_unix_us);
-CREATE TABLE hosts (
-  name TEXT PRIMARY KEY,
-  last BLOB NOT NULL,
-  last_seen_unix_us INTEGER NOT NULL
-) WITHOUT ROWID;
-PRAGMA user_version = 1;
-)sql";
 
 #define VM_COLUMNS "uuid, name, definition, host, ownership, image_id, epoch_next, tracker"
 #define MIGRATION_COLUMNS                                                                                    \
@@ -233,8 +182,8 @@ Result<void> SqliteStore::prepare() {
        "destination_settled = ? WHERE id = ?"},
       {migration_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE id = ?"},
       {migrations_, "SELECT " MIGRATION_COLUMNS " FROM migrations ORDER BY created_unix_us DESC, rowid DESC LIMIT ?"},
-      {active_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE state < 4"},
-      {active_of_vm_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE state < 4 AND vm_uuid = ?"},
+      {active_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE " ACTIVE_MIGRATION},
+      {active_of_vm_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE " ACTIVE_MIGRATION " AND vm_uuid = ?"},
       {unsettled_, "SELECT " MIGRATION_COLUMNS " FROM migrations WHERE state >= 4 AND (source_settled = 0 OR "
                    "destination_settled = 0) AND ((source = ?1 AND source_settled = 0) OR (destination = ?1 AND "
                    "destination_settled = 0))"},
@@ -456,7 +405,7 @@ Result<bool> SqliteStore::transition_locked(const MigrationRecord& record, api::
   if (!one_row_changed()) {
     return failed(Code::kOwnershipMoved, "lost");
   }
-  if (next == api::COMMITTED) {
+  if (is_committed(next) && !is_committed(expected)) {
     Use use(move_vm_);
     use.text(record.destination).id(record.vm_uuid).text(record.source).number(record.ownership_before);
     if (!done(use)) {
@@ -542,16 +491,6 @@ std::unexpected<StoreError> cannot_open(sqlite3* database, const std::filesystem
   return failed(Code::kDatabase, fmt::format("cannot open the store {}: {}", file.string(), sqlite3_errmsg(database)));
 }
 
-/// The schema version in the file, -1 on an error.
-int schema_version(sqlite3* database) {
-  sqlite3_stmt* statement = nullptr;
-  if (sqlite3_prepare_v2(database, "PRAGMA user_version", -1, &statement, nullptr) != SQLITE_OK) {
-    return -1;
-  }
-  const Statement owner(statement);
-  return sqlite3_step(statement) == SQLITE_ROW ? sqlite3_column_int(statement, 0) : -1;
-}
-
 }  // namespace
 
 std::expected<std::unique_ptr<Store>, StoreError> open_sqlite_store(const std::filesystem::path& file) {
@@ -570,14 +509,14 @@ std::expected<std::unique_ptr<Store>, StoreError> open_sqlite_store(const std::f
           "BEGIN IMMEDIATE")) {
     return cannot_open(handle, file);
   }
-  const int version = schema_version(handle);
-  if (version < 0 || (version == 0 && !run(kSchema))) {
+  const auto version = bring_schema_up_to_date(handle);
+  if (!version) {
     return cannot_open(handle, file);
   }
-  if (version > kSchemaVersion) {
+  if (*version > kSchemaVersion) {
     return failed(Code::kDatabase,
                   fmt::format("the store {} has schema version {}, this control plane knows {}: use the newer program",
-                              file.string(), version, kSchemaVersion));
+                              file.string(), *version, kSchemaVersion));
   }
   if (!run("COMMIT")) {
     return cannot_open(handle, file);

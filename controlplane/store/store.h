@@ -78,9 +78,7 @@ struct MigrationRecord {
   bool destination_settled = false;
 
   /// The number that goes with the outcome: raised by a commit only.
-  [[nodiscard]] std::uint64_t ownership_after() const {
-    return state == api::COMMITTED ? ownership_before + 1 : ownership_before;
-  }
+  [[nodiscard]] std::uint64_t ownership_after() const;
 };
 
 struct NewMigration {
@@ -113,11 +111,24 @@ struct StoreError {
   std::string text;
 };
 
+/// The VM is the destination's: there is no way back.
+[[nodiscard]] constexpr bool is_committed(api::MigrationState state) {
+  return state == api::COMMITTED || state == api::PULLING || state == api::INCOMPLETE;
+}
+/// Whose the VM is does not change any more; both sides are told.
+[[nodiscard]] constexpr bool is_decided(api::MigrationState state) {
+  return is_committed(state) || state == api::ABORTED;
+}
 [[nodiscard]] constexpr bool is_terminal(api::MigrationState state) {
-  return state == api::COMMITTED || state == api::ABORTED;
+  return is_decided(state) && state != api::PULLING;
 }
 
-/// PREPARING -> TRANSFERRING -> SWITCHING -> COMMITTED, and ABORTED from each before COMMITTED.
+inline std::uint64_t MigrationRecord::ownership_after() const {
+  return is_committed(state) ? ownership_before + 1 : ownership_before;
+}
+
+/// PREPARING -> TRANSFERRING -> SWITCHING -> COMMITTED or PULLING, ABORTED from each of the first three, and from
+/// PULLING COMMITTED or INCOMPLETE.
 [[nodiscard]] constexpr bool may_follow(api::MigrationState from, api::MigrationState to) {
   switch (to) {
     case api::TRANSFERRING:
@@ -125,7 +136,11 @@ struct StoreError {
     case api::SWITCHING:
       return from == api::TRANSFERRING;
     case api::COMMITTED:
+      return from == api::SWITCHING || from == api::PULLING;
+    case api::PULLING:
       return from == api::SWITCHING;
+    case api::INCOMPLETE:
+      return from == api::PULLING;
     case api::ABORTED:
       return from == api::PREPARING || from == api::TRANSFERRING || from == api::SWITCHING;
     default:
@@ -155,9 +170,9 @@ class Store {
 
   /// PREPARING, with its epochs reserved.
   [[nodiscard]] virtual Result<MigrationRecord> begin_migration(const NewMigration& migration) = 0;
-  /// Compare-and-swap of the state, with record's reason, reuse decision, times and statistics. COMMITTED also makes
-  /// the destination the owner under the next ownership number; ABORTED frees the VM for the next attempt. False: lost,
-  /// the stored state is another one (read it again).
+  /// Compare-and-swap of the state, with record's reason, reuse decision, times and statistics. SWITCHING to
+  /// COMMITTED or PULLING also makes the destination the owner under the next ownership number; a terminal state frees
+  /// the VM for the next attempt. False: lost, the stored state is another one (read it again).
   [[nodiscard]] virtual Result<bool> transition(const MigrationRecord& record, api::MigrationState expected,
                                                 api::MigrationState next) = 0;
   /// Everything of a record that is no state: statistics, times, what is settled.
@@ -165,7 +180,7 @@ class Store {
   [[nodiscard]] virtual Result<std::optional<MigrationRecord>> migration(const Id128& id) = 0;
   /// Newest first; 0 = all.
   [[nodiscard]] virtual Result<std::vector<MigrationRecord>> migrations(std::uint32_t count_max) = 0;
-  /// Not COMMITTED or ABORTED yet.
+  /// Not in a terminal state yet.
   [[nodiscard]] virtual Result<std::vector<MigrationRecord>> active_migrations() = 0;
   /// Decided, but not confirmed by this host, which is a side of it.
   [[nodiscard]] virtual Result<std::vector<MigrationRecord>> unsettled_migrations(const std::string& host) = 0;

@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace godwit::daemon {
+namespace {
+
+/// Faults that could not be answered when they were read (no memory, a mapping being changed) raise no event again.
+constexpr Duration kFaultsAgain = milliseconds(10);
+
+}  // namespace
 
 std::string_view to_string(Drop drop) {
   switch (drop) {
@@ -39,6 +45,7 @@ DataPath::DataPath(port::Queue& queue, DataPathOptions options)
       udp_port_(options.udp_port),
       wake_(std::move(options.wake)),
       on_sleeping_(std::move(options.on_sleeping)),
+      watch_(std::move(options.watch)),
       neighbours_(std::move(options.neighbours)),
       inbox_(wake_) {}
 
@@ -57,6 +64,10 @@ bool DataPath::turn(Instant now) {
   if (receive(now)) {
     busy = true;
     counters_.receive_cycles += port::cycles() - receive_from;
+  }
+  polled_at_ = now;
+  for (const auto& paging : pagings_) {
+    busy = paging->poll() || busy;
   }
   for (const auto& flow : flows_) {
     if (flow->pump()) {
@@ -96,6 +107,9 @@ Instant DataPath::deadline() const {
   }
   for (const FlowShare* share : shares_) {
     first = std::min(first, share->deadline());
+  }
+  if (std::ranges::any_of(pagings_, [](const auto& paging) { return paging->armed(); })) {
+    first = std::min(first, polled_at_ + kFaultsAgain);
   }
   return first;
 }
@@ -279,6 +293,27 @@ void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
     lcore->inbox_.post([lcore, share = share.get()] { lcore->attach(*share); });
   }
   flows_.push_back(std::move(flow));
+}
+
+void DataPath::watch(const std::shared_ptr<LivePaging>& paging) {
+  if (std::ranges::find(pagings_, paging) != pagings_.end()) {
+    return;
+  }
+  pagings_.push_back(paging);
+  for (const int descriptor : paging->descriptors()) {
+    if (watch_) {
+      watch_(descriptor, true);
+    }
+  }
+}
+
+void DataPath::unwatch(const std::shared_ptr<LivePaging>& paging) {
+  if (std::erase(pagings_, paging) == 0 || !watch_) {
+    return;
+  }
+  for (const int descriptor : paging->descriptors()) {
+    watch_(descriptor, false);
+  }
 }
 
 void DataPath::attach(FlowShare& share) {

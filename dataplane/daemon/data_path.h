@@ -17,6 +17,7 @@
 #include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/daemon/flows.h"
 #include "dataplane/daemon/inbox.h"
+#include "dataplane/daemon/live_paging.h"
 #include "dataplane/daemon/migration_flow.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
@@ -57,6 +58,8 @@ struct DataPathOptions {
   std::uint16_t udp_port = 0;
   std::function<void()> wake;             // this lcore, if it sleeps; any thread
   std::function<void(bool)> on_sleeping;  // before (true) and after (false); on the lcore
+  /// The home lcore's: this descriptor wakes it while it is readable (true), or no more; on the lcore.
+  std::function<void(int, bool)> watch;
 };
 
 class DataPath final : public port::PollLoopUser {
@@ -85,6 +88,9 @@ class DataPath final : public port::PollLoopUser {
   /// Takes the flow away from all lcores, after a last transmission of what it has to say. `then` runs on this lcore;
   /// null: there is no such flow.
   void release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then);
+  /// Home lcore: the faults of this guest are read each turn, flow or none, until unwatched. Twice is once.
+  void watch(const std::shared_ptr<LivePaging>& paging);
+  void unwatch(const std::shared_ptr<LivePaging>& paging);
   [[nodiscard]] const std::vector<std::unique_ptr<MigrationFlow>>& flows() const { return flows_; }
   [[nodiscard]] const port::Neighbours& neighbours() const { return neighbours_; }
 
@@ -113,6 +119,7 @@ class DataPath final : public port::PollLoopUser {
   const std::uint16_t udp_port_;
   const std::function<void()> wake_;
   const std::function<void(bool)> on_sleeping_;
+  const std::function<void(int, bool)> watch_;
   std::vector<DataPath*> lcores_;
   std::size_t self_ = 0;                                                   // our place among them
   std::vector<std::unique_ptr<SpscRing<port::ReceivedFrame>>> handed_by_;  // one a lcore, ours stays empty
@@ -121,6 +128,8 @@ class DataPath final : public port::PollLoopUser {
   port::Neighbours neighbours_;
   FlowTable<MigrationFlow> table_;
   std::vector<std::unique_ptr<MigrationFlow>> flows_;
+  std::vector<std::shared_ptr<LivePaging>> pagings_;
+  Instant polled_at_{};  // those
   FlowTable<FlowShare> share_table_;
   std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first

@@ -72,16 +72,18 @@ void FigureBook::begin(const Flow& flow) {
   flows_[flow->flow_id] = flow;
 }
 
-void FigureBook::end(std::uint32_t flow_id, const transfer::Stats& last, bool committed) {
+void FigureBook::end(std::uint32_t flow_id, const transfer::Stats& last, std::optional<bool> committed) {
   const std::lock_guard lock(mutex_);
   const auto found = flows_.find(flow_id);
   if (found == flows_.end()) {
     return;
   }
   const FlowFigures& flow = *found->second;
-  add(ended_, flow, last);
-  RoleTotals& role = ended_.roles[static_cast<std::size_t>(flow.role)];
-  ++(committed ? role.committed : role.aborted);
+  add(ended_, flow, committed ? last : transfer::Stats{});
+  if (committed) {
+    RoleTotals& role = ended_.roles[static_cast<std::size_t>(flow.role)];
+    ++(*committed ? role.committed : role.aborted);
+  }
   flows_.erase(found);
 }
 

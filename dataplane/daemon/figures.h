@@ -9,12 +9,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/single_writer.h"
 #include "base/time.h"
 #include "base/uuid.h"
+#include "dataplane/daemon/live_paging.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transport/lane.h"
 
@@ -74,7 +76,8 @@ struct GuestFigures {
   std::string tracker;
   std::uint64_t bytes_total = 0;
   std::uint64_t ownership = 0;
-  Id128 migration;  // nil: none
+  Id128 migration;                           // nil: none
+  std::shared_ptr<const LivePaging> paging;  // null: nothing of it can be missing
 };
 
 /// Of retained images that no migration writes into.
@@ -88,8 +91,9 @@ class FigureBook {
 
   // ---- control thread ----
   void begin(const Flow& flow);
-  /// No lcore writes to it any more. Nothing if it is not there.
-  void end(std::uint32_t flow_id, const transfer::Stats& last, bool committed);
+  /// No lcore writes to it any more. Nothing if it is not there. `committed` not known: its migration goes on with
+  /// another flow, whose stats contain these.
+  void end(std::uint32_t flow_id, const transfer::Stats& last, std::optional<bool> committed);
   void set_guests(std::vector<GuestFigures> guests);
   /// Any thread: whoever has just counted them.
   void set_images(const ImageFigures& images);

@@ -43,6 +43,9 @@ struct FlowConfig {
   Duration rtt_granularity = milliseconds(2);
   std::shared_ptr<FlowFigures> figures;    // with counters for each lane
   std::shared_ptr<const port::Loan> loan;  // the guest's RAM, if frames may refer to it
+  /// Source, unless it is pre-copy: what was read once this is damaged would be put before a running guest, so nothing
+  /// is sent any more.
+  const transfer::GuestMemory* served = nullptr;
 };
 
 /// The peer's Ethernet address: the home lcore resolves it, the others wait until it is there.

@@ -1,14 +1,17 @@
 #include "dataplane/daemon/guest.h"
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "base/atomic_file.h"
 #include "base/log.h"
+#include "dataplane/daemon/guest_paging.h"
 
 namespace godwit::daemon {
 namespace {
@@ -113,6 +116,27 @@ void continue_history(Guest& guest, const AttachContext& context) {
   guest.epoch_now = std::max(guest.epoch_now, state->epoch());
 }
 
+/// What each userfaultfd serves, in QEMU's addresses; one for a range over several regions is there for each of them.
+std::expected<std::vector<memory::UserfaultPart>, ApiError> parts_by_address(const memory::GuestRam& ram,
+                                                                             std::vector<FaultPart> parts) {
+  std::vector<memory::UserfaultPart> result;
+  for (const FaultPart& part : parts) {
+    const pages::PageNumber end = part.pages.first + part.pages.count;
+    for (pages::PageNumber first = part.pages.first; first < end;) {
+      const memory::Region& region = ram.region_of(first);
+      const std::uint64_t count = std::min(end, region.first_page + region.page_count) - first;
+      UniqueFd copy(fcntl(part.userfaultfd.get(), F_DUPFD_CLOEXEC, 0));
+      if (!copy.valid()) {
+        return std::unexpected(
+            ApiError{api::Error::KERNEL, std::string("fcntl of a userfaultfd: ") + std::strerror(errno)});
+      }
+      result.push_back({std::move(copy), ram.qemu_range({first, count})});
+      first += count;
+    }
+  }
+  return result;
+}
+
 std::expected<ArrivalReuse, ApiError> start_from_zero(Guest& guest, std::string reason, Images& images) {
   {
     // First the record goes: from then on nothing presents this RAM as an image.
@@ -131,7 +155,33 @@ std::expected<ArrivalReuse, ApiError> start_from_zero(Guest& guest, std::string 
   return ArrivalReuse{std::nullopt, std::move(reason)};
 }
 
-/// What was used least recently goes first, what has just been kept last.
+std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& context) {
+  auto armed = guest.memory->arm();
+  if (armed) {
+    armed = guest.memory->refresh_present();
+  }
+  if (!armed) {
+    return std::unexpected(ApiError{api::Error::KERNEL, armed.error().text});
+  }
+  if (guest.kind == api::AttachGuest::ARRIVING) {
+    return {};  // its history comes with it
+  }
+  if (guest.kind == api::AttachGuest::CONTINUING) {
+    continue_history(guest, context);
+    if (auto paging = guest.demand_paging ? continue_paging(guest, context.missing_dir, context.lcores)
+                                          : std::expected<void, ApiError>{};
+        !paging) {
+      return paging;
+    }
+  } else if (auto begun = begin_history(guest, context); !begun) {
+    return begun;
+  }
+  make_room(guest, context);  // only now no record names the RAM of this guest
+  return persist_history(guest, context.run_dir);
+}
+
+}  // namespace
+
 Retained keep_within_budget(const memory::Id& kept, std::uint64_t guests_bytes, memory::ImageStore& store) {
   if (store.budget_bytes() == 0) {
     return {true, {}};
@@ -148,28 +198,6 @@ Retained keep_within_budget(const memory::Id& kept, std::uint64_t guests_bytes, 
                         std::to_string(store.budget_bytes()) + ", and the image does not fit beside them" +
                         (dropped ? "" : "; dropping it failed: " + dropped.error().text)};
 }
-
-std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& context) {
-  auto armed = guest.memory->arm();
-  if (armed) {
-    armed = guest.memory->refresh_present();
-  }
-  if (!armed) {
-    return std::unexpected(ApiError{api::Error::KERNEL, armed.error().text});
-  }
-  if (guest.kind == api::AttachGuest::ARRIVING) {
-    return {};  // its history comes with it
-  }
-  if (guest.kind == api::AttachGuest::CONTINUING) {
-    continue_history(guest, context);
-  } else if (auto begun = begin_history(guest, context); !begun) {
-    return begun;
-  }
-  make_room(guest, context);  // only now no record names the RAM of this guest
-  return persist_history(guest, context.run_dir);
-}
-
-}  // namespace
 
 memory::Id to_memory_id(const Id128& id) {
   memory::Id result;
@@ -198,6 +226,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   guest->qemu_pid = attachment.qemu_pid;
   guest->kind = attachment.kind;
   guest->epoch_now = attachment.epoch;
+  guest->demand_paging = attachment.demand_paging;
+  guest->paging_epoch = attachment.paging_epoch;
   const std::uint64_t shape = shape_hash(attachment.files);
   auto ram = memory::GuestRam::open(std::move(attachment.files));
   if (!ram) {
@@ -217,6 +247,11 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   request.ram = owned.get();
   request.hashes = hashes;
   request.userfaultfd = std::move(attachment.userfaultfd);
+  if (auto parts = parts_by_address(*owned, std::move(attachment.fault_parts))) {
+    request.userfaultfds_by_range = std::move(*parts);
+  } else {
+    return std::unexpected(parts.error());
+  }
   request.pagemap = std::move(attachment.pagemap);
   request.has_balloon = attachment.has_balloon;
   // An arriving guest's hashes come with its image or its pages.
@@ -225,6 +260,11 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   auto chosen = memory::choose_tracker(std::move(request), attachment.tracker ? &*attachment.tracker : nullptr);
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
+  }
+  if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
+    return std::unexpected(
+        ApiError{api::Error::BAD_REQUEST,
+                 "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy"});
   }
   guest->tracker_reason = std::move(chosen->reason);
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
@@ -320,6 +360,14 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
     return {false, forgotten ? reason : reason + "; " + forgotten.error().text};
   }
   table.set_written(written, pages::kUnknownGeneration);
+  const memory::RetainedImage image = image_of(guest, std::move(table), epoch);
+  if (auto saved = images.store.save(image); !saved) {
+    return {false, saved.error().text};
+  }
+  return keep_within_budget(image.vm_uuid, guests_bytes, images.store);
+}
+
+memory::RetainedImage image_of(const Guest& guest, pages::GenerationTable table, std::uint32_t epoch) {
   memory::RetainedImage image;
   image.vm_uuid = to_memory_id(guest.vm_uuid);
   image.image_id = to_memory_id(guest.image_id);
@@ -332,10 +380,7 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
       image.hashes[page] = guest.memory->hashes()->get(page);
     }
   }
-  if (auto saved = images.store.save(image); !saved) {
-    return {false, saved.error().text};
-  }
-  return keep_within_budget(image.vm_uuid, guests_bytes, images.store);
+  return image;
 }
 
 }  // namespace godwit::daemon

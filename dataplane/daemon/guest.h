@@ -15,6 +15,7 @@
 #include "base/unique_fd.h"
 #include "base/uuid.h"
 #include "dataplane/daemon/live_guest.h"
+#include "dataplane/daemon/live_paging.h"
 #include "dataplane/daemon/requests.h"
 #include "dataplane/daemon/worker.h"
 #include "dataplane/memory/retained_image.h"
@@ -43,6 +44,9 @@ struct Guest {
   std::uint64_t bytes_total = 0;
 
   std::unique_ptr<LiveGuest> memory;
+  bool demand_paging = false;          // its userfaultfds see every access
+  std::shared_ptr<LivePaging> paging;  // null: nothing is or will be missing
+  std::uint32_t paging_epoch = 0;      // epoch_base of the migration whose pages may be missing
   pages::GenerationTable table;
   /// Generation of what the next scan finds. In doubt after a lost history of which not even the epoch is known.
   std::uint32_t epoch_now = 0;
@@ -50,6 +54,8 @@ struct Guest {
 
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole
+
+  [[nodiscard]] std::uint64_t pages_missing() const { return paging ? paging->missing_count() : 0; }
 };
 
 struct AttachContext {
@@ -57,6 +63,8 @@ struct AttachContext {
   Id128 boot_id;  // of the host
   Images* images = nullptr;
   std::uint64_t guests_bytes = 0;  // what the other guests have of the host's memory budget
+  std::string missing_dir;         // of what guests lack
+  std::uint32_t lcores = 1;        // that may place pages
 };
 
 /// A job: opens, arms, and finds out what is known of the guest's history. A guest that runs already has its memory
@@ -72,13 +80,20 @@ struct ArrivalReuse {
 std::expected<ArrivalReuse, ApiError> prepare_arrival(Guest& guest, const std::optional<Id128>& reuse_image_id,
                                                       Images& images);
 
-/// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes
-/// unknown. `guests_bytes`: what the other guests have of the host's memory budget. What they leave is the limit: older
-/// images go first, and this one too if it does not fit without them.
 struct Retained {
   bool retained = false;
   std::string reason;  // why not
 };
+
+/// The guest's RAM as it lies, as a retained image.
+memory::RetainedImage image_of(const Guest& guest, pages::GenerationTable table, std::uint32_t epoch);
+
+/// Of the image of this VM that has just been saved: older images go first, and it too if it does not fit without them.
+Retained keep_within_budget(const memory::Id& kept, std::uint64_t guests_bytes, memory::ImageStore& store);
+
+/// A job: keeps the guest's RAM as a retained image of `table`, in which every page written since the last scan becomes
+/// unknown. `guests_bytes`: what the other guests have of the host's memory budget. What they leave is the limit: older
+/// images go first, and this one too if it does not fit without them.
 Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch, std::uint64_t guests_bytes,
                 Images& images);
 

@@ -65,11 +65,7 @@ std::expected<void, transfer::GuestError> LiveGuest::clear_all() {
   if (auto punched = ram_->punch(0, ram_->page_count()); !punched) {
     return guest_error(punched.error());
   }
-  if (keeps_hashes_) {
-    for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
-      hashes_->set(page, pages::zero_page_hash());
-    }
-  }
+  note_zero(0, ram_->page_count());
   return refresh_present();
 }
 
@@ -110,6 +106,38 @@ std::expected<void, transfer::GuestError> LiveGuest::find_zero(const pages::Bitm
     });
   }
   return {};
+}
+
+memory::PagerRequest LiveGuest::pager_request() const {
+  memory::PagerRequest request;
+  request.ram = ram_.get();
+  request.tracker = tracker_.get();
+  return request;
+}
+
+void LiveGuest::note_taken_away(const pages::Bitmap& missing, const pages::Bitmap& zero) {
+  missing.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    set_present(first, count, false);
+    for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
+      hashes_->forget(page);
+    }
+  });
+  zero.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    set_present(first, count, false);
+    note_zero(first, count);
+  });
+}
+
+void LiveGuest::note_arrived(pages::PageNumber page, std::span<const std::byte> bytes) {
+  if (keeps_hashes_) {
+    hashes_->set(page, pages::hash_page(pages::PageBytes(bytes)));
+  }
+}
+
+void LiveGuest::note_zero(pages::PageNumber first, std::uint64_t count) {
+  for (pages::PageNumber page = first; keeps_hashes_ && page < first + count; ++page) {
+    hashes_->set(page, pages::zero_page_hash());
+  }
 }
 
 void LiveGuest::note_content(const pages::Bitmap& among, const pages::Bitmap& zero) {
@@ -229,11 +257,7 @@ std::expected<void, transfer::GuestError> LiveGuest::zero_pages(pages::PageNumbe
   GW_ASSERT(first + count <= ram_->page_count());
   const pages::PageNumber end = first + count;
   forget_content(first, count);
-  if (keeps_hashes_) {
-    for (pages::PageNumber page = first; page < end; ++page) {
-      hashes_->set(page, pages::zero_page_hash());
-    }
-  }
+  note_zero(first, count);
   // Only what is there: punching a hole costs as much as punching a page.
   for (pages::PageNumber page = first; page < end;) {
     if (!present(page)) {

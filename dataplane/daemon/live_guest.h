@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dataplane/daemon/tracking_state.h"
+#include "dataplane/memory/demand_pager.h"
 #include "dataplane/memory/guest_ram.h"
 #include "dataplane/memory/known_hashes.h"
 #include "dataplane/memory/written_tracker.h"
@@ -34,6 +35,15 @@ class LiveGuest final : public transfer::GuestMemory {
   void set_state(TrackingState state) { state_.emplace(std::move(state)); }
   /// Content is compared by hashes: keep them with a retained image.
   [[nodiscard]] bool keeps_hashes() const { return keeps_hashes_; }
+
+  // ---- for demand paging (live_paging.h) ----
+  /// With memory and tracker filled in.
+  [[nodiscard]] memory::PagerRequest pager_request() const;
+  /// A job. Nothing of these pages is here any more; those of `zero` read as zero.
+  void note_taken_away(const pages::Bitmap& missing, const pages::Bitmap& zero);
+  /// Any lcore, for the page that it has just put in.
+  void note_arrived(pages::PageNumber page, std::span<const std::byte> bytes);
+  void note_zero(pages::PageNumber first, std::uint64_t count);
 
   // ---- jobs ----
   std::expected<void, transfer::GuestError> arm();

@@ -25,6 +25,7 @@
 #include "dataplane/memory/retained_image.h"
 #include "dataplane/port/doorbell.h"
 #include "dataplane/port/environment.h"
+#include "dataplane/port/ingress_filter.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/port/port.h"
 #include "metrics/endpoint.h"
@@ -81,8 +82,17 @@ struct Lcore {
                   {.neighbours = neighbours,
                    .udp_port = config.port.udp_port,
                    .wake = [this] { doorbell.kick(); },
-                   .on_sleeping = [&port, queue](bool asleep) { port.enable_receive_interrupt(queue, asleep); }}),
+                   .on_sleeping = [&port, queue](bool asleep) { port.enable_receive_interrupt(queue, asleep); },
+                   .watch = [this](int descriptor, bool watched) { watch(descriptor, watched); }}),
         loop(data_path, doorbell, idle_options(config, doorbell.watches_frames())) {}
+  void watch(int descriptor, bool watched) {
+    if (!watched) {
+      return doorbell.unwatch(descriptor);
+    }
+    if (const auto added = doorbell.watch_while_readable(descriptor); !added) {
+      spdlog::error("faults of a guest are seen late: {}", added.error().text);
+    }
+  }
   const unsigned number;
   port::Doorbell doorbell;
   DataPath data_path;
@@ -107,6 +117,24 @@ std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& co
     path->join(paths);
   }
   return lcores;
+}
+
+/// Only where the interface is the kernel's too.
+std::optional<port::IngressFilter> filter_ingress(const Settings& settings, std::uint16_t udp_port) {
+  if (settings.port.driver != port::Driver::kAfPacket) {
+    return std::nullopt;
+  }
+  std::vector<wire::IpAddress> addresses;
+  for (const port::LocalAddress& local : settings.neighbours.addresses) {
+    addresses.push_back(local.address);
+  }
+  auto filter = port::IngressFilter::attach(settings.port.interface, addresses, udp_port);
+  if (!filter) {
+    spdlog::info("the kernel looks at our packets on {} too, which costs processor time: {}", settings.port.interface,
+                 filter.error().text);
+    return std::nullopt;
+  }
+  return std::move(*filter);
 }
 
 /// How this daemon shows what it counts; goes before what it shows.
@@ -169,6 +197,7 @@ int run(const config::DataplaneConfig& config) {
   if (!port) {
     return fail(port.error().text);
   }
+  const auto ingress_filter = filter_ingress(settings, config.port.udp_port);
   port::NeighboursOptions neighbours = settings.neighbours;
   neighbours.mac = wire::MacAddress{(*port)->mac()};
   auto lcores = make_lcores(config, settings, neighbours, **port);

@@ -94,15 +94,28 @@ constexpr Metric kImageBytes{"godwit_dataplane_retained_image_bytes", Kind::kGau
                              "Memory that retained images occupy"};
 constexpr Metric kBudget{"godwit_dataplane_memory_budget_bytes", Kind::kGauge, "",
                          "memory_budget: for guests and images together; 0: none is set"};
+// ---- guests that run here and lack pages ----
+constexpr Metric kMissing{"godwit_dataplane_missing_pages", Kind::kGauge, "vm",
+                          "Pages of a guest that runs here which are still at the source of its migration"};
+constexpr Metric kFaults{"godwit_dataplane_faults_total", Kind::kCounter, "vm",
+                         "Page faults of a guest that lacks pages, read from its userfaultfds"};
+constexpr Metric kFaultsWaiting{"godwit_dataplane_faults_waiting", Kind::kGauge, "vm",
+                                "Of those faults, how many wait for a missing page now"};
+constexpr Metric kPlaced{
+    "godwit_dataplane_placed_pages_total", Kind::kCounter, "vm,kind",
+    "Pages put before a running guest: demand (a thread waited), background, zero (told of), local "
+    "(made here); given_back: not needed any more"};
+constexpr Metric kBlocked{"godwit_dataplane_fault_blocked_seconds_total", Kind::kCounter, "vm",
+                          "How long threads of a guest have waited for missing pages, all together"};
 
-constexpr std::array kAll{&kFrames,          &kFrameBytes, &kStalls,      &kWaiting,       &kHandedOver, &kDrops,
-                          &kNeighbours,      &kLinkUp,     &kTurns,       &kSleeps,        &kCycles,     &kLcoreSeconds,
-                          &kCyclesPerSecond, &kPackets,    &kPacketBytes, &kPayload,       &kLanePages,  &kLost,
-                          &kSpurious,        &kProbes,     &kBlackHoles,  &kRetransmitted, &kInPlace,    &kGoodput,
-                          &kPages,           &kBytes,      &kRounds,      &kEnded,         &kUnderWay,   &kRound,
-                          &kPagesLeft,       &kRate,       &kWritten,     &kRtt,           &kWindow,     &kInFlight,
-                          &kCredit,          &kWorks,      &kBacklog,     &kGuests,        &kGuestBytes, &kImages,
-                          &kImageBytes,      &kBudget};
+constexpr std::array kAll{
+    &kFrames,        &kFrameBytes, &kStalls,    &kWaiting, &kHandedOver,   &kDrops,           &kNeighbours,
+    &kLinkUp,        &kTurns,      &kSleeps,    &kCycles,  &kLcoreSeconds, &kCyclesPerSecond, &kPackets,
+    &kPacketBytes,   &kPayload,    &kLanePages, &kLost,    &kSpurious,     &kProbes,          &kBlackHoles,
+    &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
+    &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
+    &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
+    &kInPlace,       &kBudget,     &kMissing,   &kFaults,  &kPlaced,       &kBlocked,         &kFaultsWaiting};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -207,6 +220,25 @@ void put_flows(Samples& samples, const MetricSources& sources) {
   }
 }
 
+void put_paging(Samples& samples, const MetricSources& sources) {
+  for (const GuestFigures& guest : sources.figures.guests()) {
+    if (!guest.paging) {
+      continue;
+    }
+    const std::string vm = guest.vm_uuid.text();
+    const memory::PagerStats stats = guest.paging->stats();
+    samples.add(kMissing, {vm}, stats.missing_pages);
+    samples.add(kFaults, {vm}, stats.faults);
+    samples.add(kFaultsWaiting, {vm}, stats.waiting_faults);
+    samples.add(kPlaced, {vm, "demand"}, stats.demand_pages);
+    samples.add(kPlaced, {vm, "background"}, stats.background_pages);
+    samples.add(kPlaced, {vm, "zero"}, stats.zero_pages);
+    samples.add(kPlaced, {vm, "local"}, stats.local_pages);
+    samples.add(kPlaced, {vm, "given_back"}, stats.removed_pages);
+    samples.add(kBlocked, {vm}, seconds(stats.latency.sum_ns + stats.waiting_ns));
+  }
+}
+
 void put_memory(Samples& samples, const MetricSources& sources) {
   std::map<std::string, std::uint64_t> guests;
   std::uint64_t guest_bytes = 0;
@@ -236,6 +268,7 @@ Samples read_metrics(const MetricSources& sources) {
   put_totals(samples, sources);
   put_flows(samples, sources);
   put_memory(samples, sources);
+  put_paging(samples, sources);
   return samples;
 }
 

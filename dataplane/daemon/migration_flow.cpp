@@ -10,40 +10,49 @@ namespace {
 
 /// How long packets wait for the peer's Ethernet address; after that they count as lost on the way.
 constexpr Duration kUnresolvedGrace = milliseconds(500);
+constexpr Duration kProgressEvery = milliseconds(200);  // as Source tells its own
 
 }  // namespace
 
-MigrationFlow::MigrationFlow(const FlowConfig& config, SourceRole role, Worker& worker, Inbox& lcore,
-                             transfer::MigrationEvents& events, Instant now)
-    : config_(config), executor_(worker, lcore), lanes_(config, true) {
-  source_ = std::make_unique<transfer::Source>(role.config, role.policy, role.guest, executor_, events);
-  make_lanes(now);
+MigrationPart::MigrationPart(const SourceRole& role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& told)
+    : executor(worker, lcore),
+      events(told),
+      source(std::make_unique<transfer::Source>(role.config, role.policy, role.guest, executor, told)),
+      pages(false) {}
+
+MigrationPart::MigrationPart(DestinationRole role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& told)
+    : executor(worker, lcore), events(told), pages(role.guest.paging != nullptr) {
+  destination = std::make_unique<transfer::Destination>(role.config, std::move(role.guest), executor, told);
 }
 
-MigrationFlow::MigrationFlow(const FlowConfig& config, DestinationRole role, Worker& worker, Inbox& lcore,
-                             transfer::MigrationEvents& events, Instant now)
-    : config_(config), executor_(worker, lcore), lanes_(config, false) {
-  destination_ = std::make_unique<transfer::Destination>(role.config, std::move(role.guest), executor_, events);
+transfer::Stats MigrationPart::stats(Instant now) const {
+  return source ? source->stats(now) : destination->stats(now);
+}
+
+bool MigrationPart::may_detach() const { return source ? source->serves() : pages && destination->is_paging(); }
+
+MigrationFlow::MigrationFlow(const FlowConfig& config, std::unique_ptr<MigrationPart> part, Begin begin, Instant now)
+    : config_(config), begin_(begin), part_(std::move(part)), lanes_(config, part_->source != nullptr) {
   make_lanes(now);
 }
 
 MigrationFlow::~MigrationFlow() = default;
 
 void MigrationFlow::make_lanes(Instant now) {
-  const bool initiator = source_ != nullptr;
+  const bool initiator = part_->source != nullptr;
   std::vector<std::vector<std::uint16_t>> by_lcore(config_.lcores);
   for (std::uint16_t lane = 0; lane <= config_.bulk_lanes; ++lane) {
     by_lcore[lcore_of_lane(lane, config_.lcores)].push_back(lane);
   }
   for (const std::uint16_t lane : by_lcore[0]) {
-    lanes_.add(lane, initiator ? static_cast<transport::LaneUser&>(*source_) : *destination_, now);
+    lanes_.add(lane, initiator ? static_cast<transport::LaneUser&>(*part_->source) : *part_->destination, now);
   }
   for (std::size_t lcore = 1; lcore < by_lcore.size() && !by_lcore[lcore].empty(); ++lcore) {
     std::unique_ptr<transfer::Share> share;
     if (initiator) {
-      share = source_->make_share(by_lcore[lcore]);
+      share = part_->source->make_share(by_lcore[lcore]);
     } else {
-      share = destination_->make_share();
+      share = part_->destination->make_share();
     }
     shares_.push_back(
         std::make_unique<FlowShare>(config_, initiator, std::move(share), by_lcore[lcore], lcore, peer_mac_, now));
@@ -61,26 +70,26 @@ void MigrationFlow::start(Instant now) {
   for (const auto& share : shares_) {
     put(share->lanes());
   }
-  if (source_) {
-    source_->start(now, lanes);
+  if (part_->source) {
+    begin_ == Begin::kStart ? part_->source->start(now, lanes) : part_->source->resume(now, lanes);
   } else {
-    destination_->start(now, lanes);
+    begin_ == Begin::kStart ? part_->destination->start(now, lanes) : part_->destination->resume(now, lanes);
   }
 }
 
 void MigrationFlow::offer_device_state(std::string data, bool end, std::function<void(bool taken)> done) {
-  GW_ASSERT(source_ != nullptr);
+  GW_ASSERT(part_->source != nullptr);
   offers_.push_back({std::move(data), end, std::move(done)});
 }
 
 void MigrationFlow::pump_device_state(Instant now) {
   while (!offers_.empty()) {
     Offer& offer = offers_.front();
-    if (!offer.data.empty() && !source_->device_state(std::as_bytes(std::span(offer.data)))) {
+    if (!offer.data.empty() && !part_->source->device_state(std::as_bytes(std::span(offer.data)))) {
       return;
     }
     if (offer.end) {
-      source_->device_state_end(now);
+      part_->source->device_state_end(now);
     }
     const std::function<void(bool)> done = std::move(offer.done);
     offers_.pop_front();
@@ -96,10 +105,10 @@ void MigrationFlow::refuse_device_state() {
 }
 
 void MigrationFlow::cancel(Instant now, const std::string& reason) {
-  if (source_) {
-    source_->cancel(now, reason);
+  if (part_->source) {
+    part_->source->cancel(now, reason);
   } else {
-    destination_->cancel(now, reason);
+    part_->destination->cancel(now, reason);
   }
 }
 
@@ -108,30 +117,36 @@ transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, st
   return lanes_.on_packet(now, lane, datagram, from);
 }
 
-bool MigrationFlow::pump() { return !shares_.empty() && (source_ ? source_->pump() : destination_->pump()); }
+bool MigrationFlow::pump() {
+  return part_->source ? !shares_.empty() && part_->source->pump() : part_->destination->pump();
+}
 
 void MigrationFlow::flush(Instant now) {
-  if (source_) {
-    source_->flush();
+  if (part_->source) {
+    part_->source->flush();
     pump_device_state(now);
   } else {
-    destination_->flush(now);
+    part_->destination->flush(now);
   }
   publish(now);
 }
 
 void MigrationFlow::tick(Instant now) {
   lanes_.tick(now);
-  if (source_) {
-    source_->tick(now);
+  if (part_->source) {
+    part_->source->tick(now);
     pump_device_state(now);
   } else {
-    destination_->tick(now);
+    part_->destination->tick(now);
   }
   publish(now);
 }
 
 void MigrationFlow::publish(Instant now) {
+  if (part_->pages && part_->destination->is_paging() && now >= progress_at_) {
+    part_->events.on_progress(stats(now));  // a destination tells nothing of it by itself
+    progress_at_ = now + kProgressEvery;
+  }
   if (now >= publish_at_) {
     config_.figures->stats.set(stats(now));
     publish_at_ = now + FlowFigures::kPublishEvery;
@@ -139,7 +154,7 @@ void MigrationFlow::publish(Instant now) {
 }
 
 Instant MigrationFlow::deadline() const {
-  return std::min(source_ ? source_->deadline() : destination_->deadline(), lanes_.deadline());
+  return std::min(part_->source ? part_->source->deadline() : part_->destination->deadline(), lanes_.deadline());
 }
 
 void MigrationFlow::resolve(Instant now, port::Neighbours& neighbours) {
@@ -156,10 +171,17 @@ std::size_t MigrationFlow::transmit(Instant now, std::size_t index, port::Queue&
   return lanes_.transmit(now, index, queue, mac, to_, budget);
 }
 
-transfer::Stats MigrationFlow::stats(Instant now) const {
-  return source_ ? source_->stats(now) : destination_->stats(now);
+std::unique_ptr<MigrationPart> MigrationFlow::detach(Instant now) {
+  pump();
+  if (!part_->may_detach()) {
+    return nullptr;
+  }
+  part_->source ? part_->source->detach(now) : part_->destination->detach(now);
+  return std::move(part_);
 }
 
-std::uint32_t MigrationFlow::epoch_next() const { return source_ ? source_->epoch_next() : destination_->epoch_next(); }
+std::uint32_t MigrationFlow::epoch_next() const {
+  return part_->source ? part_->source->epoch_next() : part_->destination->epoch_next();
+}
 
 }  // namespace godwit::daemon

@@ -1,9 +1,10 @@
 #pragma once
 // The home lcore's part of one migration: the priority lane, its part of the bulk lanes, and the Source or Destination
-// behind them. It owns the shares of the other lcores too, which call them from when they are attached until they are
-// detached. Owned and called by the home lcore's DataPath. Jobs run on the guest's worker and come back through that
-// DataPath's inbox. Failure: whatever goes wrong reaches the owner as MigrationEvents::on_failed; the
-// flow then only acknowledges, until it is taken away.
+// behind them (a MigrationPart, which may outlive a flow that died and go on with the next one). It owns the shares of
+// the other lcores too, which call them from when they are attached until they are detached. Owned and called by the
+// home lcore's DataPath. Jobs run on the guest's worker and come back through that DataPath's inbox. Failure: whatever
+// goes wrong reaches the owner as MigrationEvents::on_failed or on_connection_lost; the flow then only acknowledges,
+// until it is taken away.
 
 #include <array>
 #include <cstdint>
@@ -27,22 +28,36 @@
 
 namespace godwit::daemon {
 
+struct SourceRole {
+  transfer::MigrationConfig config;
+  transfer::Policy policy;
+  transfer::SourceGuest guest;
+};
+struct DestinationRole {
+  transfer::MigrationConfig config;
+  transfer::DestinationGuest guest;
+};
+
+/// One end of a migration, with one flow or with several after each other; goes on the home lcore.
+struct MigrationPart {
+  MigrationPart(const SourceRole& role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& events);
+  MigrationPart(DestinationRole role, Worker& worker, Inbox& lcore, transfer::MigrationEvents& events);
+  [[nodiscard]] transfer::Stats stats(Instant now) const;
+  /// It may go on without lanes, or with others.
+  [[nodiscard]] bool may_detach() const;
+
+  WorkerExecutor executor;
+  transfer::MigrationEvents& events;
+  std::unique_ptr<transfer::Source> source;  // or
+  std::unique_ptr<transfer::Destination> destination;
+  const bool pages;  // destination: post-copy may come
+};
+
 class MigrationFlow {
  public:
-  struct SourceRole {
-    transfer::MigrationConfig config;
-    transfer::Policy policy;
-    transfer::SourceGuest guest;
-  };
-  struct DestinationRole {
-    transfer::MigrationConfig config;
-    transfer::DestinationGuest guest;
-  };
+  enum class Begin : std::uint8_t { kStart, kResume };
 
-  MigrationFlow(const FlowConfig& config, SourceRole role, Worker& worker, Inbox& lcore,
-                transfer::MigrationEvents& events, Instant now);
-  MigrationFlow(const FlowConfig& config, DestinationRole role, Worker& worker, Inbox& lcore,
-                transfer::MigrationEvents& events, Instant now);
+  MigrationFlow(const FlowConfig& config, std::unique_ptr<MigrationPart> part, Begin begin, Instant now);
   ~MigrationFlow();
   MigrationFlow(const MigrationFlow&) = delete;
   MigrationFlow& operator=(const MigrationFlow&) = delete;
@@ -52,8 +67,9 @@ class MigrationFlow {
   /// Lanes of this lcore; the first is the priority lane.
   [[nodiscard]] std::size_t lane_count() const { return lanes_.count(); }
   [[nodiscard]] const std::vector<std::unique_ptr<FlowShare>>& shares() const { return shares_; }
-  [[nodiscard]] transfer::Source* source() { return source_.get(); }
-  [[nodiscard]] transfer::Destination* destination() { return destination_.get(); }
+  [[nodiscard]] transfer::Source* source() { return part_->source.get(); }
+  [[nodiscard]] transfer::Destination* destination() { return part_->destination.get(); }
+  [[nodiscard]] const MigrationPart& part() const { return *part_; }
 
   void start(Instant now);
   /// Source: a piece of QEMU's stream, or its end; `done` is called when Source has taken it (true) or the migration
@@ -74,8 +90,11 @@ class MigrationFlow {
   /// Fills the queue with what the index-th lane may send now, at most `budget` frames; how many.
   std::size_t transmit(Instant now, std::size_t index, port::Queue& queue, const wire::MacAddress& mac,
                        std::size_t budget);
-  [[nodiscard]] transfer::Stats stats(Instant now) const;
+  [[nodiscard]] transfer::Stats stats(Instant now) const { return part_->stats(now); }
   [[nodiscard]] std::uint32_t epoch_next() const;
+  /// Takes the part off its lanes; null if it has failed. No lcore calls the flow any more, which is good for nothing
+  /// after that.
+  std::unique_ptr<MigrationPart> detach(Instant now);
 
  private:
   struct Offer {
@@ -88,16 +107,15 @@ class MigrationFlow {
   void publish(Instant now);
 
   const FlowConfig config_;
-  WorkerExecutor executor_;
-  std::unique_ptr<transfer::Source> source_;
-  std::unique_ptr<transfer::Destination> destination_;
+  const Begin begin_;
+  std::unique_ptr<MigrationPart> part_;
   PeerMac peer_mac_;
   FlowLanes lanes_;
   std::vector<std::unique_ptr<FlowShare>> shares_;
   std::optional<wire::MacAddress> to_;
   Instant unresolved_since_ = kNever;
   std::deque<Offer> offers_;  // wait for room
-  Instant publish_at_{};
+  Instant publish_at_{}, progress_at_{};
 };
 
 }  // namespace godwit::daemon

@@ -64,24 +64,24 @@ std::expected<std::optional<memory::TrackerKind>, ApiError> parse_tracker(api::T
   }
 }
 
-std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
+std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer, const std::string& request) {
   const auto address = wire::parse_ip_address(peer.address());
   if (!address) {
-    return bad_request("StartMigration: peer.address \"" + peer.address().substr(0, 64) + "\" is no IP address");
+    return bad_request(request + ": peer.address \"" + peer.address().substr(0, 64) + "\" is no IP address");
   }
   if (peer.udp_port() == 0 || peer.udp_port() > 65535) {
-    return bad_request("StartMigration: peer.udp_port " + std::to_string(peer.udp_port()) + " is not 1 to 65535");
+    return bad_request(request + ": peer.udp_port " + std::to_string(peer.udp_port()) + " is not 1 to 65535");
   }
   if (peer.flow_id() == 0) {
-    return bad_request("StartMigration: peer.flow_id is 0");
+    return bad_request(request + ": peer.flow_id is 0");
   }
   if (peer.mtu_bytes() < port::kMtuMin || peer.mtu_bytes() > port::kMtuMax) {
-    return bad_request("StartMigration: peer.mtu_bytes " + std::to_string(peer.mtu_bytes()) + " is not 1280 to 9216");
+    return bad_request(request + ": peer.mtu_bytes " + std::to_string(peer.mtu_bytes()) + " is not 1280 to 9216");
   }
   if (peer.lanes() == 0 || peer.lanes() > 64) {
-    return bad_request("StartMigration: peer.lanes " + std::to_string(peer.lanes()) + " is not 1 to 64");
+    return bad_request(request + ": peer.lanes " + std::to_string(peer.lanes()) + " is not 1 to 64");
   }
-  const auto boot_id = parse_id(peer.boot_id(), "StartMigration: peer.boot_id");
+  const auto boot_id = parse_id(peer.boot_id(), (request + ": peer.boot_id").c_str());
   if (!boot_id) {
     return std::unexpected(boot_id.error());
   }
@@ -93,7 +93,7 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
                       .table = {given.table().begin(), given.table().end()},
                       .queues = static_cast<std::uint16_t>(std::min<std::uint32_t>(given.queues(), UINT16_MAX))};
     if (!wire::is_valid(*receive_spread)) {
-      return bad_request("StartMigration: peer.receive_spread: a key of " + std::to_string(given.key().size()) +
+      return bad_request(request + ": peer.receive_spread: a key of " + std::to_string(given.key().size()) +
                          " bytes, a table of " + std::to_string(given.table().size()) + " for " +
                          std::to_string(given.queues()) + " queues");
     }
@@ -106,11 +106,42 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer) {
                       std::move(receive_spread)};
 }
 
-std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolicy& policy) {
+std::expected<transfer::PullOrderKind, ApiError> parse_order(api::BackgroundOrder order, const std::string& request) {
+  switch (order) {
+    case api::BACKGROUND_AROUND_FAULTS:
+      return transfer::PullOrderKind::kAroundFaults;
+    case api::BACKGROUND_SEQUENTIAL:
+      return transfer::PullOrderKind::kSequential;
+    case api::BACKGROUND_HOTTEST_FIRST:
+      return transfer::PullOrderKind::kByRank;
+    default:
+      return bad_request(request + ": unknown policy.background_order");
+  }
+}
+
+/// What of a policy is about pages that come after the guest.
+std::expected<void, ApiError> parse_paging(const api::MigrationPolicy& policy, const std::string& request,
+                                           transfer::Policy& result) {
+  const auto mode = parse_mode(policy.mode());
+  const auto order = parse_order(policy.background_order(), request);
+  if (!mode || !order) {
+    return std::unexpected(!mode ? mode.error() : order.error());
+  }
+  if (policy.postcopy_after_ms() > 30ULL * 86'400'000) {
+    return bad_request(request + ": policy.postcopy_after_ms is more than 30 days");
+  }
+  result.mode = *mode;
+  result.pull_order = *order;
+  result.hybrid_rounds = policy.postcopy_after_rounds();
+  result.hybrid_time = milliseconds(static_cast<std::int64_t>(policy.postcopy_after_ms()));
+  return {};
+}
+
+std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolicy& policy, const std::string& request) {
   transfer::Policy result;
   constexpr std::uint64_t kLongestUs = 3'600'000'000;
   if (policy.downtime_limit_us() == 0 || policy.downtime_limit_us() > kLongestUs) {
-    return bad_request("StartMigration: policy.downtime_limit_us " + std::to_string(policy.downtime_limit_us()) +
+    return bad_request(request + ": policy.downtime_limit_us " + std::to_string(policy.downtime_limit_us()) +
                        " is not 1 us to 1 h");
   }
   result.downtime_limit = microseconds(static_cast<std::int64_t>(policy.downtime_limit_us()));
@@ -126,7 +157,7 @@ std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolic
       result.verify = transfer::Verify::kFull;
       break;
     default:
-      return bad_request("StartMigration: unknown policy.verify");
+      return bad_request(request + ": unknown policy.verify");
   }
   switch (policy.on_no_convergence()) {
     case api::NO_CONVERGENCE_ABORT:
@@ -139,16 +170,107 @@ std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolic
       result.on_no_convergence = transfer::OnNoConvergence::kStopAnyway;
       break;
     default:
-      return bad_request("StartMigration: unknown policy.on_no_convergence");
+      return bad_request(request + ": unknown policy.on_no_convergence");
   }
   if (policy.rounds_max() != 0) {
     result.rounds_max = policy.rounds_max();
   }
   if (policy.time_limit_ms() > 30ULL * 86'400'000) {
-    return bad_request("StartMigration: policy.time_limit_ms is more than 30 days");
+    return bad_request(request + ": policy.time_limit_ms is more than 30 days");
   }
   result.time_limit = milliseconds(static_cast<std::int64_t>(policy.time_limit_ms()));
+  if (const auto paging = parse_paging(policy, request, result); !paging) {
+    return std::unexpected(paging.error());
+  }
   return result;
+}
+
+template <class Request>
+std::expected<Start, ApiError> parse_new_flow(const Request& request, bool source, const std::string& name) {
+  Start start;
+  const auto peer = parse_peer(request.peer(), name);
+  if (!peer) {
+    return std::unexpected(peer.error());
+  }
+  start.peer = *peer;
+  if (request.secret().size() != start.secret.size()) {
+    return bad_request(name + ": secret has " + std::to_string(request.secret().size()) + " bytes, not 32");
+  }
+  std::memcpy(start.secret.data(), request.secret().data(), start.secret.size());
+  if (source) {
+    const auto policy = parse_policy(request.policy(), name);
+    if (!policy) {
+      return std::unexpected(policy.error());
+    }
+    start.policy = *policy;
+  }
+  return start;
+}
+
+/// One userfaultfd for each of the ranges, which are all of the guest's pages in their order. They come first in
+/// `descriptors`.
+std::expected<std::vector<FaultPart>, ApiError> parse_fault_ranges(const api::AttachGuest& request,
+                                                                   std::span<UniqueFd> descriptors) {
+  std::vector<FaultPart> parts;
+  std::uint64_t pages = 0;
+  std::vector<std::uint64_t> starts;  // of the regions
+  for (const api::Region& region : request.regions()) {
+    starts.push_back(pages);
+    pages += region.bytes() / pages::kPageSize;
+  }
+  std::uint64_t next = 0;
+  for (const api::FaultRange& range : request.fault_ranges()) {
+    const auto region = std::ranges::upper_bound(starts, range.first_page());
+    const bool aligned =
+        region != starts.begin() && (range.first_page() - *std::prev(region)) % memory::kPagesPerHugePage == 0;
+    if (range.first_page() != next || range.pages() == 0 || range.pages() > pages - next || !aligned) {
+      return bad_request("AttachGuest: fault_ranges: pages " + std::to_string(range.first_page()) + " + " +
+                         std::to_string(range.pages()) + " leave a gap, overlap, or begin within 2 MiB of a region");
+    }
+    parts.push_back({{range.first_page(), range.pages()}, std::move(descriptors[parts.size()])});
+    next += range.pages();
+  }
+  if (!parts.empty() && next != pages) {
+    return bad_request("AttachGuest: fault_ranges end at page " + std::to_string(next) + " of " +
+                       std::to_string(pages));
+  }
+  return parts;
+}
+
+/// What can be told without looking at the regions.
+std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std::size_t descriptors) {
+  const auto regions = static_cast<std::size_t>(request.regions_size());
+  if (regions == 0 || regions > kRegionsMax) {
+    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) +
+                       " are allowed");
+  }
+  const auto ranges = static_cast<std::size_t>(request.fault_ranges_size());
+  if (ranges > kFaultRangesMax || (ranges != 0 && !request.has_userfaultfd())) {
+    return bad_request("AttachGuest: " + std::to_string(ranges) + " fault_ranges; at most " +
+                       std::to_string(kFaultRangesMax) + " are allowed, with as many userfaultfds");
+  }
+  const std::size_t userfaultfds = request.has_userfaultfd() ? std::max<std::size_t>(ranges, 1) : 0;
+  const std::size_t wanted = regions + userfaultfds + (request.has_pagemap() ? 1 : 0);
+  if (descriptors != wanted) {
+    return bad_request("AttachGuest: " + std::to_string(descriptors) + " descriptors came, " + std::to_string(wanted) +
+                       " belong to it (one a region, then userfaultfds, then pagemap)");
+  }
+  if (!api::AttachGuest::Kind_IsValid(request.kind())) {
+    return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));
+  }
+  if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
+    return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
+  }
+  if (request.demand_paging() && !request.has_userfaultfd()) {
+    return bad_request("AttachGuest: demand_paging needs a userfaultfd of QEMU, and none came: use mode precopy");
+  }
+  if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
+    return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
+  }
+  if (request.qemu_pid() <= 0) {
+    return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
+  }
+  return {};
 }
 
 }  // namespace
@@ -168,24 +290,8 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   if (!vm || !image) {
     return std::unexpected(!vm ? vm.error() : image.error());
   }
-  const auto regions = static_cast<std::size_t>(request.regions_size());
-  if (regions == 0 || regions > kRegionsMax) {
-    return bad_request("AttachGuest: " + std::to_string(regions) + " regions; 1 to " + std::to_string(kRegionsMax) +
-                       " are allowed");
-  }
-  const std::size_t wanted = regions + (request.has_userfaultfd() ? 1 : 0) + (request.has_pagemap() ? 1 : 0);
-  if (descriptors.size() != wanted) {
-    return bad_request("AttachGuest: " + std::to_string(descriptors.size()) + " descriptors came, " +
-                       std::to_string(wanted) + " belong to it (one a region, then userfaultfd, then pagemap)");
-  }
-  if (!api::AttachGuest::Kind_IsValid(request.kind())) {
-    return bad_request("AttachGuest: unknown kind " + std::to_string(request.kind()));
-  }
-  if (request.epoch() == 0 || request.epoch() >= pages::kUnknownGeneration) {
-    return bad_request("AttachGuest: epoch " + std::to_string(request.epoch()) + " is not 1 to 4294967294");
-  }
-  if (request.qemu_pid() <= 0) {
-    return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
+  if (const auto checked = check_attach(request, descriptors.size()); !checked) {
+    return std::unexpected(checked.error());
   }
   const auto tracker = parse_tracker(request.tracker());
   if (!tracker) {
@@ -204,12 +310,18 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
     region->file = std::move(descriptors[static_cast<std::size_t>(i)]);
     result.files.push_back(std::move(*region));
   }
-  std::size_t next = regions;
-  if (request.has_userfaultfd()) {
-    result.userfaultfd = std::move(descriptors[next++]);
+  const auto regions = static_cast<std::size_t>(request.regions_size());
+  if (const auto ranges = static_cast<std::size_t>(request.fault_ranges_size()); ranges != 0) {
+    auto parts = parse_fault_ranges(request, std::span(descriptors).subspan(regions, ranges));
+    if (!parts) {
+      return std::unexpected(parts.error());
+    }
+    result.fault_parts = std::move(*parts);
+  } else if (request.has_userfaultfd()) {
+    result.userfaultfd = std::move(descriptors[regions]);
   }
   if (request.has_pagemap()) {
-    result.pagemap = std::move(descriptors[next]);
+    result.pagemap = std::move(descriptors.back());
   }
   result.vm_uuid = *vm;
   result.image_id = *image;
@@ -219,6 +331,8 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   result.epoch = request.epoch();
   result.has_balloon = request.has_balloon();
   result.qemu_pid = request.qemu_pid();
+  result.demand_paging = request.demand_paging();
+  result.paging_epoch = request.paging_epoch();
   return result;
 }
 
@@ -235,25 +349,25 @@ std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encr
   }
 }
 
+std::expected<transfer::Mode, ApiError> parse_mode(api::Mode mode) {
+  switch (mode) {
+    case api::PRECOPY:
+      return transfer::Mode::kPrecopy;
+    case api::POSTCOPY:
+      return transfer::Mode::kPostcopy;
+    case api::HYBRID:
+      return transfer::Mode::kHybrid;
+    default:
+      return bad_request("unknown mode " + std::to_string(mode));
+  }
+}
+
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source) {
-  Start start;
-  const auto peer = parse_peer(request.peer());
-  if (!peer) {
-    return std::unexpected(peer.error());
-  }
-  start.peer = *peer;
-  if (request.secret().size() != start.secret.size()) {
-    return bad_request("StartMigration: secret has " + std::to_string(request.secret().size()) + " bytes, not 32");
-  }
-  std::memcpy(start.secret.data(), request.secret().data(), start.secret.size());
-  if (source) {
-    const auto policy = parse_policy(request.policy());
-    if (!policy) {
-      return std::unexpected(policy.error());
-    }
-    start.policy = *policy;
-  }
-  return start;
+  return parse_new_flow(request, source, "StartMigration");
+}
+
+std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source) {
+  return parse_new_flow(request, source, "ResumeMigration");
 }
 
 api::Tracker to_api(memory::TrackerKind kind) {
@@ -292,6 +406,31 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
   out.set_spurious_losses(stats.spurious_losses);
   out.set_rtt_us(stats.rtt_us);
   out.set_window_packets(stats.window_packets);
+}
+
+void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
+  out.set_pages_demand(stats.pages_demand);
+  out.set_pages_background(stats.pages_background);
+  out.set_pages_asked_again(stats.pages_asked_again);
+  if (pager == nullptr) {
+    out.set_pages_missing(stats.pages_left);
+    return;
+  }
+  const memory::PagerStats counted = pager->stats();
+  out.set_pages_missing(counted.missing_pages);
+  out.set_pages_missing_first(pager->missing_first());
+  out.set_pages_zero(counted.local_pages);
+  out.set_pages_given_back(counted.removed_pages);
+  out.set_faults(counted.faults);
+  out.set_faults_waiting(counted.waiting_faults);
+  const auto us = [&counted](double share) { return counted.latency.percentile_ns(share) / 1000; };
+  out.set_fault_p50_us(us(0.5));
+  out.set_fault_p90_us(us(0.9));
+  out.set_fault_p99_us(us(0.99));
+  out.set_fault_p999_us(us(0.999));
+  out.set_fault_max_us(counted.latency.max_ns / 1000);
+  out.set_blocked_us((counted.latency.sum_ns + counted.waiting_ns) / 1000);
+  out.set_all_there_us(stats.all_there_us);
 }
 
 api::Error::Code to_api(transfer::Failure failure) {

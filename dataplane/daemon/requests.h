@@ -11,6 +11,7 @@
 #include "base/unique_fd.h"
 #include "base/uuid.h"
 #include "dataplane.pb.h"
+#include "dataplane/daemon/live_paging.h"
 #include "dataplane/daemon/migration_flow.h"
 #include "dataplane/memory/guest_ram.h"
 #include "dataplane/memory/written_tracker.h"
@@ -25,18 +26,27 @@ struct ApiError {
   std::string text;
 };
 
+/// The pages whose faults one userfaultfd serves.
+struct FaultPart {
+  memory::PageRange pages;
+  UniqueFd userfaultfd;
+};
+
 struct Attachment {
   Id128 vm_uuid;
   Id128 image_id;
   std::uint64_t ownership = 0;
   std::vector<memory::RegionFile> files;
   std::optional<memory::TrackerKind> tracker;  // nullopt: the first that works
-  UniqueFd userfaultfd;
+  UniqueFd userfaultfd;                        // of all pages; or
+  std::vector<FaultPart> fault_parts;          // all pages together
   UniqueFd pagemap;
   api::AttachGuest::Kind kind = api::AttachGuest::FRESH;
   std::uint32_t epoch = 0;
   bool has_balloon = false;
   std::int32_t qemu_pid = 0;
+  bool demand_paging = false;
+  std::uint32_t paging_epoch = 0;  // of what is missing, where it continues
 };
 
 struct PeerEndpoint {
@@ -56,6 +66,7 @@ struct Start {
 
 inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
 inline constexpr std::size_t kRegionsMax = 32;
+inline constexpr std::size_t kFaultRangesMax = 64;
 /// Of a text in a reply or event. It passes printable(): what is not UTF-8 the bridge could not parse, and would hang
 /// up.
 inline constexpr std::size_t kTextBytesMax = 2048;
@@ -63,10 +74,14 @@ inline constexpr std::size_t kTextBytesMax = 2048;
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field);
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
 std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption);
+std::expected<transfer::Mode, ApiError> parse_mode(api::Mode mode);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
+std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source);
 
 api::Tracker to_api(memory::TrackerKind kind);
 void to_api(const transfer::Stats& stats, api::MigrationStats& out);
+/// `pager` null: of a source.
+void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out);
 api::Error::Code to_api(transfer::Failure failure);
 api::Error::Code to_api(memory::ErrorCode code);
 

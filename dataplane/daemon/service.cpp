@@ -1,5 +1,6 @@
 #include "dataplane/daemon/service.h"
 
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "dataplane/daemon/guest_paging.h"
 
 namespace godwit::daemon {
 namespace {
@@ -22,9 +24,28 @@ ApiError stale(const Id128& vm, std::uint64_t given, std::uint64_t known) {
                                            std::to_string(known) + " is known here"};
 }
 
+/// A bridge that was restarted attaches again, as CONTINUING, what is attached: the same guest, whatever the kind.
+std::string identity_of(api::AttachGuest request) {
+  request.clear_kind();
+  request.clear_epoch();
+  request.clear_demand_paging();
+  request.clear_paging_epoch();
+  return request.SerializeAsString();
+}
+
 UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
+bool runs(const UniqueFd& process) {
+  pollfd exited{process.get(), POLLIN, 0};
+  return process.valid() && poll(&exited, 1, 0) == 0;
+}
+
 }  // namespace
+
+void wipe_secret(std::string& secret) {
+  ::explicit_bzero(secret.data(), secret.size());
+  secret.clear();
+}
 
 api::Reply refusal(const ApiError& error) {
   api::Reply reply;
@@ -85,6 +106,14 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
       return make_room(request.make_room(), respond);
     case Request::kGetStatus:
       return get_status(respond);
+    case Request::kSwitchToPostcopy:
+      return switch_to_postcopy(request.switch_to_postcopy(), respond);
+    case Request::kCommitMigration:
+      return commit(request.commit_migration(), respond);
+    case Request::kPrepareResume:
+      return prepare_resume(request.prepare_resume(), respond);
+    case Request::kResumeMigration:
+      return resume(*request.mutable_resume_migration(), respond);
     case Request::REQUEST_NOT_SET:
       break;
   }
@@ -109,6 +138,9 @@ void Service::hello(const api::Hello& request, const Respond& respond) {
     result.add_trackers(to_api(kind));
   }
   result.set_memory_dir(options_.memory_dir);
+  const std::string no_postcopy = postcopy_refusal(options_.missing_dir);
+  result.set_postcopy(no_postcopy.empty());
+  result.set_postcopy_refusal(printable(no_postcopy, kTextBytesMax));
   respond(std::move(reply));
 }
 
@@ -127,11 +159,7 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
     return;
   }
   const Id128 vm = attachment->vm_uuid;
-  // A bridge that was restarted attaches again, as CONTINUING, what is attached: the same guest, whatever the kind.
-  api::AttachGuest identity = request;
-  identity.clear_kind();
-  identity.clear_epoch();
-  std::string serialised = identity.SerializeAsString();
+  std::string serialised = identity_of(request);
   if (const auto found = guests_.find(vm); found != guests_.end()) {
     Entry& entry = found->second;
     if (!entry.when_gone.empty()) {
@@ -171,7 +199,9 @@ void Service::attach_guest(const api::AttachGuest& request, std::vector<UniqueFd
   }
   entry.worker = std::make_unique<Worker>();
   Worker& worker = *entry.worker;
-  const AttachContext context{options_.run_dir, options_.host_boot_id, &images_, guest_bytes()};
+  const AttachContext context{
+      options_.run_dir, options_.host_boot_id, &images_,
+      guest_bytes(),    options_.missing_dir,  static_cast<std::uint32_t>(data_path_.lcore_count())};
   guests_.emplace(vm, std::move(entry));
   struct Job {
     Attachment attachment;
@@ -211,6 +241,10 @@ void Service::attach_ended(const Id128& vm, Entry& entry) {
   entry.result.set_tracker_reason(printable(guest.tracker_reason, kTextBytesMax));
   entry.result.set_history_lost(!guest.history_lost.empty());
   entry.result.set_history_reason(printable(guest.history_lost, kTextBytesMax));
+  if (guest.paging) {
+    entry.result.set_pages_missing(guest.paging->missing_count());
+    watch_paging(vm, entry);
+  }
   spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), guest.memory->page_count(),
                memory::name_of(guest.memory->tracker()), guest.tracker_reason,
                guest.history_lost.empty() ? "" : ", history lost: " + guest.history_lost);
@@ -250,6 +284,13 @@ void Service::detach_guest(const api::DetachGuest& request, const Respond& respo
                                 "; finish that first")));
     return;
   }
+  if (const std::uint64_t missing = entry.guest ? entry.guest->pages_missing() : 0;
+      missing != 0 && runs(entry.process)) {
+    // Without us its QEMU would read zeros there.
+    respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " runs and lacks " + std::to_string(missing) +
+                                " pages; end its QEMU first")));
+    return;
+  }
   const auto then = [respond] { respond({}); };
   if (entry.state == Entry::State::kReady) {
     return forget_guest(*vm, then);
@@ -264,6 +305,11 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
   if (then) {
     entry.when_gone.push_back(std::move(then));
   }
+  end_paging(vm, [this, vm] { close_guest(vm); });
+}
+
+void Service::close_guest(const Id128& vm) {
+  Entry& entry = guests_.at(vm);
   // Unmapping a large guest takes a while, and a job may still run: both in the guest's own thread.
   auto guest = std::make_shared<std::unique_ptr<Guest>>(std::move(entry.guest));
   entry.worker->submit(
@@ -276,6 +322,7 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
       control_,
       [this, vm] {
         TrackingState::remove(options_.run_dir, vm);
+        LivePaging::remove_file(options_.missing_dir, vm);
         spdlog::info("VM {}: forgotten", vm.text());
         gone(vm);
       });
@@ -296,12 +343,18 @@ void Service::on_process_exit(int pidfd) {
       continue;
     }
     entry.lost = true;
-    spdlog::warn("VM {}: its QEMU has exited", vm.text());
+    const auto session = sessions_.find(entry.migration);
+    const bool outlived = session != sessions_.end() && session->second->outlives_qemu();
+    spdlog::log(outlived ? spdlog::level::info : spdlog::level::warn, "VM {}: its QEMU has exited{}", vm.text(),
+                outlived ? ", and its memory serves" : "");
+    if (outlived && session->second->committed) {
+      continue;  // as it was told
+    }
     api::Event event;
     event.mutable_guest_lost()->set_vm_uuid(vm.to_bytes());
     event.mutable_guest_lost()->set_reason("QEMU has exited");
     emit_(event);
-    if (!entry.migration.is_nil()) {
+    if (!entry.migration.is_nil() && !outlived) {
       api::CancelMigration request;
       request.set_migration_id(entry.migration.to_bytes());
       request.set_reason("QEMU has exited");
@@ -326,7 +379,8 @@ void Service::publish_guests() {
                          .tracker = std::string(memory::name_of(entry.guest->memory->tracker())),
                          .bytes_total = entry.guest->bytes_total,
                          .ownership = entry.guest->ownership,
-                         .migration = entry.migration});
+                         .migration = entry.migration,
+                         .paging = entry.guest->paging});
     }
   }
   figures_.set_guests(std::move(figures));
@@ -336,7 +390,10 @@ void Service::get_status(const Respond& respond) {
   api::Reply reply;
   reply.mutable_status();
   for (const auto& [vm, entry] : guests_) {
-    if (entry.state == Entry::State::kLeaving) {
+    const auto session = sessions_.find(entry.migration);
+    const bool serves =
+        session != sessions_.end() && session->second->committed && session->second->role == api::ROLE_SOURCE;
+    if (entry.state == Entry::State::kLeaving || serves) {
       continue;
     }
     api::GuestStatus& guest = *reply.mutable_status()->add_guests();
@@ -350,9 +407,14 @@ void Service::get_status(const Respond& respond) {
     guest.set_image_id(entry.guest->image_id.to_bytes());
     guest.set_ownership(entry.guest->ownership);
     guest.set_tracker(entry.result.tracker());
-    if (const auto session = sessions_.find(entry.migration); session != sessions_.end()) {
+    if (session != sessions_.end()) {
       guest.set_migration_id(entry.migration.to_bytes());
       guest.set_role(session->second->role);
+    }
+  }
+  for (const auto& [id, session] : sessions_) {
+    if (session->committed && !session->securing) {
+      *reply.mutable_status()->add_paging() = session->paging_status();
     }
   }
   respond(std::move(reply));

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,9 @@ namespace godwit::daemon {
 
 struct ServiceOptions {
   std::string run_dir;
-  std::string memory_dir;  // of retained images, told to the bridge
-  std::string address;     // told to peers
+  std::string memory_dir;   // of retained images, told to the bridge
+  std::string missing_dir;  // of what guests lack; on tmpfs, or this host is no destination of post-copy
+  std::string address;      // told to peers
   std::uint16_t udp_port = 0;
   std::uint32_t mtu_bytes = 1500;
   std::uint16_t bulk_lanes = 1;
@@ -95,19 +97,46 @@ class Service {
   void make_room(const api::MakeRoom& request, const Respond& respond);
   void get_status(const Respond& respond);
 
+  // ---- while pages are missing (service_paging.cpp) ----
+  void switch_to_postcopy(const api::SwitchToPostcopy& request, const Respond& respond);
+  void commit(const api::CommitMigration& request, const Respond& respond);
+  struct Commitment;
+  void run_commit_job(const std::shared_ptr<Commitment>& commitment);
+  void committed(const std::shared_ptr<Commitment>& commitment);
+  void prepare_resume(const api::PrepareResume& request, const Respond& respond);
+  void give_up_flow(MigrationSession& session);
+  void resume_without_session(const api::PrepareResume& request, const Id128& id, const Respond& respond);
+  void resume_from_image(const api::PrepareResume& request, const Id128& id, const Respond& respond);
+  MigrationSession& take_up(const api::PrepareResume& request, const Id128& id, Entry& entry);
+  void resume_prepared(MigrationSession& session);
+  void resume(api::ResumeMigration& request, const Respond& respond);
+  /// What a part tells once it is committed, or on the way there.
+  void on_paging_event(MigrationSession& session, api::Event event);
+  /// From here on no lcore reads the faults of this guest, and nobody is told what of it is missing.
+  void end_paging(const Id128& vm, std::function<void()> then);
+  void watch_paging(const Id128& vm, const Entry& entry);
+
   // ---- finishing, in the order of its steps (service_finish.cpp) ----
   struct Ending;
   void take_flow(const std::shared_ptr<Ending>& ending);
   void run_finish_job(const std::shared_ptr<Ending>& ending);
+  void finish_pulled(Ending& ending);
   void finished(const std::shared_ptr<Ending>& ending);
+  [[nodiscard]] std::optional<ApiError> refuse_paging_end(const api::FinishMigration& request,
+                                                          const MigrationSession& migration) const;
+  void finish_image(const Id128& id, bool committed, const Respond& respond);
 
   /// `then` may be null.
   void forget_guest(const Id128& vm, std::function<void()> then);
+  void close_guest(const Id128& vm);
   void gone(const Id128& vm);
   std::expected<MigrationSession*, ApiError> find_session(const std::string& migration_id, api::Role role);
+  [[nodiscard]] std::optional<ApiError> refuse_clear_text(transport::Cipher cipher) const;
   std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
-  void add_endpoint(MigrationSession& session);
+  void add_endpoint(const MigrationSession& session, api::Endpoint& endpoint) const;
   void prepared(MigrationSession& session);
+  /// A flow of this session to that peer, on which its part starts or goes on. `respond`: once it is on its way.
+  void launch(MigrationSession& session, Start start, const Respond& respond);
   [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
                                        const wire::IpAddress& local) const;
   [[nodiscard]] std::shared_ptr<const port::Loan> lend(const LiveGuest& guest);
@@ -127,10 +156,13 @@ class Service {
   FigureBook figures_;
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
-  std::deque<std::pair<Id128, api::Reply>> finished_;  // the latest, to answer again
-  std::unique_ptr<Worker> disk_;                       // for image requests, and what else no guest waits for
+  std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again
+  std::map<Id128, std::vector<std::pair<api::PrepareResume, Respond>>> opening_;  // images that are to serve again
+  std::unique_ptr<Worker> disk_;  // for image requests, and what else no guest waits for
 };
 
+/// The bytes in a message; what serialising and sockets have held is overwritten in its time.
+void wipe_secret(std::string& secret);
 /// A Reply that says only what went wrong.
 api::Reply refusal(const ApiError& error);
 

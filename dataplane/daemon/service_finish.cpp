@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "dataplane/daemon/guest_paging.h"
 #include "dataplane/daemon/service.h"
 
 namespace godwit::daemon {
@@ -28,7 +29,11 @@ struct Service::Ending {
   Id128 vm_uuid;
   api::Role role = api::ROLE_NONE;
   bool committed = false;
-  std::uint64_t ownership = 0;  // after
+  std::uint64_t ownership = 0;          // after
+  bool pulled = false;                  // CommitMigration came before
+  bool equal = true;                    // then: what came is what was sent
+  std::uint32_t epoch_committed = 0;    // then: first epoch that nobody has used
+  std::unique_ptr<MigrationPart> part;  // then: without a flow
   std::uint32_t flow_id = 0;
   std::uint32_t epoch_base = 0;
   Guest* guest = nullptr;
@@ -53,21 +58,31 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
       return respond(reply);
     }
   }
-  if (request.outcome() != api::OUTCOME_COMMITTED && request.outcome() != api::OUTCOME_ABORTED) {
-    return respond(refusal(bad_request("FinishMigration: outcome is neither committed nor aborted")));
+  const bool committed = request.outcome() == api::OUTCOME_COMMITTED;
+  if (!committed && request.outcome() != api::OUTCOME_ABORTED && request.outcome() != api::OUTCOME_ABANDONED) {
+    return respond(refusal(bad_request("FinishMigration: outcome is neither committed, aborted nor abandoned")));
   }
   const auto session = find_session(request.migration_id(), api::ROLE_NONE);
   if (!session) {
-    return respond(refusal(session.error()));
+    if (opening_.contains(*id)) {
+      return respond(
+          refusal(bad_request("FinishMigration: migration " + id->text() + " is being taken up: ask again")));
+    }
+    const bool over = committed ? request.destination_complete() : request.outcome() == api::OUTCOME_ABANDONED;
+    return over ? finish_image(*id, committed, respond) : respond(refusal(session.error()));
   }
   MigrationSession& migration = **session;
-  const bool committed = request.outcome() == api::OUTCOME_COMMITTED;
-  if (request.ownership() < migration.ownership || (committed && request.ownership() == migration.ownership)) {
+  if (const auto refused = refuse_paging_end(request, migration)) {
+    return respond(refusal(*refused));
+  }
+  if (request.ownership() < migration.ownership ||
+      (committed && !migration.committed && request.ownership() == migration.ownership)) {
     return respond(
         refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
                                                   " does not follow " + std::to_string(migration.ownership)}));
   }
   if (migration.state == MigrationSession::State::kPreparing ||
+      migration.state == MigrationSession::State::kCommitting ||
       (committed && migration.state == MigrationSession::State::kPrepared)) {
     return respond(
         refusal(bad_request("FinishMigration: migration " + id->text() + " is not in the state to be finished so")));
@@ -85,10 +100,15 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
   ending->flow_id = migration.flow_id;
   ending->epoch_base = migration.epoch_base;
   ending->arriving = std::move(migration.arriving);
+  ending->pulled = migration.committed;
+  ending->equal = migration.equal;
+  ending->part = std::move(migration.part);
+  ending->epoch_committed = migration.epoch_next;
   Entry& entry = guests_.at(migration.vm_uuid);
   ending->guest = entry.guest.get();
   ending->worker = entry.worker.get();
-  const bool started = migration.state == MigrationSession::State::kStarted;
+  const bool started =
+      migration.state == MigrationSession::State::kStarted || migration.state == MigrationSession::State::kWithout;
   migration.state = MigrationSession::State::kFinishing;
   if (started) {
     data_path_.inbox().post([this, ending] { take_flow(ending); });
@@ -103,7 +123,7 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
   const Instant now = port::now();
   if (MigrationFlow* const flow = data_path_.find(ending->flow_id)) {
     flow->refuse_device_state();
-    if (!ending->committed) {
+    if (!ending->committed && !ending->pulled) {
       flow->cancel(now, "the control plane has aborted the migration");
       flow->tick(now);
     }
@@ -113,6 +133,11 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
       flow->pump();  // only now is all told that the other lcores did
       ending->stats = flow->stats(port::now());
       ending->epoch_next = flow->epoch_next();
+    } else if (ending->part) {
+      ending->stats = ending->part->stats(port::now());
+    }
+    if (ending->pulled) {
+      ending->epoch_next = ending->epoch_committed;
     }
     ending->flow = std::move(flow);
     ending->worker->submit([] {}, data_path_.inbox(),
@@ -125,6 +150,9 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
   ending->worker->submit(
       [this, ending] {
         Guest& guest = *ending->guest;
+        if (ending->pulled) {
+          return finish_pulled(*ending);
+        }
         if (ending->role == api::ROLE_SOURCE && ending->committed) {
           ending->retained = retain(guest, std::move(guest.table), ending->epoch_next, ending->guests_bytes, images_);
           return;
@@ -139,6 +167,10 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
         } else if (ending->committed) {
           ending->keep_guest = true;
           guest.table = ending->flow->destination()->table();
+          if (const auto disarmed = guest.paging ? guest.paging->disarm() : std::expected<void, transfer::GuestError>{};
+              !disarmed) {
+            ending->error = ApiError{api::Error::KERNEL, disarmed.error().text};
+          }
           guest.epoch_now = ending->epoch_next;
           guest.kind = api::AttachGuest::CONTINUING;
           // Its RAM is a running guest's now.
@@ -162,7 +194,78 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
       control_, [this, ending] { finished(ending); });
 }
 
+/// A job, after CommitMigration.
+void Service::finish_pulled(Ending& ending) {
+  Guest& guest = *ending.guest;
+  if (ending.role == api::ROLE_SOURCE) {
+    ending.retained =
+        release_image(guest, ending.epoch_next, ending.committed && ending.equal, ending.guests_bytes, images_);
+    return;
+  }
+  if (!ending.committed) {
+    ending.retained.reason = "the guest ended before all of its pages had come";
+    return;
+  }
+  ending.keep_guest = true;
+  if (!ending.equal) {
+    guest.table.fill(pages::kUnknownGeneration);  // a wrong page may have a generation that others have, too
+  }
+  if (auto persisted = persist_history(guest, options_.run_dir); !persisted) {
+    ending.error = std::move(persisted.error());
+  }
+}
+
+/// Why it cannot end so while pages are missing, or may be.
+std::optional<ApiError> Service::refuse_paging_end(const api::FinishMigration& request,
+                                                   const MigrationSession& migration) const {
+  const std::string name = "FinishMigration: migration " + migration.id.text();
+  const bool committed = request.outcome() == api::OUTCOME_COMMITTED;
+  const bool source = migration.role == api::ROLE_SOURCE;
+  if (!migration.committed) {
+    const auto& paging = guests_.at(migration.vm_uuid).guest->paging;
+    const std::uint64_t missing = paging && paging->armed() ? paging->missing_count() : 0;
+    if (request.outcome() == api::OUTCOME_ABANDONED || (committed && missing != 0)) {
+      return bad_request(name + " lacks " + std::to_string(missing) + " pages and was not told CommitMigration");
+    }
+    return std::nullopt;
+  }
+  if (request.outcome() == api::OUTCOME_ABORTED) {
+    return bad_request(name + " is committed");
+  }
+  if (committed && !migration.complete && !(source && request.destination_complete())) {
+    return bad_request(name + " is not complete: " + std::to_string(migration.paging.pages_missing()) +
+                       " pages are missing");
+  }
+  return std::nullopt;
+}
+
+/// Without a session: of a source whose data plane was restarted, and whose image serves that migration.
+void Service::finish_image(const Id128& id, bool committed, const Respond& respond) {
+  auto reply = std::make_shared<api::Reply>();
+  disk_->submit(
+      [this, id, committed, guests = guest_bytes(), reply] {
+        const auto guest = open_served_image(id, images_);
+        if (!guest) {
+          *reply = refusal(guest.error());
+          return;
+        }
+        const Retained retained = release_image(**guest, (*guest)->epoch_now, committed, guests, images_);
+        reply->mutable_finish_migration()->set_epoch_next((*guest)->epoch_now);
+        reply->mutable_finish_migration()->set_image_retained(retained.retained);
+        reply->mutable_finish_migration()->set_image_reason(printable(retained.reason, kTextBytesMax));
+      },
+      control_, [reply, respond] { respond(std::move(*reply)); });
+}
+
 void Service::finished(const std::shared_ptr<Ending>& ending) {
+  if (ending->guest->paging) {
+    return end_paging(ending->vm_uuid, [this, ending] {
+      if (ending->keep_guest && !ending->error) {
+        LivePaging::remove_file(options_.missing_dir, ending->vm_uuid);
+      }
+      finished(ending);
+    });
+  }
   const auto session = sessions_.find(ending->id);
   const std::vector<Respond> waiting = std::move(session->second->waiting);
   api::Reply reply;
@@ -173,10 +276,16 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   api::FinishMigrationResult& result = *reply.mutable_finish_migration();
   to_api(ending->stats, *result.mutable_stats());
   result.mutable_stats()->set_reuse_reason(printable(session->second->reuse_reason, kTextBytesMax));
+  if (ending->pulled) {
+    *result.mutable_stats()->mutable_paging() = session->second->paging;
+  }
   result.set_epoch_next(ending->epoch_next);
   result.set_image_retained(ending->retained.retained);
   result.set_image_reason(printable(ending->retained.reason, kTextBytesMax));
-  spdlog::info("migration {}: {} as {}{}", ending->id.text(), ending->committed ? "committed" : "aborted",
+  spdlog::info("migration {}: {} as {}{}", ending->id.text(),
+               ending->committed ? (ending->pulled ? "complete" : "committed")
+               : ending->pulled  ? "abandoned"
+                                 : "aborted",
                ending->role == api::ROLE_SOURCE ? "source" : "destination",
                ending->keep_guest          ? ""
                : ending->retained.retained ? ", image retained"
@@ -185,7 +294,8 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   std::shared_ptr<MigrationFlow> flow(std::move(ending->flow));
   std::shared_ptr<MigrationSession> owner(std::move(session->second));
   sessions_.erase(session);
-  data_path_.inbox().post([flow = std::move(flow), owner = std::move(owner)] {});
+  std::shared_ptr<MigrationPart> part(std::move(ending->part));
+  data_path_.inbox().post([flow = std::move(flow), part = std::move(part), owner = std::move(owner)] {});
   flow_ids_.release(ending->flow_id);
   figures_.end(ending->flow_id, ending->stats, ending->committed);
   finished_.emplace_back(ending->id, reply);

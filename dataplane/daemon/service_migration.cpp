@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "dataplane/daemon/guest_paging.h"
 #include "dataplane/daemon/service.h"
 #include "dataplane/transport/hkdf.h"
 
@@ -43,19 +44,6 @@ transport::FlowEnd flow_end(const Id128& boot_id, std::uint32_t flow_id) {
   return end;
 }
 
-/// The bytes in the message; what serialising and sockets have held is overwritten in its time.
-void wipe_secret(api::StartMigration& request) {
-  ::explicit_bzero(request.mutable_secret()->data(), request.secret().size());
-  request.clear_secret();
-}
-
-ApiError clear_text_refusal(const std::string& config_file) {
-  return bad_request(
-      "the plan says encryption = \"none\", which this data plane does not allow: take it out of the plan, or set "
-      "allow_clear_text = true in " +
-      config_file + " of both hosts and restart their data planes");
-}
-
 /// Whether the guest may take this part in a migration; the retained image to reuse, if one is named.
 std::expected<std::optional<Id128>, ApiError> check_preparation(const api::PrepareMigration& request, const Id128& vm,
                                                                 const Guest& guest) {
@@ -66,6 +54,14 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
   if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
+  }
+  if (source && guest.pages_missing() != 0) {
+    return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() + " lacks " +
+                                       std::to_string(guest.pages_missing()) + " pages, which are on another host"));
+  }
+  if (!source && request.mode() != api::PRECOPY && !guest.demand_paging) {
+    return std::unexpected(
+        bad_request("PrepareMigration: VM " + vm.text() + " was attached without demand_paging: use mode precopy"));
   }
   if (!source && request.bytes_total() != guest.bytes_total) {
     return std::unexpected(bad_request("PrepareMigration: the guest has " + std::to_string(guest.bytes_total) +
@@ -85,7 +81,35 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
   return reuse;
 }
 
+/// At a source: from here on those of this attempt may be in copies.
+void reserve_epochs(const api::PrepareMigration& request, Guest& guest) {
+  if (guest.memory->state() != nullptr) {
+    guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());
+  }
+  if (guest.epoch_in_doubt) {
+    // No copy can have it: earlier attempts ended below the base of this one.
+    guest.epoch_now = request.epoch_base() - 1;
+    guest.epoch_in_doubt = false;
+  }
+}
+
+void refuse_all(const std::vector<Service::Respond>& waiting, const std::string& why) {
+  for (const auto& respond : waiting) {
+    respond(refusal(bad_request(why)));
+  }
+}
+
 }  // namespace
+
+std::optional<ApiError> Service::refuse_clear_text(transport::Cipher cipher) const {
+  if (cipher != transport::Cipher::kNone || options_.allow_clear_text) {
+    return std::nullopt;
+  }
+  return bad_request(
+      "the plan says encryption = \"none\", which this data plane does not allow: take it out of the plan, or set "
+      "allow_clear_text = true in " +
+      options_.config_file + " of both hosts and restart their data planes");
+}
 
 std::expected<MigrationSession*, ApiError> Service::find_session(const std::string& migration_id, api::Role role) {
   const auto id = parse_id(migration_id, "migration_id");
@@ -112,7 +136,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (const auto found = sessions_.find(*id); found != sessions_.end()) {
     MigrationSession& session = *found->second;
     if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base() ||
-        parse_encryption(request.encryption()) != session.cipher) {
+        parse_encryption(request.encryption()) != session.cipher || parse_mode(request.mode()) != session.mode) {
       return respond(refusal(bad_request("PrepareMigration: migration " + id->text() + " was prepared otherwise")));
     }
     if (session.state == MigrationSession::State::kPreparing) {
@@ -137,11 +161,12 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
     return respond(refusal(reuse.error()));
   }
   const auto cipher = parse_encryption(request.encryption());
-  if (!cipher) {
-    return respond(refusal(cipher.error()));
+  const auto mode = parse_mode(request.mode());
+  if (!cipher || !mode) {
+    return respond(refusal(!cipher ? cipher.error() : mode.error()));
   }
-  if (*cipher == transport::Cipher::kNone && !options_.allow_clear_text) {
-    return respond(refusal(clear_text_refusal(options_.config_file)));
+  if (const auto refused = refuse_clear_text(*cipher)) {
+    return respond(refusal(*refused));
   }
   const bool source = request.role() == api::ROLE_SOURCE;
   auto made = std::make_unique<MigrationSession>();
@@ -152,6 +177,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   made->epoch_base = request.epoch_base();
   made->epoch_count = request.epoch_count();
   made->cipher = *cipher;
+  made->mode = *mode;
   made->flow_id = flow_ids_.draw();
   if (made->flow_id == 0) {
     return respond(refusal(
@@ -164,21 +190,22 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!source) {
     return prepare_destination(session, **entry, *reuse);
   }
-  if (guest.memory->state() != nullptr) {
-    guest.memory->state()->raise_epoch(request.epoch_base() + request.epoch_count());
-  }
-  if (guest.epoch_in_doubt) {
-    // No copy can have it: earlier attempts ended below the base of this one.
-    guest.epoch_now = request.epoch_base() - 1;
-    guest.epoch_in_doubt = false;
-  }
+  reserve_epochs(request, guest);
   prepared(session);
 }
 
 void Service::prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted) {
   auto result = std::make_shared<std::expected<ArrivalReuse, ApiError>>();
   entry.worker->submit(
-      [this, result, guest = entry.guest.get(), wanted] { *result = prepare_arrival(*guest, wanted, images_); },
+      [this, result, guest = entry.guest.get(), wanted, mode = preparing.mode, epoch_base = preparing.epoch_base,
+       lcores = static_cast<std::uint32_t>(data_path_.lcore_count())] {
+        *result = prepare_arrival(*guest, wanted, images_);
+        if (*result && mode != transfer::Mode::kPrecopy) {
+          if (const auto begun = begin_paging(*guest, epoch_base, options_.missing_dir, lcores); !begun) {
+            *result = std::unexpected(begun.error());
+          }
+        }
+      },
       control_,
       [this, result, id = preparing.id] {
         MigrationSession& session = *sessions_.at(id);
@@ -208,7 +235,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
 void Service::prepared(MigrationSession& session) {
   session.state = MigrationSession::State::kPrepared;
   publish_guests();
-  add_endpoint(session);
+  add_endpoint(session, *session.prepared.mutable_endpoint());
   spdlog::info("migration {}: prepared as {}{}", session.id.text(),
                session.role == api::ROLE_SOURCE ? "source" : "destination",
                session.role == api::ROLE_SOURCE    ? ""
@@ -221,8 +248,7 @@ void Service::prepared(MigrationSession& session) {
   }
 }
 
-void Service::add_endpoint(MigrationSession& session) {
-  api::Endpoint& endpoint = *session.prepared.mutable_endpoint();
+void Service::add_endpoint(const MigrationSession& session, api::Endpoint& endpoint) const {
   endpoint.set_address(options_.address);
   endpoint.set_udp_port(options_.udp_port);
   endpoint.set_flow_id(session.flow_id);
@@ -292,13 +318,13 @@ std::shared_ptr<const port::Loan> Service::lend(const LiveGuest& guest) {
 }
 
 EventRelay::Deliver Service::deliver_to(const Id128& migration) {
-  return [this, migration](const api::Event& event, bool failed) {
+  return [this, migration](api::Event event) {
     const auto found = sessions_.find(migration);
     if (found == sessions_.end() || found->second->state == MigrationSession::State::kFinishing) {
       return;
     }
     MigrationSession& session = *found->second;
-    if (failed) {
+    if (event.has_migration_failed()) {
       session.failed = true;
       spdlog::warn("migration {}: failed: {}", migration.text(), printable(event.migration_failed().error().text()));
       // Whoever waits for room in the stream waits in vain.
@@ -308,7 +334,7 @@ EventRelay::Deliver Service::deliver_to(const Id128& migration) {
         }
       });
     }
-    emit_(event);
+    on_paging_event(session, std::move(event));
   };
 }
 
@@ -319,8 +345,8 @@ void Service::start(api::StartMigration& request, const Respond& respond) {
   }
   MigrationSession& migration = **session;
   const bool source = migration.role == api::ROLE_SOURCE;
-  const auto start = parse_start(request, source);
-  wipe_secret(request);
+  auto start = parse_start(request, source);
+  wipe_secret(*request.mutable_secret());
   if (!start) {
     return respond(refusal(start.error()));
   }
@@ -333,49 +359,86 @@ void Service::start(api::StartMigration& request, const Respond& respond) {
     return respond(refusal(
         bad_request("StartMigration: migration " + migration.id.text() + " is not in the state to be started")));
   }
-  const port::Neighbours routes({{}, options_.addresses, {}, {}});
-  const auto local = routes.source_for(start->peer.endpoint.address);
-  if (!local) {
-    return respond(refusal(bad_request("StartMigration: this host has no address of the family of " +
-                                       wire::to_string(start->peer.endpoint.address))));
+  if (source && start->policy.mode != migration.mode) {
+    return respond(refusal(
+        bad_request("StartMigration: policy.mode of migration " + migration.id.text() + " is not as it was prepared")));
   }
-  Entry& entry = guests_.at(migration.vm_uuid);
-  Guest& guest = *entry.guest;
-  transfer::MigrationConfig config;
-  config.id = to_memory_id(migration.id);
-  config.regions = shapes_of(guest);
-  config.epoch_base = migration.epoch_base;
-  config.epoch_count = migration.epoch_count;
-  config.header_bytes_per_packet = local->family == wire::IpFamily::kV4 ? 28 : 48;
-  migration.relay = std::make_unique<EventRelay>(migration.id, control_, deliver_to(migration.id));
-  migration.state = MigrationSession::State::kStarted;
   migration.start_request = std::move(serialised);
-  migration.secret = start->secret;
-  FlowConfig flow = flow_config(migration, *start, *local);
-  if (source && flow.cipher == transport::Cipher::kNone) {
-    flow.loan = lend(*guest.memory);
+  migration.relay = std::make_unique<EventRelay>(migration.id, guests_.at(migration.vm_uuid).guest->paging, control_,
+                                                 deliver_to(migration.id));
+  launch(migration, std::move(*start), respond);
+}
+
+void Service::launch(MigrationSession& session, Start start, const Respond& respond) {
+  const port::Neighbours routes({{}, options_.addresses, {}, {}});
+  const auto local = routes.source_for(start.peer.endpoint.address);
+  if (!local) {
+    return respond(refusal(bad_request("peer.address: this host has no address of the family of " +
+                                       wire::to_string(start.peer.endpoint.address))));
   }
-  figures_.begin(flow.figures);
-  // std::function copies: the table travels behind a pointer.
-  auto arriving = std::make_shared<std::optional<pages::GenerationTable>>(std::move(migration.arriving));
-  data_path_.inbox().post([this, flow, config, source, policy = start->policy, guest = &guest,
-                           worker = entry.worker.get(), relay = migration.relay.get(), arriving] {
-    const Instant now = port::now();
-    if (source) {
-      data_path_.add(
-          std::make_unique<MigrationFlow>(
-              flow, MigrationFlow::SourceRole{config, policy, {*guest->memory, guest->table, guest->epoch_now}},
-              *worker, data_path_.inbox(), *relay, now),
-          now);
-    } else {
-      data_path_.add(std::make_unique<MigrationFlow>(
-                         flow, MigrationFlow::DestinationRole{config, {*guest->memory, std::move(*arriving)}}, *worker,
-                         data_path_.inbox(), *relay, now),
-                     now);
+  Entry& entry = guests_.at(session.vm_uuid);
+  struct Launch {
+    FlowConfig flow;
+    transfer::MigrationConfig config;
+    transfer::Policy policy;
+    std::unique_ptr<MigrationPart> part;  // null: to be made
+    std::optional<pages::GenerationTable> table;
+  };
+  auto launch = std::make_shared<Launch>();
+  launch->flow = flow_config(session, start, *local);
+  launch->policy = start.policy;
+  launch->part = std::move(session.part);
+  launch->table = std::move(session.arriving);
+  launch->config.id = to_memory_id(session.id);
+  launch->config.regions = shapes_of(*entry.guest);
+  launch->config.epoch_base = session.epoch_base;
+  launch->config.epoch_count = session.epoch_count;
+  launch->config.header_bytes_per_packet = local->family == wire::IpFamily::kV4 ? 28 : 48;
+  const bool source = session.role == api::ROLE_SOURCE;
+  if (source && (session.mode != transfer::Mode::kPrecopy || session.committed)) {
+    launch->flow.served = entry.guest->memory.get();
+  } else if (source && launch->flow.cipher == transport::Cipher::kNone) {
+    launch->flow.loan = lend(*entry.guest->memory);
+  }
+  figures_.begin(launch->flow.figures);
+  const auto begin = session.committed ? MigrationFlow::Begin::kResume : MigrationFlow::Begin::kStart;
+  session.secret = start.secret;
+  session.state = MigrationSession::State::kStarted;
+  auto on_lcore = [this, launch, source, begin, guest = entry.guest.get(), worker = entry.worker.get(),
+                   relay = session.relay.get()] {
+    if (!launch->part && source) {
+      launch->part = std::make_unique<MigrationPart>(
+          SourceRole{launch->config, launch->policy, {*guest->memory, guest->table, guest->epoch_now}}, *worker,
+          data_path_.inbox(), *relay);
+    } else if (!launch->part) {
+      launch->part = std::make_unique<MigrationPart>(
+          DestinationRole{launch->config, {*guest->memory, std::move(launch->table), guest->paging.get()}}, *worker,
+          data_path_.inbox(), *relay);
     }
-  });
-  spdlog::info("migration {}: started, peer {}", migration.id.text(), wire::to_string(start->peer.endpoint.address));
-  respond({});
+    if (guest->paging) {
+      data_path_.watch(guest->paging);
+    }
+    const Instant now = port::now();
+    data_path_.add(std::make_unique<MigrationFlow>(launch->flow, std::move(launch->part), begin, now), now);
+  };
+  spdlog::info("migration {}: {}, peer {}", session.id.text(),
+               begin == MigrationFlow::Begin::kStart ? "started" : "goes on",
+               wire::to_string(start.peer.endpoint.address));
+  if (!source || start.policy.pull_order != transfer::PullOrderKind::kByRank) {
+    data_path_.inbox().post(on_lcore);
+    return respond({});
+  }
+  // The table may be long; until its rank is known nothing else of this migration can happen.
+  session.state = MigrationSession::State::kPreparing;
+  entry.worker->submit(
+      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); }, control_,
+      [this, on_lcore, respond, id = session.id] {
+        MigrationSession& ranked = *sessions_.at(id);
+        ranked.state = MigrationSession::State::kStarted;
+        data_path_.inbox().post(on_lcore);
+        respond({});
+        refuse_all(std::exchange(ranked.waiting, {}), "migration " + id.text() + " was just being started: ask again");
+      });
 }
 
 void Service::guest_stopped(const api::GuestStopped& request, const Respond& respond) {
@@ -399,14 +462,15 @@ void Service::device_state(const std::string& migration_id, std::string data, bo
   if (!session) {
     return respond(refusal(session.error()));
   }
-  const MigrationSession& migration = **session;
-  if (migration.state != MigrationSession::State::kStarted || migration.failed) {
+  MigrationSession& migration = **session;
+  if (migration.state != MigrationSession::State::kStarted || migration.failed || migration.committed) {
     return respond(refusal(bad_request("DeviceState: migration " + migration.id.text() + " is not under way")));
   }
   if (data.size() > 65536 || (data.empty() && !end)) {
     return respond(
         refusal(bad_request("DeviceState: " + std::to_string(data.size()) + " bytes; 1 to 65536 are allowed")));
   }
+  migration.device_state_ended = migration.device_state_ended || end;
   auto shared = std::make_shared<std::string>(std::move(data));
   data_path_.inbox().post([this, flow_id = migration.flow_id, shared, end, respond] {
     MigrationFlow* const flow = data_path_.find(flow_id);
@@ -438,6 +502,9 @@ void Service::cancel(const api::CancelMigration& request, const Respond& respond
     return respond(refusal(session.error()));
   }
   MigrationSession& migration = **session;
+  if (migration.committed || migration.state == MigrationSession::State::kCommitting) {
+    return respond(refusal(bad_request("CancelMigration: migration " + migration.id.text() + " is committed")));
+  }
   const std::string reason = printable(request.reason().empty() ? "cancelled" : request.reason());
   if (migration.state == MigrationSession::State::kStarted && !migration.failed) {
     data_path_.inbox().post([this, flow_id = migration.flow_id, reason] {

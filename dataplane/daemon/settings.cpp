@@ -112,6 +112,7 @@ Settings make_settings(const config::DataplaneConfig& config) {
   ServiceOptions& service = settings.service;
   service.run_dir = config.run_dir.string();
   service.memory_dir = config.memory_dirs.front().string();
+  service.missing_dir = settings.image_dir;
   service.address = config.port.addresses.front().address.text();
   service.udp_port = config.port.udp_port;
   service.mtu_bytes = config.port.mtu_bytes;

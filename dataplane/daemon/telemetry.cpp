@@ -176,6 +176,35 @@ std::optional<port::Answer> vm(const FigureBook& figures, std::string_view param
   return parameters.empty() ? std::optional<port::Answer>(names) : std::nullopt;
 }
 
+std::optional<port::Answer> paging(const FigureBook& figures, std::string_view parameters) {
+  port::Names names;
+  for (const GuestFigures& guest : figures.guests()) {
+    if (!guest.paging) {
+      continue;
+    }
+    if (guest.vm_uuid.text() == parameters) {
+      const memory::PagerStats stats = guest.paging->stats();
+      const auto us = [&stats](double share) { return stats.latency.percentile_ns(share) / 1000; };
+      return port::Figures{{"pages_missing", stats.missing_pages},
+                           {"pages_missing_first", guest.paging->missing_first()},
+                           {"pages_demand", stats.demand_pages},
+                           {"pages_background", stats.background_pages},
+                           {"pages_zero", stats.zero_pages},
+                           {"pages_local", stats.local_pages},
+                           {"pages_given_back", stats.removed_pages},
+                           {"pages_dropped", stats.dropped_pages},
+                           {"faults", stats.faults},
+                           {"faults_waiting", stats.waiting_faults},
+                           {"fault_p50_us", us(0.5)},
+                           {"fault_p99_us", us(0.99)},
+                           {"fault_max_us", stats.latency.max_ns / 1000},
+                           {"blocked_us", (stats.latency.sum_ns + stats.waiting_ns) / 1000}};
+    }
+    names.push_back(guest.vm_uuid.text());
+  }
+  return parameters.empty() ? std::optional<port::Answer>(names) : std::nullopt;
+}
+
 }  // namespace
 
 std::vector<DropCount> drop_counts(const Lcores& lcores, const port::Port& port) {
@@ -226,6 +255,8 @@ std::vector<port::Publication> publish_telemetry(const Lcores& lcores, const por
           [&figures](auto text) { return lane(figures, text); });
   publish("/godwit/vm", "Guests attached here, or one of them. Parameter: none, or UUID",
           [&figures](auto text) { return vm(figures, text); });
+  publish("/godwit/paging", "Guests here that may lack pages, or one of them. Parameter: none, or UUID",
+          [&figures](auto text) { return paging(figures, text); });
   publish("/godwit/drops", "Datagrams that changed nothing, by layer and reason", [lcores, &port](auto) {
     port::Figures answer;
     for (const DropCount& drop : drop_counts(lcores, port)) {

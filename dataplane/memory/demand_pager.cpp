@@ -1,8 +1,14 @@
 #include "dataplane/memory/demand_pager.h"
 
+#include <chrono>
+
 #include "dataplane/memory/kernel_abi.h"
 
 namespace godwit::memory {
+
+std::uint64_t DemandPager::now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
 
 std::expected<std::shared_ptr<UserfaultSet>, Error> DemandPager::check(const PagerRequest& request) {
   GW_ASSERT(request.ram != nullptr && request.tracker != nullptr && request.lcores > 0);
@@ -55,6 +61,11 @@ std::expected<std::unique_ptr<DemandPager>, Error> DemandPager::take_over(PagerR
   if (auto done = pager->forget_present(); !done) {
     return std::unexpected(done.error());
   }
+  // Which of them were evicted nobody knows any more: so each is asked about.
+  const pages::Bitmap missing_now = pager->missing();
+  for (auto page = missing_now.next_set(0); page < missing_now.size(); page = missing_now.next_set(page + 1)) {
+    pager->evicted_.set(page);
+  }
   if (auto done = pager->arm(); !done) {
     return std::unexpected(done.error());
   }
@@ -68,11 +79,12 @@ DemandPager::DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> use
     : ram_(*request.ram),
       tracker_(*request.tracker),
       userfaults_(std::move(userfaults)),
-      file_(std::move(request.file)),
+      room_(request.room),
       protects_(tracker_.protects()),
       maps_protected_((Userfault::kernel_features().value_or(0) & abi::kFeatureWpUnpopulated) != 0),
       missing_(std::move(missing)),
       claimed_(ram_.page_count()),
+      evicted_(ram_.page_count()),
       asked_(ram_.page_count()),
       lacking_(ram_.page_count() / kPagesPerHugePage + 1),
       lcores_(request.lcores + 1) {
@@ -123,10 +135,7 @@ std::expected<void, Error> DemandPager::end() {
   userfaults_->reader().hand_paging_to(nullptr);
   attached_ = false;
   // Who raised a fault that was read and not answered yet finds the page now, or gets zeros from the kernel.
-  if (auto done = wake_all(); !done) {
-    return done;
-  }
-  return MissingPages::remove(file_);
+  return wake_all();
 }
 
 DemandPager::Unit DemandPager::unit_of(pages::PageNumber page) const {
@@ -148,6 +157,12 @@ PagerStats DemandPager::stats() const {
     stats.local_pages += lcore.local;
     stats.dropped_pages += lcore.dropped;
     lcore.latency.add_to(stats.latency);
+  }
+  const std::uint64_t now = now_ns();
+  const std::lock_guard lock(faults_mutex_);
+  stats.waiting_faults = waiting_.size();
+  for (const Waiting& waiting : waiting_) {
+    stats.waiting_ns += now - waiting.since_ns;
   }
   return stats;
 }

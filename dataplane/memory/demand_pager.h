@@ -26,6 +26,12 @@
 // staged elsewhere, and what was reusable outlives this process. The price: the first touch of each huge page that was
 // here already asks us too, and is answered at once.
 //
+// Eviction (evictor.h) makes pages missing again, while the guest runs. A page that is being placed or evicted is
+// claimed, so that only one of them is under way; what was told of as removed last may not be removed yet, and stays.
+// From the first eviction on, one thread answers for a page, and with what was asked for since it was evicted: a late
+// copy of earlier content cannot be told from the last one here. What is not missing is here, whatever anybody else
+// keeps of it: QEMU may have given it back.
+//
 // Which pages are missing is in a file that outlives us (missing_pages.h). Whoever takes over wakes all: faults that we
 // had read come again.
 
@@ -36,6 +42,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,6 +52,7 @@
 #include "dataplane/memory/latency_histogram.h"
 #include "dataplane/memory/missing_pages.h"
 #include "dataplane/memory/page_flags.h"
+#include "dataplane/memory/resident_room.h"
 #include "dataplane/memory/written_tracker.h"
 
 namespace godwit::memory {
@@ -57,6 +65,7 @@ struct PagerRequest {
   std::string file;  // of the missing pages, on tmpfs
   MissingOf of;
   std::uint32_t lcores = 1;
+  ResidentRoom* room = nullptr;  // outlives the pager; without it what is placed has no limit
 };
 
 struct PagerStats {
@@ -68,6 +77,8 @@ struct PagerStats {
   std::uint64_t removed_pages = 0;     // given back while missing
   std::uint64_t dropped_pages = 0;     // arrived, and were not missing any more
   std::uint64_t missing_pages = 0;     // now
+  std::uint64_t waiting_faults = 0;    // for missing pages, now
+  std::uint64_t waiting_ns = 0;        // how long those have waited so far, all together
   LatencyFigures latency;              // of each fault that met a missing page, read to placed; the sum is blocked time
 };
 
@@ -93,20 +104,43 @@ class DemandPager final : private MissingFaultEvents {
   /// that somebody waits for, each once. What an error (kNoMemory, say) left unanswered the next call tries again.
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
-  /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings. Who gets
-  /// either asks for those pages again.
-  std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes);
-  /// What of these is missing is zero; nothing of it needs to come.
-  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages);
+  /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings, or there
+  /// is no room. Who gets either asks for those pages again. `placed`, where not null, gets the pages that this call
+  /// has put in, in the order of `writes`, also if it fails.
+  std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes,
+                                   std::vector<PageRange>* placed = nullptr);
+  /// What of these is missing is zero; nothing of it needs to come. `placed` gets what was missing.
+  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages, std::vector<PageRange>* placed = nullptr);
   [[nodiscard]] bool wants(pages::PageNumber page) const { return missing_.test(page) && !claimed_.test(page); }
+  /// Not in place yet, though somebody may be at it.
+  [[nodiscard]] bool is_missing(pages::PageNumber page) const { return missing_.test(page); }
+  /// On tmpfs. While a page is put in place it is still missing for a moment in which QEMU may write it already. So who
+  /// copies a missing page (to move it on) asks this before and after reading what is kept elsewhere.
+  [[nodiscard]] std::expected<bool, Error> is_away(pages::PageNumber page) const {
+    return missing_.test(page) ? ram_.is_hole({page, 1}) : std::expected<bool, Error>(false);
+  }
   [[nodiscard]] std::uint64_t missing_count() const { return missing_.count(); }
   [[nodiscard]] pages::Bitmap missing() const { return missing_.all(); }
   /// To wait on while asleep; level-triggered.
   [[nodiscard]] std::vector<int> descriptors() const { return userfaults_->descriptors(); }
+  /// Faults were read that could not be answered: the next read_faults() is to come without waiting on descriptors().
+  [[nodiscard]] bool has_unanswered() const;
   [[nodiscard]] PagerStats stats() const;
 
+  // ---- eviction, from the evictor's thread; on tmpfs ----
+  /// To be held from hold() to release(); it keeps removals waiting.
+  [[nodiscard]] std::shared_lock<RemovalGate> keep_removals_out() { return userfaults_->reader().keep_removals_out(); }
+  /// Nobody places or evicts the page until release(). False: it is missing, being placed, or perhaps being removed.
+  [[nodiscard]] bool hold(pages::PageNumber page);
+  /// Pages that are held are missing from now on: their memory may be taken away.
+  void make_missing(PageRange pages);
+  /// A page that is held is not missing after all: its memory is there, or it is zero and a hole.
+  void make_not_missing(pages::PageNumber page) { missing_.clear(page); }
+  /// True: somebody waits for the page; who reads faults must be woken to answer.
+  [[nodiscard]] bool release(pages::PageNumber page);
+
   /// Nothing may be missing. While somebody still reads faults, takes all of this off QEMU's RAM, but for the tracker's
-  /// marks, and removes the file.
+  /// marks. The file stays, as the only proof that nothing is missing; its owner removes it when nobody asks any more.
   std::expected<void, Error> end();
 
  private:
@@ -129,7 +163,7 @@ class DemandPager final : private MissingFaultEvents {
 
   DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> userfaults, MissingPages missing);
   static std::expected<std::shared_ptr<UserfaultSet>, Error> check(const PagerRequest& request);
-  std::expected<void, Error> register_all();
+  static std::uint64_t now_ns();
   std::expected<void, Error> wake_all();
 
   // demand_pager_prepare.cpp
@@ -146,16 +180,35 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> answer(const Waiting& fault, std::vector<pages::PageNumber>& demanded);
   /// `fresh`: all of it was put in place by us since QEMU last had an entry of it.
   std::expected<void, Error> answer_here(const Unit& unit, bool fresh, PerLcore& lcore);
-  std::expected<Outcome, Error> fill_with_zeros(const Unit& unit, PerLcore& lcore);
+  std::expected<Outcome, Error> fill_with_zeros(pages::PageNumber page, PerLcore& lcore);
   std::expected<Outcome, Error> show_huge(const Unit& unit, bool fresh, PerLcore& lcore);
   std::expected<Outcome, Error> map_huge(const Unit& unit, bool protect);
   std::expected<Outcome, Error> outcome_of(const Mapped& mapped, QemuRange range);
 
   // demand_pager_place.cpp
   bool claim(pages::PageNumber page);
+  [[nodiscard]] std::expected<bool, Error> place_protected(pages::PageNumber page);
   void give_back_claims(std::span<const PageWrite> run);
   std::size_t claim_run(std::span<const PageWrite> writes);
   std::expected<Outcome, Error> copy_run(std::span<const PageWrite> run, PerLcore& lcore, std::size_t& placed);
+  std::expected<Outcome, Error> copy_pages(std::span<const PageWrite> run, const std::byte* from, PerLcore& lcore,
+                                           std::size_t& placed);
+  template <class F>
+  std::expected<Outcome, Error> with_room(std::uint64_t pages, F f) {
+    if (room_ == nullptr) {
+      return f();
+    }
+    const auto room = room_->take(pages);
+    if (!room) {
+      return std::unexpected(room.error());
+    }
+    if (!*room) {
+      return Outcome::kAgain;
+    }
+    auto outcome = f();
+    room_->done(pages);
+    return outcome;
+  }
   std::expected<Outcome, Error> write_huge_run(std::span<const PageWrite> run, PerLcore& lcore, std::size_t& placed);
   std::expected<void, Error> zero_page(pages::PageNumber page, PerLcore& lcore);
   std::expected<void, Error> settle(pages::PageNumber page, PerLcore& lcore);
@@ -167,11 +220,12 @@ class DemandPager final : private MissingFaultEvents {
   GuestRam& ram_;
   WrittenTracker& tracker_;
   const std::shared_ptr<UserfaultSet> userfaults_;
-  const std::string file_;
+  ResidentRoom* const room_;
   const bool protects_;
   const bool maps_protected_;  // this kernel can give QEMU an entry that is write-protected
   MissingPages missing_;
-  PageFlags claimed_;                                // somebody places it, or has placed it
+  PageFlags claimed_;                                // somebody places or evicts it
+  PageFlags evicted_;                                // and not placed since: its marks are the tracker's to say
   PageFlags asked_;                                  // somebody waits for it
   std::vector<std::atomic<std::uint32_t>> lacking_;  // of 2 MiB in the numbering, how many pages the huge page lacks
   std::vector<PerLcore> lcores_;
@@ -179,9 +233,10 @@ class DemandPager final : private MissingFaultEvents {
   bool attached_ = false;
   std::atomic<bool> ending_{false};
 
-  std::mutex faults_mutex_;       // all below
-  std::vector<Waiting> fresh_;    // read, not answered
-  std::vector<Waiting> waiting_;  // for pages that are missing
+  mutable std::mutex faults_mutex_;  // all below
+  std::vector<Waiting> fresh_;       // read, not answered
+  std::vector<Waiting> waiting_;     // for pages that are missing
+  PageRange removal_newest_;         // told of, perhaps not done yet
   std::optional<Error> failure_;
 };
 

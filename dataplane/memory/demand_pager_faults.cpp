@@ -1,17 +1,11 @@
 // DemandPager: faults and removals, and what can be answered without another host.
 
-#include <chrono>
-
 #include "dataplane/memory/demand_pager.h"
 
 namespace godwit::memory {
 namespace {
 
 alignas(pages::kPageSize) constexpr std::array<std::byte, pages::kPageSize> kZeros{};
-
-std::uint64_t now_ns() {
-  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
 
 }  // namespace
 
@@ -29,6 +23,7 @@ void DemandPager::on_missing_fault(std::uint64_t address) {
 void DemandPager::on_memory_removed(QemuRange range) {
   const PageRange removed = ram_.pages_at(range.address, range.bytes);
   const std::lock_guard lock(faults_mutex_);
+  removal_newest_ = removed;
   for (pages::PageNumber page = removed.first; page < removed.first + removed.count; ++page) {
     if (!missing_.clear(page)) {
       continue;
@@ -73,6 +68,11 @@ std::expected<void, Error> DemandPager::read_faults(std::vector<pages::PageNumbe
   return result;
 }
 
+bool DemandPager::has_unanswered() const {
+  const std::lock_guard lock(faults_mutex_);
+  return !fresh_.empty();
+}
+
 std::expected<void, Error> DemandPager::answer(const Waiting& fault, std::vector<pages::PageNumber>& demanded) {
   const Unit unit = unit_of(fault.first);
   {
@@ -101,7 +101,7 @@ std::expected<void, Error> DemandPager::answer(const Waiting& fault, std::vector
 }
 
 std::expected<void, Error> DemandPager::answer_here(const Unit& unit, bool fresh, PerLcore& lcore) {
-  const auto outcome = unit.pages.count == 1 ? fill_with_zeros(unit, lcore) : show_huge(unit, fresh, lcore);
+  const auto outcome = unit.pages.count == 1 ? fill_with_zeros(unit.pages.first, lcore) : show_huge(unit, fresh, lcore);
   if (!outcome || *outcome == Outcome::kAgain) {
     // Read once, so it would be lost: it is tried again by the next read_faults().
     const std::lock_guard lock(faults_mutex_);
@@ -136,11 +136,30 @@ std::expected<DemandPager::Outcome, Error> DemandPager::outcome_of(const Mapped&
   return std::unexpected(mapping_error("placing pages", range, mapped.error));
 }
 
-std::expected<DemandPager::Outcome, Error> DemandPager::fill_with_zeros(const Unit& unit, PerLcore& lcore) {
-  const QemuRange range = ram_.qemu_range(unit.pages);
-  const Mapped mapped = userfaults_->copy(range, kZeros.data(), protects_);
-  lcore.local += mapped.error == 0 ? 1 : 0;
-  return outcome_of(mapped, range);
+/// Claimed meanwhile: else a page that is evicted now would become zero.
+std::expected<DemandPager::Outcome, Error> DemandPager::fill_with_zeros(pages::PageNumber page, PerLcore& lcore) {
+  if (!claimed_.set(page)) {
+    return Outcome::kAgain;
+  }
+  if (missing_.test(page)) {
+    static_cast<void>(release(page));
+    return Outcome::kAgain;
+  }
+  auto outcome = with_room(1, [&]() -> std::expected<Outcome, Error> {
+    const auto protect = place_protected(page);
+    if (!protect) {
+      return std::unexpected(protect.error());
+    }
+    const QemuRange range = ram_.qemu_range({page, 1});
+    const Mapped mapped = userfaults_->copy(range, kZeros.data(), *protect);
+    if (mapped.error == 0) {
+      ++lcore.local;
+      evicted_.clear(page);
+    }
+    return outcome_of(mapped, range);
+  });
+  claimed_.clear(page);
+  return outcome;
 }
 
 /// Gives QEMU its entry of a huge page that lacks nothing.

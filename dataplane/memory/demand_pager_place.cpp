@@ -13,7 +13,8 @@ constexpr int kTriesMax = 64;
 
 }  // namespace
 
-/// With removals kept out. A claim is given back only when placing has failed, so each page is placed once.
+/// With removals kept out. A claim is given back when the page is in place, and so not missing any more, or when that
+/// has failed: so each page is placed once.
 bool DemandPager::claim(pages::PageNumber page) {
   if (!missing_.test(page) || !claimed_.set(page)) {
     return false;
@@ -44,7 +45,8 @@ std::size_t DemandPager::claim_run(std::span<const PageWrite> writes) {
   return count;
 }
 
-std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes) {
+std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes,
+                                              std::vector<PageRange>* placed_here) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   PerLcore& mine = lcores_[lcore];
   for (int tries = 0; !writes.empty();) {
@@ -63,6 +65,9 @@ std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<con
     std::size_t placed = 0;
     const auto outcome = huge ? write_huge_run(run, mine, placed) : copy_run(run, mine, placed);
     give_back_claims(run.subspan(placed));
+    if (placed_here != nullptr && placed > 0) {
+      placed_here->push_back({run[0].page, placed});
+    }
     if (!outcome) {
       return std::unexpected(outcome.error());
     }
@@ -79,6 +84,15 @@ std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<con
   return true;
 }
 
+/// Whether the page is to count as unwritten when it is put in place. One that was evicted may have been written
+/// before, and not collected since; where the tracker finds that by the protection, it must stay off.
+std::expected<bool, Error> DemandPager::place_protected(pages::PageNumber page) {
+  if (!protects_ || !evicted_.test(page)) {
+    return protects_;
+  }
+  return tracker_.may_protect({page, 1});
+}
+
 std::expected<DemandPager::Outcome, Error> DemandPager::copy_run(std::span<const PageWrite> run, PerLcore& lcore,
                                                                  std::size_t& placed) {
   const std::byte* from = run[0].bytes.data();
@@ -91,9 +105,27 @@ std::expected<DemandPager::Outcome, Error> DemandPager::copy_run(std::span<const
       break;
     }
   }
+  return with_room(run.size(), [&] { return copy_pages(run, from, lcore, placed); });
+}
+
+/// `from`: the content of the run.
+std::expected<DemandPager::Outcome, Error> DemandPager::copy_pages(std::span<const PageWrite> run,
+                                                                   const std::byte* from, PerLcore& lcore,
+                                                                   std::size_t& placed) {
   while (placed < run.size()) {
-    const QemuRange range = ram_.qemu_range({run[placed].page, run.size() - placed});
-    const Mapped mapped = userfaults_->copy(range, from + placed * pages::kPageSize, protects_);
+    const auto protect = place_protected(run[placed].page);
+    std::size_t alike = 1;
+    for (auto next = protect; placed + alike < run.size(); ++alike) {
+      next = place_protected(run[placed + alike].page);
+      if (!next || !protect || *next != *protect) {
+        break;
+      }
+    }
+    if (!protect) {
+      return std::unexpected(protect.error());
+    }
+    const QemuRange range = ram_.qemu_range({run[placed].page, alike});
+    const Mapped mapped = userfaults_->copy(range, from + placed * pages::kPageSize, *protect);
     std::uint64_t here = mapped.bytes / pages::kPageSize;
     // The next one is there already: a former process placed it, and wakes nobody any more.
     const QemuRange next{range.address + mapped.bytes, pages::kPageSize};
@@ -127,11 +159,13 @@ std::expected<DemandPager::Outcome, Error> DemandPager::write_huge_run(std::span
 
 /// The page's content is in place: it is not missing any more, and who waits for it goes on.
 std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore& lcore) {
+  evicted_.clear(page);
   missing_.clear(page);
   const bool asked = asked_.test(page);
   ++(asked ? lcore.demand : lcore.background);
   const Unit unit = unit_of(page);
   if (unit.pages.count > 1) {
+    claimed_.clear(page);
     if (--lacking(unit.pages.first) > 0) {
       return {};
     }
@@ -142,16 +176,28 @@ std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore&
   if (asked || unit.pages.count > 1) {
     finish_waiting(unit.pages.first, lcore);
   }
+  if (unit.pages.count == 1) {
+    claimed_.clear(page);  // last: who evicts it may have others waiting for it
+  }
   return {};
 }
 
-std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages) {
+std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages,
+                                                   std::vector<PageRange>* placed) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   for (pages::PageNumber page = pages.first; page < pages.first + pages.count; ++page) {
     const auto apart = userfaults_->reader().keep_removals_out();
     if (claim(page)) {
       if (auto done = zero_page(page, lcores_[lcore]); !done) {
         return done;
+      }
+      if (placed == nullptr) {
+        continue;
+      }
+      if (!placed->empty() && placed->back().first + placed->back().count == page) {
+        ++placed->back().count;
+      } else {
+        placed->push_back({page, 1});
       }
     }
   }
@@ -164,6 +210,7 @@ std::expected<void, Error> DemandPager::zero_page(pages::PageNumber page, PerLco
   ++lcore.zero;
   const Unit unit = unit_of(page);
   const bool whole = unit.pages.count == 1 || --lacking(unit.pages.first) == 0;
+  claimed_.clear(page);  // zeros are put in under a claim of their own
   if (!whole || !asked_.test(page)) {
     return {};  // zeros that nobody waits for need no memory yet
   }

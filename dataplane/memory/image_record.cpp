@@ -71,6 +71,7 @@ std::vector<std::byte> encode_record(const RetainedImage& image, const Id& boot_
   rest.bytes(boot_id);
   rest.bytes(image.vm_uuid);
   rest.bytes(image.image_id);
+  rest.bytes(image.serving);
   rest.number(image.epoch);
   rest.number(image.table.size() - image.table.count(pages::kUnknownGeneration));
   rest.number(static_cast<std::uint32_t>(image.regions.size()));
@@ -135,6 +136,7 @@ std::expected<RecordHead, ImageRefused> decode_head(std::span<const std::byte> b
   head.boot_id = read_id(in);
   head.vm_uuid = read_id(in);
   head.image_id = read_id(in);
+  head.serving = read_id(in);
   head.epoch = in.number<std::uint32_t>();
   head.pages_known = in.number<std::uint64_t>();
   const auto region_count = in.number<std::uint32_t>();
@@ -164,6 +166,7 @@ std::expected<RetainedImage, ImageRefused> decode_body(const RecordHead& head, s
   const std::uint64_t page_count = head.bytes_total() / pages::kPageSize;
   RetainedImage image{.vm_uuid = head.vm_uuid,
                       .image_id = head.image_id,
+                      .serving = head.serving,
                       .epoch = head.epoch,
                       .regions = head.regions,
                       .table = pages::GenerationTable(page_count),

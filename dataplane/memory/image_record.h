@@ -4,10 +4,9 @@
 //
 // Pure: no files, no clock. Decoding takes hostile bytes: any input gives a record or a refusal.
 //
-//   head: magic u64, version u32, head_bytes u32, body_bytes u64, body_xxh3 u64, boot id, vm uuid, image id, epoch u32,
-//   pages_known u64,
-//         region count u32, regions (name, bytes u64, page_bytes u32, path, device u64, inode u64), xxh3 u64 of all
-//         before it
+//   head: magic u64, version u32, head_bytes u32, body_bytes u64, body_xxh3 u64, boot id, vm uuid, image id, migration
+//         that it serves (16 bytes, zero: none), epoch u32, pages_known u64, region count u32, regions (name, bytes
+//         u64, page_bytes u32, path, device u64, inode u64), xxh3 u64 of all before it
 //   body: table pieces (u32 length, bytes) up to the last page, hash count u64, hashes u64 each
 
 #include <expected>
@@ -18,7 +17,7 @@
 
 namespace godwit::memory {
 
-inline constexpr std::uint32_t kRecordVersion = 1;
+inline constexpr std::uint32_t kRecordVersion = 2;
 inline constexpr std::size_t kRecordHeadBytesMin = 32;  // enough for decode_lengths()
 inline constexpr std::size_t kRecordHeadBytesMax = 1U << 20;
 
@@ -33,6 +32,7 @@ struct RecordHead {
   Id boot_id{};
   Id vm_uuid{};
   Id image_id{};
+  Id serving{};  // as RetainedImage has it
   std::uint32_t epoch = 0;
   std::uint64_t pages_known = 0;
   std::vector<ImageRegion> regions;

@@ -184,6 +184,17 @@ bool has_ram_file(const RecordHead& head) {
   });
 }
 
+/// Memory of before a restart of the host, or whose files are all gone, serves nobody any more.
+bool serves(const RecordHead& head, const Id& boot_id) {
+  return head.serving != Id{} && head.boot_id == boot_id && has_ram_file(head);
+}
+
+std::unexpected<Error> still_serves(const RecordHead& head) {
+  return std::unexpected(Error{ErrorCode::kBadArgument, "the retained image of VM " + to_string(head.vm_uuid) +
+                                                            " still serves migration " + to_string(head.serving) +
+                                                            ", whose guest lacks pages: let that end first"});
+}
+
 std::expected<void, Error> check_image(const RetainedImage& image) {
   std::uint64_t bytes = 0;
   for (const ImageRegion& region : image.regions) {
@@ -315,10 +326,26 @@ std::expected<RetainedImage, ImageRefused> ImageStore::load(const ImageWanted& w
   if (!image) {
     return image;
   }
+  if (image->serving != Id{}) {
+    return std::unexpected(refused(Refusal::kInUse, name, "a guest elsewhere still needs it"));
+  }
   if (auto fits = check_wanted(*image, wanted, name); !fits) {
     return std::unexpected(fits.error());
   }
   return image;
+}
+
+std::expected<RetainedImage, ImageRefused> ImageStore::load_serving(const Id& migration) const {
+  for (const std::string& name : names_in(directory_).value_or(std::vector<std::string>{})) {
+    const auto parsed = parse_record_name(name);
+    if (!parsed || parsed->in_use) {
+      continue;
+    }
+    if (const auto record = open_record(handle_.get(), name); record && record->head.serving == migration) {
+      return read_record(name);
+    }
+  }
+  return std::unexpected(ImageRefused{Refusal::kMissing, "no retained image serves migration " + to_string(migration)});
 }
 
 std::expected<RetainedImage, ImageRefused> ImageStore::acquire(const ImageWanted& wanted) {
@@ -349,6 +376,9 @@ std::expected<void, Error> ImageStore::release_untouched(const Id& vm_uuid) {
 }
 
 std::expected<void, Error> ImageStore::forget(const Id& vm_uuid) {
+  if (const auto record = open_record(handle_.get(), image_name(vm_uuid)); record && serves(record->head, boot_id_)) {
+    return still_serves(record->head);
+  }
   if (auto removed = remove_record(image_name(vm_uuid)); !removed) {
     return removed;
   }
@@ -370,6 +400,9 @@ std::expected<void, Error> ImageStore::forget_files(const std::vector<ImageRegio
                                return file.device == region.device && file.inode == region.inode;
                              });
                            });
+    if (names_one && serves(record->head, boot_id_)) {
+      return still_serves(record->head);
+    }
     if (names_one) {
       if (auto removed = remove_record(name); !removed) {
         return removed;
@@ -390,6 +423,9 @@ std::expected<void, Error> ImageStore::drop(const Id& vm_uuid) {
     return std::unexpected(Error{
         ErrorCode::kBadArgument,
         "retained image of VM " + to_string(vm_uuid) + (in_use ? " is in use by a migration" : " does not exist")});
+  }
+  if (record && serves(record->head, boot_id_)) {
+    return still_serves(record->head);
   }
   if (record) {
     // RAM first: a crash in between leaves a record that load() refuses, not memory that nobody knows of.
@@ -423,7 +459,8 @@ std::expected<std::vector<ImageSummary>, Error> ImageStore::list() const {
                        .bytes_resident = resident_bytes(record->head) + record->allocated_bytes,
                        .pages_known = record->head.pages_known,
                        .last_used_ns = record->modified_ns,
-                       .in_use = parsed->in_use,
+                       .in_use = parsed->in_use || serves(record->head, boot_id_),
+                       .serving = record->head.serving,
                        .ram_paths = {}};
     for (const ImageRegion& region : record->head.regions) {
       image.ram_paths.push_back(region.path);

@@ -50,6 +50,7 @@ std::expected<ImageRegion, Error> describe_ram_file(std::string name, std::uint6
 struct RetainedImage {
   Id vm_uuid{};
   Id image_id{};
+  Id serving{};  // the migration whose destination may still need its pages; zero: none
   std::uint32_t epoch = 0;
   std::vector<ImageRegion> regions;
   pages::GenerationTable table;       // a generation a page, kUnknownGeneration where in doubt
@@ -58,7 +59,7 @@ struct RetainedImage {
 
 enum class Refusal : std::uint8_t {
   kMissing,  // no image of this VM
-  kInUse,    // a migration is writing into its RAM, or one was interrupted
+  kInUse,    // a migration is writing into its RAM, or one was interrupted; or a guest elsewhere still needs it
   kTruncated,
   kNotAnImage,  // magic
   kVersion,
@@ -101,6 +102,7 @@ struct ImageSummary {
   std::uint64_t pages_known = 0;
   std::int64_t last_used_ns = 0;  // Unix time
   bool in_use = false;
+  Id serving{};
   std::vector<std::string> ram_paths;
 };
 
@@ -126,12 +128,15 @@ class ImageStore {
   std::expected<void, Error> save(const RetainedImage& image);
   /// Reads without taking: the first check that fails refuses.
   [[nodiscard]] std::expected<RetainedImage, ImageRefused> load(const ImageWanted& wanted) const;
+  /// The image that serves this migration.
+  [[nodiscard]] std::expected<RetainedImage, ImageRefused> load_serving(const Id& migration) const;
   /// load(), and before it returns the record on disk says "in use": from now on the RAM may be overwritten.
   std::expected<RetainedImage, ImageRefused> acquire(const ImageWanted& wanted);
   /// Nothing of the acquired image was overwritten: it is a retained image again.
   std::expected<void, Error> release_untouched(const Id& vm_uuid);
   /// The RAM files are a guest's now (or nothing): forget the record in either state, leave the files alone. Also to be
-  /// called when a guest is attached whose RAM files an older record may name. Forgetting what is not there is fine.
+  /// called when a guest is attached whose RAM files an older record may name. Forgetting what is not there is fine. An
+  /// image that serves is refused (kBadArgument), here and below; save() without `serving` ends that.
   std::expected<void, Error> forget(const Id& vm_uuid);
   /// Forgets every record that names one of these files: they are a running guest's.
   std::expected<void, Error> forget_files(const std::vector<ImageRegion>& files);

@@ -115,6 +115,10 @@ std::expected<void, PortError> Doorbell::watch_descriptor(int fd) {
   return {};
 }
 
+std::expected<void, PortError> Doorbell::watch_while_readable(int fd) { return add(epoll_.get(), fd, EPOLLIN); }
+
+void Doorbell::unwatch(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+
 void Doorbell::kick() const {
   const std::uint64_t one = 1;
   // A full counter (EAGAIN) is readable already.

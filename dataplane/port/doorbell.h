@@ -22,6 +22,9 @@ class Doorbell {
   std::expected<void, PortError> watch_interface(const std::string& interface, std::uint16_t udp_port);
   /// A descriptor (receive interrupt) whose readability wakes, edge-triggered.
   std::expected<void, PortError> watch_descriptor(int fd);
+  /// A descriptor that wakes as long as it is readable, until unwatched or closed.
+  std::expected<void, PortError> watch_while_readable(int fd);
+  void unwatch(int fd);
   [[nodiscard]] bool watches_frames() const { return watches_frames_; }
 
   /// Any thread.

@@ -462,6 +462,7 @@ std::unique_ptr<DestinationShare> Destination::make_share() { return impl_->make
 bool Destination::pump() { return impl_->pump(); }
 void Destination::start(Instant now, std::span<transport::Lane* const> lanes) { impl_->start(now, lanes); }
 void Destination::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }
+bool Destination::is_paging() const { return impl_->is_paging(); }
 void Destination::detach(Instant now) { impl_->detach(now); }
 void Destination::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }
 void Destination::tick(Instant now) { impl_->tick(now); }

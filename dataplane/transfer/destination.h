@@ -41,6 +41,8 @@ class Destination final : public transport::LaneUser {
   bool pump();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   void cancel(Instant now, const std::string& reason);
+  /// The guest may run here and what is missing is being fetched, or all is there: detach() is allowed.
+  [[nodiscard]] bool is_paging() const;
   /// The lanes and shares may go when this returns; their lcores have forgotten them before. Only after
   /// on_memory_ready() of a post-copy.
   void detach(Instant now);

@@ -36,6 +36,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   std::unique_ptr<DestinationShare> make_share();
   void start(Instant now, std::span<transport::Lane* const> lanes);
   bool pump();
+  [[nodiscard]] bool is_paging() const { return phase_ >= Phase::kPaging && phase_ != Phase::kFailed; }
   void detach(Instant now);
   void resume(Instant now, std::span<transport::Lane* const> lanes);
   void tick(Instant now);

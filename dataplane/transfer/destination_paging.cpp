@@ -368,6 +368,7 @@ void Destination::Impl::complete_if_due() {
     return;
   }
   if (!std::exchange(disarming_, true)) {
+    totals_.all_there_us = static_cast<std::uint64_t>((now_ - started_).us());
     auto error = std::make_shared<std::optional<GuestError>>();
     executor_.submit(
         [self = shared_from_this(), error] {

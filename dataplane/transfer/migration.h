@@ -101,8 +101,10 @@ struct Stats {
                 window_packets = 0;
   // post-copy, not in MigrationStats. Of pages_left: the source has not handed them out, the destination misses them.
   // At the destination, of pages_sent and pages_zero: pages_demand came after they were asked for, pages_background
-  // unasked. At the source pages_demand are those that went out because they were asked for.
+  // unasked. At the source pages_demand are those that went out because they were asked for, pages_background those
+  // that were handed out unasked.
   std::uint64_t faults = 0, pages_demand = 0, pages_background = 0, pages_given_back = 0, pages_asked_again = 0;
+  std::uint64_t all_there_us = 0;  // destination: from its start until nothing was missing; 0: not yet
 };
 
 /// What either end tells its owner; called on the lcore.

@@ -21,6 +21,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
       epoch_now_(guest.epoch_now),
       bucket_(policy.bandwidth_limit_bps),
       unsorted_(page_count_),
+      unlooked_(page_count_),
       pull_(page_count_, make_pull_order(policy.pull_order, policy.pull_rank)),
       pieces_(page_count_) {
   if (hashes()) {
@@ -267,7 +268,12 @@ void Source::Impl::on(const wire::Verified&) {
   wake_ = true;
   if (armed) {
     serving_ = true;
-    return pull_.load(std::move(missing_));
+    if (memory_.compares_content()) {
+      return pull_.load(std::move(missing_));  // one that was written when looked at may be zero again, unnoticed
+    }
+    pages::Bitmap content = missing_;
+    pull_.load(std::move(missing_ &= unlooked_));
+    return pull_.sorted(std::move(content.and_not(unlooked_)), pages::Bitmap(page_count_));
   }
   phase_ = Phase::kDone;
   finished_at_ = now_;
@@ -365,6 +371,7 @@ void Source::guest_stopped(Instant now) { impl_->guest_stopped(now); }
 bool Source::device_state(std::span<const std::byte> data) { return impl_->device_state(data); }
 void Source::device_state_end(Instant now) { impl_->device_state_end(now); }
 bool Source::switch_to_postcopy(Instant now) { return impl_->switch_to_postcopy(now); }
+bool Source::serves() const { return impl_->serves(); }
 void Source::detach(Instant now) { impl_->detach(now); }
 void Source::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }
 void Source::cancel(Instant now, const std::string& reason) { impl_->cancel(now, reason); }

@@ -57,6 +57,8 @@ class Source final : public transport::LaneUser {
   /// The rest by post-copy, as soon as can be. False: neither policy nor destination allow it, or it is too late.
   bool switch_to_postcopy(Instant now);
   void cancel(Instant now, const std::string& reason);
+  /// All is announced: a dead connection is no failure any more, and detach() is allowed.
+  [[nodiscard]] bool serves() const;
   /// The lanes and shares may go when this returns. Only once all is announced.
   void detach(Instant now);
   /// Goes on with new lanes, and shares made in between. In a new object instead of start().

@@ -75,9 +75,13 @@ void Source::Impl::announce_missing_if_due() {
   if (loaded_) {
     AnnouncedSet rest{.round = round_, .missing = pages_.content(), .zero = pages_.zero(), .told = ahead_announced_};
     rest.missing |= unsorted_;
+    unlooked_ |= unsorted_;
     job->sets.push_back(std::move(rest));
   }
   if (found_ && found_->count != 0) {
+    if (!found_->sorted) {
+      unlooked_ |= found_->pages;
+    }
     job->sets.push_back({.round = found_->round, .missing = std::move(found_->pages), .zero = std::move(found_->zero)});
   }
   found_.reset();
@@ -187,8 +191,11 @@ bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
     out.zero = is_zero(out.page);
   } else if (!serving_ || !bucket_.open() || !pull_.next_background(lane, out)) {
     return false;
+  } else {
+    totals_.pages_background += out.count;
   }
   out.round = kPullRound;
+  out.background = lane != transport::kPriorityLane;
   (out.zero ? totals_.pages_zero : totals_.pages_sent) += out.count;
   bucket_.promise(out.zero ? sizeof(transport::Work) : pages::kPageSize);
   return true;

@@ -48,6 +48,7 @@ struct Work {
   std::uint64_t count = 1;
   std::uint32_t round = 0;
   bool zero = false;
+  bool background = false;  // nobody waits for it, but somebody may for other pages: the path's queue is kept short
 };
 
 /// The lane's client, implemented by transfer. All calls come from within calls on the lane.

@@ -89,6 +89,7 @@ bool Lane::Impl::pull_work() {
   }
   GW_ASSERT(work.count >= 1 && (work.zero || work.count == 1));
   GW_ASSERT(work.page < wire::kPageNumberLimit && work.count <= wire::kPageNumberLimit - work.page);
+  swift_.keep_queue_short(work.background);
   works_.add(work, work.zero ? 1 : layout_.all_parts());
   return true;
 }

@@ -44,6 +44,9 @@ Swift::Swift(Duration base_delay, Duration noise, std::uint32_t window_max)
       window_(std::min(window_max_, kWindowInitial)) {}
 
 Duration Swift::target_delay() const {
+  if (const std::int64_t empty = empty_path_ns(); short_queue_ && empty != INT64_MAX) {
+    return Duration{empty + std::max(empty / 4, kShortQueue.ns)};
+  }
   const std::int64_t at_min = scaled_inverse_root(kFlowScalingWindowMin);
   const std::int64_t at_max = scaled_inverse_root(kFlowScalingWindowMax);
   const std::int64_t here = std::clamp(scaled_inverse_root(window_), at_max, at_min);
@@ -111,7 +114,7 @@ void Swift::note_path_delay() {
 }
 
 bool Swift::sees_queue() const {
-  const std::int64_t empty = std::min(path_delay_ns_, path_delay_before_ns_);
+  const std::int64_t empty = empty_path_ns();
   // Without a sample nothing is known, and loss is a bad sign. A quarter more than the empty path, ends included.
   return delay_min_ns_ == INT64_MAX || delay_min_ns_ > empty + std::max(empty, base_delay_.ns) / 4;
 }
@@ -124,7 +127,9 @@ void Swift::on_persistent_congestion() {
 
 void Swift::cut(std::int64_t permille) {
   const auto by = static_cast<std::uint32_t>(window_ * permille / 1000);
-  window_ = std::max(window_ - by, kWindowMin);
+  // Loss may still take it down.
+  const bool by_queue_alone = short_queue_ && lost_ == 0;
+  window_ = std::max(window_ - by, by_queue_alone ? std::min(window_, kShortQueueWindowMin) : kWindowMin);
   slow_start_ = false;
   good_rounds_ = 0;
   cut_ = true;

@@ -27,6 +27,11 @@ inline constexpr std::int64_t kLossToleratedUnqueuedPermille = 100;
 /// An empty path's delay is the smallest of so many rounds, twice: routes change, clocks drift.
 inline constexpr std::uint32_t kPathRounds = 1024;
 
+/// What may wait on a path whose queue is kept short, or a quarter of its delay if that is more.
+inline constexpr Duration kShortQueue = microseconds(200);
+/// Fewer would leave the path idle whenever a poller on a shared CPU comes late.
+inline constexpr std::uint32_t kShortQueueWindowMin = 8;
+
 class Swift {
  public:
   /// base_delay: an idle path's round trip; noise: how much of the delay scheduling explains.
@@ -34,6 +39,9 @@ class Swift {
 
   [[nodiscard]] std::uint32_t window() const { return window_; }
   [[nodiscard]] Duration target_delay() const;
+  /// Somebody waits for what shares this path: rather a little less of it used than a queue. From then on the target is
+  /// the empty path's delay and kShortQueue, once that delay is known.
+  void keep_queue_short(bool on) { short_queue_ = on; }
   /// The window, and nothing else, kept a packet from being sent.
   void on_limited() { limited_ = true; }
   /// acknowledged > 0. reported_end, next_number: of packet numbers; they delimit round trips.
@@ -48,6 +56,8 @@ class Swift {
   /// The round's smallest delay is clearly that of more than the empty path.
   [[nodiscard]] bool sees_queue() const;
   void note_path_delay();
+  /// INT64_MAX: not known.
+  [[nodiscard]] std::int64_t empty_path_ns() const { return std::min(path_delay_ns_, path_delay_before_ns_); }
   void cut(std::int64_t permille);
   void grow();
 
@@ -56,6 +66,7 @@ class Swift {
   std::uint32_t window_max_;
   std::uint32_t window_ = kWindowInitial;
   bool slow_start_ = true;
+  bool short_queue_ = false;
   std::uint32_t good_rounds_ = 0;
   // Smallest delays: of the span of kPathRounds under way, and of the one before.
   std::int64_t path_delay_ns_ = INT64_MAX;

@@ -1,5 +1,6 @@
 """What every system benchmark prints and writes: a table for people, and JSON with metrics and ratios."""
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,14 @@ class Report:
     def ratio(self, key, value, limit=None, at_most=True):
         """Keeps a ratio; says in the table whether it is what it must be."""
         self.ratios[key] = round(value, 4)
+        self._judge(key, value, limit, at_most)
+
+    def metric(self, key, value, limit=None, at_most=True):
+        """The same of an absolute figure."""
+        self.metrics[key] = round(value, 4)
+        self._judge(key, value, limit, at_most)
+
+    def _judge(self, key, value, limit, at_most):
         if limit is not None:
             good = value <= limit if at_most else value >= limit
             self.notes.append(f"{key} = {value:.3f} (must be {'<=' if at_most else '>='} {limit}): {'ok' if good else 'MISSED'}")
@@ -42,3 +51,18 @@ class Report:
         with open(path, "w") as file:
             json.dump({"benchmark": self.benchmark, "metrics": self.metrics, "ratios": self.ratios, "rows": self.rows, "environment": environment},
                       file, indent=2)
+
+
+def run_points(benchmark, one, **defaults):
+    """A program that measures by link and rate, `one(report, link, rate, options)` each: whether godwit's guest was well. Returns its exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json")
+    for name, value in {"trips": 3, **defaults}.items():
+        parser.add_argument(f"--{name}", default=value, type=type(value))
+    options = parser.parse_args()
+    report = Report(benchmark)
+    well = [one(report, link, int(rate), options) for link in options.links.split(",") for rate in options.rates.split(",")]
+    report.print()
+    if options.json:
+        report.write(options.json)
+    return 0 if all(well) else 1

@@ -371,6 +371,12 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
     case Event::kMigrationFailed:
       migration = event.migration_failed().migration_id();
       break;
+    case Event::kConnectionLost:
+      migration = event.connection_lost().migration_id();
+      break;
+    case Event::kComplete:
+      migration = event.complete().migration_id();
+      break;
     case Event::kGuestLost:
       spdlog::warn("data plane: guest lost: {}", printable(event.guest_lost().reason()));
       return;  // QEMU's own end tells the rest
@@ -416,6 +422,15 @@ void Agent::on_message(const ToAgent& message) {
       return outcome(message.outcome(), reply_to(message.id()));
     case ToAgent::kDropImage:
       return drop_image(message);
+    case ToAgent::kSwitchToPostcopy:
+      return with_vm(vm_of_migration(message.switch_to_postcopy().migration_id()), "SwitchToPostcopy",
+                     [&](Vm& vm) { vm.switch_to_postcopy(reply_to(message.id())); });
+    case ToAgent::kPrepareResume:
+      return with_vm(vm_of_migration(message.prepare_resume().migration_id()), "PrepareResume",
+                     [&](Vm& vm) { vm.prepare_resume(message.prepare_resume(), reply_to(message.id())); });
+    case ToAgent::kResumeTransfer:
+      return with_vm(vm_of_migration(message.resume_transfer().migration_id()), "ResumeTransfer",
+                     [&](Vm& vm) { vm.resume_transfer(message.resume_transfer(), reply_to(message.id())); });
     case ToAgent::MESSAGE_NOT_SET:
       return spdlog::warn("the control plane sent a message of a kind that this version does not know");
   }
@@ -492,13 +507,17 @@ void Agent::outcome(const controlplane::v1::Outcome& outcome, Reply reply) {
     session_->send(std::move(*last_word), ControlSession::Delivery::kThisStream);
     return reply(AgentReply());
   }
-  if (outcome.state() == controlplane::v1::COMMITTED) {
+  if (outcome.state() == controlplane::v1::COMMITTED || outcome.state() == controlplane::v1::PULLING) {
     return reply(std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Outcome: no such migration on this host")));
   }
   reply(AgentReply());  // nothing of it is here: that is what ABORTED asks for
 }
 
 void Agent::drop_image(const ToAgent& message) {
+  if (const auto vm = vm_of(message.drop_image().id().vm_uuid()); vm && vm->running().has_paging()) {
+    return reply_to(message.id())(std::unexpected(
+        make_error(Error::BAD_REQUEST, "DropImage: the VM, which runs elsewhere, still needs pages of this image")));
+  }
   dataplane::v1::ToDataplane request;
   *request.mutable_drop_image()->mutable_id() = message.drop_image().id();
   housekeeping_.post([this, request = std::move(request), reply = reply_to(message.id())]() mutable {

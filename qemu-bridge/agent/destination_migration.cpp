@@ -36,6 +36,7 @@ MigrationEvent DestinationMigration::make_event(MigrationEvent::Kind kind) const
   MigrationEvent event = reports_.make(kind);
   const std::lock_guard lock(mutex_);
   event.set_resume_unix_us(resume_unix_us_);
+  event.set_pages_missing(pages_missing_);
   return event;
 }
 
@@ -51,6 +52,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration
   prepare.set_epoch_count(command.epoch_count());
   prepare.set_bytes_total(bytes_total(services_.record.definition));
   prepare.set_encryption(command.encryption());
+  prepare.set_mode(command.mode());
   if (command.reuse()) {
     prepare.set_reuse_image_id(command.image_id());
   }
@@ -100,6 +102,10 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
     fail(event.migration_failed().error());
     return;
   }
+  if (event.has_connection_lost()) {
+    fail(make_error(Error::PEER, event.connection_lost().reason()));  // nothing of it is committed yet
+    return;
+  }
   if (!event.has_device_state() && !event.has_memory_ready()) {
     return;
   }
@@ -118,6 +124,7 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
   {
     const std::lock_guard lock(mutex_);
     memory_ready_ = true;
+    pages_missing_ = event.memory_ready().pages_missing();
   }
   spdlog::debug("migration {}: memory in place", id_.text());
   stream_->release();
@@ -165,7 +172,8 @@ std::expected<void, std::string> DestinationMigration::check_loaded() {
   return {};
 }
 
-MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
+/// RESUMED, or FAILED with the reason.
+MigrationEvent DestinationMigration::continue_guest() {
   spdlog::debug("migration {}: committed", id_.text());
   reports_.settle();
   const bool loaded_here = reports_.last_is(MigrationEvent::LOADED);
@@ -183,7 +191,27 @@ MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, kResumeTime, [&] { return resume_unix_us_ != 0; });
   }
-  auto event = make_event(MigrationEvent::RESUMED);
+  return make_event(MigrationEvent::RESUMED);
+}
+
+MigrationEvent DestinationMigration::commit(std::uint64_t ownership, Pull& pull) {
+  auto event = continue_guest();
+  if (resumed_) {
+    if (const auto committed = pull.commit(ownership)) {
+      *event.mutable_stats() = committed->stats();
+      services_.record.epoch = std::max(services_.record.epoch, committed->epoch_next());
+    } else {
+      event.set_text("the data plane is to take the migration up again: " + committed.error().text());
+    }
+  }
+  return event;
+}
+
+MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
+  auto event = continue_guest();
+  if (!resumed_) {
+    return event;
+  }
   const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
   if (finished) {
     *event.mutable_stats() = finished->stats();

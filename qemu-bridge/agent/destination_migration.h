@@ -28,6 +28,7 @@
 #include <mutex>
 
 #include "qemu-bridge/agent/migration_reports.h"
+#include "qemu-bridge/agent/pull.h"
 #include "qemu-bridge/device-state/destination_stream.h"
 
 namespace godwit::bridge {
@@ -45,6 +46,8 @@ class DestinationMigration {
 
   /// The store said COMMITTED: continue the guest, then tell the data plane. RESUMED, or FAILED with the reason.
   controlplane::v1::MigrationEvent commit(std::uint64_t ownership);
+  /// The store said PULLING: the same, but `pull` tells the data plane, and goes on with it.
+  controlplane::v1::MigrationEvent commit(std::uint64_t ownership, Pull& pull);
   /// The store said ABORTED: the data plane keeps what it may; the caller then ends QEMU. BACK is the source's to say:
   /// the event is RETIRED.
   controlplane::v1::MigrationEvent abort(std::uint64_t ownership);
@@ -62,6 +65,7 @@ class DestinationMigration {
   controlplane::v1::MigrationEvent make_event(controlplane::v1::MigrationEvent::Kind kind) const;
   void close_stream();
   std::expected<void, std::string> check_loaded();
+  controlplane::v1::MigrationEvent continue_guest();
 
   GuestServices services_;
   const Id128 id_;
@@ -74,6 +78,7 @@ class DestinationMigration {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool memory_ready_ = false;
+  std::uint64_t pages_missing_ = 0;  // then
   std::int64_t resume_unix_us_ = 0;
 };
 

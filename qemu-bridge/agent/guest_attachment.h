@@ -12,6 +12,10 @@ namespace godwit::bridge {
 
 using AttachKind = dataplane::v1::AttachGuest::Kind;
 
+/// Whether pages may be missing: then QEMU gets full userfaultfds, as many as its size asks for, and no tracker will do
+/// that cannot tell a missing page from an empty one.
+enum class Paging { kNone, kOnDemand };
+
 struct Attachment {
   dataplane::v1::AttachGuestResult result;
   std::uint64_t bytes_total = 0;
@@ -20,7 +24,7 @@ struct Attachment {
 /// `backends` in the order of the definition's regions. `record` gets userfaultfd_in_qemu (to be saved by the caller).
 std::expected<Attachment, dataplane::v1::Error> attach_guest(DataplaneClient& dataplane, VmRecord& record,
                                                              const std::vector<MemoryBackend>& backends,
-                                                             AttachKind kind);
+                                                             AttachKind kind, Paging paging);
 
 /// Closes the injected descriptor in a QEMU that will not be ours. First the data plane lets go of it.
 void take_back_userfaultfd(VmRecord& record);

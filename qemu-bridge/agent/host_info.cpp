@@ -65,6 +65,8 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
     info.set_dataplane_address(hello->address());
     info.set_mtu_bytes(hello->mtu_bytes());
     *info.mutable_trackers() = hello->trackers();
+    info.set_postcopy(hello->postcopy());
+    info.set_postcopy_refusal(printable(hello->postcopy_refusal()));
   }
   return info;
 }

@@ -14,25 +14,57 @@ namespace godwit::bridge {
 namespace {
 
 constexpr int kVersion = 1;
-constexpr std::array<std::string_view, 5> kPhaseNames{"preparing", "transferring", "switching", "committed", "aborted"};
+constexpr std::size_t kFaultDescriptorsMax = 64;
+constexpr std::uint64_t kPagesMax = 1ULL << 52;
+constexpr std::array<std::string_view, 6> kPhaseNames{"preparing", "transferring", "switching",
+                                                      "committed", "aborted",      "pulling"};
 
 std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
   const auto id = Id128::parse(json_string(json, "id").value_or(""));
   const auto role = json_string(json, "role");
   const auto phase = std::ranges::find(kPhaseNames, json_string(json, "phase").value_or(""));
   const auto ownership = json_uint(json, "ownership_after");
+  const std::uint64_t epoch_base = json_uint(json, "epoch_base").value_or(0);
+  const auto place = phase - kPhaseNames.begin();
   if (!id || !role || (*role != "source" && *role != "destination") || phase == kPhaseNames.end() || !ownership ||
-      (*role == "destination" && phase - kPhaseNames.begin() > 1)) {
+      epoch_base > UINT32_MAX || (*role == "destination" && place > 1 && *phase != "pulling")) {
     return std::unexpected("'migration' is not valid");
   }
-  const auto phase_reached = static_cast<MigrationPhase>(phase - kPhaseNames.begin());
   const Json* const begun = json_member(json, "switch_begun");
   if (begun != nullptr && !begun->is_boolean()) {
     return std::unexpected("'migration' is not valid");
   }
-  return MigrationRecord{*id, *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination, phase_reached,
+  const auto phase_reached = static_cast<MigrationPhase>(place);
+  return MigrationRecord{*id,
+                         *role == "source" ? MigrationRole::kSource : MigrationRole::kDestination,
+                         phase_reached,
                          *ownership,
+                         json_bool(json, "may_pull").value_or(false),  // absent before there was post-copy
+                         static_cast<std::uint32_t>(epoch_base),
                          begun != nullptr ? begun->get<bool>() : phase_reached >= MigrationPhase::kSwitching};
+}
+
+/// Absent where one userfaultfd does for all pages.
+std::optional<std::vector<FaultDescriptor>> parse_fault_descriptors(const Json* json) {
+  std::vector<FaultDescriptor> descriptors;
+  if (json == nullptr) {
+    return descriptors;
+  }
+  if (!json->is_array() || json->size() > kFaultDescriptorsMax) {
+    return std::nullopt;
+  }
+  std::uint64_t next = 0;
+  for (const Json& entry : *json) {
+    const auto number = json_int(entry, "in_qemu");
+    const auto first = json_uint(entry, "first_page");
+    const auto pages = json_uint(entry, "pages");
+    if (!number || *number < 0 || *number > INT32_MAX || first != next || !pages || *pages == 0 || *pages > kPagesMax) {
+      return std::nullopt;
+    }
+    descriptors.push_back({static_cast<int>(*number), *first, *pages});
+    next = *first + *pages;
+  }
+  return descriptors;
 }
 
 std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* json) {
@@ -77,7 +109,13 @@ std::string to_text(const VmRecord& record) {
                          {"role", record.migration->role == MigrationRole::kSource ? "source" : "destination"},
                          {"phase", name_of(record.migration->phase)},
                          {"ownership_after", record.migration->ownership_after},
-                         {"switch_begun", record.migration->switch_begun}};
+                         {"switch_begun", record.migration->switch_begun},
+                         {"may_pull", record.migration->may_pull},
+                         {"epoch_base", record.migration->epoch_base}};
+  }
+  for (const auto& descriptor : record.fault_descriptors) {
+    json["fault_descriptors"].push_back(
+        {{"in_qemu", descriptor.in_qemu}, {"first_page", descriptor.first_page}, {"pages", descriptor.pages}});
   }
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -110,9 +148,11 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
   const auto machine_type = json_string(*json, "machine_type");
   const auto has_balloon = json_bool(*json, "has_balloon");
   auto ram_files = parse_ram_files(json_member(*json, "ram_files"));
+  auto fault_descriptors = parse_fault_descriptors(json_member(*json, "fault_descriptors"));
   if (!image_id || !ownership || !epoch || *epoch > UINT32_MAX || !qmp_path || !pid || *pid < -1 || *pid > INT32_MAX ||
       !start_ticks || !ours || !userfaultfd || *userfaultfd < -1 || *userfaultfd > INT32_MAX || !events || !tracker ||
-      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files) {
+      *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files ||
+      !fault_descriptors) {
     return std::unexpected("a field is missing or impossible");
   }
   VmRecord record{std::move(*definition),
@@ -128,7 +168,8 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
                   *machine_type,
                   *has_balloon,
                   std::move(*ram_files),
-                  std::nullopt};
+                  std::nullopt,
+                  std::move(*fault_descriptors)};
   if (const Json* migration = json_member(*json, "migration")) {
     auto parsed = parse_migration(*migration);
     if (!parsed) {

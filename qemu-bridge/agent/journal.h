@@ -28,6 +28,7 @@ enum class MigrationPhase {
   kSwitching,  // source: QEMU's migrate may have been issued, the guest may be stopped
   kCommitted,  // told COMMITTED: source retires. (A destination resumes first: see destination_migration.h)
   kAborted,    // told ABORTED: source resumes, destination ends
+  kPulling,    // told PULLING: source ends its QEMU once its memory serves without. Destination: the guest runs
 };
 
 struct MigrationRecord {
@@ -35,8 +36,18 @@ struct MigrationRecord {
   MigrationRole role = MigrationRole::kSource;
   MigrationPhase phase = MigrationPhase::kPreparing;
   std::uint64_t ownership_after = 0;  // of the outcome, from kCommitted or kAborted on
+  bool may_pull = false;              // not pre-copy: after the commit this memory may still be needed elsewhere
+  std::uint32_t epoch_base = 0;       // destination: of this attempt; names what is missing (0: not known)
   // Source: kSwitching was reached. Else a guest that stands still was paused by somebody else, and stays so.
   bool switch_begun = false;
+};
+
+/// One of several userfaultfds in QEMU, and the pages whose faults it serves.
+struct FaultDescriptor {
+  int in_qemu = -1;  // its number there
+  std::uint64_t first_page = 0;
+  std::uint64_t pages = 0;
+  bool operator==(const FaultDescriptor&) const = default;
 };
 
 struct VmRecord {
@@ -47,13 +58,14 @@ struct VmRecord {
   std::string qmp_path;
   ProcessId process;                                             // pid -1: QEMU is not started yet
   bool ours = false;                                             // we started it, and may end it and remove its files
-  int userfaultfd_in_qemu = -1;                                  // its number there
+  int userfaultfd_in_qemu = -1;                                  // its number there; of several the first's
   bool userfaultfd_events = false;                               // injected so that it can raise events
   dataplane::v1::Tracker tracker = dataplane::v1::TRACKER_AUTO;  // asked for
   std::string machine_type;
   bool has_balloon = false;
   std::map<std::string, std::string> ram_files;  // by region: where a retained image has its RAM (HostPaths::ram_files)
   std::optional<MigrationRecord> migration;
+  std::vector<FaultDescriptor> fault_descriptors = {};  // empty: one userfaultfd for all pages
 };
 
 class Journal {

@@ -48,12 +48,19 @@ std::map<Id128, Leftover> find_leftovers(const dataplane::v1::Status& status,
       found[*vm].guest = guest;
     }
   }
+  // A guest elsewhere depends on these, whatever became of our journal: never ours to clear.
+  for (const auto& paging : status.paging()) {
+    if (const auto vm = Id128::from_bytes(paging.vm_uuid()); vm && paging.role() == dataplane::v1::ROLE_SOURCE) {
+      in_order.insert(*vm);
+      found.erase(*vm);
+    }
+  }
   for (const auto& image : images.images()) {
     const auto vm = Id128::from_bytes(image.id().vm_uuid());
     if (!vm || in_order.contains(*vm)) {
       continue;
     }
-    if (image.in_use()) {
+    if (image.in_use() && image.serving_migration_id().empty()) {
       found[*vm].interrupted = image.id();
     } else {
       in_order.insert(*vm);

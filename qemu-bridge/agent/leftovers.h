@@ -22,7 +22,7 @@ struct Leftover {
   std::vector<std::filesystem::path> ram_files;
 };
 
-/// By VM. `here`: the VMs of this host, which have no leftovers.
+/// By VM. `here`: the VMs of this host, which have no leftovers. Memory that a guest elsewhere still needs is none.
 std::map<Id128, Leftover> find_leftovers(const dataplane::v1::Status& status,
                                          const dataplane::v1::ListImagesResult& images,
                                          const config::BridgeConfig& config, const std::set<Id128>& here);

@@ -3,13 +3,6 @@
 #include <spdlog/spdlog.h>
 
 namespace godwit::bridge {
-namespace {
-
-// Storing the table of a guest of terabytes takes its time.
-constexpr std::chrono::milliseconds kFinishTime{120'000};
-
-}  // namespace
-
 MigrationReports::MigrationReports(const GuestServices& services)
     : id_(services.record.migration.value().id.to_bytes()),
       label_("migration " + services.record.migration->id.text() + " of VM " + services.record.definition.name),
@@ -80,6 +73,8 @@ std::expected<dataplane::v1::FinishMigrationResult, dataplane::v1::Error> finish
   auto& finish = *request.mutable_finish_migration();
   finish.set_migration_id(migration.to_bytes());
   finish.set_outcome(outcome);
+  // The store says COMMITTED only when the destination has all.
+  finish.set_destination_complete(outcome == dataplane::v1::OUTCOME_COMMITTED);
   finish.set_ownership(ownership);
   auto reply = dataplane.call(std::move(request), {}, kFinishTime);
   if (!reply) {

@@ -43,6 +43,9 @@ class MigrationReports {
   std::optional<Event> last_;
 };
 
+/// Storing the table of a guest of terabytes takes its time.
+inline constexpr std::chrono::milliseconds kFinishTime{120'000};
+
 /// Tells the data plane the outcome; blocks while it stores what it keeps.
 std::expected<dataplane::v1::FinishMigrationResult, dataplane::v1::Error> finish_migration(
     DataplaneClient& dataplane, const Id128& migration, dataplane::v1::Outcome outcome, std::uint64_t ownership);

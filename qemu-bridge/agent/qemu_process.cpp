@@ -249,9 +249,11 @@ bool end_process(const ProcessId& process, std::chrono::milliseconds grace) {
     return true;
   }
   constexpr std::chrono::milliseconds kKillTime{10'000};  // a large guest's memory takes time to free
-  ::syscall(SYS_pidfd_send_signal, fd->get(), SIGTERM, nullptr, 0);
-  if (exits_within(fd->get(), grace)) {
-    return true;
+  if (grace.count() > 0) {
+    ::syscall(SYS_pidfd_send_signal, fd->get(), SIGTERM, nullptr, 0);
+    if (exits_within(fd->get(), grace)) {
+      return true;
+    }
   }
   ::syscall(SYS_pidfd_send_signal, fd->get(), SIGKILL, nullptr, 0);
   return exits_within(fd->get(), kKillTime);

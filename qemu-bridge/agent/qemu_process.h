@@ -48,7 +48,8 @@ struct Launch {
 /// Starts it in a session of its own, child of init: nothing that happens to us reaches it.
 std::expected<ProcessId, std::string> launch(const Launch& launch);
 
-/// Ends it: SIGTERM, and SIGKILL when it is still there after `grace`. True once it is gone.
+/// Ends it: SIGTERM, and SIGKILL when it is still there after `grace`. Without grace nothing of its own clean-up runs.
+/// True once it is gone.
 bool end_process(const ProcessId& process, std::chrono::milliseconds grace);
 bool wait_for_exit(const ProcessId& process, std::chrono::milliseconds time);
 

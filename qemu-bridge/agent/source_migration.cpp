@@ -162,6 +162,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::pre
   prepare.set_epoch_count(command.epoch_count());
   prepare.set_bytes_total(bytes_total(services_.record.definition));
   prepare.set_encryption(command.encryption());
+  prepare.set_mode(command.mode());
   auto reply = services_.dataplane.call(std::move(request));
   if (!reply) {
     return std::unexpected(reply.error());
@@ -341,11 +342,14 @@ void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {
   } else if (event.has_ready_to_switch()) {
     auto out = make_event(MigrationEvent::READY_TO_SWITCH);
     out.set_estimated_downtime_us(event.ready_to_switch().estimated_downtime_us());
+    out.set_pages_missing(event.ready_to_switch().pages_missing());
     reports_.emit(std::move(out));
   } else if (event.has_source_done()) {
     auto out = make_event(MigrationEvent::PROGRESS);
     *out.mutable_stats() = event.source_done().stats();
     reports_.emit(std::move(out));
+  } else if (event.has_connection_lost()) {
+    fail(make_error(Error::PEER, event.connection_lost().reason()));  // nothing of it is committed yet
   } else if (event.has_migration_failed()) {
     fail(event.migration_failed().error());
   }
@@ -363,7 +367,14 @@ void SourceMigration::close_stream() {
   }
 }
 
-Retirement SourceMigration::commit(std::uint64_t ownership) {
+std::expected<void, Error> SourceMigration::switch_to_postcopy() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_switch_to_postcopy()->set_migration_id(id_.to_bytes());
+  auto reply = services_.dataplane.call(std::move(request));
+  return reply ? std::expected<void, Error>{} : std::unexpected(reply.error());
+}
+
+MigrationEvent SourceMigration::hand_over() {
   reports_.settle();
   if (auto status = query_status(services_.qmp); status && *status == "running") {
     spdlog::error("VM {} runs although its migration {} is committed: stopping it", services_.record.definition.name,
@@ -373,7 +384,11 @@ Retirement SourceMigration::commit(std::uint64_t ownership) {
     }
   }
   close_stream();
-  Retirement retirement = finish_committed(services_.dataplane, id_, ownership, make_event(MigrationEvent::RETIRED));
+  return make_event(MigrationEvent::RETIRED);
+}
+
+Retirement SourceMigration::commit(std::uint64_t ownership) {
+  Retirement retirement = finish_committed(services_.dataplane, id_, ownership, hand_over());
   // Killed, not asked to quit: QEMU's own clean-up may write to the RAM file that we keep (discard-data=on gives all of
   // it back). Its devices were flushed and handed over when its migration was completed.
   end_process(services_.record.process, std::chrono::milliseconds(0));

@@ -84,11 +84,15 @@ class SourceMigration {
   std::expected<dataplane::v1::PrepareMigrationResult, dataplane::v1::Error> prepare(
       const controlplane::v1::PrepareSource& command);
   std::expected<void, dataplane::v1::Error> start(const controlplane::v1::StartTransfer& command);
+  std::expected<void, dataplane::v1::Error> switch_to_postcopy();
   /// Told again (after a new registration, or of a bridge that ended): the first answer again, and nothing else.
   std::expected<void, dataplane::v1::Error> switch_over();
 
   /// The store said COMMITTED: retain the image, end QEMU.
   Retirement commit(std::uint64_t ownership);
+  /// The store said PULLING: this QEMU writes nothing any more. The RETIRED event, for when the memory serves without
+  /// it.
+  controlplane::v1::MigrationEvent hand_over();
   /// The store said ABORTED: the guest goes on here. The event is BACK, or FAILED with the reason why it does not run.
   controlplane::v1::MigrationEvent abort(std::uint64_t ownership);
 

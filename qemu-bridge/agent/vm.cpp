@@ -15,6 +15,7 @@ namespace godwit::bridge {
 namespace {
 
 using controlplane::v1::AgentReply;
+using controlplane::v1::MigrationEvent;
 using controlplane::v1::RunningVm;
 
 constexpr std::chrono::milliseconds kStartTime{20'000};
@@ -66,14 +67,23 @@ Vm::Vm(VmServices services, VmRecord record)
 Vm::~Vm() {
   queue_.stop();
   drop_migration();
+  drop_pull();
   watch_.reset();
   qmp_.reset();
 }
 
 RunningVm Vm::running() const {
+  std::shared_ptr<Pull> pull;
+  {
+    const std::lock_guard lock(migration_mutex_);
+    pull = pull_;
+  }
   const std::lock_guard lock(summary_mutex_);
   RunningVm out = summary_;
   out.set_run_state(run_state_);
+  if (const auto status = pull ? pull->status() : std::nullopt) {
+    *out.mutable_paging() = *status;
+  }
   return out;
 }
 
@@ -257,8 +267,8 @@ std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
   return std::move(*facts);
 }
 
-std::expected<Attachment, dataplane::v1::Error> Vm::attach_memory(AttachKind kind) {
-  auto attachment = attach_guest(services_.dataplane, record_, backends_, kind);
+std::expected<Attachment, dataplane::v1::Error> Vm::attach_memory(AttachKind kind, Paging paging) {
+  auto attachment = attach_guest(services_.dataplane, record_, backends_, kind, paging);
   // Also on failure: a descriptor may have been left in QEMU.
   if (auto saved = save(); !saved) {
     return std::unexpected(saved.error());
@@ -310,7 +320,7 @@ AgentResult Vm::do_attach() {
   if (auto facts = inspect(); !facts) {
     return undo(facts.error());
   }
-  auto attachment = attach_memory(dataplane::v1::AttachGuest::FRESH);
+  auto attachment = attach_memory(dataplane::v1::AttachGuest::FRESH, Paging::kNone);
   if (!attachment) {
     return undo(attachment.error());
   }
@@ -334,10 +344,14 @@ AgentResult Vm::do_stop(std::uint64_t ownership) {
     return std::unexpected(make_error(Error::STALE_OWNERSHIP, "StopVm: ownership " + std::to_string(ownership) +
                                                                   " is not " + std::to_string(record_.ownership)));
   }
-  if (record_.migration) {
+  if (record_.migration && (!pull_ || is_source())) {
     return std::unexpected(make_error(Error::BAD_REQUEST, "StopVm: a migration of this VM is under way: cancel it"));
   }
   end_qemu();
+  if (pull_) {
+    static_cast<void>(pull_->finish(dataplane::v1::OUTCOME_ABANDONED));
+    drop_pull();
+  }
   detach_guest();
   remove_files();
   over_ = true;
@@ -369,7 +383,9 @@ void Vm::watch_process() {
     queue_.post([this] {
       if (!over_) {
         on_exit();
-        gone();
+        if (over_) {
+          gone();
+        }
       }
     });
   });
@@ -380,9 +396,21 @@ void Vm::on_exit() {
   const std::string tail = log_tail(paths_.log_file());
   spdlog::error("VM {}: its QEMU (pid {}) has exited{}{}", record_.definition.name, record_.process.pid,
                 tail.empty() || !record_.ours ? "" : "; its log ends: ", record_.ours ? tail : "");
-  fail_migration("QEMU of this VM has exited" + (tail.empty() || !record_.ours ? "" : ": " + tail));
+  const std::string why = "QEMU of this VM has exited" + (tail.empty() || !record_.ours ? "" : ": " + tail);
+  if (outlive_qemu(why)) {
+    return;
+  }
+  fail_migration(why);
   bool image_retained = false;
-  if (record_.migration) {
+  if (pull_) {
+    static_cast<void>(pull_->finish(dataplane::v1::OUTCOME_ABANDONED));
+    drop_pull();
+    MigrationEvent event;
+    event.set_migration_id(record_.migration->id.to_bytes());
+    event.set_kind(MigrationEvent::ENDED);
+    event.set_text(why);
+    emit(std::move(event));
+  } else if (record_.migration) {
     const auto finished =
         finish_migration(services_.dataplane, record_.migration->id, dataplane::v1::OUTCOME_ABORTED, record_.ownership);
     image_retained = finished && finished->image_retained();
@@ -465,6 +493,12 @@ void Vm::do_recover() {
   if (lost || record_.migration) {
     services_.dataplane.wait_until_up(kDataplaneTime);  // it holds what is to be settled
   }
+  if (serves_or_pulls()) {
+    recover_pull();
+    if (is_source() && record_.process.pid < 0) {
+      return;  // its memory serves without it
+    }
+  }
   auto connected =
       lost ? std::unexpected(make_error(Error::NO_SUCH_VM, "its QEMU is gone")) : connect_monitor(kAdoptTime);
   if (!connected) {
@@ -490,7 +524,7 @@ void Vm::do_recover() {
   watch_process();
   static_cast<void>(save());
   spdlog::info("VM {}: QEMU {} taken over", name, record_.process.pid);
-  if (record_.migration) {
+  if (record_.migration && !pull_) {
     take_decision_from_journal();
     if (decided_) {
       static_cast<void>(settle());
@@ -501,26 +535,23 @@ void Vm::do_recover() {
     ask_outcome();
   }
   reattach();
-}
-
-void Vm::take_decision_from_journal() {
-  if (!record_.migration) {
-    return;
-  }
-  const auto phase = record_.migration->phase;
-  if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
-    decided_.emplace().set_ownership(record_.migration->ownership_after);
-    decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED : controlplane::v1::ABORTED);
+  if (pull_ && is_source()) {
+    static_cast<void>(serve(record_.migration->ownership_after));
   }
 }
 
 void Vm::on_dataplane_up(const dataplane::v1::HelloResult& /*hello*/) {
-  queue_.post([this] { reattach(); });
+  queue_.post([this] {
+    reattach();
+    if (pull_) {
+      static_cast<void>(pull_->look());
+    }
+  });
 }
 
 /// The data plane may be a new process that knows nothing of our guest.
 void Vm::reattach() {
-  const bool arriving = record_.migration && record_.migration->role == MigrationRole::kDestination;
+  const bool arriving = record_.migration && !is_source() && !serves_or_pulls();
   if (!qmp_ || arriving || over_ || !services_.dataplane.hello()) {
     return;
   }
@@ -536,7 +567,8 @@ void Vm::reattach() {
     publish();
     return;
   }
-  if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING); !attachment) {
+  const Paging paging = serves_or_pulls() && !is_source() ? Paging::kOnDemand : Paging::kNone;
+  if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING, paging); !attachment) {
     spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,
                   text_of(attachment.error()));
   } else {

@@ -15,6 +15,7 @@
 #include "qemu-bridge/agent/control_session.h"
 #include "qemu-bridge/agent/destination_migration.h"
 #include "qemu-bridge/agent/guest_attachment.h"
+#include "qemu-bridge/agent/pull.h"
 #include "qemu-bridge/agent/serial_queue.h"
 #include "qemu-bridge/agent/source_migration.h"
 
@@ -46,6 +47,9 @@ class Vm {
   void prepare_destination(const controlplane::v1::PrepareDestination& command, Reply reply);
   void start_transfer(const controlplane::v1::StartTransfer& command, Reply reply);
   void switch_over(Reply reply);
+  void switch_to_postcopy(Reply reply);
+  void prepare_resume(const controlplane::v1::PrepareResume& command, Reply reply);
+  void resume_transfer(const controlplane::v1::ResumeTransfer& command, Reply reply);
   void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
   /// Takes over what an earlier run of the bridge left, by the record.
   void recover();
@@ -80,7 +84,7 @@ class Vm {
   /// Where write protection would miss writes only hashes track: takes them, or refuses if another tracker is forced.
   std::expected<void, Error> require_visible_writes(const QemuFacts& facts);
   std::expected<QemuFacts, Error> inspect();
-  std::expected<Attachment, Error> attach_memory(AttachKind kind);
+  std::expected<Attachment, Error> attach_memory(AttachKind kind, Paging paging);
   void on_qmp_event(const QmpEvent& event);
   void watch_process();
   void on_exit();
@@ -111,6 +115,25 @@ class Vm {
   std::vector<dataplane::v1::Image> images_here();
   void fail_migration(const std::string& reason);
   void do_tick();
+
+  // vm_pull.cpp
+  [[nodiscard]] bool serves_or_pulls() const;
+  [[nodiscard]] bool is_source() const;
+  std::expected<void, Error> check_can_serve() const;
+  std::expected<void, Error> check_can_page() const;
+  AgentResult settle_pulling(std::uint64_t ownership);
+  AgentResult serve(std::uint64_t ownership);
+  AgentResult pull(std::uint64_t ownership);
+  AgentResult finish_pull(bool complete);
+  AgentResult do_prepare_resume(const controlplane::v1::PrepareResume& command);
+  AgentResult do_resume_transfer(const controlplane::v1::ResumeTransfer& command);
+  void release_qemu();
+  bool outlive_qemu(const std::string& why);
+  void recover_pull();
+  void settle_without_qemu(bool committed, std::uint64_t ownership);
+  void make_pull();
+  void drop_pull();
+
   void ask_outcome();
   void make_migration();
   void drop_migration();
@@ -138,9 +161,11 @@ class Vm {
   std::unique_ptr<ProcessWatch> watch_;
 
   // The migration is made and dropped in the queue, under this lock; event handlers use it under this lock.
-  std::mutex migration_mutex_;
+  mutable std::mutex migration_mutex_;
   std::unique_ptr<SourceMigration> source_;
   std::unique_ptr<DestinationMigration> destination_;
+  std::shared_ptr<Pull> pull_;                                   // from PULLING on; events go to it, then
+  std::optional<controlplane::v1::MigrationEvent> handed_over_;  // RESUMED or RETIRED, told again with PULLING
 
   mutable std::mutex summary_mutex_;
   controlplane::v1::RunningVm summary_;

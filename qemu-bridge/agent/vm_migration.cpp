@@ -55,7 +55,13 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
     return std::unexpected(make_error(
         Error::BAD_REQUEST, "PrepareSource: migration " + record_.migration->id.text() + " of this VM is under way"));
   }
-  record_.migration = MigrationRecord{*id, MigrationRole::kSource, MigrationPhase::kPreparing, 0};
+  if (command.mode() != dataplane::v1::PRECOPY) {
+    if (auto can = check_can_serve(); !can) {
+      return std::unexpected(can.error());
+    }
+  }
+  record_.migration = MigrationRecord{*id, MigrationRole::kSource, MigrationPhase::kPreparing, 0,
+                                      command.mode() != dataplane::v1::PRECOPY};
   const auto undo = [this](const Error& error) {
     drop_migration();
     record_.migration.reset();
@@ -182,6 +188,13 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
                                                    " bytes, the definition's " +
                                                    std::to_string(bytes_total(record_.definition))));
   }
+  const bool may_pull = command.mode() != dataplane::v1::PRECOPY;
+  if (auto can = may_pull ? check_can_page() : std::expected<void, Error>{}; !can) {
+    over_ = true;
+    return std::unexpected(can.error());
+  }
+  record_.migration->may_pull = may_pull;
+  record_.migration->epoch_base = command.epoch_base();
   if (auto saved = save(); !saved) {
     return undo(saved.error());
   }
@@ -197,7 +210,8 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
     return undo(facts.error());
   }
   watch_process();
-  if (auto attached = attach_memory(dataplane::v1::AttachGuest::ARRIVING); !attached) {
+  if (auto attached = attach_memory(dataplane::v1::AttachGuest::ARRIVING, may_pull ? Paging::kOnDemand : Paging::kNone);
+      !attached) {
     return undo(attached.error());
   }
   make_migration();
@@ -239,12 +253,13 @@ AgentResult Vm::do_outcome(const controlplane::v1::Outcome& outcome) {
   if (!record_.migration || record_.migration->id.to_bytes() != outcome.migration_id()) {
     return std::unexpected(make_error(Error::NO_SUCH_MIGRATION, "Outcome: this migration is not under way here"));
   }
-  if (outcome.state() != controlplane::v1::COMMITTED && outcome.state() != controlplane::v1::ABORTED) {
+  if (outcome.state() != controlplane::v1::COMMITTED && outcome.state() != controlplane::v1::ABORTED &&
+      outcome.state() != controlplane::v1::PULLING && outcome.state() != controlplane::v1::INCOMPLETE) {
     return AgentReply();  // not decided: stay as we are, and ask again
   }
   decided_ = outcome;
   in_doubt_ = false;
-  if (!qmp_ && retires()) {
+  if (!qmp_ && retires() && record_.process.pid > 0) {
     static_cast<void>(connect_monitor(kConnectTime));  // with a monitor it keeps its image
   }
   return settle();
@@ -255,11 +270,20 @@ AgentResult Vm::settle() {
   const auto not_yet = [](const std::string& why) {
     return std::unexpected(make_error(Error::INTERNAL, "Outcome: not in effect yet, tried again each second: " + why));
   };
-  if (!qmp_ && !retires()) {
+  const std::uint64_t ownership = std::max(decided_->ownership(), record_.ownership);
+  if (pull_ || decided_->state() == controlplane::v1::PULLING || decided_->state() == controlplane::v1::INCOMPLETE) {
+    auto settled = settle_pulling(ownership);
+    if (!settled) {
+      return not_yet(settled.error().text());
+    }
+    decided_.reset();
+    return settled;
+  }
+  const bool outlived = is_source() && record_.process.pid < 0;
+  if (!qmp_ && !outlived && !retires()) {
     return not_yet("QEMU's monitor is not connected");
   }
   const bool committed = decided_->state() == controlplane::v1::COMMITTED;
-  const std::uint64_t ownership = std::max(decided_->ownership(), record_.ownership);
   if (record_.migration->role == MigrationRole::kSource) {
     record_.migration->phase = committed ? MigrationPhase::kCommitted : MigrationPhase::kAborted;
     record_.migration->ownership_after = ownership;
@@ -277,6 +301,17 @@ AgentResult Vm::settle() {
   return AgentReply();
 }
 
+void Vm::take_decision_from_journal() {
+  if (!record_.migration) {
+    return;
+  }
+  const auto phase = record_.migration->phase;
+  if (phase == MigrationPhase::kCommitted || phase == MigrationPhase::kAborted) {
+    decided_.emplace().set_ownership(record_.migration->ownership_after);
+    decided_->set_state(phase == MigrationPhase::kCommitted ? controlplane::v1::COMMITTED : controlplane::v1::ABORTED);
+  }
+}
+
 /// This host is the source, and the guest is another's: nothing of this QEMU is needed any more.
 bool Vm::retires() const {
   return decided_ && decided_->state() == controlplane::v1::COMMITTED && record_.migration &&
@@ -284,6 +319,9 @@ bool Vm::retires() const {
 }
 
 void Vm::settle_source(bool committed, std::uint64_t ownership) {
+  if (!qmp_ && record_.process.pid < 0) {
+    return settle_without_qemu(committed, ownership);
+  }
   if (!source_) {
     make_migration();
   }
@@ -391,8 +429,8 @@ void Vm::drop_migration() {
 
 void Vm::emit(MigrationEvent event) {
   const auto kind = event.kind();
-  const bool final_word =
-      kind == MigrationEvent::RESUMED || kind == MigrationEvent::RETIRED || kind == MigrationEvent::BACK;
+  const bool final_word = kind == MigrationEvent::RESUMED || kind == MigrationEvent::RETIRED ||
+                          kind == MigrationEvent::BACK || kind == MigrationEvent::ENDED;
   FromAgent message;
   *message.mutable_event() = std::move(event);
   // The others are repeated by their migration after the next registration.
@@ -413,7 +451,9 @@ void Vm::emit_failure(MigrationEvent event, const char* what_next) {
 
 void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
   const std::lock_guard lock(migration_mutex_);
-  if (source_) {
+  if (pull_) {
+    pull_->on_dataplane_event(event);
+  } else if (source_) {
     source_->on_dataplane_event(event);
   } else if (destination_) {
     destination_->on_dataplane_event(event);
@@ -422,13 +462,15 @@ void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
 
 void Vm::on_dataplane_down(const std::string& reason) {
   queue_.post([this, reason] {
-    in_doubt_ = record_.migration.has_value();
+    in_doubt_ = record_.migration.has_value() && !pull_;
     fail_migration("the data plane of this host went away (" + reason + ")");
   });
 }
 
 void Vm::fail_migration(const std::string& reason) {
-  if (source_) {
+  if (pull_) {
+    pull_->lost(reason);
+  } else if (source_) {
     source_->fail(make_error(Error::INTERNAL, reason));
   } else if (destination_) {
     destination_->fail(make_error(Error::INTERNAL, reason));

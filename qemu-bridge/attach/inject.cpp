@@ -1,17 +1,16 @@
 #include "qemu-bridge/attach/inject.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <thread>
 
+#include "qemu-bridge/attach/descriptors.h"
 #include "qemu-bridge/attach/tracee.h"
 
 namespace godwit::bridge {
@@ -19,9 +18,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kThreadLimit = std::chrono::milliseconds(100);  // how long one thread may take to stop
+constexpr std::string_view kUserfaultfd = "anon_inode:[userfaultfd]";
 constexpr const char* kUnprivilegedSwitch = "/proc/sys/vm/unprivileged_userfaultfd";
-
-std::string process_name(pid_t pid) { return "process " + std::to_string(pid); }
 
 InjectError error_of(Tracee::Stop stop, pid_t pid) {
   switch (stop) {
@@ -40,27 +38,6 @@ InjectError error_of(Tracee::Stop stop, pid_t pid) {
       break;
   }
   return {InjectFailure::kKernel, 0, "ptrace of " + process_name(pid) + " did not do what it should"};
-}
-
-std::optional<int> parse_number(const char* text) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text, text + std::strlen(text), value);
-  return error == std::errc{} && *end == '\0' ? std::optional(value) : std::nullopt;
-}
-
-/// Numeric names in /proc/PID/`what`, ascending: the main thread comes first, as its id is the process's.
-std::vector<int> numbers_in(pid_t pid, const char* what) {
-  std::vector<int> numbers;
-  if (DIR* opened = opendir(("/proc/" + std::to_string(pid) + "/" + what).c_str())) {
-    while (const dirent* entry = readdir(opened)) {
-      if (const auto number = parse_number(entry->d_name)) {
-        numbers.push_back(*number);
-      }
-    }
-    closedir(opened);
-  }
-  std::ranges::sort(numbers);
-  return numbers;
 }
 
 /// One pass over the threads; kBusy: none was at a good point.
@@ -89,20 +66,6 @@ std::expected<std::int64_t, Tracee::Stop> try_threads(pid_t pid, const SystemCal
     }
   }
   return std::unexpected(last);
-}
-
-InjectError fetch_error(const std::string& call, pid_t pid, int error_number) {
-  const InjectFailure failure = error_number == ESRCH                             ? InjectFailure::kProcessGone
-                                : error_number == EPERM || error_number == EACCES ? InjectFailure::kNotPermitted
-                                                                                  : InjectFailure::kKernel;
-  return {failure, error_number, call + " of " + process_name(pid) + ": " + std::strerror(error_number)};
-}
-
-bool is_userfaultfd(pid_t pid, int number) {
-  const std::string link = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(number);
-  std::array<char, 64> target{};
-  const ssize_t length = readlink(link.c_str(), target.data(), target.size());
-  return length > 0 && std::string_view(target.data(), static_cast<std::size_t>(length)) == "anon_inode:[userfaultfd]";
 }
 
 /// vm.unprivileged_userfaultfd = 1 as long as it lives. A crash in between leaves it on; setting it again then changes
@@ -183,33 +146,15 @@ std::expected<InjectedUserfault, InjectError> inject_userfaultfd(pid_t pid, User
 }
 
 std::expected<UniqueFd, InjectError> fetch_userfaultfd(pid_t pid, int number) {
-  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  if (!process.valid()) {
-    return std::unexpected(fetch_error("pidfd_open", pid, errno));
-  }
-  if (!is_userfaultfd(pid, number)) {
-    return std::unexpected(InjectError{
-        InjectFailure::kKernel, EBADF,
-        "descriptor " + std::to_string(number) + " of " + process_name(pid) + " is no userfaultfd (any more)"});
-  }
-  UniqueFd fd(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), number, 0)));
-  if (!fd.valid()) {
-    return std::unexpected(fetch_error("pidfd_getfd", pid, errno));
-  }
-  return fd;
+  return fetch_descriptor(pid, number, kUserfaultfd);
 }
 
 std::expected<std::vector<int>, InjectError> find_userfaultfds(pid_t pid) {
-  if (access(("/proc/" + std::to_string(pid) + "/fd").c_str(), R_OK) != 0) {
-    return std::unexpected(fetch_error("/proc/PID/fd", pid, errno == ENOENT ? ESRCH : errno));
-  }
-  std::vector<int> numbers = numbers_in(pid, "fd");
-  std::erase_if(numbers, [&](int number) { return !is_userfaultfd(pid, number); });
-  return numbers;
+  return find_descriptors(pid, kUserfaultfd);
 }
 
 std::expected<void, InjectError> close_in(pid_t pid, int number) {
-  if (!is_userfaultfd(pid, number)) {
+  if (!is_descriptor(pid, number, kUserfaultfd)) {
     return std::unexpected(InjectError{
         InjectFailure::kKernel, EBADF,
         "descriptor " + std::to_string(number) + " of " + process_name(pid) + " is no userfaultfd: not closed"});

@@ -14,6 +14,7 @@ import tempfile
 
 DAEMONS = ("bridge", "controlplane", "dataplane")
 PROGRAMS = [f"godwit-{daemon}" for daemon in DAEMONS] + ["godwitctl"]
+MODULE = ("COPYING", "Kbuild", "Makefile", "dkms.conf", "godwit_ept.h", "internal.h", "main.c", "scan.c", "table_walk.h", "vm.c")
 SAMPLES = ("bridge.toml", "controlplane.toml", "dataplane.toml", "godwitctl.toml", "plan.toml", "vm.toml")
 
 
@@ -49,6 +50,17 @@ def everything_is_there(installed):
     for name in [f"bin/{p}" for p in PROGRAMS] + [f"lib/systemd/system/godwit-{d}.service" for d in DAEMONS] + [f"share/godwit/samples/{s}" for s in SAMPLES]:
         check(os.path.isfile(installed.path(name)), f"{name} is not installed")
     check(not os.path.exists(f"{installed.root}/etc"), "an operator's own configuration would be overwritten")
+
+
+def the_kernel_module_is_dkms_source(installed):
+    found = [name for name in os.listdir(installed.path("src")) if name.startswith("godwit-ept-")]
+    check(len(found) == 1 and sorted(os.listdir(installed.path(f"src/{found[0]}"))) == sorted(MODULE), f"src has {found}")
+    with open(installed.path(f"src/{found[0]}/dkms.conf")) as file:
+        conf = dict(re.findall(r'^(\w+)(?:\[0\])?="(.*)"$', file.read(), re.MULTILINE))
+    check(f'{conf["PACKAGE_NAME"]}-{conf["PACKAGE_VERSION"]}' == found[0], f"dkms.conf is of another version: {conf}")
+    kernels = re.compile(conf["BUILD_EXCLUSIVE_KERNEL"])
+    for release, built in (("5.10.0-30-amd64", False), ("6.0.0", False), ("6.1.0-56-cloud-amd64", True), ("6.12.95+deb12-amd64", True), ("7.3.4", True)):
+        check(bool(kernels.search(release)) == built, f"BUILD_EXCLUSIVE_KERNEL and {release}")
 
 
 def programs_say_their_version(installed):
@@ -108,7 +120,7 @@ def a_restart_hurts_no_guest(installed):
 
 
 def main(build, prefix):
-    checks = (everything_is_there, programs_say_their_version, units_run_what_is_installed, units_check_the_configuration_that_they_run,
+    checks = (everything_is_there, the_kernel_module_is_dkms_source, programs_say_their_version, units_run_what_is_installed, units_check_the_configuration_that_they_run,
               systemd_accepts_the_units, a_restart_hurts_no_guest)
     with tempfile.TemporaryDirectory() as root:
         done = run("meson", "install", "-C", build, "--no-rebuild", "--quiet", "--destdir", root)

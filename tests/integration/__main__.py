@@ -12,7 +12,9 @@ import traceback
 
 from tests.sanitizers.options import environment, take_reports
 
-from . import certificates, encryption, failures, metrics, movement, operating, refusals, switchover, variants  # noqa: F401  (they register their scenarios)
+# They register their scenarios.
+from . import certificates, encryption, failures, metrics, movement, operating, postcopy, postcopy_switch, postcopy_variants, pulling  # noqa: F401
+from . import refusals, switchover, variants  # noqa: F401
 from .registry import BESIDE_OTHERS, SCENARIOS, Skip
 
 

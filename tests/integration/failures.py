@@ -61,7 +61,7 @@ def state_now(lab):
 
 def wait_state(lab, state, timeout_s=30):
     """Until the newest migration is in `state` or past it; returns what it is then."""
-    order = ["PREPARING", "TRANSFERRING", "SWITCHING", "COMMITTED", "ABORTED"]
+    order = ["PREPARING", "TRANSFERRING", "SWITCHING", "PULLING", "COMMITTED", "ABORTED"]
     return wait_until(f"state {state}", lambda: (s := state_now(lab)) and order.index(s) >= order.index(state) and s, timeout_s, 0.005)
 
 

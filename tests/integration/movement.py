@@ -14,11 +14,11 @@ SMALL = {"mem_mib": 256, "mb": 96}
 
 
 @contextlib.contextmanager
-def guest_at_home(rate=100, **lab):
+def guest_at_home(rate=100, vcpus=1, mode="", **lab):
     """A started lab (Lab's own arguments) with one small guest on host-a that writes `rate` pages a second."""
     with Lab(**lab) as lab:
         lab.start()
-        lab.start_vm(**SMALL, rate=rate)
+        lab.start_vm(**SMALL, rate=rate, vcpus=vcpus, mode=mode)
         yield lab
 
 

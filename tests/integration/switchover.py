@@ -8,11 +8,10 @@ import os
 import signal
 import time
 
-from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
 from .failures import Background, everything_works_again, newest, on_its_way, restart, runs_in_one_place, state_now
-from .movement import SMALL
+from .movement import guest_at_home
 from .registry import check, check_equal, scenario
 
 MANAGEMENT = "mgmt0"
@@ -46,11 +45,9 @@ def asked(lab, host, command):
         return {}
 
 
-def at_switch(lab, freeze):
-    """Begins a migration, and stops daemon `freeze` in the moment in which the source has the order to switch."""
-    lab.start()
-    lab.start_vm(**SMALL, rate=200)
-    migration = Background(lab, "guest", "host-b")
+def at_switch(lab, freeze, **plan):
+    """Begins a migration from host-a, and stops daemon `freeze` in the moment in which the source has the order to switch."""
+    migration = Background(lab, "guest", "host-b", **plan)
     wait_until("the order to switch", lambda: journal_phase(lab, "host-a") == "switching", 60, 0.0002)
     frozen(lab, freeze)
     return migration
@@ -75,32 +72,40 @@ def strike(lab, victims):
         restart(lab, key)
 
 
-def stopped_and_struck(*victims):
+def strike_when_stopped(lab, victims, **plan):
     """The guest stands still at the source, its last pages are held up on the way: whoever dies now, it goes on somewhere, once."""
     held_up = "dataplane host-a" if "dataplane host-b" in victims else "dataplane host-b"
-    with Lab() as lab:
-        migration = at_switch(lab, held_up)
-        guest_stopped(lab)
-        strike(lab, victims)
-        if held_up not in victims:
-            thawed(lab, held_up)
-        migration.join()
+    migration = at_switch(lab, held_up, **plan)
+    guest_stopped(lab)
+    strike(lab, victims)
+    if held_up not in victims:
+        thawed(lab, held_up)
+    migration.join()
+
+
+def strike_when_committed(lab, unheard, victims, **plan):
+    """The store has committed, host `unheard` does not know it yet, and its daemons die: the guest must run at the destination."""
+    migration = at_switch(lab, "controlplane", **plan)
+    loaded(lab)
+    lab.network.cut(unheard, MANAGEMENT)
+    thawed(lab, "controlplane")
+    wait_until("the commit", lambda: state_now(lab) in ("PULLING", "COMMITTED"), 10, 0.01)
+    strike(lab, victims)
+    lab.network.heal(unheard, MANAGEMENT)
+    migration.join()
+    check_equal(runs_in_one_place(lab, "guest"), "host-b", "host of a committed migration")
+    check_equal(newest(lab.ctl("migrations"))["reason"], "", "reason of a committed migration")
+
+
+def stopped_and_struck(*victims):
+    with guest_at_home(rate=200) as lab:
+        strike_when_stopped(lab, victims)
         everything_works_again(lab, "guest")
 
 
 def committed_and_struck(unheard, *victims):
-    """The store has COMMITTED, host `unheard` does not know it yet, and its daemons die: the guest must run at the destination."""
-    with Lab() as lab:
-        migration = at_switch(lab, "controlplane")
-        loaded(lab)
-        lab.network.cut(unheard, MANAGEMENT)
-        thawed(lab, "controlplane")
-        wait_until("COMMITTED", lambda: state_now(lab) == "COMMITTED", 10, 0.01)
-        strike(lab, victims)
-        lab.network.heal(unheard, MANAGEMENT)
-        migration.join()
-        check_equal(runs_in_one_place(lab, "guest"), "host-b", "host of a committed migration")
-        check_equal(newest(lab.ctl("migrations"))["reason"], "", "reason of a committed migration")
+    with guest_at_home(rate=200) as lab:
+        strike_when_committed(lab, unheard, victims)
         everything_works_again(lab, "guest")
 
 
@@ -131,7 +136,7 @@ def kill_controlplane_committed():
 
 @scenario
 def destination_qemu_dies_when_stopped():
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
         guest_stopped(lab)
         for pid in lab.qemu_pids("host-b"):
@@ -146,7 +151,7 @@ def destination_qemu_dies_when_stopped():
 @scenario
 def everything_dies_when_loaded():
     """All daemons of the cluster at once, both QEMUs standing still, the word unspoken."""
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "controlplane")
         loaded(lab)
         strike(lab, list(lab.daemons))
@@ -156,7 +161,7 @@ def everything_dies_when_loaded():
 
 @scenario
 def cancelled_when_stopped():
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
         guest_stopped(lab)
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
@@ -170,7 +175,7 @@ def cancelled_when_stopped():
 
 def without_control_plane(when):
     """The control plane is down for ten seconds: whoever is in doubt waits, and asks."""
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         if when == "stopped":
             migration = at_switch(lab, "dataplane host-b")
             guest_stopped(lab)
@@ -210,7 +215,7 @@ def without_management_network(host, state):
         with on_its_way(state, 0, plan={"bandwidth_limit": "100Mbit/s"}) as (lab, migration):
             management_away(lab, host, migration)
         return
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
         guest_stopped(lab)
         management_away(lab, host, migration, lambda: thawed(lab, "dataplane host-b"))
@@ -230,7 +235,7 @@ _register_cuts()
 @scenario
 def network_cut_when_stopped():
     """The data network goes while the guest stands still, and stays away."""
-    with Lab() as lab:
+    with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
         guest_stopped(lab)
         lab.network.cut("host-a")

@@ -14,7 +14,7 @@ void KvmGuest::SetUp() {
   if (GetParam().huge && !(huge_pages_ = memory::test::HugePages::add(kRamBytes / memory::kHugePageSize))) {
     GTEST_SKIP() << "the kernel gives no huge pages (vm.nr_hugepages)";
   }
-  auto vmm = TinyVmm::start(kRamBytes, GetParam().huge);
+  auto vmm = TinyVmm::start(kRamBytes, GetParam().huge ? RamPages::k2MiB : RamPages::k4KiB);
   if (!vmm) {
     GTEST_SKIP() << vmm.error();
   }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <linux/memfd.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -22,13 +23,12 @@ extern "C" const char godwit_guest_code_end[];
 namespace godwit::kvm_test {
 namespace {
 
-// Guest-physical layout: boot memory at 0, RAM at 1 GiB, both identity-mapped by pages of 2 MiB.
+// Guest-physical layout: boot memory at 0, RAM at kRamAt, both identity-mapped by pages of 2 MiB.
 constexpr std::uint64_t kBootBytes = 1U << 20;
 constexpr std::uint64_t kCodeAt = 0x1000;
 constexpr std::uint64_t kGdtAt = 0x7000;
 constexpr std::uint64_t kControlAt = 0x10000;
 constexpr std::uint64_t kPageTablesAt = 0x80000;
-constexpr std::uint64_t kRamAt = std::uint64_t{1} << 30;
 static_assert(kControlAt + sizeof(Control) <= kPageTablesAt);
 static_assert(offsetof(Control, stop) == 16 && offsetof(Control, writes) == 40 && offsetof(Control, list) == 4096);
 
@@ -130,6 +130,18 @@ void run_vcpu(int kvm, int vcpu, Control& control) {
   }
 }
 
+unsigned flags_of(RamPages pages) {
+  switch (pages) {
+    case RamPages::k2MiB:
+      return MFD_HUGETLB | MFD_HUGE_2MB;
+    case RamPages::k1GiB:
+      return MFD_HUGETLB | MFD_HUGE_1GB;
+    case RamPages::k4KiB:
+      break;
+  }
+  return 0;
+}
+
 bool kvm_is_usable() {
   const UniqueFd kvm(open("/dev/kvm", O_RDWR | O_CLOEXEC));
   return kvm.valid() && UniqueFd(ioctl(kvm.get(), KVM_CREATE_VM, 0)).valid();
@@ -137,13 +149,13 @@ bool kvm_is_usable() {
 
 }  // namespace
 
-std::expected<std::unique_ptr<TinyVmm>, std::string> TinyVmm::start(std::uint64_t ram_bytes, bool huge) {
+std::expected<std::unique_ptr<TinyVmm>, std::string> TinyVmm::start(std::uint64_t ram_bytes, RamPages ram_pages) {
   if (!kvm_is_usable()) {
     return std::unexpected("no usable /dev/kvm on this machine");
   }
   std::unique_ptr<TinyVmm> vmm(new TinyVmm);
   vmm->ram_bytes_ = ram_bytes;
-  vmm->ram_file_.reset(memfd_create("guest-ram", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0)));
+  vmm->ram_file_.reset(memfd_create("guest-ram", MFD_CLOEXEC | flags_of(ram_pages)));
   if (!vmm->ram_file_.valid() || ftruncate(vmm->ram_file_.get(), static_cast<off_t>(ram_bytes)) != 0) {
     return std::unexpected("no memory for the guest");
   }

@@ -32,10 +32,16 @@ struct Control {
   alignas(4096) std::uint32_t list[kListMax];
 };
 
+/// What backs the guest's RAM.
+enum class RamPages : std::uint8_t { k4KiB, k2MiB, k1GiB };
+
+/// Where its RAM is, guest-physical, in bytes.
+inline constexpr std::uint64_t kRamAt = std::uint64_t{1} << 30;
+
 class TinyVmm {
  public:
   /// Why there cannot be one here, or the VMM with its guest parked. ram_bytes: a power of two.
-  static std::expected<std::unique_ptr<TinyVmm>, std::string> start(std::uint64_t ram_bytes, bool huge);
+  static std::expected<std::unique_ptr<TinyVmm>, std::string> start(std::uint64_t ram_bytes, RamPages ram_pages);
   ~TinyVmm();
 
   [[nodiscard]] bool write(std::span<const std::uint32_t> pages) { return run(1, pages); }

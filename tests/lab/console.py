@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 STATUS = re.compile(r"GODWIT ms=(\d+) writes=(\d+) checked=(\d+) sweeps=(\d+) bad=(\d+)")
 DISK = re.compile(r"GODWIT DISK reads=(\d+)")
+DEVICES = re.compile(r"GODWIT DEVICES echoes=(\d+) random=(\d+)")
+BEAT = re.compile(r"GODWIT BEAT n=(\d+)")
 BENCH = re.compile(r"GODWIT BENCH sweep=(\d+) pages_per_s=(\d+)")
 
 
@@ -50,6 +52,16 @@ class Console:
 
     def disk_reads(self):
         found = DISK.findall(self.text())
+        return int(found[-1]) if found else 0
+
+    def device_counts(self):
+        """Echoes that came back and draws of random numbers so far, of mode=devices."""
+        found = DEVICES.findall(self.text())
+        return tuple(map(int, found[-1])) if found else (0, 0)
+
+    def beats(self):
+        """How often the process has spoken that touches none of the checked pages."""
+        found = BEAT.findall(self.text())
         return int(found[-1]) if found else 0
 
     def died(self):

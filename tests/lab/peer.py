@@ -9,6 +9,8 @@ from .console import Console
 from .network import PEER
 from .processes import Daemon, LabError, wait_until
 
+CAPABILITIES = ("events", "multifd", "auto-converge", "postcopy-ram", "postcopy-preempt", "postcopy-blocktime")  # all others stay off
+
 
 class Qmp:
     """A QMP connection good enough for a measurement: replies in order, events with their time."""
@@ -41,15 +43,16 @@ class Qmp:
             reply = json.loads(line)
             if "event" in reply:
                 stamp = reply["timestamp"]
-                self.events.append((reply["event"], stamp["seconds"] + stamp["microseconds"] * 1e-6))
+                self.events.append((reply["event"], reply.get("data", {}), stamp["seconds"] + stamp["microseconds"] * 1e-6))
             elif "error" in reply:
                 raise LabError(f"QEMU refused {command}: {reply['error']['desc']}")
             else:
                 return reply["return"]
 
-    def time_of(self, name):
+    def time_of(self, name, **data):
+        """When the last event of that name was that has `data` in it."""
         self("query-status")
-        times = [t for event, t in self.events if event == name]
+        times = [t for event, said, t in self.events if event == name and data.items() <= said.items()]
         return times[-1] if times else None
 
     def close(self):
@@ -63,7 +66,7 @@ class PeerQemu:
 
     count = 0
 
-    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None):
+    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True):
         PeerQemu.count += 1
         base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
         self.host, self.qmp_path, self.ram_file = host, base + ".qmp", ram_file
@@ -76,7 +79,7 @@ class PeerQemu:
             command[2] += ",memory-backend=m"
             command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
         if incoming:
-            command += ["-incoming", "defer", "-S"]
+            command += ["-incoming", "defer"] + (["-S"] if paused else [])
         self.daemon = Daemon(f"peer QEMU on {host}", lab.network.command(host, *command), base + ".log")
         self.qmp = Qmp(self.qmp_path)
 
@@ -94,22 +97,34 @@ class PeerVm:
         self.qemu = self._qemu(lab.hosts[0], incoming=False)
         wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
 
-    def _qemu(self, host, incoming):
+    def _qemu(self, host, incoming, paused=True):
         ram = f"{self.lab.memory_dir(host)}/peer.ram" if self.ram_files else None
-        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram)
+        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused)
+
+    def _pair(self, destination, paused, capabilities, parameters):
+        """This QEMU, one at the destination that waits for it (and for `cont`, if it is to be paused), both set up alike, and their address."""
+        source, dest = self.qemu, self._qemu(destination, incoming=True, paused=paused)
+        for q in (source.qmp, dest.qmp):
+            q("migrate-set-capabilities", capabilities=[{"capability": c, "state": c in capabilities} for c in CAPABILITIES])
+            q("migrate-set-parameters", **{"max-bandwidth": 100 << 30, "downtime-limit": 300, **parameters})
+        self.port += 1
+        return source, dest, f"tcp:{self.lab.network.peer_address(destination)}:{self.port}"
+
+    def _moved(self, source, dest, wire, status, **figures):
+        """Both ends are done: the guest is the destination's now."""
+        stop = source.qmp.time_of("STOP")
+        resume = wait_until("RESUME", lambda: dest.qmp.time_of("RESUME"))
+        result = {"blackout_ms": (resume - stop) * 1e3, "qemu_downtime_ms": status.get("downtime"),
+                  "wire_bytes": self.lab.network.wire_bytes(PEER) - wire, "pages_sent": status["ram"]["normal"],
+                  "pages_zero": status["ram"]["duplicate"], "rounds": status["ram"]["dirty-sync-count"], **figures}
+        source.end()
+        self.qemu = dest
+        return result
 
     def migrate(self, destination, multifd=0):
         """Pre-copy to another host; returns its figures. The guest's fate is for healthy() to tell."""
-        source, dest = self.qemu, self._qemu(destination, incoming=True)
-        capabilities = [{"capability": c, "state": c == "multifd" and multifd > 0} for c in ("multifd", "auto-converge")]
-        for q in (source.qmp, dest.qmp):
-            q("migrate-set-capabilities", capabilities=capabilities)
-            parameters = {"max-bandwidth": 100 << 30, "downtime-limit": 300}
-            if multifd:
-                parameters["multifd-channels"] = multifd
-            q("migrate-set-parameters", **parameters)
-        self.port += 1
-        uri = f"tcp:{self.lab.network.peer_address(destination)}:{self.port}"
+        capabilities, parameters = (["multifd"], {"multifd-channels": multifd}) if multifd else ([], {})
+        source, dest, uri = self._pair(destination, True, capabilities, parameters)
         dest.qmp("migrate-incoming", uri=uri)
         wire = self.lab.network.wire_bytes(PEER)
         source.qmp.events.clear()
@@ -122,14 +137,32 @@ class PeerVm:
             raise LabError(f"stock QEMU's migration {status['status']}: {status.get('error-desc', '')}")
         wait_until("stock QEMU's destination", lambda: dest.qmp("query-migrate").get("status") == "completed", 30, 0.002)
         dest.qmp("cont")
-        stop = source.qmp.time_of("STOP")
-        resume = wait_until("RESUME", lambda: dest.qmp.time_of("RESUME"))
-        result = {"total_ms": total_s * 1e3, "blackout_ms": (resume - stop) * 1e3, "qemu_downtime_ms": status.get("downtime"),
-                  "wire_bytes": self.lab.network.wire_bytes(PEER) - wire, "pages_sent": status["ram"]["normal"],
-                  "pages_zero": status["ram"]["duplicate"], "rounds": status["ram"]["dirty-sync-count"]}
-        source.end()
-        self.qemu = dest
-        return result
+        return self._moved(source, dest, wire, status, total_ms=total_s * 1e3)
+
+    def migrate_postcopy(self, destination, preempt=False):
+        """Post-copy from the first moment on; returns its figures. The total is until the destination says that all memory is there.
+
+        blocked_ms is QEMU's own: of its vCPUs, from a fault's being read to its page's being in place, in whole milliseconds.
+        """
+        capabilities = ["events", "postcopy-ram"] + (["postcopy-preempt"] if preempt else [])
+        source, dest, uri = self._pair(destination, False, capabilities, {"max-postcopy-bandwidth": 0})
+        dest.qmp("migrate-set-capabilities", capabilities=[{"capability": "postcopy-blocktime", "state": True}])
+        dest.qmp("migrate-incoming", uri=uri)
+        wire = self.lab.network.wire_bytes(PEER)
+        source.qmp.events.clear()
+        begin = time.time()
+        source.qmp("migrate", uri=uri)
+        source.qmp("migrate-start-postcopy")
+        try:
+            # Seldom: who asks a QEMU holds its vCPU up. The events have their own time.
+            end = wait_until("stock QEMU's memory to be there", lambda: dest.qmp.time_of("MIGRATION", status="completed"), 60, 0.05)
+            wait_until("stock QEMU's source", lambda: source.qmp("query-migrate")["status"] == "completed", 30)
+        except LabError as error:
+            dest.end()
+            raise LabError(f"{error}; the source says {source.qmp('query-migrate')}") from error
+        status = source.qmp("query-migrate")
+        return self._moved(source, dest, wire, status, total_ms=(end - begin) * 1e3, faults=status["ram"]["postcopy-requests"],
+                           blocked_ms=sum(dest.qmp("query-migrate")["postcopy-vcpu-blocktime"]))
 
     @staticmethod
     def _ended(qmp, begin):

@@ -28,7 +28,7 @@ LINK_GRPC = ('bridge_', 'controlplane_', 'godwitctl_')
 # controlplane_tls, bridge_agent and the integration, whose threads are gRPC's; dataplane-smoke and the daemons, for both
 # and for DPDK's buffers. These synchronise by atomics in libraries that TSan cannot see into, so it takes every task,
 # call and buffer for a race.
-THREADED = {'base', 'port', 'memory', 'demand-pager', 'dataplane', 'transfer', 'bridge_qmp_client', 'bridge_device_state',
+THREADED = {'base', 'port', 'memory', 'demand-pager', 'evictor', 'dataplane', 'transfer', 'bridge_qmp_client', 'bridge_device_state',
             'bridge_switchover', 'bridge_never_given_up-1', 'bridge_never_given_up-2', 'bridge_never_given_up-3'}
 
 

@@ -317,7 +317,8 @@ void Attempt::check() {
     violation("nothing-after-end", "a page was placed after the end");
   }
   if (source_.executor->waiting_max() > 4 || destination_.executor->waiting_max() > 4) {
-    violation("memory", "jobs pile up");
+    violation("memory", "jobs pile up: " + std::to_string(source_.executor->waiting_max()) + " at the source, " +
+                            std::to_string(destination_.executor->waiting_max()) + " at the destination");
   }
 }
 
@@ -337,7 +338,8 @@ bool Attempt::over() const {
   if (committed_) {
     return destination_events_.complete != 0 || (!destination_.end && !paging_.armed());
   }
-  const bool source = !source_.end || source_events_.failed != 0 || source_events_.done != 0;
+  // Complete: so little was missing that it had come before the store could look.
+  const bool source = !source_.end || source_events_.failed != 0 || source_events_.done + source_events_.complete != 0;
   const bool destination = !destination_.end || destination_events_.failed != 0 ||
                            (destination_events_.memory_ready != 0 && !paging_.armed());  // else the store decides
   return source && destination;
@@ -408,7 +410,7 @@ void Attempt::finish(AttemptResult& result) {
   result.source_killed = source_killed_;
   result.destination_killed = destination_killed_;
   result.memory_ready = destination_events_.memory_ready != 0;
-  result.source_done = source_events_.done != 0;
+  result.source_done = source_events_.done + source_events_.complete != 0;
   result.source_failure = source_events_.failure;
   result.destination_failure = destination_events_.failure;
   // What the network still holds arrives late, at ends that are over.

@@ -118,6 +118,8 @@ class ModelExecutor final : public transfer::Executor {
   /// Everything to its end at once: the daemon waits for its worker before it gives memory away.
   void drain();
   [[nodiscard]] std::size_t waiting_max() const { return waiting_max_; }
+  /// When the last one is done; long ago if there is none.
+  [[nodiscard]] Instant last() const { return queue_.empty() ? Instant{} : queue_.back().done_at; }
 
  private:
   struct Job {

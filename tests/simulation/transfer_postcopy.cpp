@@ -188,7 +188,13 @@ void Attempt::postcopy() {
     reconnect_at_ = now_ + some(random_, 20'000);
   }
   if (now_ >= reconnect_at_ && !over()) {
-    reconnect();
+    // As the data plane does, behind the jobs of the flow that is no more: else they could pile up.
+    const Instant jobs_done = std::max(source_.executor->last(), destination_.executor->last());
+    if (jobs_done > now_) {
+      reconnect_at_ = jobs_done;
+    } else {
+      reconnect();
+    }
   }
   if (now_ >= vcpu_at_) {
     vcpus_->step();

@@ -9,10 +9,13 @@ ALLOWED = {
     'pki': ('base',),
     'config': ('base', 'pki'),
     'metrics': ('base',),
+    'kmod-ept': (),
     'dataplane/pages': ('base', 'config'),
     'dataplane/wire': ('base', 'config', 'dataplane/pages'),
     'dataplane/transport': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
+    'dataplane/placement': ('base', 'dataplane/pages'),
     'dataplane/memory': ('base', 'config', 'dataplane/pages'),
+    'dataplane/memserver': ('base', 'dataplane/pages', 'dataplane/memory'),
     'dataplane/transfer': ('base', 'config', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'dataplane/port': ('base', 'config', 'dataplane/pages', 'dataplane/wire'),
     'dataplane/api': ('base',),
@@ -25,7 +28,7 @@ ALLOWED = {
     'controlplane/service': ('base', 'pki', 'config', 'metrics', 'controlplane/store', 'controlplane/planner', 'controlplane/tls') + API,
     'controlplane/ctl': ('base', 'pki', 'config', 'controlplane/tls') + API,
     'qemu-bridge/qmp': ('base', 'config') + API,
-    'qemu-bridge/attach': ('base', 'config', 'qemu-bridge/qmp') + API,
+    'qemu-bridge/attach': ('base', 'config', 'kmod-ept', 'qemu-bridge/qmp') + API,
     'qemu-bridge/device-state': ('base', 'config', 'qemu-bridge/qmp', 'qemu-bridge/attach') + API,
     'simulation': ('base', 'dataplane/pages', 'dataplane/wire', 'dataplane/transport'),
     'qemu-bridge/agent': ('base', 'pki', 'config', 'metrics', 'controlplane/tls', 'qemu-bridge/qmp', 'qemu-bridge/attach', 'qemu-bridge/device-state') + API,
@@ -58,6 +61,8 @@ def folder_of(path):
 def check_include(path, included):
     """What is wrong with a quoted include of one file in another, or None."""
     here, there = folder_of(path), folder_of(included)
+    if here == 'kmod-ept' and '/' not in included:
+        return None  # the kernel's build knows no root of ours
     if there is None:
         return f'"{included}" is no path from the repository\'s root; libraries are included with <>'
     if here is None or here in FREE:

@@ -192,6 +192,34 @@ TEST(MigrationPlanFile, ValuesAndRanges) {
               ElementsAre(HasSubstr("downtime_limit: is 0 "), HasSubstr("reuse: is \"yes\", must be one of \"auto\"")));
 }
 
+TEST(MigrationPlanFile, HybridSaysWhenItSwitches) {
+  const std::string plan = "vm = 'v'\ndestination = 'b'\nmode = 'hybrid'\n";
+  const auto read = [&](const std::string& more) { return parse_text<MigrationPlan>(plan + more, "f").value(); };
+  EXPECT_EQ(read("").postcopy_after_rounds, 1U);
+  EXPECT_EQ(read("postcopy_after = '30s'").postcopy_after_rounds, 0U) << "by time only";
+  EXPECT_EQ(read("postcopy_after = '30s'").postcopy_after, milliseconds(30'000));
+  EXPECT_EQ(read("postcopy_after_rounds = 0").postcopy_after_rounds, 0U) << "on request only";
+  EXPECT_EQ(read("postcopy_after_rounds = 3\npostcopy_after = '1min'").postcopy_after_rounds, 3U);
+  EXPECT_EQ(read("background_order = 'hottest-first'").background_order, BackgroundOrder::kHottestFirst);
+  EXPECT_THAT(mistakes<MigrationPlan>(plan + "postcopy_after = '1ms'\npostcopy_after_rounds = 1001\n"
+                                             "background_order = 'random'"),
+              ElementsAre(HasSubstr("postcopy_after: is"), HasSubstr("postcopy_after_rounds: is 1001"),
+                          HasSubstr("background_order: is \"random\", must be one of")));
+}
+
+TEST(MigrationPlanFile, OnlyHybridSaysWhenItSwitches) {
+  for (const std::string mode : {"precopy", "postcopy"}) {
+    EXPECT_THAT(mistakes<MigrationPlan>("vm = 'v'\ndestination = 'b'\nmode = '" + mode +
+                                        "'\npostcopy_after_rounds = 2\npostcopy_after = '1s'"),
+                ElementsAre(HasSubstr("postcopy_after_rounds: is for mode \"hybrid\" only"),
+                            HasSubstr("postcopy_after: is for mode")));
+  }
+  const auto flags =
+      load_migration_plan("", {{"vm", "v"}, {"destination", "b"}, {"mode", "hybrid"}, {"postcopy_after_rounds", "4"}});
+  ASSERT_TRUE(flags);
+  EXPECT_EQ(flags->postcopy_after_rounds, 4U);
+}
+
 TEST(MigrationPlanFile, FlagsGoBeforeTheFileAndAreHeldToItsRules) {
   const test::TemporaryDirectory directory;
   std::ofstream(directory / "plan.toml") << "destination = 'b'\ndowntime_limit = '1s'\nrounds_max = 5";

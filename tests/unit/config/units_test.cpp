@@ -47,6 +47,8 @@ TEST(Units, Formats) {
   EXPECT_EQ(format_duration(milliseconds(300)), "300 ms");
   EXPECT_EQ(format_duration(milliseconds(-1500)), "-1.5 s");
   EXPECT_EQ(format_rate_bps(1'000'000'000), "1 Gbit/s");
+  EXPECT_EQ(format_pages(1234), "1234 pages (4.8 MiB)");
+  EXPECT_EQ(format_pages(1), "1 page (4 KiB)");
 }
 
 }  // namespace

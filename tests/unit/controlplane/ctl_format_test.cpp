@@ -116,6 +116,96 @@ TEST(CtlFormat, MigrationJson) {
   EXPECT_TRUE(to_json(transferring())["downtime_us"].is_null());
 }
 
+api::Migration pulling() {
+  api::Migration migration = committed();
+  migration.set_state(api::PULLING);
+  migration.set_ended(false);
+  migration.set_ended_unix_us(0);
+  migration.set_connected(true);
+  migration.set_note("pulling: 1234 pages (4.8 MiB) still on host-a");
+  auto& paging = *migration.mutable_destination_stats()->mutable_paging();
+  paging.set_pages_missing(1234);
+  paging.set_pages_missing_first(4936);
+  paging.set_pages_demand(12);
+  paging.set_pages_background(3690);
+  paging.set_pages_zero(7);
+  paging.set_faults(19);
+  paging.set_faults_per_s(77);
+  paging.set_fault_p50_us(40);
+  paging.set_fault_p90_us(100);
+  paging.set_fault_p99_us(900);
+  paging.set_fault_p999_us(1'100);
+  paging.set_fault_max_us(1'200);
+  paging.set_blocked_us(2'500);
+  return migration;
+}
+
+TEST(CtlFormat, WhilePulling) {
+  EXPECT_EQ(
+      progress_line(pulling(), 250),
+      "[##################......]  75 %  PULLING  1234 pages (4.8 MiB) on host-a  12 on demand, 3690 unasked, 7 "
+      "zero, 950 reused  77 faults/s  p50 40 us  p99 900 us  p90 100 us  p99.9 1.1 ms  longest 1.2 ms  vCPUs waited "
+      "2.5 ms");
+  api::Migration cut = pulling();
+  cut.set_connected(false);
+  cut.set_note("1234 pages (4.8 MiB) still on host-a; no pages flow: the peer is silent\x1b[2J");
+  EXPECT_TRUE(progress_line(cut, 200).starts_with("PULLING  1234 pages (4.8 MiB) still on host-a; no pages flow"));
+  EXPECT_EQ(progress_line(cut, 200).find('\x1b'), std::string::npos);
+  api::Migration odd = pulling();
+  odd.mutable_destination_stats()->mutable_paging()->set_pages_missing(9999);  // never a bar beyond its ends
+  EXPECT_NE(progress_line(odd, 200).find("[........................]   0 %"), std::string::npos);
+  EXPECT_EQ(downtime_us(pulling()), 12'300);
+  api::ListMigrationsResponse migrations;
+  *migrations.add_migrations() = pulling();
+  for (const char* part : {"PULLING", "12.3 ms", "pulling: 1234 pages (4.8 MiB) still on host-a"}) {
+    EXPECT_NE(migrations_table(migrations).find(part), std::string::npos) << migrations_table(migrations);
+  }
+  const Json json = to_json(pulling());
+  EXPECT_EQ(json["state"], "PULLING");
+  EXPECT_EQ(json["connected"], true);
+  EXPECT_EQ(json["destination_stats"]["paging"]["pages_missing"], 1234);
+  EXPECT_EQ(json["destination_stats"]["paging"]["fault_p99_us"], 900);
+  EXPECT_TRUE(to_json(committed())["connected"].is_null());
+  EXPECT_FALSE(to_json(committed())["destination_stats"].contains("paging"));
+}
+
+TEST(CtlFormat, AfterPulling) {
+  api::Migration ended = pulling();
+  ended.set_state(api::COMMITTED);
+  ended.set_ended(true);
+  const std::string text = summary(ended);
+  for (const char* part :
+       {"12 on demand, 3690 unasked, 0 given back of 4936 missing at the resume; 7 zero made there",
+        "19, p50 40 us, p90 100 us, p99 900 us, p99.9 1.1 ms, longest 1.2 ms; vCPUs waited 2.5 ms"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  }
+  EXPECT_EQ(summary(committed()).find("faults"), std::string::npos);
+  ended.set_state(api::INCOMPLETE);
+  ended.set_reason("the VM was stopped before it had 1 page (4 KiB) of host-a");
+  EXPECT_TRUE(
+      summary(ended).ends_with("moved, but not whole: the VM was stopped before it had 1 page (4 KiB) of host-a\n"));
+}
+
+TEST(CtlFormat, VmsThatDependOnAHost) {
+  api::ListVmsResponse vms;
+  auto& vm = *vms.add_vms();
+  vm.set_name("demo");
+  vm.set_run_state("running");
+  vm.set_migration_id(std::string(16, '\x33'));
+  vm.set_depends_on("host-a");
+  vm.mutable_paging()->set_connected(true);
+  *vm.mutable_paging()->mutable_stats() = pulling().destination_stats().paging();
+  EXPECT_NE(vms_table(vms).find("running, pulling"), std::string::npos) << vms_table(vms);
+  EXPECT_NE(vms_table(vms).find("host-a: 1234 pages (4.8 MiB), 77 faults/s  p50 40 us  p99 900 us"), std::string::npos)
+      << vms_table(vms);
+  EXPECT_EQ(to_json(vm)["depends_on"], "host-a");
+  EXPECT_EQ(to_json(vm)["paging"]["pages_demand"], 12);
+  vm.mutable_paging()->set_connected(false);
+  EXPECT_NE(vms_table(vms).find("host-a: 1234 pages (4.8 MiB), no pages flow"), std::string::npos) << vms_table(vms);
+  vm.clear_depends_on();
+  EXPECT_TRUE(to_json(vm)["paging"].is_null());
+}
+
 TEST(CtlFormat, Lists) {
   api::ListHostsResponse hosts;
   EXPECT_EQ(hosts_table(hosts, 0), "no hosts\n");

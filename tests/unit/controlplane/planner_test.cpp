@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <span>
 
 namespace godwit::controlplane {
 namespace {
@@ -16,6 +17,7 @@ struct World {
   HostView source, destination;
   bool vm_known = true, source_known = true, destination_known = true;
   std::optional<Id128> active;
+  std::optional<MigrationRecord> pulling;
 
   World() {
     plan.set_vm("demo");
@@ -51,22 +53,43 @@ struct World {
     image.set_epoch(5);
     return image;
   }
+  void set_pulling() {
+    active = Id128::random();
+    pulling.emplace();
+    pulling->id = *active;
+    pulling->source = "host-z";
+    pulling->destination_stats.mutable_paging()->set_pages_missing(1234);
+  }
   [[nodiscard]] std::expected<ReuseDecision, Refused> ask() const {
     return plan_migration({.plan = plan,
                            .vm = vm_known ? &vm : nullptr,
                            .source = source_known ? &source : nullptr,
                            .destination = destination_known ? &destination : nullptr,
-                           .active_migration = active});
+                           .active_migration = active,
+                           .pulling = pulling ? &*pulling : nullptr});
   }
 };
 
+struct RefusalRow {
+  const char* what;
+  std::function<void(World&)> change;
+  Refusal refusal;
+  const char* text;
+};
+
+void expect_refused(std::span<const RefusalRow> rows) {
+  for (const auto& row : rows) {
+    World world;
+    row.change(world);
+    const auto answer = world.ask();
+    ASSERT_FALSE(answer.has_value()) << row.what;
+    EXPECT_EQ(answer.error().refusal, row.refusal) << row.what;
+    EXPECT_NE(answer.error().text.find(row.text), std::string::npos) << row.what << ": " << answer.error().text;
+  }
+}
+
 TEST(Planner, Refusals) {
-  const struct {
-    const char* what;
-    std::function<void(World&)> change;
-    Refusal refusal;
-    const char* text;
-  } rows[] = {
+  const RefusalRow rows[] = {
       {"unknown VM", [](World& w) { w.vm_known = false; }, Refusal::kUnknownVm, "no VM \"demo\""},
       {"stopped", [](World& w) { w.vm.host.clear(); }, Refusal::kNotRunning, "runs nowhere"},
       {"exited by itself", [](World& w) { w.source.vms.clear(); }, Refusal::kNotRunning, "does not run any more"},
@@ -80,12 +103,6 @@ TEST(Planner, Refusals) {
       {"destination data plane", [](World& w) { w.destination.info.set_dataplane_up(false); },
        Refusal::kDestinationGone, "data plane of host-b"},
       {"under way", [](World& w) { w.active = Id128::random(); }, Refusal::kMigrationActive, "already"},
-      {"post-copy", [](World& w) { w.plan.set_mode(api::POSTCOPY); }, Refusal::kModeNotAvailable, "not available yet"},
-      {"hybrid", [](World& w) { w.plan.set_mode(api::HYBRID); }, Refusal::kModeNotAvailable, "not available yet"},
-      {"mode of the future", [](World& w) { w.plan.set_mode(static_cast<api::Mode>(9)); }, Refusal::kModeNotAvailable,
-       "not available yet"},
-      {"to post-copy", [](World& w) { w.plan.set_on_no_convergence(dpapi::NO_CONVERGENCE_POSTCOPY); },
-       Refusal::kModeNotAvailable, "not available yet"},
       {"rounds", [](World& w) { w.plan.set_rounds_max(1001); }, Refusal::kBadPlan, "rounds_max"},
       {"downtime", [](World& w) { w.plan.set_downtime_limit_us(UINT64_MAX); }, Refusal::kBadPlan, "downtime_limit"},
       {"verify of the future", [](World& w) { w.plan.set_verify(static_cast<dpapi::Verify>(7)); }, Refusal::kBadPlan,
@@ -105,14 +122,48 @@ TEST(Planner, Refusals) {
        Refusal::kNotEnoughMemory, "not enough memory"},
       {"hugepages", [](World& w) { w.add_region("hugetlbfs", 2U << 20); }, Refusal::kNotEnoughMemory, "hugepages"},
   };
-  for (const auto& row : rows) {
-    World world;
-    row.change(world);
-    const auto answer = world.ask();
-    ASSERT_FALSE(answer.has_value()) << row.what;
-    EXPECT_EQ(answer.error().refusal, row.refusal) << row.what;
-    EXPECT_NE(answer.error().text.find(row.text), std::string::npos) << row.what << ": " << answer.error().text;
-  }
+  expect_refused(rows);
+}
+
+TEST(Planner, PostcopyRefusals) {
+  const RefusalRow rows[] = {
+      {"post-copy", [](World& w) { w.plan.set_mode(dpapi::POSTCOPY); }, Refusal::kModeNotAvailable,
+       "host-b cannot be the destination of post-copy: its data plane does not offer it; or use mode precopy"},
+      {"hybrid",
+       [](World& w) {
+         w.plan.set_mode(dpapi::HYBRID);
+         w.destination.info.set_postcopy_refusal("kernel 5.4 is too old: 5.11 is needed");
+       },
+       Refusal::kModeNotAvailable, "kernel 5.4 is too old: 5.11 is needed; or use mode precopy"},
+      {"mode of the future", [](World& w) { w.plan.set_mode(static_cast<dpapi::Mode>(9)); }, Refusal::kModeNotAvailable,
+       "does not know"},
+      {"order of the future", [](World& w) { w.plan.set_background_order(static_cast<dpapi::BackgroundOrder>(9)); },
+       Refusal::kModeNotAvailable, "does not know"},
+      {"to post-copy", [](World& w) { w.plan.set_on_no_convergence(dpapi::NO_CONVERGENCE_POSTCOPY); },
+       Refusal::kModeNotAvailable, "or set on_no_convergence to abort or stop-anyway"},
+      {"when to switch, without hybrid", [](World& w) { w.plan.set_postcopy_after_rounds(1); }, Refusal::kBadPlan,
+       "for mode hybrid only"},
+      {"pulling", [](World& w) { w.set_pulling(); }, Refusal::kPagesMissing,
+       "VM \"demo\" still needs 1234 pages (4.8 MiB) that only host-z holds (migration "},
+      {"image that serves makes no room",
+       [](World& w) {
+         w.destination.info.set_memory_free_bytes(0);
+         w.add_image(Id128::random(), Id128::random(), kGiB).set_serving_migration_id("x");
+       },
+       Refusal::kNotEnoughMemory, "not enough memory"},
+      {"image that serves, by its bridge",
+       [](World& w) {
+         w.destination.info.set_memory_free_bytes(0);
+         const Id128 other = Id128::random();
+         w.add_image(other, Id128::random(), kGiB);
+         auto& serving = w.destination.vms.emplace_back();
+         serving.set_uuid(other.to_bytes());
+         serving.set_role(dpapi::ROLE_SOURCE);
+         serving.mutable_paging();
+       },
+       Refusal::kNotEnoughMemory, "not enough memory"},
+  };
+  expect_refused(rows);
 }
 
 TEST(Planner, EnoughMemory) {
@@ -204,6 +255,24 @@ TEST(Planner, DefinitionMistakes) {
     ASSERT_TRUE(mistake.has_value()) << text;
     EXPECT_NE(mistake->find(text), std::string::npos) << *mistake;
   }
+}
+
+TEST(Planner, ModesThatTheDestinationOffers) {
+  for (const dpapi::Mode mode : {dpapi::POSTCOPY, dpapi::HYBRID}) {
+    World world;
+    world.plan.set_mode(mode);
+    world.destination.info.set_postcopy(true);
+    EXPECT_TRUE(world.ask().has_value()) << mode;
+    EXPECT_EQ(mode_of(world.plan), mode);
+    EXPECT_EQ(policy_of(world.plan).mode(), mode);
+  }
+  World falling_back;
+  falling_back.plan.set_on_no_convergence(dpapi::NO_CONVERGENCE_POSTCOPY);
+  falling_back.destination.info.set_postcopy(true);
+  EXPECT_TRUE(falling_back.ask().has_value());
+  EXPECT_EQ(mode_of(falling_back.plan), dpapi::HYBRID) << "both ends must be ready for it";
+  EXPECT_EQ(policy_of(falling_back.plan).postcopy_after_rounds(), 0U) << "only where it does not converge";
+  EXPECT_EQ(mode_of(World().plan), dpapi::PRECOPY);
 }
 
 TEST(Planner, PolicyDefaults) {

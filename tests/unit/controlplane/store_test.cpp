@@ -6,7 +6,9 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <thread>
+#include <vector>
 
 #include "controlplane/store/sqlite_store.h"
 
@@ -55,13 +57,18 @@ class StoreTest : public ::testing::Test {
     return record.value_or(MigrationRecord());
   }
   void bring_to(const MigrationRecord& record, api::MigrationState state) {
-    constexpr api::MigrationState kPath[] = {api::PREPARING, api::TRANSFERRING, api::SWITCHING, api::COMMITTED};
-    if (state == api::ABORTED) {
-      ASSERT_TRUE(store_->transition(record, api::PREPARING, api::ABORTED).value());
-      return;
-    }
-    for (std::size_t i = 0; kPath[i] != state; ++i) {
-      ASSERT_TRUE(store_->transition(record, kPath[i], kPath[i + 1]).value());
+    static const std::map<api::MigrationState, std::vector<api::MigrationState>> kPaths = {
+        {api::PREPARING, {}},
+        {api::TRANSFERRING, {api::TRANSFERRING}},
+        {api::SWITCHING, {api::TRANSFERRING, api::SWITCHING}},
+        {api::COMMITTED, {api::TRANSFERRING, api::SWITCHING, api::COMMITTED}},
+        {api::ABORTED, {api::ABORTED}},
+        {api::PULLING, {api::TRANSFERRING, api::SWITCHING, api::PULLING}},
+        {api::INCOMPLETE, {api::TRANSFERRING, api::SWITCHING, api::PULLING, api::INCOMPLETE}}};
+    api::MigrationState now = api::PREPARING;
+    for (const api::MigrationState next : kPaths.at(state)) {
+      ASSERT_TRUE(store_->transition(record, now, next).value());
+      now = next;
     }
   }
   VmRecord vm_now(const Id128& uuid) { return store_->vm(uuid).value().value(); }
@@ -72,17 +79,18 @@ class StoreTest : public ::testing::Test {
 };
 
 constexpr api::MigrationState kStates[] = {api::PREPARING, api::TRANSFERRING, api::SWITCHING, api::COMMITTED,
-                                           api::ABORTED};
+                                           api::ABORTED,   api::PULLING,      api::INCOMPLETE};
+constexpr std::size_t kStateCount = std::size(kStates);
 
 TEST_F(StoreTest, EachPairOfStates) {
   // Rows: the state that is stored and expected; columns: the next, in the order of kStates.
-  constexpr bool kAllowed[5][5] = {{false, true, false, false, true},
-                                   {false, false, true, false, true},
-                                   {false, false, false, true, true},
-                                   {false, false, false, false, false},
-                                   {false, false, false, false, false}};
-  for (std::size_t from = 0; from < 5; ++from) {
-    for (std::size_t to = 0; to < 5; ++to) {
+  constexpr bool kAllowed[kStateCount][kStateCount] = {
+      {false, true, false, false, true, false, false},   {false, false, true, false, true, false, false},
+      {false, false, false, true, true, true, false},    {false, false, false, false, false, false, false},
+      {false, false, false, false, false, false, false}, {false, false, false, true, false, false, true},
+      {false, false, false, false, false, false, false}};
+  for (std::size_t from = 0; from < kStateCount; ++from) {
+    for (std::size_t to = 0; to < kStateCount; ++to) {
       const Id128 uuid = Id128::random();
       const auto vm = store_->claim_vm(claim_of("vm-" + uuid.text(), uuid, "host-a", 0)).value();
       const MigrationRecord record = begin(vm);
@@ -252,6 +260,62 @@ TEST_F(StoreTest, ReopenedStoreKnowsAll) {
   ASSERT_TRUE(store_->save_details(settled).has_value());
   EXPECT_EQ(store_->unsettled_migrations("host-a").value().size(), 0U);
   EXPECT_EQ(store_->unsettled_migrations("host-b").value().size(), 1U);
+}
+
+TEST_F(StoreTest, WhilePullingTheVmIsTheDestinationsAndMovesNowhere) {
+  MigrationRecord record = begin(start(uuid_));
+  bring_to(record, api::PULLING);
+  EXPECT_EQ(vm_now(uuid_).host, "host-b");
+  EXPECT_EQ(vm_now(uuid_).ownership, 2U);
+  const auto refused =
+      store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 2, .destination = "host-a"});
+  EXPECT_EQ(refused.error().code, Code::kMigrationActive);
+  EXPECT_EQ(store_->claim_vm(claim_of("demo", uuid_, "host-a", 2)).error().code, Code::kMigrationActive);
+  open();
+  ASSERT_EQ(store_->active_migrations().value().size(), 1U);
+  EXPECT_EQ(store_->unsettled_migrations("host-a").value().size(), 1U) << "both are told of PULLING";
+  record = store_->migration(record.id).value().value();
+  EXPECT_EQ(record.ownership_after(), 2U);
+  ASSERT_TRUE(store_->transition(record, api::PULLING, api::COMMITTED).value());
+  EXPECT_EQ(vm_now(uuid_).ownership, 2U) << "once";
+  EXPECT_TRUE(store_->active_migrations().value().empty());
+  EXPECT_TRUE(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 2}).has_value());
+}
+
+/// Makes of today's file one as version 1 wrote it: its table knew no state above 5.
+void make_version_1(const std::filesystem::path& file) {
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(file.c_str(), &database), SQLITE_OK);
+  char* error = nullptr;
+  EXPECT_EQ(sqlite3_exec(database,
+                         "PRAGMA writable_schema = ON;"
+                         "UPDATE sqlite_schema SET sql = replace(sql, 'BETWEEN 1 AND 7', 'BETWEEN 1 AND 5');"
+                         "UPDATE sqlite_schema SET sql = replace(sql, '(state < 4 OR state = 6)', 'state < 4');"
+                         "PRAGMA writable_schema = OFF; PRAGMA user_version = 1",
+                         nullptr, nullptr, &error),
+            SQLITE_OK)
+      << error;
+  sqlite3_close(database);
+}
+
+TEST_F(StoreTest, AFileOfVersion1IsTakenOver) {
+  const VmRecord vm = start(uuid_);
+  const MigrationRecord first = begin(vm);
+  bring_to(first, api::ABORTED);
+  const MigrationRecord second = begin(vm);
+  bring_to(second, api::SWITCHING);
+  store_.reset();
+  make_version_1(file());
+  open();
+  const auto all = store_->migrations(0).value();
+  ASSERT_EQ(all.size(), 2U);
+  EXPECT_EQ(all[0].id, second.id) << "in their order";
+  EXPECT_EQ(all[1].state, api::ABORTED);
+  EXPECT_TRUE(store_->transition(second, api::SWITCHING, api::PULLING).value());
+  EXPECT_EQ(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 2}).error().code,
+            Code::kMigrationActive);
+  open();
+  EXPECT_EQ(store_->active_migrations().value().size(), 1U);
 }
 
 TEST_F(StoreTest, ForeignFilesAreRefused) {

@@ -133,5 +133,56 @@ TEST(ParseAttach, EachMistakeIsRefusedByName) {
   EXPECT_TRUE(parse_attach(good_attach(), std::move(descriptors)).has_value());
 }
 
+TEST(ParseAttach, FaultRangesAreAllPagesInTheirOrder) {
+  struct Range {
+    std::uint64_t first, pages;
+  };
+  struct Row {
+    bool good;
+    std::vector<Range> ranges;
+  };
+  // Two regions of 4 MiB and 6 MiB: pages 0 to 1023, and 1024 to 2559.
+  const std::vector<Row> rows = {
+      {true, {{0, 2560}}},
+      {true, {{0, 512}, {512, 2048}}},
+      {true, {{0, 1024}, {1024, 512}, {1536, 1024}}},
+      {false, {{0, 2559}}},               // not to the end
+      {false, {{0, 2561}}},               // past it
+      {false, {{0, 512}, {1024, 1536}}},  // a gap
+      {false, {{0, 1024}, {512, 2048}}},  // twice
+      {false, {{0, 100}, {100, 2460}}},   // within 2 MiB
+      {false, {{0, 1024}, {1024, 0}, {1024, 1536}}},
+      {false, {{512, 2048}}},
+  };
+  for (const Row& row : rows) {
+    auto request = good_attach();
+    request.set_has_userfaultfd(true);
+    request.set_demand_paging(true);
+    *request.add_regions() = request.regions(0);
+    request.mutable_regions(1)->set_name("ram1");
+    request.mutable_regions(0)->set_bytes(4 << 20);
+    request.mutable_regions(1)->set_bytes(6 << 20);
+    std::vector<UniqueFd> descriptors;
+    for (std::size_t i = 0; i < 2 + row.ranges.size(); ++i) {
+      descriptors.emplace_back(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    }
+    for (const Range& range : row.ranges) {
+      request.add_fault_ranges()->set_first_page(range.first);
+      request.mutable_fault_ranges(request.fault_ranges_size() - 1)->set_pages(range.pages);
+    }
+    const auto parsed = parse_attach(request, std::move(descriptors));
+    ASSERT_EQ(parsed.has_value(), row.good) << request.ShortDebugString() << (parsed ? "" : parsed.error().text);
+    if (!row.good) {
+      EXPECT_NE(parsed.error().text.find("fault_ranges"), std::string::npos) << parsed.error().text;
+      continue;
+    }
+    EXPECT_TRUE(parsed->demand_paging);
+    ASSERT_EQ(parsed->fault_parts.size(), row.ranges.size());
+    for (const FaultPart& part : parsed->fault_parts) {
+      EXPECT_TRUE(part.userfaultfd.valid());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace godwit::daemon

@@ -16,6 +16,7 @@
 #include <fstream>
 #include <set>
 
+#include "tests/unit/memory/own_ram.h"
 #include "tests/unit/memory/paged_guest.h"
 
 namespace godwit::memory::test {
@@ -291,7 +292,7 @@ TEST_P(DemandPagerTest, EndKeepsWhatIsWrittenAndWhatIsNot) {
   const auto ended = g_.pager->end();
   ASSERT_TRUE(ended) << ended.error().text;
   g_.stop_serving();
-  EXPECT_NE(access(g_.file.c_str(), F_OK), 0) << "the file is gone";
+  EXPECT_EQ(access(g_.file.c_str(), F_OK), 0) << "whoever comes next cannot know that nothing is missing";
   // Nobody reads faults any more: holes, and pages that were never touched, must raise none.
   for (pages::PageNumber page = 0; page < g_.ram->page_count(); page += 11) {
     g_.guest->read(page);
@@ -493,50 +494,20 @@ TEST(DemandPagerHuge, AnEmptyPoolIsToldAndThePageStaysMissing) {
   EXPECT_TRUE(g.guest->holds_pattern(3));
 }
 
-/// In a mount of its own that is nowhere to be seen, and goes with the file.
-UniqueFd file_on_tmpfs_of_huge_pages() {
-  const UniqueFd context(fsopen("tmpfs", FSOPEN_CLOEXEC));
-  if (!context.valid() || fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "always", 0) != 0 ||
-      fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
-    return {};
-  }
-  const UniqueFd mounted(fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-  return UniqueFd(openat(mounted.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-}
-
 TEST(DemandPagerTmpfs, PartOfAPinnedHugePageIsNotTakenForMissing) {
-  UniqueFd file = file_on_tmpfs_of_huge_pages();
-  if (!file.valid() || ftruncate(file.get(), 2 * kHugePageSize) != 0) {
+  const auto own = OwnRam::on_huge_tmpfs(2 * kHugePageSize);
+  if (!own) {
     GTEST_SKIP() << "no tmpfs of huge pages can be made here";
-  }
-  // Twice the size, so that a huge page fits in any case.
-  void* const wide = mmap(nullptr, 4 * kHugePageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  const std::uint64_t aligned =
-      (reinterpret_cast<std::uint64_t>(wide) + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
-  auto* const ram = static_cast<std::byte*>(mmap(reinterpret_cast<void*>(aligned), 2 * kHugePageSize,
-                                                 PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(), 0));
-  std::memset(ram, 7, 2 * kHugePageSize);
-  std::ifstream maps("/proc/self/smaps_rollup");
-  std::string huge;
-  for (std::string line; std::getline(maps, line);) {
-    huge = line.starts_with("ShmemPmdMapped:") ? line : huge;
-  }
-  if (huge.find("    0 kB") != std::string::npos) {
-    GTEST_SKIP() << "huge pages on tmpfs are off (shmem_enabled)";
   }
   int pinned[2];
   ASSERT_EQ(pipe(pinned), 0);
-  iovec page{ram + 5 * kPage, kPage};
+  iovec page{own->data() + 5 * kPage, kPage};
   ASSERT_EQ(vmsplice(pinned[1], &page, 1, 0), static_cast<ssize_t>(kPage));
 
   PagedGuest g(TrackerKind::kHashes, false);
-  std::vector<RegionFile> files;
-  files.push_back({"ram0", 2 * kHugePageSize, kPage, aligned, "", std::move(file)});
-  auto opened = GuestRam::open(std::move(files));
+  auto opened = GuestRam::open(own->region_files());
   ASSERT_TRUE(opened) << opened.error().text;
-  TrackerRequest tracking;
-  tracking.ram = &*opened;
-  tracking.userfaultfd.reset(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  TrackerRequest tracking = own->tracker_request(*opened);
   const TrackerKind kind = TrackerKind::kHashes;
   auto chosen = choose_tracker(std::move(tracking), &kind);
   ASSERT_TRUE(chosen) << chosen.error().text;
@@ -558,7 +529,6 @@ TEST(DemandPagerTmpfs, PartOfAPinnedHugePageIsNotTakenForMissing) {
   const auto again = (*pager)->add_missing(missing);
   EXPECT_TRUE(again) << again.error().text;
   pager->reset();
-  munmap(wide, 4 * kHugePageSize);
 }
 
 }  // namespace

@@ -198,7 +198,7 @@ TEST_F(RetainedImageTest, RecordOfAnotherVersionIsRefusedAsSuch) {
   ImageStore store = open_store();
   ASSERT_TRUE(store.save(image));
   std::vector<char> bytes = read_file(record_path(1));
-  bytes[8] = 2;
+  ++bytes[8];
   write_file(record_path(1), bytes);
   EXPECT_EQ(reason(store.load(wanted_of(image))), Refusal::kVersion);
   bytes[0] = 'x';
@@ -368,6 +368,51 @@ TEST_F(RetainedImageTest, BudgetTakesLeastRecentlyUsedFirst) {
   EXPECT_EQ(more->dropped, std::vector<Id>{id_of(3)});
   EXPECT_EQ(more->used_bytes, 0) << "what is in use is its guest's";
   EXPECT_TRUE(std::filesystem::exists(ram_path(2, 0))) << "and stays";
+}
+
+TEST_F(RetainedImageTest, WhatServesAGuestElsewhereIsNobodyElses) {
+  ImageStore store = open_store(3 * kMiB);
+  RetainedImage image = make_image(1);
+  image.serving = id_of(9);
+  ASSERT_TRUE(store.save(image));
+  EXPECT_EQ(reason(store.load(wanted_of(image))), Refusal::kInUse);
+  EXPECT_EQ(reason(store.acquire(wanted_of(image))), Refusal::kInUse);
+  EXPECT_FALSE(store.drop(image.vm_uuid));
+  EXPECT_FALSE(store.forget(image.vm_uuid));
+  EXPECT_FALSE(store.forget_files(image.regions));
+  EXPECT_TRUE(store.make_room(UINT64_MAX, std::nullopt)->dropped.empty());
+  ASSERT_EQ(store.list()->size(), 1U);
+  EXPECT_TRUE(store.list()->front().in_use);
+  EXPECT_EQ(store.list()->front().serving, id_of(9));
+  EXPECT_TRUE(std::filesystem::exists(ram_path(1, 0)));
+
+  EXPECT_EQ(reason(store.load_serving(id_of(8))), Refusal::kMissing);
+  const auto found = open_store().load_serving(id_of(9));
+  ASSERT_TRUE(found) << found.error().text;
+  EXPECT_EQ(found->vm_uuid, image.vm_uuid);
+  EXPECT_TRUE(found->table == image.table);
+
+  image.serving = {};
+  ASSERT_TRUE(store.save(image));
+  EXPECT_TRUE(store.load(wanted_of(image)));
+  EXPECT_EQ(reason(store.load_serving(id_of(9))), Refusal::kMissing);
+  EXPECT_TRUE(store.drop(image.vm_uuid));
+}
+
+TEST_F(RetainedImageTest, WhatCanServeNobodyAnyMoreIsNoObstacle) {
+  RetainedImage image = make_image(1);
+  image.serving = id_of(9);
+  ASSERT_TRUE(open_store().save(image));
+  EXPECT_FALSE(open_store().forget_files(image.regions));
+  EXPECT_TRUE(open_store(0, id_of(98)).forget_files(image.regions)) << "the host was restarted since";
+  ASSERT_TRUE(open_store().save(image));
+  EXPECT_TRUE(open_store(0, id_of(98)).forget(image.vm_uuid)) << "the host was restarted since";
+
+  ASSERT_TRUE(open_store().save(image));
+  std::filesystem::remove(ram_path(1, 0));
+  EXPECT_FALSE(open_store().forget(image.vm_uuid)) << "some of it is still there";
+  std::filesystem::remove(ram_path(1, 1));
+  EXPECT_TRUE(open_store().forget(image.vm_uuid)) << "its memory is gone";
 }
 
 TEST_F(RetainedImageTest, DirectoryThatIsNone) {

@@ -8,6 +8,9 @@ namespace {
 
 using Labels = std::vector<std::string>;
 
+constexpr const char* kHere = "11111111-1111-1111-1111-111111111111";
+constexpr const char* kGone = "22222222-2222-2222-2222-222222222222";
+
 const metrics::Sample* find(const metrics::Samples& samples, std::string_view name, const Labels& labels) {
   for (const auto& family : samples.families()) {
     for (const metrics::Sample& sample : family.samples) {
@@ -58,6 +61,49 @@ TEST(ClusterMetrics, EndedMigrationsByOutcome) {
   const metrics::Sample* aborted = find(samples, "godwit_controlplane_migration_duration_seconds", {"aborted"});
   ASSERT_NE(aborted, nullptr);
   EXPECT_DOUBLE_EQ(aborted->histogram->sum(), 3.0);
+}
+
+TEST(ClusterMetrics, WhatVmsLack) {
+  controlplane::ClusterFigures figures;
+  auto& pulling = figures.pulling.emplace_back();
+  pulling.set_vm_uuid(std::string(16, '\x11'));
+  pulling.set_source("host-a");
+  pulling.mutable_destination_stats()->mutable_paging()->set_pages_missing(1234);
+  figures.active[controlplane::api::PULLING] = 1;
+  controlplane::MigrationRecord record;
+  record.state = controlplane::api::INCOMPLETE;
+  figures.ended.add(record);
+  const metrics::Samples samples = controlplane::make_samples(figures);
+  EXPECT_EQ(value_of(samples, "godwit_controlplane_vm_pages_missing", {kHere, "host-a"}), 1234);
+  EXPECT_EQ(value_of(samples, "godwit_controlplane_pull_connected", {kHere, "host-a"}), 0);
+  EXPECT_EQ(value_of(samples, "godwit_controlplane_migrations", {"pulling"}), 1);
+  EXPECT_EQ(value_of(samples, "godwit_controlplane_migrations_ended_total", {"incomplete"}), 1);
+  EXPECT_EQ(value_of(samples, "godwit_controlplane_migrations_ended_total", {"aborted"}), 0);
+}
+
+TEST(BridgeMetrics, PagesThatAreMissingAndWhatFaultsCost) {
+  bridge::AgentFigures figures;
+  for (const auto role : {dataplane::v1::ROLE_DESTINATION, dataplane::v1::ROLE_SOURCE}) {
+    auto& vm = figures.vms.emplace_back();
+    vm.set_uuid(std::string(16, role == dataplane::v1::ROLE_SOURCE ? '\x22' : '\x11'));
+    vm.set_role(role);
+    vm.mutable_paging()->set_connected(role == dataplane::v1::ROLE_SOURCE);
+    auto& paging = *vm.mutable_paging()->mutable_stats();
+    paging.set_pages_missing(9);
+    paging.set_pages_demand(3);
+    paging.set_pages_background(4);
+    paging.set_fault_p99_us(1500);
+    paging.set_blocked_us(2'000'000);
+  }
+  const metrics::Samples samples = bridge::make_samples(figures);
+  EXPECT_EQ(value_of(samples, "godwit_bridge_pages_missing", {kHere, "destination"}), 9);
+  EXPECT_EQ(value_of(samples, "godwit_bridge_pull_connected", {kHere, "destination"}), 0);
+  EXPECT_EQ(value_of(samples, "godwit_bridge_pull_connected", {kGone, "source"}), 1);
+  EXPECT_EQ(value_of(samples, "godwit_bridge_pulled_pages", {kGone, "source", "background"}), 4);
+  EXPECT_EQ(value_of(samples, "godwit_bridge_pulled_pages", {kHere, "destination", "demand"}), 3);
+  EXPECT_DOUBLE_EQ(value_of(samples, "godwit_bridge_fault_latency_seconds", {kHere, "0.99"}), 0.0015);
+  EXPECT_DOUBLE_EQ(value_of(samples, "godwit_bridge_vcpu_blocked_seconds", {kHere}), 2);
+  EXPECT_EQ(find(samples, "godwit_bridge_vcpu_blocked_seconds", {kGone}), nullptr) << "it has no vCPUs here";
 }
 
 TEST(ClusterMetrics, HostsThatAreLostShowSo) {

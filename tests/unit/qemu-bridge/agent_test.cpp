@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <fstream>
 
 #include "qemu-bridge/agent/definition.h"
 #include "tests/unit/qemu-bridge/fake_dataplane.h"
@@ -179,6 +180,57 @@ TEST(Agent, RegistersAnswersAndComesBack) {
   EXPECT_FALSE(stopped->reply().has_error()) << stopped->reply().error().text();
   EXPECT_FALSE(is_alive(*process));
   EXPECT_TRUE(std::filesystem::is_empty(memory.path()));
+}
+
+TEST(Agent, WhatAGuestElsewhereNeedsIsNeitherForgottenNorDropped) {
+  TempDir dir;
+  TempDir memory("/dev/shm");
+  FakeDataplane dataplane(dir.path() / "dp.sock");
+  FakeControlPlane control("unix:" + (dir.path() / "cp.sock").string());
+  const config::BridgeConfig config = config_in(dir.path(), memory.path());
+  VmRecord record;
+  record.definition = small_vm();
+  record.image_id = Id128::random();
+  record.ownership = 1;
+  record.ours = true;
+  record.migration = MigrationRecord{Id128::random(), MigrationRole::kSource, MigrationPhase::kPulling, 2, true};
+  Journal journal(config.state_dir);
+  ASSERT_TRUE(journal.load());
+  ASSERT_TRUE(journal.save(record));
+  const auto ram = memory.path() / (record.definition.uuid.text() + ".ram0.ram");
+  std::ofstream(ram) << "memory";
+  auto agent = Agent::start(config);
+  ASSERT_TRUE(agent) << agent.error();
+  const auto told = control.take([](const FromAgent& m) {
+    return m.has_heartbeat() && m.heartbeat().vms_size() == 1 && m.heartbeat().vms(0).has_paging();
+  });
+  ASSERT_TRUE(told);
+  EXPECT_EQ(told->heartbeat().vms(0).run_state(), "serving");
+  EXPECT_EQ(told->heartbeat().vms(0).role(), dataplane::v1::ROLE_SOURCE);
+  EXPECT_FALSE(told->heartbeat().vms(0).paging().connected());
+
+  ToAgent drop;
+  drop.set_id(1);
+  drop.mutable_drop_image()->mutable_id()->set_vm_uuid(record.definition.uuid.to_bytes());
+  drop.mutable_drop_image()->mutable_id()->set_image_id(record.image_id.to_bytes());
+  control.send(drop);
+  const auto refused = control.reply(1);
+  ASSERT_TRUE(refused);
+  EXPECT_NE(refused->reply().error().text().find("still needs pages of this image"), std::string::npos);
+  EXPECT_EQ(dataplane.count(dataplane::v1::ToDataplane::kDropImage), 0);
+
+  ToAgent over;
+  over.set_id(2);
+  over.mutable_outcome()->set_migration_id(record.migration->id.to_bytes());
+  over.mutable_outcome()->set_state(controlplane::v1::INCOMPLETE);
+  over.mutable_outcome()->set_ownership(2);
+  EXPECT_TRUE(std::filesystem::exists(ram));
+  control.send(over);
+  const auto done = control.reply(2);
+  ASSERT_TRUE(done);
+  EXPECT_FALSE(done->reply().has_error()) << done->reply().error().text();
+  EXPECT_FALSE(std::filesystem::exists(ram));
+  EXPECT_TRUE(journal.load()->records.empty());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 // A data plane of one host that answers at once and moves a guest's RAM by copying the file to its peer's when the
-// device state has ended. Owns its socket and one thread. Everything that it was asked is kept in order.
+// device state has ended; it may say that pages are missing all the same, and then behaves as dataplane.proto says
+// until complete(). Owns its socket and one thread. Everything that it was asked is kept in order.
 
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -11,6 +12,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -50,6 +52,7 @@ class FakeDataplane {
     stopping_ = false;
     guest_.clear();
     attached_.Clear();
+    sessions_.clear();
     listen();
   }
   /// Keeps the destination's memory from ever being ready.
@@ -58,6 +61,29 @@ class FakeDataplane {
   void release_memory(const Id128& migration) {
     hold_memory_ = false;
     place_memory(migration.to_bytes());
+  }
+  /// A destination that says so many pages are missing when the device state is to be loaded.
+  void lack(std::uint64_t pages) { lacking_ = pages; }
+  void offer_postcopy(bool offered) { postcopy_ = offered; }
+  /// Answers CommitMigration with an error.
+  void refuse_commit(bool refused) { refuse_commit_ = refused; }
+  /// The flow dies, on this side.
+  void cut(const Id128& migration, const std::string& reason) {
+    dataplane::v1::Event event;
+    event.mutable_connection_lost()->set_migration_id(migration.to_bytes());
+    event.mutable_connection_lost()->set_reason(reason);
+    change_paging(migration, [&](auto& paging) {
+      paging.set_connected(false);
+      paging.set_reason(reason);
+    });
+    send_event(std::move(event));
+  }
+  void complete(const Id128& migration) {
+    change_paging(migration, [](auto& paging) { paging.set_complete(true); });
+    dataplane::v1::Event event;
+    event.mutable_complete()->set_migration_id(migration.to_bytes());
+    event.mutable_complete()->mutable_stats()->mutable_paging()->set_pages_demand(5);
+    send_event(std::move(event));
   }
   /// Answers every AttachGuest with an error.
   void refuse_attach() { refuse_attach_ = true; }
@@ -154,6 +180,8 @@ class FakeDataplane {
     if (request.has_hello()) {
       reply.mutable_hello()->set_version(1);
       reply.mutable_hello()->add_trackers(dataplane::v1::TRACKER_PAGEMAP_SCAN);
+      reply.mutable_hello()->set_postcopy(postcopy_);
+      reply.mutable_hello()->set_postcopy_refusal(postcopy_ ? "" : "the test offers none");
     } else if (request.has_attach_guest() && refuse_attach_) {
       reply.mutable_error()->set_code(dataplane::v1::Error::KERNEL);
       reply.mutable_error()->set_text("refused by the test");
@@ -171,12 +199,27 @@ class FakeDataplane {
     } else if (request.has_detach_guest()) {
       attached_.Clear();
     } else if (request.has_prepare_migration()) {
+      sessions_[request.prepare_migration().migration_id()] = request.prepare_migration().role();
       reply.mutable_prepare_migration()->mutable_endpoint()->set_address("192.0.2.1");
     } else if (request.has_finish_migration()) {
-      reply.mutable_finish_migration()->set_epoch_next(100);
-      reply.mutable_finish_migration()->set_image_retained(true);
+      finish(request.finish_migration(), reply);
+    } else if (request.has_commit_migration()) {
+      commit(request.commit_migration(), reply);
+    } else if (request.has_prepare_resume()) {
+      prepare_resume(request.prepare_resume(), reply);
+    } else if (request.has_resume_migration()) {
+      change_paging(*Id128::from_bytes(request.resume_migration().migration_id()), [](auto& paging) {
+        paging.set_connected(true);
+        paging.clear_reason();
+      });
     } else if (request.has_get_status()) {
+      const std::lock_guard lock(mutex_);
       *reply.mutable_status() = attached_;
+      for (const auto& [id, paging] : paging_) {
+        if (sessions_.contains(id)) {
+          *reply.mutable_status()->add_paging() = paging;
+        }
+      }
     } else if (request.has_list_images()) {
       reply.mutable_list_images();
     }
@@ -192,6 +235,76 @@ class FakeDataplane {
     const std::lock_guard lock(mutex_);
     requests_.push_back(request);
     changed_.notify_all();
+  }
+
+  using Error = dataplane::v1::Error;
+
+  static void refuse(dataplane::v1::Reply& reply, Error::Code code, const char* text) {
+    reply.mutable_error()->set_code(code);
+    reply.mutable_error()->set_text(text);
+  }
+
+  void commit(const dataplane::v1::CommitMigration& request, dataplane::v1::Reply& reply) {
+    const auto session = sessions_.find(request.migration_id());
+    if (session == sessions_.end()) {
+      return refuse(reply, Error::NO_SUCH_MIGRATION, "restarted meanwhile");
+    }
+    if (refuse_commit_) {
+      return refuse(reply, Error::KERNEL, "the test refuses the commit");
+    }
+    take_up(request.migration_id(), session->second, true);
+    reply.mutable_commit_migration()->set_epoch_next(100);
+  }
+
+  void prepare_resume(const dataplane::v1::PrepareResume& request, dataplane::v1::Reply& reply) {
+    const bool guest = attached_.guests_size() > 0;
+    const bool session = sessions_.contains(request.migration_id());
+    const bool committed = [&] {
+      const std::lock_guard lock(mutex_);
+      return paging_.contains(request.migration_id());
+    }();
+    const bool image = request.role() == dataplane::v1::ROLE_SOURCE && committed;
+    if (session && !committed) {
+      return refuse(reply, Error::BAD_REQUEST, "not committed");
+    }
+    if (!session && !guest && !image) {
+      return refuse(reply, Error::NO_SUCH_MIGRATION, "neither session nor guest nor image");
+    }
+    sessions_[request.migration_id()] = request.role();
+    take_up(request.migration_id(), request.role(), false);
+    reply.mutable_prepare_resume()->mutable_endpoint()->set_flow_id(++flow_ids_);
+    reply.mutable_prepare_resume()->set_pages_missing(lacking_);
+  }
+
+  void take_up(const std::string& migration, dataplane::v1::Role role, bool connected) {
+    const std::lock_guard lock(mutex_);
+    auto& paging = paging_[migration];
+    paging.set_migration_id(migration);
+    paging.set_role(role);
+    paging.set_connected(connected);
+    paging.mutable_stats()->set_pages_missing(lacking_);
+  }
+
+  template <typename Change>
+  void change_paging(const Id128& migration, Change change) {
+    const std::lock_guard lock(mutex_);
+    change(paging_[migration.to_bytes()]);
+  }
+
+  void finish(const dataplane::v1::FinishMigration& request, dataplane::v1::Reply& reply) {
+    const std::lock_guard lock(mutex_);
+    const auto paging = paging_.find(request.migration_id());
+    const bool committed = request.outcome() == dataplane::v1::OUTCOME_COMMITTED;
+    if (paging != paging_.end()) {
+      const bool source = paging->second.role() == dataplane::v1::ROLE_SOURCE;
+      if (committed && !paging->second.complete() && !(source && request.destination_complete())) {
+        return refuse(reply, Error::BAD_REQUEST, "pages are missing");
+      }
+      paging_.erase(paging);
+    }
+    sessions_.erase(request.migration_id());
+    reply.mutable_finish_migration()->set_epoch_next(100);
+    reply.mutable_finish_migration()->set_image_retained(request.outcome() != dataplane::v1::OUTCOME_ABANDONED);
   }
 
   /// The last page: the whole RAM, then the word that it is there.
@@ -221,6 +334,7 @@ class FakeDataplane {
     }
     dataplane::v1::Event ready;
     ready.mutable_memory_ready()->set_migration_id(migration);
+    ready.mutable_memory_ready()->set_pages_missing(lacking_);
     send_event(std::move(ready));
   }
 
@@ -236,13 +350,19 @@ class FakeDataplane {
   std::atomic<bool> hold_memory_ = false;
   std::atomic<bool> refuse_attach_ = false;
   std::atomic<bool> shared_memory_ = false;
+  std::atomic<bool> postcopy_ = true;
+  std::atomic<bool> refuse_commit_ = false;
+  std::atomic<std::uint64_t> lacking_ = 0;
   mutable std::mutex mutex_;
   std::mutex send_mutex_;
   std::condition_variable changed_;
   UniqueFd listener_;
   UniqueFd connection_;
   std::vector<UniqueFd> guest_;
-  dataplane::v1::Status attached_;  // of the thread
+  dataplane::v1::Status attached_;                             // of the thread
+  std::map<std::string, dataplane::v1::Role> sessions_;        // of the thread; by migration
+  std::map<std::string, dataplane::v1::PagingStatus> paging_;  // survives restart(): the files
+  std::uint32_t flow_ids_ = 0;
   std::vector<Request> requests_;
   bool stopping_ = false;
   std::thread thread_;

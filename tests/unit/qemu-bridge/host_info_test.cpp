@@ -39,6 +39,17 @@ TEST(HostInfo, ALargeBudgetAddsNothingToWhatTheHostHas) {
   EXPECT_LE(host.memory_free_bytes(), host.memory_total_bytes());
 }
 
+TEST(HostInfo, WhetherPagesMayBeMissingHereIsTheDataPlanesWord) {
+  dataplane::v1::HelloResult hello;
+  hello.set_postcopy_refusal("the kernel is too old");
+  const config::BridgeConfig config;
+  EXPECT_FALSE(host_info(config, "", hello, std::nullopt).postcopy());
+  EXPECT_EQ(host_info(config, "", hello, std::nullopt).postcopy_refusal(), "the kernel is too old");
+  hello.set_postcopy(true);
+  EXPECT_TRUE(host_info(config, "", hello, std::nullopt).postcopy());
+  EXPECT_FALSE(host_info(config, "", std::nullopt, std::nullopt).postcopy()) << "down";
+}
+
 TEST(HostInfo, NoBudgetIsNoLimit) {
   EXPECT_GT(info(budget(0, 5 << 20)).memory_free_bytes(), 5U << 20);
   EXPECT_GT(info(std::nullopt).memory_free_bytes(), 5U << 20);

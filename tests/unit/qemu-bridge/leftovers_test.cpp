@@ -44,6 +44,19 @@ class Leftovers : public testing::Test {
   dataplane::v1::ListImagesResult images_;
 };
 
+TEST_F(Leftovers, MemoryThatAGuestElsewhereNeedsIsNone) {
+  const Id128 by_status = Id128::random();
+  const Id128 by_image = Id128::random();
+  make_ram(by_status);
+  make_ram(by_image);
+  add_guest(by_status, kNoSuchPid);
+  status_.add_paging()->set_vm_uuid(by_status.to_bytes());
+  status_.mutable_paging(0)->set_role(dataplane::v1::ROLE_SOURCE);
+  add_image(by_image, true);
+  images_.mutable_images(0)->set_serving_migration_id(Id128::random().to_bytes());
+  EXPECT_TRUE(find().empty());
+}
+
 TEST_F(Leftovers, MemoryOfAVmHereOfAnImageOrOfALivingGuestIsNone) {
   const Id128 running = Id128::random();
   const Id128 retained = Id128::random();

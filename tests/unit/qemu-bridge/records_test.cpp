@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "qemu-bridge/agent/definition.h"
+#include "qemu-bridge/agent/fault_ranges.h"
 #include "qemu-bridge/agent/journal.h"
 #include "qemu-bridge/agent/qemu_arguments.h"
 #include "qemu-bridge/qmp/json.h"
@@ -182,6 +183,57 @@ TEST(Journal, ADestinationIsNeverTakenForASource) {
   auto bad = Json::parse(to_text(record()));
   bad["migration"]["role"] = "destination";
   EXPECT_FALSE(parse_record(bad.dump()));
+  bad["migration"]["phase"] = "pulling";  // either role has that
+  EXPECT_TRUE(parse_record(bad.dump()));
+}
+
+TEST(Journal, WhoIsNeededElsewhereIsKnownAgain) {
+  auto pulling = record();
+  pulling.migration->phase = MigrationPhase::kPulling;
+  pulling.migration->may_pull = true;
+  pulling.fault_descriptors = {{17, 0, 1024}, {18, 1024, 31744}};
+  const auto read = parse_record(to_text(pulling));
+  ASSERT_TRUE(read) << read.error();
+  EXPECT_EQ(read->migration->phase, MigrationPhase::kPulling);
+  EXPECT_TRUE(read->migration->may_pull);
+  EXPECT_EQ(read->fault_descriptors, pulling.fault_descriptors);
+  auto json = Json::parse(to_text(pulling));
+  json["migration"].erase("may_pull");  // as before there was post-copy
+  EXPECT_FALSE(parse_record(json.dump())->migration->may_pull);
+  json["fault_descriptors"][1]["first_page"] = 1025;
+  EXPECT_FALSE(parse_record(json.dump())) << "a page that no descriptor serves";
+  json["fault_descriptors"][1]["first_page"] = 1024;
+  json["fault_descriptors"][1]["in_qemu"] = -1;
+  EXPECT_FALSE(parse_record(json.dump()));
+}
+
+TEST(FaultRanges, OneForEachEightVcpusAnd64GiB) {
+  constexpr std::uint64_t kGiB = 1ULL << 30;
+  const auto count = [](std::vector<std::uint64_t> regions, std::uint32_t vcpus) {
+    return fault_ranges(regions, vcpus).size();
+  };
+  EXPECT_EQ(count({kGiB}, 1), 1u);
+  EXPECT_EQ(count({kGiB}, 8), 1u);
+  EXPECT_EQ(count({kGiB}, 9), 2u);
+  EXPECT_EQ(count({64 * kGiB}, 1), 1u);
+  EXPECT_EQ(count({64 * kGiB, 4096}, 1), 2u);
+  EXPECT_EQ(count({16384 * kGiB}, 500), 16u);
+  EXPECT_EQ(count({4096}, 500), 1u) << "one page needs no more";
+}
+
+TEST(FaultRanges, CoverAllPagesAndSplitNoHugePage) {
+  // A region that is no multiple of 2 MiB shifts the page numbers of the huge pages behind it.
+  const std::vector<std::uint64_t> regions{640u << 10, 6u << 20, 100u << 20};
+  const auto ranges = fault_ranges(regions, 64);
+  ASSERT_EQ(ranges.size(), 8u);
+  std::uint64_t next = 0;
+  for (const auto& range : ranges) {
+    EXPECT_EQ(range.first_page, next);
+    EXPECT_GT(range.pages, 0u);
+    EXPECT_TRUE(range.first_page == 0 || (range.first_page - 160) % 512 == 0) << range.first_page;
+    next += range.pages;
+  }
+  EXPECT_EQ(next, ((640u << 10) + (6u << 20) + (100u << 20)) / 4096);
 }
 
 }  // namespace

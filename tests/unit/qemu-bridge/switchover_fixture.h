@@ -29,6 +29,7 @@ class Switchover : public testing::Test {
     record.definition.uuid = uuid_;
     record.definition.machine = "pc";
     record.definition.accel = config::Accel::kTcg;
+    record.definition.vcpus = vcpus_;
     record.definition.regions = {{"ram0", 64u << 20, config::Backing::kTmpfs},
                                  {"ram1", 64u << 20, config::Backing::kTmpfs}};
     record.definition.arguments = {"-nodefaults",
@@ -65,6 +66,7 @@ class Switchover : public testing::Test {
     command.set_migration_id(migration_.to_bytes());
     command.set_vm_uuid(uuid_.to_bytes());
     command.set_ownership(5);
+    command.set_mode(mode_);
     auto prepared = source_.run([&](Reply reply) { source_.present()->prepare_source(command, std::move(reply)); });
     ASSERT_TRUE(prepared) << text_of(prepared.error());
     const auto& from = prepared->source_prepared();
@@ -78,6 +80,8 @@ class Switchover : public testing::Test {
     there.set_reuse(true);
     there.set_bytes_total(from.bytes_total());
     there.set_source_machine_type(from.machine_type());
+    there.set_mode(mode_);
+    there.set_epoch_base(4711);
     auto vm = destination_.make_vm(record);
     auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
     ASSERT_TRUE(arrived) << text_of(arrived.error());
@@ -101,6 +105,8 @@ class Switchover : public testing::Test {
   }
 
   std::vector<std::string> more_arguments_;
+  std::uint32_t vcpus_ = 1;
+  dataplane::v1::Mode mode_ = dataplane::v1::PRECOPY;
   TempDir files_;
   std::filesystem::path initramfs_;
   const Id128 uuid_ = Id128::random();

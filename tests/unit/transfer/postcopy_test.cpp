@@ -113,6 +113,23 @@ TEST_F(SourcePostcopyTest, AtOnceSendsSetsAheadAndNoPageBeforeTheDestinationIsAr
   EXPECT_EQ(sent, (std::vector<pages::PageNumber>{0, 1, 3, 9}));
 }
 
+TEST_F(SourcePostcopyTest, WhatWasLookedAtBeforeTheSwitchGoesOutAtOnceInTheBackground) {
+  make({.mode = Mode::kPostcopy});
+  tell(*source, wire::PageSetAck{.round = 1});
+  s.settle(*source);
+  stop();
+  tell(*source, wire::Verified{});
+  source->tick(s.now);
+  tell(*source, wire::DemandRequest{.again = false, .pages = {3}});
+  const auto asked = take(transport::kPriorityLane), unasked = take(1);
+  ASSERT_EQ(asked.size(), 1U);
+  EXPECT_FALSE(asked[0].background);
+  EXPECT_EQ(unasked.size(), 3U) << "without a job";
+  for (const transport::Work& work : unasked) {
+    EXPECT_TRUE(work.background);
+  }
+}
+
 TEST_F(SourcePostcopyTest, ARoundInFlightIsAcknowledgedBeforeItsRestIsAnnounced) {
   make({.mode = Mode::kHybrid});
   transport::Work work;
@@ -217,6 +234,8 @@ TEST_F(SourcePostcopyTest, ANewProcessServesWhatTheDestinationMisses) {
   tell(*source, wire::Complete{});
   s.settle(*source);
   EXPECT_EQ(s.events.complete, 1);
+  EXPECT_EQ(s.events.stats.pages_demand, 1U);
+  EXPECT_EQ(s.events.stats.pages_background, 1U);
 }
 
 TEST_F(SourcePostcopyTest, WhatTheDestinationGotIsComparedWithWhatIsHere) {
@@ -338,9 +357,13 @@ TEST_F(DestinationPostcopyTest, AFaultIsAskedForOnceAndItsPageEndsIt) {
   EXPECT_EQ(std::get<wire::DemandRequest>(messages[0]).pages, std::vector<std::uint64_t>{4});
   arrive(transport::kPriorityLane, 4);
   EXPECT_FALSE(paging.missing(4));
+  EXPECT_EQ(destination->stats(s.now).all_there_us, 0U);
+  s.now = s.now + milliseconds(5);
+  const std::uint64_t there_us = destination->stats(s.now).elapsed_us;
   arrive(1, 3);
   const auto complete = s.find<wire::Complete>(s.sent());
   ASSERT_TRUE(complete);
+  s.now = s.now + milliseconds(5);
   EXPECT_FALSE(paging.armed());
   EXPECT_EQ(s.events.complete, 0);
   tell(*destination, wire::Completed{.equal = true});
@@ -349,6 +372,7 @@ TEST_F(DestinationPostcopyTest, AFaultIsAskedForOnceAndItsPageEndsIt) {
   EXPECT_EQ(s.events.stats.pages_demand, 1U);
   EXPECT_EQ(s.events.stats.pages_background, 1U);
   EXPECT_EQ(s.events.stats.faults, 2U);
+  EXPECT_EQ(s.events.stats.all_there_us, there_us);
 }
 
 TEST_F(DestinationPostcopyTest, WhatIsGivenBackIsNotMissedAnyMore) {

@@ -314,6 +314,26 @@ TEST(Swift, OneSlowRoundIsAPauseTwoAreAQueue) {
   EXPECT_EQ(r.swift.window(), before / 2);  // max_mdf
 }
 
+TEST(Swift, AShortQueueIsHardlyMoreThanTheEmptyPath) {
+  Rounds usual, short_queue;
+  short_queue.swift.keep_queue_short(true);
+  EXPECT_EQ(short_queue.swift.target_delay(), usual.swift.target_delay()) << "no path is known yet";
+  for (Rounds* r : {&usual, &short_queue}) {
+    r->run(microseconds(200));
+    r->run(microseconds(600));
+    r->run(microseconds(600));
+  }
+  EXPECT_EQ(short_queue.swift.target_delay(), microseconds(200) + kShortQueue);
+  EXPECT_LT(short_queue.swift.window(), usual.swift.window());
+  for (int i = 0; i < 20; ++i) {
+    short_queue.run(milliseconds(5));
+  }
+  EXPECT_EQ(short_queue.swift.window(), kShortQueueWindowMin);
+  short_queue.swift.keep_queue_short(false);
+  short_queue.run(microseconds(600));
+  EXPECT_GT(short_queue.swift.window(), kShortQueueWindowMin);
+}
+
 TEST(Swift, CutsByHowFarAboveTheTarget) {
   Rounds r;
   r.run(microseconds(100));

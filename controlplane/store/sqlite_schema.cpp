@@ -1,0 +1,96 @@
+#include "controlplane/store/sqlite_schema.h"
+
+#include <algorithm>
+
+#include "controlplane/store/sqlite_statement.h"
+#include "controlplane/store/store.h"
+
+namespace godwit::controlplane {
+namespace {
+
+// States are the numbers of MigrationState: 1 PREPARING, 2 TRANSFERRING, 3 SWITCHING, 4 COMMITTED, 5 ABORTED, 6
+// PULLING, 7 INCOMPLETE.
+static_assert(api::PREPARING == 1 && api::SWITCHING == 3 && api::COMMITTED == 4 && api::ABORTED == 5 &&
+              api::PULLING == 6 && api::INCOMPLETE == 7);
+constexpr const char* kSchema = R"sql(
+CREATE TABLE vms (
+  uuid BLOB PRIMARY KEY CHECK (length(uuid) = 16),
+  name TEXT NOT NULL UNIQUE,
+  definition BLOB NOT NULL,
+  host TEXT NOT NULL,
+  ownership INTEGER NOT NULL CHECK (ownership > 0),
+  image_id BLOB NOT NULL CHECK (length(image_id) = 16),
+  epoch_next INTEGER NOT NULL CHECK (epoch_next > 0 AND epoch_next < 4294967295),
+  tracker INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE hosts (
+  name TEXT PRIMARY KEY,
+  last BLOB NOT NULL,
+  last_seen_unix_us INTEGER NOT NULL
+) WITHOUT ROWID;
+)sql";
+constexpr const char* kMigrationsSchema = R"sql(
+CREATE TABLE migrations (
+  id BLOB PRIMARY KEY CHECK (length(id) = 16),
+  vm_uuid BLOB NOT NULL REFERENCES vms (uuid),
+  vm_name TEXT NOT NULL,
+  plan BLOB NOT NULL,
+  source TEXT NOT NULL,
+  destination TEXT NOT NULL,
+  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 7),
+  reason TEXT NOT NULL DEFAULT '',
+  ownership_before INTEGER NOT NULL,
+  image_id BLOB NOT NULL,
+  epoch_base INTEGER NOT NULL,
+  epoch_count INTEGER NOT NULL,
+  reused INTEGER NOT NULL DEFAULT 0,
+  reuse_reason TEXT NOT NULL DEFAULT '',
+  created_unix_us INTEGER NOT NULL,
+  ended_unix_us INTEGER NOT NULL DEFAULT 0,
+  stop_unix_us INTEGER NOT NULL DEFAULT 0,
+  resume_unix_us INTEGER NOT NULL DEFAULT 0,
+  stats BLOB NOT NULL DEFAULT x'',
+  destination_stats BLOB NOT NULL DEFAULT x'',
+  tracker INTEGER NOT NULL DEFAULT 0,
+  tracker_reason TEXT NOT NULL DEFAULT '',
+  source_settled INTEGER NOT NULL DEFAULT 0,
+  destination_settled INTEGER NOT NULL DEFAULT 0
+);
+)sql";
+constexpr const char* kMigrationsIndexes = R"sql(
+CREATE UNIQUE INDEX one_active_migration_a_vm ON migrations (vm_uuid) WHERE )sql" ACTIVE_MIGRATION R"sql(;
+CREATE INDEX unsettled_migrations ON migrations (source, destination)
+  WHERE state >= 4 AND (source_settled = 0 OR destination_settled = 0);
+CREATE INDEX migrations_by_time ON migrations (created_unix_us);
+PRAGMA user_version = 2;
+)sql";
+// Version 1 knew no state above 5. The columns are the same; the old indexes go with the old table.
+constexpr const char* kFromVersion1[] = {
+    "ALTER TABLE migrations RENAME TO migrations_1;",
+    kMigrationsSchema,
+    "INSERT INTO migrations SELECT * FROM migrations_1 ORDER BY rowid; DROP TABLE migrations_1;",
+    kMigrationsIndexes,
+};
+
+/// -1 on an error.
+int version_of(sqlite3* database) {
+  sqlite3_stmt* statement = nullptr;
+  if (sqlite3_prepare_v2(database, "PRAGMA user_version", -1, &statement, nullptr) != SQLITE_OK) {
+    return -1;
+  }
+  const Statement owner(statement);
+  return sqlite3_step(statement) == SQLITE_ROW ? sqlite3_column_int(statement, 0) : -1;
+}
+
+}  // namespace
+
+std::optional<int> bring_schema_up_to_date(sqlite3* database) {
+  const auto run = [&](const char* sql) { return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK; };
+  const int version = version_of(database);
+  const bool ready = version == 0   ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes)
+                     : version == 1 ? std::ranges::all_of(kFromVersion1, run)
+                                    : version > 0;
+  return ready ? std::optional(version) : std::nullopt;
+}
+
+}  // namespace godwit::controlplane

@@ -1,0 +1,86 @@
+#pragma once
+// The pages of a guest that runs here and are still elsewhere, behind transfer's interface: memory::DemandPager, and
+// the reading of faults, which goes on with or without a flow. Shared by the guest, its migration and the home lcore;
+// the guest's LiveGuest outlives it.
+//
+// Threads as transfer/paging_guest.h says; poll() and read_events() on the home lcore. Failure: GuestError for good;
+// memory that is not free just now is none (the pages stay missing and come again).
+
+#include <atomic>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/uuid.h"
+#include "dataplane/daemon/live_guest.h"
+#include "dataplane/memory/demand_pager.h"
+#include "dataplane/transfer/paging_guest.h"
+
+namespace godwit::daemon {
+
+class LivePaging final : public transfer::PagingGuest {
+ public:
+  /// Of what is missing of this VM; it outlives the daemon.
+  static std::string file_of(const std::string& directory, const Id128& vm_uuid);
+  static void remove_file(const std::string& directory, const Id128& vm_uuid);
+
+  // ---- jobs ----
+  /// Nothing is missing yet. The userfaultfds see accesses of the kernel, too (AttachGuest.demand_paging).
+  static std::expected<std::shared_ptr<LivePaging>, memory::Error> create(LiveGuest& guest, const std::string& file,
+                                                                          const memory::MissingOf& of,
+                                                                          std::uint32_t lcores);
+  /// Goes on where a former daemon stopped; faults wait for poll() from now on.
+  static std::expected<std::shared_ptr<LivePaging>, memory::Error> take_over(LiveGuest& guest, const std::string& file,
+                                                                             const memory::MissingOf& of,
+                                                                             std::uint32_t lcores);
+  std::expected<void, transfer::GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) override;
+  std::expected<void, transfer::GuestError> arm(const pages::Bitmap& missing) override;
+  /// Nothing when it is done already, or was never armed.
+  std::expected<void, transfer::GuestError> disarm() override;
+
+  // ---- the home lcore ----
+  /// Reads what faults there are, and keeps them for read_events(). True: there were some.
+  bool poll();
+  std::expected<void, transfer::GuestError> read_events(transfer::PagingEvents& out) override;
+
+  // ---- lcores ----
+  std::expected<void, transfer::GuestError> place(std::uint32_t lcore, std::span<transfer::PageWrite> pages) override;
+  std::expected<void, transfer::GuestError> place_zero(std::uint32_t lcore, pages::PageNumber first,
+                                                       std::uint64_t count,
+                                                       std::vector<transfer::PageRun>& placed) override;
+
+  // ---- any thread ----
+  [[nodiscard]] bool missing(pages::PageNumber page) const override { return pager_->is_missing(page); }
+  [[nodiscard]] std::uint64_t missing_count() const { return pager_->missing_count(); }
+  /// When it was armed.
+  [[nodiscard]] std::uint64_t missing_first() const { return missing_first_.load(std::memory_order_relaxed); }
+  /// From arm() until disarm() has returned.
+  [[nodiscard]] bool armed() const { return armed_.load(std::memory_order_acquire); }
+  [[nodiscard]] memory::PagerStats stats() const { return pager_->stats(); }
+  /// To wait on while asleep; level-triggered.
+  [[nodiscard]] std::vector<int> descriptors() const { return pager_->descriptors(); }
+
+ private:
+  using Open = std::expected<std::unique_ptr<memory::DemandPager>, memory::Error> (*)(memory::PagerRequest);
+  static std::expected<std::shared_ptr<LivePaging>, memory::Error> open(Open how, LiveGuest& guest,
+                                                                        const std::string& file,
+                                                                        const memory::MissingOf& of,
+                                                                        std::uint32_t lcores);
+  LivePaging(LiveGuest& guest, std::unique_ptr<memory::DemandPager> pager, std::uint32_t lcores)
+      : guest_(guest), pager_(std::move(pager)), placed_(lcores) {}
+
+  LiveGuest& guest_;
+  const std::unique_ptr<memory::DemandPager> pager_;
+  std::vector<std::vector<memory::PageRange>> placed_;  // by lcore, to be reused
+  std::atomic<std::uint64_t> missing_first_{0};
+  std::atomic<bool> armed_{false};
+
+  // the home lcore's
+  std::vector<pages::PageNumber> faults_;  // read, not told yet
+  std::optional<transfer::GuestError> failure_;
+};
+
+}  // namespace godwit::daemon

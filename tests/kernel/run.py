@@ -1,0 +1,174 @@
+"""usage: python3 -m tests.kernel.run installed|backports BUILD_FOLDER TEST_PROGRAM
+
+Builds the module for a kernel of Debian's, boots that kernel under TCG with a nested KVM, and runs the test program in it. Judged by
+what the guest says on its serial console. Exit status 77: not possible here, with the reason.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from tests.kernel import kernels
+
+MODULE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "kmod-ept")
+SECONDS_MAX = 480
+RUN_SECONDS_MAX = 200  # of one run of the test program; usual are 45
+# A double fault of TCG's cmpxchg16b kills newer kernels in their boot; they do without it.
+CPU = "max,-cx16"
+MEMORY_MIB = 3072  # the second GiB is one huge page: neither kernel nor initramfs is in it
+# oops=panic: the first one ends the run. slub_debug: what is used after it was freed, or written beyond its end, is found.
+# maxcpus: TCG does not always see code that another processor has patched. KVM patches the scheduler with the first VM, and back with the last:
+# one is held while the second processor runs.
+COMMAND_LINE = "maxcpus=1 console=ttyS0 quiet panic=-1 oops=panic slub_debug=FZP log_buf_len=4M damon_stat.enabled=N hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"
+BOOTS_MAX = 3
+# Severities up to 4 (warning) that a module of another tree brings about, or a machine whose processors wait for their turn.
+EXPECTED = re.compile(r"out-of-tree module taints kernel|hrtimer: interrupt took|clocksource: |perf: interrupt took too long")
+RUNS = ("tables", "newer", "newer-tables")
+
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+for m in %(modules)s; do insmod /modules/$m || echo "GODWIT-FAILED insmod $m"; done
+cp /bin/test /bin/holder
+holder hold || echo "GODWIT-FAILED no VM to hold"
+echo 1 > /sys/devices/system/cpu/cpu1/online
+cp /proc/sys/kernel/tainted /tainted
+dmesg > /log
+echo "GODWIT-BOOTED $(uname -r) after $(cut -d. -f1 /proc/uptime) s"
+# What hangs is told of: the stacks of this program's threads, of its VMMs' and their vCPUs'.
+watch() {
+  sleep %(run_seconds)d
+  echo "GODWIT-FAILED $1 hangs"
+  for task in /proc/[0-9]*/task/*; do grep -q '^test$' $task/comm && echo "== $task $(cat $task/wchan) $(cat $task/syscall)" && cat $task/stack; done
+  echo l > /proc/sysrq-trigger
+  kill -9 $(pidof test)
+}
+run() {
+  name=$1 module=$2 parameter=$3; shift 3
+  insmod /modules/$module.ko $parameter
+  watch $name & watcher=$!
+  /bin/test --gtest_color=no "$@"; echo "GODWIT-RUN $name $?"
+  kill $watcher
+  rmmod godwit_ept && echo "GODWIT-UNLOADED $name"
+}
+run tables godwit-ept "" --gtest_filter=-Newer.*
+run newer godwit-ept-newer "" --gtest_filter=Newer.*
+run newer-tables godwit-ept-newer read_tables=1 --gtest_filter=By/Exact.*/Tables:Refusals.Descriptors:Tables.AVcpu*
+echo 0 > /sys/devices/system/cpu/cpu1/online
+kill $(pidof holder)
+sleep 1
+rmmod kvm_amd && echo "GODWIT-UNLOADED kvm"
+dmesg -r | tail -n +$(($(wc -l < /log) + 1)) | sed 's/^/GODWIT-LOG /'
+echo "GODWIT-TAINTED $(cat /tainted) $(cat /proc/sys/kernel/tainted)"
+poweroff -f
+"""
+
+
+def build_modules(kernel, folder):
+    """The module, and as on a newer kernel; returns their files."""
+    files = []
+    for name, variables in (("godwit-ept", []), ("godwit-ept-newer", ["GODWIT_EPT_AS_NEWER=y"])):
+        shutil.copytree(MODULE, f"{folder}/{name}")
+        kernel.build_module(f"{folder}/{name}", *variables)
+        os.rename(f"{folder}/{name}/godwit-ept.ko", f"{folder}/{name}.ko")
+        files.append(f"{folder}/{name}.ko")
+    return files
+
+
+def build_initramfs(kernel, folder, program):
+    root = f"{folder}/root"
+    for name in ("bin", "modules", "proc", "sys", "dev"):
+        os.makedirs(f"{root}/{name}")
+    shutil.copy("/bin/busybox", f"{root}/bin/busybox")
+    shutil.copy(program, f"{root}/bin/test")
+    subprocess.run(["strip", f"{root}/bin/test"], check=True)
+    names = []
+    for file in kernel.modules("kvm-amd"):
+        name = os.path.basename(file).removesuffix(".xz")
+        with open(f"{root}/modules/{name}", "wb") as out:
+            subprocess.run(["xz", "-dc", file] if file.endswith(".xz") else ["cat", file], stdout=out, check=True)
+        names.append(name)
+    for file in build_modules(kernel, folder):
+        shutil.copy(file, f"{root}/modules")
+    with open(f"{root}/init", "w") as init:
+        init.write(INIT % {"modules": " ".join(names), "run_seconds": RUN_SECONDS_MAX})
+    os.chmod(f"{root}/init", 0o755)
+    subprocess.run(f"cd {root} && find . | cpio -o -H newc --quiet | gzip -1 > {folder}/initramfs.gz", shell=True, check=True)
+    return f"{folder}/initramfs.gz"
+
+
+def boot(kernel, initramfs, serial):
+    """What the machine said, until it powered off, fell over, or its time was up."""
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
+               "-serial", f"file:{serial}", "-no-reboot", "-kernel", kernel.image, "-initrd", initramfs, "-append", COMMAND_LINE]
+    late = ""
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        late = f"\nGODWIT-FAILED not ready after {SECONDS_MAX} s\n"
+    with open(serial, errors="replace", newline="") as file:
+        return file.read().replace("\r", "") + late
+
+
+def problems(said):
+    """What is wrong with a run: lines."""
+    found = re.findall(r"GODWIT-FAILED (.*)", said)
+    results = dict(re.findall(r"^GODWIT-RUN (\S+) (\d+)$", said, re.MULTILINE))
+    unloaded = re.findall(r"^GODWIT-UNLOADED (\S+)$", said, re.MULTILINE)
+    for run in RUNS:
+        if results.get(run) != "0":
+            found.append(f"run '{run}' ended with {results.get(run, 'nothing: the machine fell over')}")
+        if run not in unloaded:
+            found.append(f"the module could not be unloaded after '{run}'")
+    if "kvm" not in unloaded:
+        found.append("KVM could not be unloaded: a VM is still held")
+    if re.search(r"\[  SKIPPED \]|^\[=+\] Running 0 tests", said, re.MULTILINE):
+        found.append("a test was left out")
+    for level, text in re.findall(r"^GODWIT-LOG <(\d+)>(.*)$", said, re.MULTILINE):
+        if int(level) % 8 <= 4 and not EXPECTED.search(text):
+            found.append(f"the kernel said: {text}")
+    tainted = re.search(r"^GODWIT-TAINTED (\d+) (\d+)$", said, re.MULTILINE)
+    # Out of tree (12) and unsigned (13) it is.
+    if not tainted or int(tainted[2]) & ~int(tainted[1]) & ~(1 << 12 | 1 << 13):
+        found.append(f"the kernel is tainted: {tainted and tainted[0]}")
+    return found
+
+
+def run(kernel, folder, program):
+    initramfs = build_initramfs(kernel, folder, program)
+    for _ in range(BOOTS_MAX):
+        said = boot(kernel, initramfs, f"{folder}/serial")
+        print(said, flush=True)
+        if "GODWIT-BOOTED" in said:
+            break
+        print("the machine fell over before the module was loaded: booted again", flush=True)
+    found = problems(said)
+    for problem in found:
+        print(f"FAILED {problem}")
+    return 1 if found else 0
+
+
+def main():
+    if len(sys.argv) != 4 or sys.argv[1] not in ("installed", "backports"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    which, build, program = sys.argv[1:]
+    try:
+        for needed in ("qemu-system-x86_64", "/bin/busybox", "make", "cpio", "modprobe", "xz"):
+            if shutil.which(needed) is None:
+                raise kernels.Missing(f"no {needed}: scripts/install-dependencies installs it")
+        kernel = kernels.installed() if which == "installed" else kernels.backports(f"{build}/backports")
+    except kernels.Missing as missing:
+        print(f"skipped: {missing}")
+        return 77
+    with tempfile.TemporaryDirectory(dir=build, prefix=f"{which}.") as folder:
+        return run(kernel, folder, program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
