@@ -234,6 +234,8 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
       transport::PagesInPlace in_place;
       if (!room.empty()) {
         in_place.room = room.subspan(header, datagram_bytes_max_);
+        const std::byte* const next = queue_.next_room(port::Priority::kBulk);
+        in_place.next_room = next != nullptr ? next + header : nullptr;
       }
       const bool refers = loan_ != nullptr && queue_.can_refer();
       const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_),

@@ -126,6 +126,8 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     transport::PagesInPlace in_place;
     if (!room.empty()) {
       in_place.room = room.subspan(header, datagram_bytes_max_);
+      const std::byte* const next = queue.next_room(priority);
+      in_place.next_room = next != nullptr ? next + header : nullptr;
     }
     const std::size_t bytes = entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_),
                                                         refers || !room.empty() ? &in_place : nullptr);

@@ -11,6 +11,8 @@
 #include <array>
 #include <cstring>
 
+#include "base/check.h"
+
 namespace godwit::pages {
 namespace {
 
@@ -56,19 +58,25 @@ PageHash merge(const Accumulators& accumulators) {
   return _mm512_add_epi64(_mm512_mul_epu32(mixed, prime), _mm512_slli_epi64(high, 32));
 }
 
-template <std::size_t kPages>
-[[gnu::target("avx512f")]] void copy_avx512(PageCopy* copies) {
+template <std::size_t kPages, bool kFetchesNext>
+[[gnu::target("avx512f")]] void copy_avx512(const PageCopy* copies, PageHash* hashes) {
   __m512i sums[kPages];
+  PageCopy pages[kPages];  // our own: for all the compiler knows, the stores below change `copies`
 #pragma GCC unroll 2
-  for (__m512i& sum : sums) sum = _mm512_loadu_si512(kInitial.data());
+  for (std::size_t page = 0; page < kPages; ++page) {
+    sums[page] = _mm512_loadu_si512(kInitial.data());
+    pages[page] = copies[page];
+  }
   for (std::size_t first = 0; first < kStripes; first += kStripesInTurn) {
     // Unrolled, or the sums would live in memory: g++ does not see it at -O2.
 #pragma GCC unroll 2
     for (std::size_t page = 0; page < kPages; ++page) {
 #pragma GCC unroll 4
       for (std::size_t stripe = first; stripe < first + kStripesInTurn; ++stripe) {
-        const __m512i data = _mm512_loadu_si512(copies[page].from + stripe * kStripeBytes);
-        _mm512_storeu_si512(copies[page].to + stripe * kStripeBytes, data);
+        const std::size_t at = stripe * kStripeBytes;
+        const __m512i data = _mm512_loadu_si512(pages[page].from + at);
+        _mm512_storeu_si512(pages[page].to + at, data);
+        if constexpr (kFetchesNext) __builtin_prefetch(pages[page].next_to + at, 1);
         sums[page] = accumulate(sums[page], data, secret_of(stripe));
         if (ends_block(stripe)) sums[page] = scramble(sums[page]);
       }
@@ -78,7 +86,7 @@ template <std::size_t kPages>
   for (std::size_t page = 0; page < kPages; ++page) {
     alignas(64) Accumulators accumulators;
     _mm512_store_si512(accumulators.data(), sums[page]);
-    copies[page].hash = merge(accumulators);
+    hashes[page] = merge(accumulators);
   }
 }
 
@@ -99,7 +107,7 @@ template <std::size_t kPages>
   return _mm256_add_epi64(_mm256_mul_epu32(mixed, prime), _mm256_slli_epi64(high, 32));
 }
 
-[[gnu::target("avx2")]] void copy_avx2(PageCopy& copy) {
+[[gnu::target("avx2")]] PageHash copy_avx2(const PageCopy& copy) {
   alignas(64) Accumulators accumulators = kInitial;
   __m256i sums[2];
   std::memcpy(sums, accumulators.data(), sizeof sums);
@@ -114,33 +122,49 @@ template <std::size_t kPages>
     }
   }
   std::memcpy(accumulators.data(), sums, sizeof sums);
-  copy.hash = merge(accumulators);
+  return merge(accumulators);
 }
 
-void copy_plain(PageCopy& copy) {
+PageHash copy_plain(const PageCopy& copy) {
   std::array<std::byte, kPageSize> page;
   std::memcpy(page.data(), copy.from, page.size());
-  copy.hash = hash_page(page);
   std::memcpy(copy.to, page.data(), page.size());
+  return hash_page(page);
 }
 
 }  // namespace
 
-void copy_pages(std::span<PageCopy> copies) {
-  static const bool has_avx512 = __builtin_cpu_supports("avx512f") != 0;
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
-  if (has_avx512 && copies.size() == 2) {
-    return copy_avx512<2>(copies.data());
+PageCopier best_page_copier() {
+  if (__builtin_cpu_supports("avx512f") != 0) {
+    return PageCopier::kAvx512;
   }
-  for (PageCopy& copy : copies) {
-    if (has_avx512) {
-      copy_avx512<1>(&copy);
-    } else if (has_avx2) {
-      copy_avx2(copy);
-    } else {
-      copy_plain(copy);
+  return __builtin_cpu_supports("avx2") != 0 ? PageCopier::kAvx2 : PageCopier::kPlain;
+}
+
+void copy_pages(std::span<const PageCopy> copies, std::span<PageHash> hashes, PageCopier copier) {
+  GW_ASSERT(copies.size() == hashes.size());
+  if (copier == PageCopier::kAvx512 && copies.size() == 2) {
+    const bool fetches_next = copies[0].next_to != nullptr && copies[1].next_to != nullptr;
+    return (fetches_next ? copy_avx512<2, true> : copy_avx512<2, false>)(copies.data(), hashes.data());
+  }
+  for (std::size_t i = 0; i < copies.size(); ++i) {
+    switch (copier) {
+      case PageCopier::kAvx512:
+        copy_avx512<1, false>(&copies[i], &hashes[i]);
+        break;
+      case PageCopier::kAvx2:
+        hashes[i] = copy_avx2(copies[i]);
+        break;
+      case PageCopier::kPlain:
+        hashes[i] = copy_plain(copies[i]);
+        break;
     }
   }
+}
+
+void copy_pages(std::span<const PageCopy> copies, std::span<PageHash> hashes) {
+  static const PageCopier best = best_page_copier();
+  copy_pages(copies, hashes, best);
 }
 
 }  // namespace godwit::pages

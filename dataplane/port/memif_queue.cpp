@@ -60,8 +60,8 @@ std::uint32_t RingEnd::available() const {
   return slots <= ring_->slots ? slots : 0;  // more than there are: the peer is wrong
 }
 
-RingEnd::Slot RingEnd::take() const {
-  const std::uint32_t index = next_ & (ring_->slots - 1);
+RingEnd::Slot RingEnd::look(std::uint16_t ahead) const {
+  const std::uint32_t index = (std::uint32_t{next_} + ahead) & (ring_->slots - 1);
   const Descriptor& descriptor = ring_->descriptors()[index];
   if (link_->client) {
     const std::span<std::byte> buffer =
@@ -194,9 +194,13 @@ void MemifQueue::enable_interrupt(bool enable) {
 
 std::size_t MemifQueue::bulk_turn() const { return urgent_turns_ > 0 ? kBulkTurn : kBurst; }
 
-RingEnd& MemifQueue::sending(Priority priority) {
+const RingEnd& MemifQueue::sending(Priority priority) const {
   const std::size_t kind = priority == Priority::kUrgent ? kUrgent : kBulk;
   return out_[out_[kind].exists() ? kind : 1 - kind];
+}
+
+RingEnd& MemifQueue::sending(Priority priority) {
+  return const_cast<RingEnd&>(std::as_const(*this).sending(priority));  // *this is not const
 }
 
 std::size_t MemifQueue::receive_from(RingEnd& ring, std::size_t frames_max) {
@@ -275,6 +279,11 @@ std::span<std::byte> MemifQueue::room(Priority priority, std::size_t aligned_at)
   shift_ = link_->client ? (kLineBytes - aligned_at % kLineBytes) % kLineBytes : 0;
   room_ = slot.size() >= shift_ + frame_bytes_max_ ? slot.subspan(shift_, frame_bytes_max_) : std::span<std::byte>();
   return room_;
+}
+
+const std::byte* MemifQueue::next_room(Priority priority) const {
+  const std::span<std::byte> slot = sending(priority).look(1).bytes;
+  return slot.size() >= shift_ + frame_bytes_max_ ? slot.data() + shift_ : nullptr;
 }
 
 void MemifQueue::commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) {

@@ -33,7 +33,9 @@ class RingEnd {
     bool goes_on = false;        // received: the frame is in several
   };
   /// The next one; requires available(). `shift` (of a client that sends): its room begins so much later.
-  [[nodiscard]] Slot take() const;
+  [[nodiscard]] Slot take() const { return look(0); }
+  /// The one so many after it; ours or not.
+  [[nodiscard]] Slot look(std::uint16_t ahead) const;
   /// The slot taken is done with: filled with so many bytes that begin where it said, or received.
   void pass(std::size_t bytes, std::size_t shift);
   /// What was passed is the peer's.
@@ -78,6 +80,7 @@ class MemifQueue final : public Queue {
   std::span<std::byte> next_frame(Priority priority) override;
   void commit(Priority priority, std::size_t bytes) override;
   std::span<std::byte> room(Priority priority, std::size_t aligned_at) override;
+  [[nodiscard]] const std::byte* next_room(Priority priority) const override;
   void commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) override;
   [[nodiscard]] const std::byte* elsewhere(std::size_t index) const override { return elsewhere_[index]; }
   [[nodiscard]] bool can_refer() override { return false; }
@@ -89,6 +92,7 @@ class MemifQueue final : public Queue {
  private:
   void adopt();
   [[nodiscard]] RingEnd& sending(Priority priority);
+  [[nodiscard]] const RingEnd& sending(Priority priority) const;
   [[nodiscard]] std::size_t bulk_turn() const;
   void sent(RingEnd& ring, std::size_t bytes, std::size_t shift);
   std::size_t receive_from(RingEnd& ring, std::size_t frames_max);

@@ -115,6 +115,9 @@ class Queue {
   /// `aligned_at` begins a cache line where that can be had. The peer sees what is written, so never plain text of what
   /// is to be encrypted. Empty: not here.
   virtual std::span<std::byte> room(Priority /*priority*/, std::size_t /*aligned_at*/) { return {}; }
+  /// After room(): where that of the frame after it will be, if all goes on as now; for prefetching alone. Null:
+  /// unknown.
+  [[nodiscard]] virtual const std::byte* next_room(Priority /*priority*/) const { return nullptr; }
   /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then
   /// `room_bytes` that were put where they belong in room(), then those.
   virtual void commit_around(Priority /*priority*/, std::size_t /*bytes*/, std::size_t /*tail_bytes*/,

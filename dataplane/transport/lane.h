@@ -87,7 +87,8 @@ inline constexpr std::size_t kMessageBytesMax = 65536;
 /// With a `room` they are copied, or encrypted, there, in the pass that makes the tag: then there are bytes and no
 /// pieces.
 struct PagesInPlace {
-  std::span<std::byte> room{};  // given by the caller: where the packet will be sent from, as long as `out`
+  std::span<std::byte> room{};           // given by the caller: where the packet will be sent from, as long as `out`
+  const std::byte* next_room = nullptr;  // given by the caller: room of the packet after it, perhaps; a hint
   std::array<std::span<const std::byte>, 2> pieces{};  // a page each, or neighbours as one
   std::size_t count = 0;
   std::size_t bytes = 0;

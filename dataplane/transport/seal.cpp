@@ -37,8 +37,10 @@ class Checksum {
 
   void write(std::span<std::byte> packet, const SealedPages& pages) const {
     const XXH128_hash_t hash = compute(packet, pages);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
+    Tag tag;
+    wire::store_le<std::uint64_t>(tag, 0, hash.low64);
+    wire::store_le<std::uint64_t>(tag, 8, hash.high64);
+    std::memcpy(packet.data() + packet.size() - sizeof tag, tag.data(), sizeof tag);  // at once, as it will be read
   }
 
   [[nodiscard]] bool matches(std::span<const std::byte> packet, const SealedPages& pages) const {
@@ -142,8 +144,7 @@ class ChecksumOpener final : public Opener {
       const auto at = static_cast<std::size_t>(body_.page_bytes[i].data() - packet.data());
       copies[i] = {.to = packet.data() + at, .from = from + at};
     }
-    pages::copy_pages(std::span(copies).first(body_.count));
-    std::transform(copies.begin(), copies.end(), hashes.begin(), [](const pages::PageCopy& copy) { return copy.hash; });
+    pages::copy_pages(std::span(copies).first(body_.count), std::span(hashes).first(body_.count));
     const std::size_t tag = packet.size() - wire::kTagBytes;
     std::copy_n(from + tag, wire::kTagBytes, packet.data() + tag);
   }
