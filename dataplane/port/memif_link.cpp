@@ -257,8 +257,7 @@ Handshake::Answer Handshake::on_ring(const AddRing& request, UniqueFd file) {
       request.offset + ring_bytes(slots) > link_->regions[request.region].bytes().size()) {
     return std::unexpected(name + " lies outside its memory");
   }
-  // A write to anything else might raise a signal.
-  if (!is_eventfd(file.get()) || fcntl(file.get(), F_SETFL, O_NONBLOCK) != 0) {
+  if (!is_eventfd(file.get())) {
     return std::unexpected(name + " has no eventfd");
   }
   auto* const head = reinterpret_cast<RingHead*>(link_->regions[request.region].bytes().data() + request.offset);

@@ -197,8 +197,8 @@ std::expected<void, PortError> MemifPort::start() {
       pools_.push_back(pool);
     }
     queues_.push_back(std::make_unique<MemifQueue>(queue, frame_bytes_max(), pool));
-    if (queues_.back()->descriptor() < 0) {
-      return std::unexpected(failed("epoll_create1"));
+    if (!queues_.back()->valid()) {
+      return std::unexpected(failed("queue " + std::to_string(queue)));
     }
   }
   if (options_.memif_server) {

@@ -27,9 +27,9 @@ static_assert(kCopiedBytes >= kHereBytes);
 constexpr std::size_t kUrgent = 0;
 constexpr std::size_t kBulk = 1;
 
+/// Of our own: O_NONBLOCK stays, and a full counter is readable already.
 void signal(int file) {
   const std::uint64_t one = 1;
-  // A full counter (EAGAIN) is readable already; a peer's that is none is the peer's loss.
   [[maybe_unused]] const ssize_t written = write(file, &one, sizeof one);
 }
 
@@ -107,11 +107,11 @@ void RingEnd::publish() {
   ours_->store(static_cast<std::uint16_t>(next_ + ours_ahead_), std::memory_order_release);
 }
 
-void RingEnd::ring() const {
+void RingEnd::ring(const EventSignal& signal) const {
   // The peer clears its flag, then looks once more; we publish, then look at the flag.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if ((ring_->head->flags.load(std::memory_order_relaxed) & kMaskInterrupt) == 0) {
-    signal(ring_->interrupt.get());
+    signal.raise(ring_->interrupt.get());
   }
 }
 
@@ -321,7 +321,7 @@ bool MemifQueue::flush() {
   for (RingEnd& ring : out_) {
     if (ring.exists() && ring.passed() != 0) {
       ring.publish();
-      ring.ring();
+      ring.ring(signal_);
     }
   }
   full_ = full_ && sending(Priority::kBulk).exists() && sending(Priority::kBulk).available() == 0;

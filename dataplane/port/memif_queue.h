@@ -13,6 +13,7 @@
 #include <new>
 
 #include "base/unique_fd.h"
+#include "dataplane/port/event_signal.h"
 #include "dataplane/port/memif_link.h"
 #include "dataplane/port/port.h"
 
@@ -41,7 +42,7 @@ class RingEnd {
   /// What was passed is the peer's.
   void publish();
   /// Rings unless the peer polls.
-  void ring() const;
+  void ring(const EventSignal& signal) const;
   /// Whether the peer is to ring.
   void mask(bool masked) const;
   [[nodiscard]] bool exists() const { return ring_ != nullptr; }
@@ -61,13 +62,15 @@ class RingEnd {
 
 class MemifQueue final : public Queue {
  public:
-  /// `pool`: for frames that are kept; null: none are. Throws nothing; descriptor() is -1 if the kernel has no more.
+  /// `pool`: for frames that are kept; null: none are. Throws nothing; not valid() if the kernel has no more, see
+  /// errno.
   MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, rte_mempool* pool);
   ~MemifQueue() override;
   MemifQueue(const MemifQueue&) = delete;
   MemifQueue& operator=(const MemifQueue&) = delete;
 
   // ---- the control thread ----
+  [[nodiscard]] bool valid() const { return epoll_.valid() && changed_fd_.valid() && signal_.valid(); }
   void connect(std::shared_ptr<Link> link);
   void disconnect();
   /// Readable when frames arrive and interrupts are on, or the peer comes or goes.
@@ -103,6 +106,7 @@ class MemifQueue final : public Queue {
   rte_mempool* const pool_;
   UniqueFd epoll_;
   UniqueFd changed_fd_;
+  EventSignal signal_;
   std::mutex mutex_;
   std::shared_ptr<Link> offered_;  // by the control thread, under mutex_
   std::atomic<bool> changed_{false};

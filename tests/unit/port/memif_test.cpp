@@ -2,12 +2,13 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -16,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "dataplane/port/event_signal.h"
 #include "dataplane/port/memif_link.h"
 #include "dataplane/port/memif_port.h"
 #include "dataplane/port/memif_queue.h"
@@ -31,7 +33,7 @@ using Bytes = std::vector<std::byte>;
 template <class Condition>
 bool wait_until(Condition condition) {
   for (int i = 0; i < 10'000 && !condition(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    poll(nullptr, 0, 1);
   }
   return condition();
 }
@@ -251,6 +253,34 @@ TEST(MemifRings, WhateverThePeerWritesNoFrameLeavesTheMemory) {
   }
 }
 
+/// Both ends of an eventfd have one counter and one O_NONBLOCK.
+TEST(MemifRings, APeerWhoFillsItsEventfdStopsNobody) {
+  const Pair pair = connect_pair();
+  MemifQueue sender(0, kFrameBytesMax, nullptr);
+  ASSERT_TRUE(sender.valid());
+  sender.connect(pair.server);
+  sender.receive();
+  for (const auto& ring : pair.client->receive) {
+    const std::uint64_t full = UINT64_MAX - 1;
+    ASSERT_EQ(fcntl(ring->interrupt.get(), F_SETFL, 0), 0);
+    ASSERT_EQ(write(ring->interrupt.get(), &full, sizeof full), static_cast<ssize_t>(sizeof full));
+    ring->head->head = static_cast<std::uint16_t>(ring->slots);
+    ring->head->flags = 0;  // it wants to be told
+  }
+  std::atomic<bool> done{false};
+  std::thread lcore([&] {
+    EXPECT_TRUE(send(sender, Priority::kBulk, frame_of(60, 1)));
+    sender.flush();
+    done = true;
+  });
+  EXPECT_TRUE(wait_until([&] { return done.load(); })) << "waits for the peer to read";
+  for (const auto& ring : pair.client->receive) {
+    std::uint64_t count = 0;
+    EXPECT_EQ(read(ring->interrupt.get(), &count, sizeof count), static_cast<ssize_t>(sizeof count));
+  }
+  lcore.join();
+}
+
 Message init() {
   return message_of(Type::kInit, Init{.version = kVersion, .id = 0, .mode = 0, .secret = {}, .name = {}});
 }
@@ -260,6 +290,21 @@ UniqueFd memory(std::uint64_t bytes, bool sealed) {
   EXPECT_EQ(ftruncate(file.get(), static_cast<off_t>(bytes)), 0);
   EXPECT_EQ(fcntl(file.get(), F_ADD_SEALS, sealed ? F_SEAL_SHRINK : F_SEAL_GROW), 0);
   return file;
+}
+
+TEST(EventSignal, AddsOneEachTimeAndOnlyToAnEventfd) {
+  const EventSignal signal;
+  ASSERT_TRUE(signal.valid());
+  const UniqueFd file(eventfd(0, EFD_NONBLOCK));
+  for (int i = 0; i < 10'000; ++i) {
+    signal.raise(file.get());
+  }
+  std::uint64_t count = 0;
+  ASSERT_EQ(read(file.get(), &count, sizeof count), static_cast<ssize_t>(sizeof count));
+  EXPECT_EQ(count, 10'000U);
+  signal.raise(memory(4096, true).get());
+  signal.raise(-1);
+  EXPECT_LT(read(file.get(), &count, sizeof count), 0);
 }
 
 bool takes_region(std::uint64_t claimed, std::uint64_t real, bool sealed, std::uint16_t index = 0) {
