@@ -67,7 +67,9 @@ class FlowLanes {
   [[nodiscard]] std::uint16_t number(std::size_t index) const { return lanes_[index].number; }
   [[nodiscard]] transport::Lane& lane(std::size_t index) const { return *lanes_[index].lane; }
 
-  transport::Received on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram, Duration unseen);
+  /// `from`: Lane::on_packet.
+  transport::Received on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   /// Fills the queue with what the index-th lane may send now, at most `budget` frames; how many. No `to`: what is
@@ -98,8 +100,9 @@ class FlowShare {
   [[nodiscard]] std::size_t lcore() const { return lcore_; }
   [[nodiscard]] const FlowLanes& lanes() const { return lanes_; }
   // ---- its lcore ----
-  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, Duration unseen) {
-    return lanes_.on_packet(now, lane, datagram, unseen);
+  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen) {
+    return lanes_.on_packet(now, lane, datagram, from, unseen);
   }
   void flush() { behind_ = !share_->flush(); }
   void tick(Instant now) { lanes_.tick(now); }

@@ -113,8 +113,8 @@ void MigrationFlow::cancel(Instant now, const std::string& reason) {
 }
 
 transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram,
-                                             Duration unseen) {
-  return lanes_.on_packet(now, lane, datagram, unseen);
+                                             const std::byte* from, Duration unseen) {
+  return lanes_.on_packet(now, lane, datagram, from, unseen);
 }
 
 bool MigrationFlow::pump() {

@@ -78,7 +78,8 @@ class MigrationFlow {
   void cancel(Instant now, const std::string& reason);
   /// Tells everyone who waits that nothing will be taken any more.
   void refuse_device_state();
-  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, Duration unseen);
+  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen);
   /// Looks what the shares have to tell and gives them work; true: there was something.
   bool pump();
   /// After each receive burst that had something for this flow.

@@ -81,7 +81,7 @@ port::EnvironmentOptions environment_options(const config::DataplaneConfig& conf
   }
   if (port.driver == port::Driver::kPci) {
     options.pci_addresses.push_back(port.device);
-  } else if (const auto device = port::device_arguments(port)) {
+  } else if (const auto device = port::device_arguments(port); device && !device->empty()) {
     options.vdevs.push_back(*device);
   }  // else: opening the port says what is wrong
   return options;

@@ -31,14 +31,6 @@ std::string af_packet(const PortOptions& options) {
          ",framecnt=" + std::to_string(frames) + ",qdisc_bypass=1";
 }
 
-std::string memif(const PortOptions& options) {
-  // 22.11 never clears NEXT of a chain's first descriptor: no frame may need two buffers.
-  const std::uint32_t frame = options.mtu + kEthernetHeaderBytes;
-  const std::uint32_t buffer_bytes = (frame + 127) / 128 * 128;
-  return "net_memif0,role=" + std::string(options.memif_server ? "server" : "client") +
-         ",socket-abstract=no,socket=" + options.socket + ",bsize=" + std::to_string(buffer_bytes) + ",rsize=9";
-}
-
 }  // namespace
 
 std::expected<std::string, PortError> device_arguments(const PortOptions& options) {
@@ -64,7 +56,7 @@ std::expected<std::string, PortError> device_arguments(const PortOptions& option
             PortError{"port: net_memif needs socket = \"/absolute/path\" of at most 107 characters, not \"" +
                       options.socket + "\""});
       }
-      return memif(options);
+      return std::string();
     case Driver::kOther:
       if (options.device.empty()) {
         return std::unexpected(

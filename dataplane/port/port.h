@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "base/single_writer.h"
 #include "dataplane/port/dma_memory.h"
 #include "dataplane/port/environment.h"
@@ -31,6 +32,7 @@ inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
 inline constexpr std::uint32_t kMtuMin = 1280;
 inline constexpr std::uint32_t kMtuMax = 9216;
 inline constexpr std::size_t kReferencesMax = 2;  // of one frame
+inline constexpr std::size_t kHereBytes = 512;    // see Queue::elsewhere()
 
 enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 
@@ -46,7 +48,7 @@ struct PortOptions {
       512;  // packets that peers may have on their way to one queue: the lanes' credit together
 };
 
-/// The --vdev argument of this port; empty for PCI. Error: an option that the driver would refuse or misuse.
+/// The --vdev argument of this port; empty for PCI and memif. Error: an option that the driver would refuse or misuse.
 std::expected<std::string, PortError> device_arguments(const PortOptions& options);
 
 struct QueueCounters {  // written by the queue's lcore, read by any thread
@@ -99,6 +101,9 @@ class Queue {
   virtual ~Queue() = default;
   /// Up to kBurst frames, valid until the next call.
   virtual std::span<const std::span<std::byte>> receive() = 0;
+  /// Where the index-th frame of the last receive() lies, of which only the first kHereBytes are in its bytes yet: a
+  /// peer may write there at any time, so nothing may be read there twice. Null: all of it is in its bytes.
+  [[nodiscard]] virtual const std::byte* elsewhere(std::size_t /*index*/) const { return nullptr; }
   /// Takes the index-th frame of the last receive() away from it, once.
   virtual ReceivedFrame keep(std::size_t index) = 0;
   /// Room for the next frame to send, frame_bytes_max long; empty: no more of this priority for now, flush first.
@@ -106,6 +111,19 @@ class Queue {
   virtual std::span<std::byte> next_frame(Priority priority) = 0;
   /// Takes the first `bytes` of next_frame() for sending, before all waiting frames of less priority.
   virtual void commit(Priority priority, std::size_t bytes) = 0;
+  /// After next_frame(): where that frame will be sent from, if parts of it may be put there directly; its byte
+  /// `aligned_at` begins a cache line where that can be had. The peer sees what is written, so never plain text of what
+  /// is to be encrypted. Empty: not here.
+  virtual std::span<std::byte> room(Priority /*priority*/, std::size_t /*aligned_at*/) { return {}; }
+  /// After room(): where that of the frame after it will be, if all goes on as now; for prefetching alone. Null:
+  /// unknown.
+  [[nodiscard]] virtual const std::byte* next_room(Priority /*priority*/) const { return nullptr; }
+  /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then
+  /// `room_bytes` that were put where they belong in room(), then those.
+  virtual void commit_around(Priority /*priority*/, std::size_t /*bytes*/, std::size_t /*tail_bytes*/,
+                             std::size_t /*room_bytes*/) {
+    GW_ASSERT(false);  // no room() was given
+  }
   /// Whether the next frame may refer to a loan's memory; no while too many frames do.
   [[nodiscard]] virtual bool can_refer() = 0;
   /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then `pieces`,

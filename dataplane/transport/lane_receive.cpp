@@ -7,14 +7,14 @@ namespace {
 constexpr std::uint64_t kFloorDistanceMax = UINT32_MAX - 1;
 }  // namespace
 
-Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram, Duration unseen) {
-  const Received result = receive(now, datagram, unseen >= kAwayMin ? unseen : Duration{0});
+Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration unseen) {
+  const Received result = receive(now, datagram, from, unseen >= kAwayMin ? unseen : Duration{0});
   ++counters_.received[static_cast<std::size_t>(result)];
   return result;
 }
 
 /// Cheap and keyless checks first; nothing but a counter changes before the tag and the whole body are found good.
-Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram, Duration waited) {
+Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration waited) {
   if (fault_ != LaneFault::kNone) {
     return Received::kClosed;
   }
@@ -26,7 +26,8 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram, Duratio
   if (const auto refused = refuse(header)) {
     return *refused;
   }
-  if (const Opened opened = opener_->open(now, header, datagram, recovery_.probe_timeout()); opened != Opened::kYes) {
+  if (const Opened opened = opener_->open(now, header, datagram, recovery_.probe_timeout(), from);
+      opened != Opened::kYes) {
     if (opener_->forgeries_used_up()) {
       fault_ = LaneFault::kForgeries;
     }

@@ -19,6 +19,8 @@ inline constexpr std::size_t kAckFixedBytes = 24;
 inline constexpr std::size_t kPrefixBytes = 8;
 inline constexpr std::size_t kPageDescBytes = 24;
 inline constexpr std::size_t kPagesPerPacketMax = 2;
+/// Where pages begin in a packet of as many as there may be, without an ack block.
+inline constexpr std::size_t kPagesAt = kHeaderBytes + kPrefixBytes + kPagesPerPacketMax * kPageDescBytes;
 inline constexpr std::size_t kZeroRunBytes = 24;
 inline constexpr std::size_t kZeroRunsPerPacketMax = 32;
 inline constexpr std::size_t kMessageOffsetBytes = 8;
