@@ -30,6 +30,7 @@ constexpr std::uint16_t kEqual = BPF_JMP | BPF_JEQ | BPF_K;
 constexpr std::uint16_t kJump = BPF_JMP | BPF_JA;
 constexpr std::uint16_t kReturn = BPF_RET | BPF_K;
 constexpr auto kVlanPresent = static_cast<std::uint32_t>(SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT);
+constexpr auto kEtherType = static_cast<std::uint32_t>(SKF_AD_OFF + SKF_AD_PROTOCOL);
 constexpr std::uint32_t kAll = 0xffff'ffff;
 // A lane stands two bytes into a UDP payload (docs/protocol.md, "Packets"), little-endian.
 constexpr std::uint32_t kLaneBehindIpv4 = ETH_HLEN + 8 + 2;
@@ -65,15 +66,16 @@ std::array<sock_filter, 23> frame_filter(std::uint16_t port, Priority priority) 
   }};
 }
 
-/// Lane k belongs to the queue (k - 1) mod n; the kernel takes the remainder. Lane 0 is not shown here.
+/// Lane k belongs to the queue (k - 1) mod n; the kernel takes the remainder. Lane 0 is not shown here. Unlike a filter,
+/// this sees a packet from its IP header on.
 std::array<sock_filter, 8> queue_chooser() {
   return {{
-      /*0*/ {kLoadHalf, 0, 0, 12},
+      /*0*/ {kLoadHalf, 0, 0, kEtherType},
       /*1*/ {kEqual, 0, 3, ETH_P_IP},
-      /*2*/ {kLoadIpv4Bytes, 0, 0, 14},
-      /*3*/ {kLoadByteBehind, 0, 0, kLaneBehindIpv4},
+      /*2*/ {kLoadIpv4Bytes, 0, 0, 0},
+      /*3*/ {kLoadByteBehind, 0, 0, kLaneBehindIpv4 - ETH_HLEN},
       /*4*/ {kJump, 0, 0, 1},
-      /*5*/ {kLoadByte, 0, 0, kLaneBehindIpv6},
+      /*5*/ {kLoadByte, 0, 0, kLaneBehindIpv6 - ETH_HLEN},
       /*6*/ {BPF_ALU | BPF_SUB | BPF_K, 0, 0, 1},
       /*7*/ {BPF_RET | BPF_A, 0, 0, 0},
   }};

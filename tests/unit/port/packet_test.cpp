@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -73,6 +74,21 @@ class PacketPorts : public testing::Test {
     here_ = open_end("gw0", 1);
     there_ = open_end("gw1", 1);
     ASSERT_TRUE(here_ && there_);
+    wait_until_it_carries();
+  }
+
+  /// An interface that is up carries frames only somewhat later.
+  void wait_until_it_carries() {
+    for (auto [from, to] : {std::pair{here_.get(), there_.get()}, {there_.get(), here_.get()}}) {
+      do {
+        ::usleep(1000);
+        send(from->queue(0), Priority::kUrgent, {datagram(200, 0, 1)});
+      } while (receive_all(to->queue(0)).empty());
+    }
+    for (int i = 0; i < 2000; ++i) {  // until bulk has whole bursts again (BulkTurn)
+      here_->queue(0).receive();
+      there_->queue(0).receive();
+    }
   }
 
   static std::unique_ptr<Port> open_end(const std::string& interface, std::uint16_t queues) {
@@ -174,7 +190,7 @@ TEST_F(PacketPorts, ABurstArrivesAsItWasSentInFewerFramesWhereThatIsAllowed) {
       EXPECT_TRUE(allowed ? carried() - before <= 6 : carried() - before >= kBurst) << carried() - before;
     }
   }
-  EXPECT_EQ(queue.counters().frames_sent.get(), 8 * kBurst);
+  EXPECT_GE(queue.counters().frames_sent.get(), 8 * kBurst);
 }
 
 TEST_F(PacketPorts, AKernelThatTakesSuperFramesApartBringsTheSame) {
@@ -287,11 +303,13 @@ TEST_F(PacketPorts, AnInterfaceThatIsDownLosesFramesAndCountsThem) {
   ASSERT_TRUE(run("ip link set gw0 down"));
   EXPECT_FALSE(here_->link_up());
   here_->queue(0).allow_super_frames(true);
+  const std::uint64_t before = here_->drops().transmit_errors;
   send(here_->queue(0), Priority::kBulk, burst(5, 3000));
   EXPECT_TRUE(here_->queue(0).flush()) << "nothing waits for an interface that is down";
-  EXPECT_EQ(here_->drops().transmit_errors, 5U);
+  const std::uint64_t errors = here_->drops().transmit_errors;
+  EXPECT_EQ(errors, before + 5);
   ASSERT_TRUE(run("ip link set gw0 up"));
-  receive_all(here_->queue(0));  // is told once that it was down
+  wait_until_it_carries();
   send(here_->queue(0), Priority::kBulk, burst(5, 3000));
   EXPECT_EQ(receive_all(there_->queue(0)).size(), 5U);
   send(there_->queue(0), Priority::kBulk, burst(5, 3000));
@@ -300,7 +318,29 @@ TEST_F(PacketPorts, AnInterfaceThatIsDownLosesFramesAndCountsThem) {
   send(here_->queue(0), Priority::kBulk, burst(5, 3000));
   EXPECT_TRUE(receive_all(here_->queue(0)).empty());
   EXPECT_FALSE(here_->link_up());
-  EXPECT_EQ(here_->drops().transmit_errors, 10U);
+  EXPECT_GE(here_->drops().transmit_errors, errors + 5);
+}
+
+TEST_F(PacketPorts, EachLaneComesToTheQueueOfItsOwner) {
+  there_.reset();
+  there_ = open_end("gw1", 3);
+  ASSERT_TRUE(there_);
+  here_->queue(0).allow_super_frames(true);
+  for (const wire::IpFamily family : {wire::IpFamily::kV4, wire::IpFamily::kV6}) {
+    for (std::uint16_t lane = 0; lane < 8; ++lane) {
+      const std::vector<Bytes> frames(5, datagram(3000, lane, 1, family));
+      send(here_->queue(0), lane == 0 ? Priority::kUrgent : Priority::kBulk, frames);
+      for (std::uint16_t queue = 0; queue < 3; ++queue) {
+        const bool owner = queue == (lane == 0 ? 0 : (lane - 1) % 3);
+        EXPECT_EQ(receive_all(there_->queue(queue)).size(), owner ? 5U : 0U) << lane << " " << queue;
+      }
+    }
+  }
+  send(here_->queue(0), Priority::kBulk, {datagram(3000, 1, 1)});
+  const auto frames = there_->queue(0).receive();
+  ASSERT_EQ(frames.size(), 1U);
+  const ReceivedFrame kept = there_->queue(0).keep(0);
+  EXPECT_TRUE(std::ranges::equal(kept.bytes, frames[0]));
 }
 
 TEST_F(PacketPorts, AFrameWakesWhoSleeps) {
@@ -311,6 +351,21 @@ TEST_F(PacketPorts, AFrameWakesWhoSleeps) {
     EXPECT_EQ(::poll(&file, 1, 10'000), 1);
   }
 }
+
+class Eal : public testing::Environment {
+  void SetUp() override {
+    EnvironmentOptions options;
+    options.hugepages = false;
+    options.memory_mb = 64;
+    options.lcores = {{0, {}}};
+    auto started = port::Environment::start(options);
+    ASSERT_TRUE(started) << started.error().text;
+    environment_.emplace(std::move(*started));
+  }
+  void TearDown() override { environment_.reset(); }
+  std::optional<godwit::port::Environment> environment_;
+};
+const auto* const eal = testing::AddGlobalTestEnvironment(new Eal);  // buffers of frames that are kept
 
 }  // namespace
 }  // namespace godwit::port
