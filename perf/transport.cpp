@@ -248,8 +248,7 @@ std::expected<void, std::string> over_af_packet(const Settings& settings, const 
   }
   const TemporaryDirectory directory;
   report_testpmd(settings, "af_packet", "af_packet_goodput_gbps",
-                 testpmd_packet_gbps(directory.path(), frame_bytes(settings), cpus, *network, settings.mtu),
-                 result);
+                 testpmd_packet_gbps(directory.path(), frame_bytes(settings), cpus, *network, settings.mtu), result);
   return {};
 }
 

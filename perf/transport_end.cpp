@@ -298,13 +298,12 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  const port::PortOptions port_options =
-      options.interface.empty()
-          ? end_memif(options.socket, gives(options.role), options.mtu)
-          : port::PortOptions{.driver = port::Driver::kAfPacket,
-                              .interface = options.interface,
-                              .udp_port = kEndUdpPort,
-                              .mtu = options.mtu};
+  const port::PortOptions port_options = options.interface.empty()
+                                             ? end_memif(options.socket, gives(options.role), options.mtu)
+                                             : port::PortOptions{.driver = port::Driver::kAfPacket,
+                                                                 .interface = options.interface,
+                                                                 .udp_port = kEndUdpPort,
+                                                                 .mtu = options.mtu};
   if (gives(options.role)) {
     wait_for_memif_server(shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready, shared.stop);
   }

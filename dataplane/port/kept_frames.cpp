@@ -15,12 +15,11 @@ std::expected<KeptFrames, PortError> KeptFrames::make(const std::string& name, s
     return KeptFrames();  // frames go from lcore to lcore, or nowhere
   }
   const auto entries = static_cast<unsigned>((queues - 1U) * (kHandOverMax + kBurst));
-  rte_mempool* const pool =
-      rte_pktmbuf_pool_create(name.c_str(), entries, 0, 0,
-                              static_cast<std::uint16_t>(RTE_PKTMBUF_HEADROOM + frame_bytes_max), SOCKET_ID_ANY);
+  rte_mempool* const pool = rte_pktmbuf_pool_create(
+      name.c_str(), entries, 0, 0, static_cast<std::uint16_t>(RTE_PKTMBUF_HEADROOM + frame_bytes_max), SOCKET_ID_ANY);
   if (pool == nullptr) {
-    return std::unexpected(PortError{"port: " + name + ": " + std::to_string(entries) +
-                                     " buffers: no memory; raise [eal] memory_mb"});
+    return std::unexpected(
+        PortError{"port: " + name + ": " + std::to_string(entries) + " buffers: no memory; raise [eal] memory_mb"});
   }
   return KeptFrames(pool);
 }

@@ -62,12 +62,12 @@ class PacketPort final : public Port {
 
 std::expected<UniqueFd, PortError> PacketPort::open_socket(Priority priority) const {
   // The kernel doubles both, for what it needs beside the frames themselves.
-  return open_packet_socket({.interface = options_.interface,
-                             .udp_port = options_.udp_port,
-                             .priority = priority,
-                             .receive_bytes = (options_.in_flight_max + static_cast<std::uint32_t>(kBurst)) *
-                                              frame_bytes_max(),
-                             .send_bytes = kSendFrames * frame_bytes_max()});
+  return open_packet_socket(
+      {.interface = options_.interface,
+       .udp_port = options_.udp_port,
+       .priority = priority,
+       .receive_bytes = (options_.in_flight_max + static_cast<std::uint32_t>(kBurst)) * frame_bytes_max(),
+       .send_bytes = kSendFrames * frame_bytes_max()});
 }
 
 bool PacketPort::ask(unsigned long what, ifreq& request) const {

@@ -97,7 +97,8 @@ std::size_t PacketQueue::joinable(std::span<const Waiting> frames) const {
   while (count < frames.size()) {
     const Waiting& next = frames[count];
     if (next.headers != first.headers || next.bytes.size() > first.bytes.size() ||
-        bytes + next.bytes.size() - first.headers > kSuperFrameBytesMax || !same_headers(first.bytes, next.bytes, first.headers)) {
+        bytes + next.bytes.size() - first.headers > kSuperFrameBytesMax ||
+        !same_headers(first.bytes, next.bytes, first.headers)) {
       break;
     }
     bytes += next.bytes.size() - first.headers;
@@ -115,7 +116,8 @@ std::size_t PacketQueue::add_pieces(std::size_t at, std::span<const Waiting> fra
   head.told = {};
   batch_->pieces[at++] = {&head.told, sizeof head.told};
   if (frames.size() == 1) {
-    head.told.headers_bytes = static_cast<std::uint16_t>(std::min(first.size(), kIpv4Headers));  // the rest in whole pages
+    head.told.headers_bytes =
+        static_cast<std::uint16_t>(std::min(first.size(), kIpv4Headers));  // the rest in whole pages
     batch_->pieces[at++] = piece(first);
     return at;
   }
@@ -187,8 +189,8 @@ bool PacketQueue::flush() {
   }
   const std::size_t urgent = out_.waiting(Priority::kUrgent);
   const std::span<Waiting> frames = out_.frames();
-  std::size_t done = urgent == 0 ? 0 : send(sockets_.urgent.valid() ? sockets_.urgent : sockets_.bulk,
-                                            frames.first(urgent));
+  std::size_t done =
+      urgent == 0 ? 0 : send(sockets_.urgent.valid() ? sockets_.urgent : sockets_.bulk, frames.first(urgent));
   if (done == urgent && urgent < frames.size()) {
     done += send(sockets_.bulk, frames.subspan(urgent));
   }

@@ -1,11 +1,11 @@
 #pragma once
-// A queue of a port on one of the kernel's interfaces. Pages are copied and hashed in one pass into memory of ours, from
-// which the kernel takes a burst in one system call; bulk frames of one lane go as super-frames (super_frame.h), where
-// whoever sends allows it. A received one is scattered so that each of its frames lies whole in a room of its own. The
-// home lcore's queue has a socket each for urgent frames and for bulk, on either way.
+// A queue of a port on one of the kernel's interfaces. Pages are copied and hashed in one pass into memory of ours,
+// from which the kernel takes a burst in one system call; bulk frames of one lane go as super-frames (super_frame.h),
+// where whoever sends allows it. A received one is scattered so that each of its frames lies whole in a room of its
+// own. The home lcore's queue has a socket each for urgent frames and for bulk, on either way.
 //
-// Owner: the port; its lcore calls it. Failure: none; what the kernel does not take is kept while there is no room, else
-// dropped and counted.
+// Owner: the port; its lcore calls it. Failure: none; what the kernel does not take is kept while there is no room,
+// else dropped and counted.
 
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -111,10 +111,10 @@ class PacketQueue final : public Queue {
   QueueCounters counters_;
   SingleWriter<std::uint64_t> transmit_errors_;
 
-  Rooms in_;                         // kBurst of them
+  Rooms in_;                               // kBurst of them
   std::unique_ptr<std::byte[]> rest_;      // of what did not come as expected: what the rooms did not hold
   std::unique_ptr<std::byte[]> gathered_;  // all of that
-  Segments left_;                    // of gathered_: not handed out yet
+  Segments left_;                          // of gathered_: not handed out yet
   std::size_t left_at_ = 0;
   std::size_t left_end_ = 0;
   Expected urgent_expected_;

@@ -66,8 +66,8 @@ std::array<sock_filter, 23> frame_filter(std::uint16_t port, Priority priority) 
   }};
 }
 
-/// Lane k belongs to the queue (k - 1) mod n; the kernel takes the remainder. Lane 0 is not shown here. Unlike a filter,
-/// this sees a packet from its IP header on.
+/// Lane k belongs to the queue (k - 1) mod n; the kernel takes the remainder. Lane 0 is not shown here. Unlike a
+/// filter, this sees a packet from its IP header on.
 std::array<sock_filter, 8> queue_chooser() {
   return {{
       /*0*/ {kLoadHalf, 0, 0, kEtherType},

@@ -1,8 +1,8 @@
 #pragma once
-// One port, a DPDK device or one of our own (af_packet, memif): its queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone
-// may call it. Frames are Ethernet frames of at most frame_bytes_max, received ones never in several segments. Sizes in
-// bytes. Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped
-// and counted.
+// One port, a DPDK device or one of our own (af_packet, memif): its queues and buffers. A queue (receive and transmit
+// side) belongs to one lcore, which alone may call it. Frames are Ethernet frames of at most frame_bytes_max, received
+// ones never in several segments. Sizes in bytes. Failure: open() names the operation and the device; later, a frame
+// that cannot be sent or buffered is dropped and counted.
 
 #include <array>
 #include <cstddef>
@@ -49,7 +49,8 @@ struct PortOptions {
       512;  // packets that peers may have on their way to one queue: the lanes' credit together
 };
 
-/// The --vdev argument of this port; empty for PCI, af_packet and memif. Error: an option that the driver would refuse or misuse.
+/// The --vdev argument of this port; empty for PCI, af_packet and memif. Error: an option that the driver would refuse
+/// or misuse.
 std::expected<std::string, PortError> device_arguments(const PortOptions& options);
 
 struct QueueCounters {  // written by the queue's lcore, read by any thread

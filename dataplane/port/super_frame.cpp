@@ -84,8 +84,8 @@ bool same_headers(std::span<const std::byte> one, std::span<const std::byte> oth
     return std::equal(one.begin() + static_cast<std::ptrdiff_t>(from), one.begin() + static_cast<std::ptrdiff_t>(to),
                       other.begin() + static_cast<std::ptrdiff_t>(from));
   };
-  return same(0, length) && same(length + 2, v4 ? kAtIpv4Checksum : udp) &&
-         (!v4 || same(kAtIpv4Checksum + 2, udp)) && same(udp, udp + kUdpLength);
+  return same(0, length) && same(length + 2, v4 ? kAtIpv4Checksum : udp) && (!v4 || same(kAtIpv4Checksum + 2, udp)) &&
+         same(udp, udp + kUdpLength);
 }
 
 OffloadHeader make_super_frame(std::span<std::byte> headers, std::size_t payload_bytes, std::size_t segment_bytes) {

@@ -37,8 +37,8 @@ inline constexpr std::size_t kSuperFrameBytesMax = 65'535;
 /// Whether two frames, both of UDP with such headers, differ in lengths, checksums and payload only.
 [[nodiscard]] bool same_headers(std::span<const std::byte> one, std::span<const std::byte> other, std::size_t headers);
 
-/// Makes the headers of one of its frames the super-frame's, whose payloads have so many bytes together, `segment_bytes`
-/// each; what the kernel has to be told with it.
+/// Makes the headers of one of its frames the super-frame's, whose payloads have so many bytes together,
+/// `segment_bytes` each; what the kernel has to be told with it.
 OffloadHeader make_super_frame(std::span<std::byte> headers, std::size_t payload_bytes, std::size_t segment_bytes);
 
 struct Segments {

@@ -1,6 +1,6 @@
 // A port on either end of a veth pair in a network namespace of the test's own, and what a host next to us may send.
 
-#include "dataplane/port/packet_port.h"
+#include "dataplane/wire/packet.h"
 
 #include <gtest/gtest.h>
 #include <linux/if_ether.h>
@@ -19,10 +19,10 @@
 #include <string>
 #include <vector>
 
+#include "dataplane/port/packet_port.h"
 #include "dataplane/port/packet_socket.h"
 #include "dataplane/port/super_frame.h"
 #include "dataplane/wire/datagram.h"
-#include "dataplane/wire/packet.h"
 
 namespace godwit::port {
 namespace {
@@ -151,8 +151,8 @@ class PacketPorts : public testing::Test {
     sockaddr_ll to{};
     to.sll_family = AF_PACKET;
     to.sll_ifindex = static_cast<int>(if_nametoindex("gw0"));
-    std::array<iovec, 2> pieces{{{const_cast<OffloadHeader*>(&told), sizeof told},
-                                 {const_cast<std::byte*>(frame.data()), frame.size()}}};
+    std::array<iovec, 2> pieces{
+        {{const_cast<OffloadHeader*>(&told), sizeof told}, {const_cast<std::byte*>(frame.data()), frame.size()}}};
     msghdr message{};
     message.msg_name = &to;
     message.msg_namelen = sizeof to;
