@@ -227,6 +227,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
                                   .source = {end_address(gives(options_.role)), kEndUdpPort},
                                   .destination = {peer_, kEndUdpPort}};
     const std::size_t header = wire::datagram_header_bytes(peer_.family);
+    queue_.allow_super_frames(port_.takes_super_frames());
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
          frame = queue_.next_frame(port::Priority::kBulk)) {
@@ -299,10 +300,12 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  const port::PortOptions port_options =
-      options.interface.empty()
-          ? end_memif(options.socket, gives(options.role), options.mtu)
-          : port::PortOptions{.driver = port::Driver::kAfPacket, .interface = options.interface, .mtu = options.mtu};
+  const port::PortOptions port_options = options.interface.empty()
+                                             ? end_memif(options.socket, gives(options.role), options.mtu)
+                                             : port::PortOptions{.driver = port::Driver::kAfPacket,
+                                                                 .interface = options.interface,
+                                                                 .udp_port = kEndUdpPort,
+                                                                 .mtu = options.mtu};
   if (gives(options.role)) {
     wait_for_memif_server(shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready, shared.stop);
   }

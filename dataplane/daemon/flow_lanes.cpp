@@ -111,6 +111,7 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
                                 .dscp = entry.number == 0 ? kDscpPriority : kDscpBulk};
   const port::Priority priority = entry.number == 0 ? port::Priority::kUrgent : port::Priority::kBulk;
   const std::size_t header = wire::datagram_header_bytes(config_.local.family);
+  queue.allow_super_frames(config_.peer_takes_super_frames);
   std::size_t sent = 0;
   while (sent < budget) {
     const std::span<std::byte> frame = queue.next_frame(priority);

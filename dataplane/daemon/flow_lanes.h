@@ -35,6 +35,7 @@ struct FlowConfig {
   std::uint16_t bulk_lanes = 1;                    // the smaller of both ends'
   std::uint16_t lcores = 1;                        // this end's
   std::optional<wire::ReceiveSpread> peer_spread;  // of what the peer's NIC receives
+  bool peer_takes_super_frames = false;
   transport::Cipher cipher = transport::Cipher::kAes128Gcm;
   transport::Secret secret;  // of this flow: transport::flow_secret()
   std::uint32_t credit_packets = 256;

@@ -103,7 +103,8 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer, cons
                       peer.mtu_bytes(),
                       static_cast<std::uint16_t>(peer.lanes()),
                       *boot_id,
-                      std::move(receive_spread)};
+                      std::move(receive_spread),
+                      peer.super_frames()};
 }
 
 std::expected<transfer::PullOrderKind, ApiError> parse_order(api::BackgroundOrder order, const std::string& request) {

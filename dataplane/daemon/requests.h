@@ -56,6 +56,7 @@ struct PeerEndpoint {
   std::uint16_t lanes = 0;
   Id128 boot_id;
   std::optional<wire::ReceiveSpread> receive_spread;
+  bool super_frames = false;
 };
 
 struct Start {

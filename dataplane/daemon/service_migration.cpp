@@ -255,6 +255,7 @@ void Service::add_endpoint(const MigrationSession& session, api::Endpoint& endpo
   endpoint.set_mtu_bytes(options_.mtu_bytes);
   endpoint.set_boot_id(options_.daemon_boot_id.to_bytes());
   endpoint.set_lanes(options_.bulk_lanes);
+  endpoint.set_super_frames(options_.takes_super_frames);
   if (options_.receive_spread) {
     const wire::ReceiveSpread& spread = *options_.receive_spread;
     endpoint.mutable_receive_spread()->set_key(spread.key.data(), spread.key.size());
@@ -274,6 +275,7 @@ FlowConfig Service::flow_config(const MigrationSession& session, const Start& st
   config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
   config.lcores = static_cast<std::uint16_t>(data_path_.lcore_count());
   config.peer_spread = start.peer.receive_spread;
+  config.peer_takes_super_frames = start.peer.super_frames;
   config.cipher = session.cipher;
   const transport::FlowEnd here = flow_end(options_.daemon_boot_id, session.flow_id);
   const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);

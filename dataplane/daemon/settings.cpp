@@ -61,6 +61,7 @@ port::PortOptions port_options(const config::DataplaneConfig& config) {
   options.interface = config.port.interface;
   options.socket = config.port.socket.string();
   options.memif_server = config.port.role == config::MemifRole::kServer;
+  options.udp_port = config.port.udp_port;
   options.mtu = config.port.mtu_bytes;
   options.queues = config.port.queues;
   // One migration in each direction, every lane's credit used up.

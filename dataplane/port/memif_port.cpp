@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <rte_ether.h>
-#include <rte_mbuf.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -100,10 +99,6 @@ class MemifPort final : public Port {
     if (listener_.valid()) {
       unlink(options_.socket.c_str());
     }
-    queues_.clear();
-    for (rte_mempool* pool : pools_) {
-      rte_mempool_free(pool);
-    }
   }
   MemifPort(const MemifPort&) = delete;
   MemifPort& operator=(const MemifPort&) = delete;
@@ -135,7 +130,6 @@ class MemifPort final : public Port {
 
   const PortOptions options_;
   std::array<std::uint8_t, 6> mac_{};
-  std::vector<rte_mempool*> pools_;
   std::vector<std::unique_ptr<MemifQueue>> queues_;
   UniqueFd stop_;
   UniqueFd listener_;
@@ -183,20 +177,11 @@ std::expected<void, PortError> MemifPort::start() {
     return std::unexpected(failed("eventfd"));
   }
   for (std::uint16_t queue = 0; queue < options_.queues; ++queue) {
-    rte_mempool* pool = nullptr;
-    if (options_.queues > 1) {  // frames go from lcore to lcore
-      const std::string name = "memif" + std::to_string(queue);
-      const auto entries = static_cast<unsigned>((options_.queues - 1U) * (kHandOverMax + kBurst));
-      pool =
-          rte_pktmbuf_pool_create(name.c_str(), entries, 0, 0,
-                                  static_cast<std::uint16_t>(RTE_PKTMBUF_HEADROOM + frame_bytes_max()), SOCKET_ID_ANY);
-      if (pool == nullptr) {
-        return std::unexpected(
-            PortError{"port: memif " + std::to_string(entries) + " buffers: no memory; raise [eal] memory_mb"});
-      }
-      pools_.push_back(pool);
+    auto kept = KeptFrames::make("memif" + std::to_string(queue), options_.queues, frame_bytes_max());
+    if (!kept) {
+      return std::unexpected(kept.error());
     }
-    queues_.push_back(std::make_unique<MemifQueue>(queue, frame_bytes_max(), pool));
+    queues_.push_back(std::make_unique<MemifQueue>(queue, frame_bytes_max(), std::move(*kept)));
     if (!queues_.back()->valid()) {
       return std::unexpected(failed("queue " + std::to_string(queue)));
     }

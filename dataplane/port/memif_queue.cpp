@@ -1,6 +1,5 @@
 #include "dataplane/port/memif_queue.h"
 
-#include <rte_mbuf.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -12,12 +11,6 @@
 
 namespace godwit::port::memif {
 namespace {
-
-// Bulk frames between two looks at the urgent ring, on either way, while urgent ones come. Each takes a microsecond or
-// two to build or to place, and an urgent frame waits for so many of them at each end. Small turns cost bulk some
-// percent, so it has whole bursts again after kUrgentTurns without: some 10 ms under load.
-constexpr std::size_t kBulkTurn = 8;
-constexpr std::uint32_t kUrgentTurns = 1024;
 
 constexpr std::size_t kLineBytes = 64;
 /// Frames that are no longer are copied at once: looking at them in two places would cost more.
@@ -122,10 +115,10 @@ void RingEnd::mask(bool masked) const {
   }
 }
 
-MemifQueue::MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, rte_mempool* pool)
+MemifQueue::MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, KeptFrames kept)
     : index_(index),
       frame_bytes_max_(frame_bytes_max),
-      pool_(pool),
+      kept_(std::move(kept)),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
       changed_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       room_bytes_((frame_bytes_max + kLineBytes - 1) / kLineBytes * kLineBytes + kLineBytes) {
@@ -192,8 +185,6 @@ void MemifQueue::enable_interrupt(bool enable) {
   }
 }
 
-std::size_t MemifQueue::bulk_turn() const { return urgent_turns_ > 0 ? kBulkTurn : kBurst; }
-
 const RingEnd& MemifQueue::sending(Priority priority) const {
   const std::size_t kind = priority == Priority::kUrgent ? kUrgent : kBulk;
   return out_[out_[kind].exists() ? kind : 1 - kind];
@@ -240,26 +231,21 @@ std::span<const std::span<std::byte>> MemifQueue::receive() {
   }
   std::size_t frames = receive_from(in_[kUrgent], kBurst);
   if (in_[kUrgent].exists() && in_[kBulk].exists()) {
-    urgent_turns_ = frames > 0 ? kUrgentTurns : urgent_turns_ - std::min(urgent_turns_, 1U);
+    bulk_turn_.on_received(frames > 0);
   }
   if (frames == 0) {
-    frames = receive_from(in_[kBulk], bulk_turn());
+    frames = receive_from(in_[kBulk], bulk_turn_.frames());
   }
   return {frames_.data(), frames};
 }
 
 ReceivedFrame MemifQueue::keep(std::size_t index) {
-  rte_mbuf* const buffer = pool_ != nullptr ? rte_pktmbuf_alloc(pool_) : nullptr;
-  GW_ASSERT(buffer != nullptr);
-  const std::span<const std::byte> from = elsewhere_[index] != nullptr ? slots_[index] : frames_[index];
-  auto* const to = rte_pktmbuf_mtod(buffer, std::byte*);
-  std::memcpy(to, from.data(), from.size());
-  return {std::unique_ptr<rte_mbuf, ReceivedFrame::Free>(buffer), {to, from.size()}};
+  return kept_.copy(elsewhere_[index] != nullptr ? slots_[index] : std::span<const std::byte>(frames_[index]));
 }
 
 std::span<std::byte> MemifQueue::next_frame(Priority priority) {
   RingEnd& ring = sending(priority);
-  if (!ring.exists() || ring.passed() >= (priority == Priority::kBulk ? bulk_turn() : kBurst)) {
+  if (!ring.exists() || ring.passed() >= (priority == Priority::kBulk ? bulk_turn_.frames() : kBurst)) {
     return {};
   }
   if (ring.available() == 0) {

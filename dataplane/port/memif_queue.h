@@ -13,11 +13,11 @@
 #include <new>
 
 #include "base/unique_fd.h"
+#include "dataplane/port/bulk_turn.h"
 #include "dataplane/port/event_signal.h"
+#include "dataplane/port/kept_frames.h"
 #include "dataplane/port/memif_link.h"
 #include "dataplane/port/port.h"
-
-struct rte_mempool;
 
 namespace godwit::port::memif {
 
@@ -62,9 +62,8 @@ class RingEnd {
 
 class MemifQueue final : public Queue {
  public:
-  /// `pool`: for frames that are kept; null: none are. Throws nothing; not valid() if the kernel has no more, see
-  /// errno.
-  MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, rte_mempool* pool);
+  /// Throws nothing; not valid() if the kernel has no more, see errno.
+  MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, KeptFrames kept);
   ~MemifQueue() override;
   MemifQueue(const MemifQueue&) = delete;
   MemifQueue& operator=(const MemifQueue&) = delete;
@@ -96,14 +95,13 @@ class MemifQueue final : public Queue {
   void adopt();
   [[nodiscard]] RingEnd& sending(Priority priority);
   [[nodiscard]] const RingEnd& sending(Priority priority) const;
-  [[nodiscard]] std::size_t bulk_turn() const;
   void sent(RingEnd& ring, std::size_t bytes, std::size_t shift);
   std::size_t receive_from(RingEnd& ring, std::size_t frames_max);
   [[nodiscard]] std::byte* private_room(std::size_t index) const { return rooms_.get() + index * room_bytes_; }
 
   const std::uint16_t index_;
   const std::uint32_t frame_bytes_max_;
-  rte_mempool* const pool_;
+  const KeptFrames kept_;
   UniqueFd epoll_;
   UniqueFd changed_fd_;
   EventSignal signal_;
@@ -114,7 +112,7 @@ class MemifQueue final : public Queue {
   std::shared_ptr<Link> link_;  // what follows is of it
   std::array<RingEnd, 2> in_;   // urgent, bulk
   std::array<RingEnd, 2> out_;
-  std::uint32_t urgent_turns_ = 0;  // left
+  BulkTurn bulk_turn_;
   bool full_ = false;
   struct FreeAligned {
     void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }

@@ -17,6 +17,7 @@
 #include "base/check.h"
 #include "dataplane/port/loan.h"
 #include "dataplane/port/memif_port.h"
+#include "dataplane/port/packet_port.h"
 
 namespace godwit::port {
 namespace {
@@ -263,7 +264,7 @@ bool reads_frames_in_pieces(const rte_eth_dev_info& info, bool nic) {
   const std::string_view driver = info.driver_name;
   const std::uint16_t segments_max = info.tx_desc_lim.nb_mtu_seg_max;  // 0: not told
   return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 && (segments_max == 0 || segments_max > kPieces) &&
-         (nic || driver == "net_af_packet" || driver == "net_ring");
+         (nic || driver == "net_ring");
 }
 
 std::expected<void, PortError> PortImpl::configure() {
@@ -281,7 +282,6 @@ std::expected<void, PortError> PortImpl::configure() {
     loans_.allow(options_.queues, nic ? info.device : nullptr);
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
-  // af_packet takes it from the interface.
   if (options_.driver == Driver::kPci) {
     conf.rxmode.mtu = options_.mtu;
     conf.intr_conf.rxq = 1;
@@ -318,8 +318,7 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
                                 + (options_.queues - 1U) *  // handed over, and in the caches of those lcores
                                       (static_cast<std::uint32_t>(kHandOverMax) + 2 * kCacheEntries);
   const std::uint32_t entries = std::bit_ceil(buffers + 1) - 1;  // 2^k - 1 wastes least
-  // af_packet refuses a buffer smaller than its ring's frame, which is rounded up to 1 KiB.
-  const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 96 + 1023) / 1024 * 1024;
+  const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 1023) / 1024 * 1024;
   const std::string name = "godwit" + std::to_string(id_) + "q" + std::to_string(queue);
   rte_mempool* const pool = rte_pktmbuf_pool_create(name.c_str(), entries, kCacheEntries, 0,
                                                     static_cast<std::uint16_t>(room), rte_eth_dev_socket_id(id_));
@@ -420,6 +419,9 @@ std::expected<std::unique_ptr<Port>, PortError> Port::open(const PortOptions& op
   }
   if (options.driver == Driver::kMemif) {
     return memif::open(options);
+  }
+  if (options.driver == Driver::kAfPacket) {
+    return open_packet_port(options);
   }
   // Only what the configuration names was probed, so the first port is ours.
   const std::uint16_t count = rte_eth_dev_count_avail();

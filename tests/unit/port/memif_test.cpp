@@ -204,7 +204,7 @@ TEST(MemifRings, WhateverThePeerWritesNoFrameLeavesTheMemory) {
   std::mt19937 random(1);
   for (const bool victim_is_server : {true, false}) {
     const Pair pair = connect_pair();
-    MemifQueue victim(0, kFrameBytesMax, nullptr);
+    MemifQueue victim(0, kFrameBytesMax, KeptFrames());
     victim.connect(victim_is_server ? pair.server : pair.client);
     victim.receive();
     std::size_t frames_seen = 0;
