@@ -21,8 +21,8 @@ struct IdleOptions {
   std::uint32_t empty_polls = 200;
   /// Other threads (vCPUs) want this core: yield after this long, sleep after that.
   Duration yield_after = microseconds(50);
-  /// Between two empty turns; a turn takes one or two, and an interrupt less than this.
-  Duration gap_of_others = microseconds(40);
+  /// Between two empty turns; a turn takes one or two, an interrupt less than this, and whoever computes longer.
+  Duration gap_of_others = microseconds(100);
   Duration shared_for = milliseconds(20);  // after such a gap
   Duration sleep_after = microseconds(200);
   Duration sleep_first = microseconds(50);
