@@ -2,8 +2,8 @@
 // Decides how an lcore's loop waits when a turn found nothing to do: keeps polling, pauses, yields, and at last sleeps.
 // Pure: told the time, never reads it. One per lcore. A poll that finds work at any step starts over at POLL.
 //
-// On a core that others use too it sleeps at once. A time in which the loop did not run between two empty turns tells of
-// them; the kernel would make each of them wait for a slice of milliseconds behind a loop that only looks.
+// On a core that others use too it sleeps at once. A time in which the loop did not run between two empty turns tells
+// of them; the kernel would make each of them wait for a slice of milliseconds behind a loop that only looks.
 
 #include <cstdint>
 
