@@ -8,6 +8,7 @@
 
 #include <filesystem>
 
+#include "dataplane/daemon/guest_paging.h"
 #include "tests/unit/dataplane/fake_qemu.h"
 
 namespace godwit::daemon {
@@ -91,6 +92,42 @@ TEST_P(GuestHeat, WritesAreHeatAndHistory) {
   EXPECT_EQ(guest_->accesses.heat(10), 64);
   EXPECT_EQ(guest_->accesses.heat(11), 128 + 64);
   EXPECT_EQ(heat_map(*guest_, 512).source(), api::ACCESS_WRITES);
+}
+
+TEST_P(GuestHeat, TheBackgroundIsRankedByTheLastAccess) {
+  const auto ranked = [this] {
+    std::vector<pages::PageNumber> firsts;
+    for (const transfer::PageRun& run : rank_for_pull(*guest_)) {
+      firsts.push_back(run.first);
+    }
+    return firsts;
+  };
+  guest_->table.set_written(
+      [] {
+        pages::Bitmap one(512);
+        one.set(300);
+        return one;
+      }(),
+      kEpoch + 1);
+  EXPECT_EQ(ranked().front(), 300U) << "no scan yet: by what was written last";
+  scan();
+  write(10);
+  write(500);
+  scan();
+  write(400);
+  scan();
+  write(10);  // hotter than 500, which the same scan found before
+  scan();
+  const auto order = ranked();
+  ASSERT_GE(order.size(), 3U);
+  EXPECT_EQ(order[0], 10U);
+  EXPECT_EQ(order[1], 400U);
+  EXPECT_EQ(order[2], 500U);
+  std::uint64_t pages = 0;
+  for (const transfer::PageRun& run : rank_for_pull(*guest_)) {
+    pages += run.count;
+  }
+  EXPECT_EQ(pages, 512U) << "each page once";
 }
 
 TEST_P(GuestHeat, InDoubtNoGenerationIsClaimed) {
