@@ -1,6 +1,7 @@
 // godwitctl: what a person, or a script with --json, asks of the control plane. Exit status: 0 done (migrate, watch:
 // only when COMMITTED), 1 not done, 2 the command line or a file is wrong; one line on standard error says why.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/atomic_file.h"
 #include "base/uuid.h"
 #include "config/common.h"
 #include "config/ctl_config.h"
@@ -15,6 +17,7 @@
 #include "config/version.h"
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/heat_view.h"
 #include "controlplane/ctl/pki_commands.h"
 #include "controlplane/ctl/plan_input.h"
 #include "controlplane/ctl/watching.h"
@@ -29,7 +32,7 @@ constexpr int kBadUsage = 2;
 struct Options {
   config::CtlFlags connection;
   bool json = false;
-  std::string file, host, vm, qmp, id, tracker = "auto";
+  std::string file, host, vm, qmp, id, svg, tracker = "auto";
   bool active_only = false;
   bool detach = false;
   config::PlanFlags plan;  // of migrate; goes before the plan's file
@@ -158,6 +161,28 @@ int stop(Client& client, const Options& options) {
   return 0;
 }
 
+int heat(Client& client, const Options& options) {
+  const std::size_t columns = terminal_columns();
+  api::GetHeatRequest request;
+  request.set_vm(options.vm);
+  request.set_cells(options.svg.empty() && !options.json ? heat_cells_wanted(columns) : kHeatCellsMax);
+  const auto map = client.heat(request);
+  if (!map) {
+    return complain(map.error());
+  }
+  if (!options.svg.empty()) {
+    if (const auto written = write_file_atomically(options.svg, heat_svg(*map), 0644); !written) {
+      return complain(written.error().text());
+    }
+  }
+  if (options.json) {
+    fmt::print("{}\n", to_json(*map).dump(2));
+  } else if (options.svg.empty()) {
+    fmt::print("{}", heat_text(*map, columns, isatty(STDOUT_FILENO) != 0 ? Colour::kYes : Colour::kNo));
+  }
+  return 0;
+}
+
 int migrate(Client& client, const Options& options) {
   if (options.file.empty() && !(options.plan.contains("vm") && options.plan.contains("destination"))) {
     return complain("migrate needs a VM and a destination: --vm and --to, or a plan (-f)", kBadUsage);
@@ -232,6 +257,10 @@ void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
     command->add_option("--tracker", options.tracker, "how written pages are found")->check(trackers);
   }
   attaching->add_option("--qmp", options.qmp, "QEMU's QMP socket on that host")->required();
+  auto* one = app.add_subcommand("vm", "what is known of one VM")->require_subcommand(1)->fallthrough();
+  auto* warming = add(*one, "heat", "which parts of its memory are hot", heat);
+  warming->add_option("vm", options.vm, "name or uuid")->required();
+  warming->add_option("--svg", options.svg, "draw it into this file instead");
   add(app, "stop", "end a VM", stop)->add_option("vm", options.vm, "name or uuid")->required();
 }
 

@@ -305,6 +305,11 @@ void Coordinator::stop_vm(const std::string& vm, Vms::Done done) {
   vms_.stop(vm, std::move(done));
 }
 
+void Coordinator::heat(const api::GetHeatRequest& request, Vms::HeatDone done) {
+  const std::lock_guard lock(mutex_);
+  vms_.heat(request, std::move(done));
+}
+
 std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
   const std::lock_guard lock(mutex_);
   const auto vm = store_.find_vm(plan.vm());

@@ -56,6 +56,7 @@ class Coordinator {
   void start_vm(const api::StartVmRequest& request, Vms::VmDone done);
   void attach_vm(const api::AttachVmRequest& request, Vms::VmDone done);
   void stop_vm(const std::string& vm, Vms::Done done);
+  void heat(const api::GetHeatRequest& request, Vms::HeatDone done);
   [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);
   [[nodiscard]] std::expected<void, ServiceError> cancel_migration(const std::string& migration_id);
   void switch_to_postcopy(const std::string& migration_id, Migrations::Done done);

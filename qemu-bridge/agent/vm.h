@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "config/bridge_config.h"
+#include "qemu-bridge/agent/access_scans.h"
 #include "qemu-bridge/agent/control_session.h"
 #include "qemu-bridge/agent/destination_migration.h"
 #include "qemu-bridge/agent/guest_attachment.h"
@@ -51,6 +52,8 @@ class Vm {
   void prepare_resume(const controlplane::v1::PrepareResume& command, Reply reply);
   void resume_transfer(const controlplane::v1::ResumeTransfer& command, Reply reply);
   void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
+  /// Which parts of its memory are hot.
+  void heat(std::uint32_t cells, Reply reply);
   /// Takes over what an earlier run of the bridge left, by the record.
   void recover();
 
@@ -134,6 +137,10 @@ class Vm {
   void make_pull();
   void drop_pull();
 
+  // vm_heat.cpp
+  void look_at_accesses();
+  AgentResult do_heat(std::uint32_t cells);
+
   void ask_outcome();
   void make_migration();
   void drop_migration();
@@ -159,6 +166,7 @@ class Vm {
   bool gone_ = false;
   std::string qemu_version_;
   std::unique_ptr<ProcessWatch> watch_;
+  AccessScans accesses_;
 
   // The migration is made and dropped in the queue, under this lock; event handlers use it under this lock.
   mutable std::mutex migration_mutex_;

@@ -528,6 +528,7 @@ void Vm::do_tick() {
   } else {
     ask_outcome();
   }
+  look_at_accesses();
 }
 
 void Vm::ask_outcome() {
