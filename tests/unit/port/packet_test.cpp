@@ -10,7 +10,6 @@
 #include <sched.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -81,8 +80,9 @@ class PacketPorts : public testing::Test {
   void wait_until_it_carries() {
     for (auto [from, to] : {std::pair{here_.get(), there_.get()}, {there_.get(), here_.get()}}) {
       do {
-        ::usleep(1000);
         send(from->queue(0), Priority::kUrgent, {datagram(200, 0, 1)});
+        pollfd file{to->receive_interrupt(0), POLLIN, 0};
+        ::poll(&file, 1, 1);
       } while (receive_all(to->queue(0)).empty());
     }
     for (int i = 0; i < 2000; ++i) {  // until bulk has whole bursts again (BulkTurn)
