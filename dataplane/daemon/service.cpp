@@ -114,6 +114,12 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
       return prepare_resume(request.prepare_resume(), respond);
     case Request::kResumeMigration:
       return resume(*request.mutable_resume_migration(), respond);
+    case Request::kSplitGuest:
+    case Request::kPrepareSub:
+    case Request::kStartSub:
+    case Request::kPrepareStore:
+    case Request::kStartStore:
+    case Request::kDropStore:
     case Request::REQUEST_NOT_SET:
       break;
   }
