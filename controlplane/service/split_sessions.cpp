@@ -242,6 +242,9 @@ void Splits::attempt_failed(Part& part, const std::string& problem) {
 void Splits::attempt_ended(Attempts& attempts, const std::string& problem, std::function<void()> again) {
   attempts.under_way = false;
   attempts.problem = problem;
+  if (frozen_) {
+    return;
+  }
   const Duration pause = std::max(attempts.pause, kPauseMin);
   attempts.pause = problem.empty() ? kPauseMin : std::min(Duration{pause.ns * 2}, kPauseMax);
   attempts.timer = timers_.schedule(pause, [&attempts, again = std::move(again)] {

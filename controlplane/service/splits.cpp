@@ -194,6 +194,11 @@ void Splits::tell_changed(const std::shared_ptr<Change>& change) {
         SplitRecord record = split.record;
         record.budget_bytes = change->budget_bytes;
         record.state = api::SPLIT;
+        if (!answer && record.state == api::SPLIT && split.record.state == api::SPLIT &&
+            answer.error().code != Code::kRefused) {
+          split.changing = false;  // it may have heard of them: they stay, and it is told again what counts
+          return change->done(std::unexpected(answer.error()));
+        }
         if (!answer) {
           return undo(change, answer.error());
         }
