@@ -284,7 +284,7 @@ const api::RunningVm* Splits::running(const VmRecord& vm) const {
 
 const dpapi::SplitStatus* Splits::status_of(const Active& split) const {
   const api::RunningVm* vm = running(split.vm);
-  return vm != nullptr && vm->has_split() ? &vm->split() : nullptr;
+  return vm != nullptr && vm->has_split() && vm->split().pages_total() > 0 ? &vm->split() : nullptr;
 }
 
 const dpapi::SubStatus* Splits::at_main(const Part& part) const {
