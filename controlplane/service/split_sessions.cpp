@@ -427,12 +427,15 @@ std::optional<api::Split> Splits::view(const Id128& vm_uuid) const {
   return shown;
 }
 
-std::vector<std::pair<Id128, api::Split>> Splits::all() const {
-  std::vector<std::pair<Id128, api::Split>> splits;
+std::vector<api::Vm> Splits::all() const {
+  std::vector<api::Vm> vms;
   for (const auto& [uuid, split] : splits_) {
-    splits.emplace_back(uuid, *view(uuid));
+    auto& vm = vms.emplace_back();
+    vm.set_uuid(uuid.to_bytes());
+    vm.set_host(split.vm.host);
+    *vm.mutable_split() = *view(uuid);
   }
-  return splits;
+  return vms;
 }
 
 }  // namespace godwit::controlplane

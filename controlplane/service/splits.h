@@ -52,8 +52,8 @@ class Splits {
 
   [[nodiscard]] bool is_split(const Id128& vm_uuid) const { return splits_.contains(vm_uuid); }
   [[nodiscard]] std::optional<api::Split> view(const Id128& vm_uuid) const;
-  /// VM, and how it lies.
-  [[nodiscard]] std::vector<std::pair<Id128, api::Split>> all() const;
+  /// Of each its uuid, host and split.
+  [[nodiscard]] std::vector<api::Vm> all() const;
 
  private:
   /// Something that a host is asked for until it is so.
