@@ -79,8 +79,8 @@ void read_region(Reader& reader, RegionDefinition& region) {
 }
 
 void read_split(Reader& reader, VmDefinition& definition) {
-  const bool budget = reader.optional("resident_budget", definition.resident_budget_bytes,
-                                      bytes(kResidentBudgetBytesMin, 16ULL << 40));
+  const bool budget =
+      reader.optional("resident_budget", definition.resident_budget_bytes, bytes(kResidentBudgetBytesMin, 16ULL << 40));
   reader.optional("sub_hosts", definition.sub_hosts, list(text(name_rule), 0, 64));
   if (budget && definition.resident_budget_bytes % page_bytes(Backing::kTmpfs) != 0) {
     reader.fail("resident_budget", "is no multiple of 4 KiB");

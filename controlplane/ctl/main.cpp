@@ -288,7 +288,8 @@ void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
   for (auto* command : {showing, splitting, gathering}) {
     command->add_option("vm", options.vm, "name or uuid")->required();
   }
-  splitting->add_option("--budget", options.budget, "what its host may hold of it, e.g. 256MiB; split already: as it is");
+  splitting->add_option("--budget", options.budget,
+                        "what its host may hold of it, e.g. 256MiB; split already: as it is");
   splitting->add_option("--sub", options.sub_hosts, "a sub host, may be given several times; none: chosen")
       ->allow_extra_args(false);
 }

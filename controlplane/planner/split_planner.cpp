@@ -32,10 +32,11 @@ std::optional<Refused> vm_refusal(const SplitQuestion& question) {
   }
   for (const auto& region : vm.definition.regions()) {
     if (region.backing() == "hugetlbfs") {
-      return Refused{Refusal::kCannotBeSplit,
-                     fmt::format("region \"{}\" of VM \"{}\" is on hugetlbfs, whose pages cannot be evicted: only tmpfs "
-                                 "can be split",
-                                 region.name(), vm.name)};
+      return Refused{
+          Refusal::kCannotBeSplit,
+          fmt::format("region \"{}\" of VM \"{}\" is on hugetlbfs, whose pages cannot be evicted: only tmpfs "
+                      "can be split",
+                      region.name(), vm.name)};
     }
   }
   if (vm.tracker == dpapi::TRACKER_HASHES) {
@@ -56,8 +57,8 @@ std::expected<std::uint64_t, Refused> lendable_bytes(const SplitQuestion& questi
   }
   const HostView& host = *found->second;
   if (name == question.vm.host) {
-    return refuse(Refusal::kSameHost, fmt::format("VM \"{}\" runs on {}, its main host: name another as sub host",
-                                                  question.vm.name, name));
+    return refuse(Refusal::kSameHost,
+                  fmt::format("VM \"{}\" runs on {}, its main host: name another as sub host", question.vm.name, name));
   }
   if (!host.connected || !host.info.dataplane_up()) {
     return refuse(Refusal::kDestinationGone,
@@ -68,8 +69,8 @@ std::expected<std::uint64_t, Refused> lendable_bytes(const SplitQuestion& questi
                   fmt::format("{} lends no memory: set lend in [memory] of its bridge.toml", name));
   }
   const auto promised = question.promised.find(name);
-  const std::uint64_t lent_bytes = std::max(host.info.memory_lent_bytes(),
-                                            promised == question.promised.end() ? 0 : promised->second);
+  const std::uint64_t lent_bytes =
+      std::max(host.info.memory_lent_bytes(), promised == question.promised.end() ? 0 : promised->second);
   const std::uint64_t left_bytes = host.info.memory_lend_bytes() - std::min(host.info.memory_lend_bytes(), lent_bytes);
   return std::min(left_bytes, host.info.memory_free_bytes());
 }

@@ -19,8 +19,8 @@ struct SubShare {
 struct SplitQuestion {
   const VmRecord& vm;
   std::uint64_t budget_bytes = 0;
-  std::vector<std::string> sub_hosts;           // asked for by name; none: chosen here
-  std::vector<PageStoreRecord> own;             // the VM's page stores that stay
+  std::vector<std::string> sub_hosts;  // asked for by name; none: chosen here
+  std::vector<PageStoreRecord> own;    // the VM's page stores that stay
   std::map<std::string, const HostView*> hosts;
   std::map<std::string, std::uint64_t> promised;  // by all page stores of the cluster
 };

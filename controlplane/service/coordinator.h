@@ -27,7 +27,7 @@ struct ClusterFigures {
   std::map<api::MigrationState, std::uint64_t> active;
   MigrationFigures ended;
   std::vector<api::Migration> pulling;  // and what their VMs lack
-  std::vector<api::Vm> splits;  // their uuid, host and split
+  std::vector<api::Vm> splits;          // their uuid, host and split
 };
 
 class Coordinator {

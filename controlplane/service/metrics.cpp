@@ -48,9 +48,9 @@ constexpr Metric kWire{"godwit_controlplane_migration_wire_bytes_total", Kind::k
 constexpr Metric kRetransmitted{"godwit_controlplane_migration_retransmitted_pages_total", Kind::kCounter, "",
                                 "Pages, or parts of them, that ended migrations sent again"};
 
-constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms,      &kHostImages, &kHostImageBytes,
-                          &kHostMemory,    &kHostFree,      &kActive,       &kEnded,      &kReuse,
-                          &kDuration,      &kDowntime,      &kRounds,       &kPages,      &kWire,
+constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms,       &kHostImages, &kHostImageBytes,
+                          &kHostMemory,    &kHostFree,      &kActive,        &kEnded,      &kReuse,
+                          &kDuration,      &kDowntime,      &kRounds,        &kPages,      &kWire,
                           &kRetransmitted, &kPagesMissing,  &kPullConnected, &kSplitBytes, &kSplitConnected};
 
 constexpr std::uint64_t kPageBytes = 4096;

@@ -215,17 +215,18 @@ void Splits::drop(Part& part) {
 
 void Splits::ask(Part& part, const std::string& host, api::ToAgent message,
                  std::function<void(Part&, const api::AgentReply&)> next) {
-  hosts_.request(host, std::move(message), timeouts_.prepare,
-                 [this, id = part.record.id, serial = part.attempts.serial, next = std::move(next)](const auto& answer) {
-                   const auto found = parts_.find(id);
-                   if (found == parts_.end() || found->second.attempts.serial != serial || frozen_) {
-                     return;
-                   }
-                   if (!answer) {
-                     return attempt_failed(found->second, answer.error().text);
-                   }
-                   next(found->second, *answer);
-                 });
+  hosts_.request(
+      host, std::move(message), timeouts_.prepare,
+      [this, id = part.record.id, serial = part.attempts.serial, next = std::move(next)](const auto& answer) {
+        const auto found = parts_.find(id);
+        if (found == parts_.end() || found->second.attempts.serial != serial || frozen_) {
+          return;
+        }
+        if (!answer) {
+          return attempt_failed(found->second, answer.error().text);
+        }
+        next(found->second, *answer);
+      });
 }
 
 void Splits::attempt_failed(Part& part, const std::string& problem) {
@@ -304,8 +305,8 @@ const api::HeldStore* Splits::at_sub(const Part& part) const {
     return nullptr;
   }
   const auto& stores = host->second.view.stores;
-  const auto found = std::ranges::find(stores, part.record.id.to_bytes(),
-                                       [](const auto& store) { return store.status().store_id(); });
+  const auto found =
+      std::ranges::find(stores, part.record.id.to_bytes(), [](const auto& store) { return store.status().store_id(); });
   return found == stores.end() ? nullptr : &*found;
 }
 
@@ -359,9 +360,10 @@ void Splits::warn_of(const Part& part, api::Split& shown) const {
   const std::string waits =
       fmt::format("{} of the VM are there, and whoever touches one waits", config::format_pages(pages));
   if (main != nullptr && main->pages_lost() > 0) {
-    shown.add_warnings(fmt::format("{} has lost {} of the VM: whoever touches one stands still for good; only godwitctl "
-                                   "stop and a new start help",
-                                   host, config::format_pages(main->pages_lost())));
+    shown.add_warnings(
+        fmt::format("{} has lost {} of the VM: whoever touches one stands still for good; only godwitctl "
+                    "stop and a new start help",
+                    host, config::format_pages(main->pages_lost())));
   }
   if (main != nullptr && main->full()) {
     shown.add_warnings(fmt::format("{} is full: add a sub host (godwitctl vm split {} --sub HOST), or raise the budget",
@@ -375,11 +377,12 @@ void Splits::warn_of(const Part& part, api::Split& shown) const {
                                    printable(sub->status().reason()), waits));
   } else if (part.record.state == api::PAGE_STORE_CONNECTED && !connected(part)) {
     std::string why = part.attempts.problem;
-    for (const std::string& reason : {main == nullptr ? "" : main->reason(), sub == nullptr ? "" : sub->status().reason()}) {
+    for (const std::string& reason :
+         {main == nullptr ? "" : main->reason(), sub == nullptr ? "" : sub->status().reason()}) {
       why = why.empty() ? printable(reason) : why;
     }
-    shown.add_warnings(fmt::format("no flow to {}{}{}; {}; begun again until it is there", host, why.empty() ? "" : ": ",
-                                   why, waits));
+    shown.add_warnings(
+        fmt::format("no flow to {}{}{}; {}; begun again until it is there", host, why.empty() ? "" : ": ", why, waits));
   } else if (part.record.state == api::PAGE_STORE_PREPARING && !part.attempts.problem.empty()) {
     shown.add_warnings(fmt::format("{} does not take pages yet: {}; tried again", host, part.attempts.problem));
   }
@@ -399,16 +402,17 @@ std::optional<api::Split> Splits::view(const Id128& vm_uuid) const {
     *shown.mutable_status() = *status;
   }
   if (!is_connected(split.vm.host)) {
-    shown.add_warnings(fmt::format("{}, which runs the VM, is not connected: what is shown of it is not known",
-                                   split.vm.host));
+    shown.add_warnings(
+        fmt::format("{}, which runs the VM, is not connected: what is shown of it is not known", split.vm.host));
   } else if (running(split.vm) == nullptr) {
     shown.add_warnings(fmt::format("{} does not run the VM any more: godwitctl stop {} frees what its sub hosts hold",
                                    split.vm.host, split.vm.name));
   } else if (status == nullptr && split.record.state != api::SPLITTING) {
     const std::string& why = split.attempts.problem;
-    shown.add_warnings(fmt::format("the data plane of {} does not keep to the budget now{}{}: it is told again until it "
-                                   "does",
-                                   split.vm.host, why.empty() ? "" : ": ", why));
+    shown.add_warnings(
+        fmt::format("the data plane of {} does not keep to the budget now{}{}: it is told again until it "
+                    "does",
+                    split.vm.host, why.empty() ? "" : ": ", why));
   } else if (status != nullptr && !status->problem().empty()) {
     shown.add_warnings(printable(status->problem()));
   }

@@ -67,8 +67,12 @@ void Splits::freeze() {
 
 std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmRecord& vm, std::uint64_t budget_bytes,
                                                                        const std::vector<std::string>& sub_hosts) {
-  SplitQuestion question{
-      .vm = vm, .budget_bytes = budget_bytes, .sub_hosts = sub_hosts, .own = staying(vm.uuid), .hosts = {}, .promised = {}};
+  SplitQuestion question{.vm = vm,
+                         .budget_bytes = budget_bytes,
+                         .sub_hosts = sub_hosts,
+                         .own = staying(vm.uuid),
+                         .hosts = {},
+                         .promised = {}};
   for (const auto& [name, host] : hosts_.all()) {
     question.hosts[name] = &host.view;
   }
@@ -124,15 +128,15 @@ void Splits::split(const VmRecord& vm, std::uint64_t budget_bytes, const std::ve
   }
   const Hosts::Host* main = hosts_.find(vm.host);
   if (main == nullptr || main->session == 0 || !main->view.info.dataplane_up()) {
-    return done(refused(Code::kHostGone,
-                        fmt::format("{}, which runs VM \"{}\", is not connected, or its data plane is down", vm.host,
-                                    vm.name)));
+    return done(refused(
+        Code::kHostGone,
+        fmt::format("{}, which runs VM \"{}\", is not connected, or its data plane is down", vm.host, vm.name)));
   }
   const auto known = splits_.find(vm.uuid);
   if (known != splits_.end() && (known->second.changing || known->second.record.state != api::SPLIT)) {
-    return done(refused(Code::kNotNow, fmt::format("VM \"{}\" is {}: wait until that is over", vm.name,
-                                                   known->second.record.state == api::GATHERING ? "being gathered"
-                                                                                                : "being split")));
+    return done(refused(Code::kNotNow,
+                        fmt::format("VM \"{}\" is {}: wait until that is over", vm.name,
+                                    known->second.record.state == api::GATHERING ? "being gathered" : "being split")));
   }
   if (budget_bytes == 0 && known != splits_.end()) {
     budget_bytes = known->second.record.budget_bytes;
@@ -141,7 +145,8 @@ void Splits::split(const VmRecord& vm, std::uint64_t budget_bytes, const std::ve
   if (!added) {
     return done(std::unexpected(added.error()));
   }
-  SplitRecord record{.vm_uuid = vm.uuid, .ownership = vm.ownership, .budget_bytes = budget_bytes, .state = api::SPLITTING};
+  SplitRecord record{
+      .vm_uuid = vm.uuid, .ownership = vm.ownership, .budget_bytes = budget_bytes, .state = api::SPLITTING};
   if (known != splits_.end()) {
     record = known->second.record;  // until the hosts have agreed
   }

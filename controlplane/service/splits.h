@@ -38,8 +38,8 @@ class Splits {
 
   /// Whether split() could begin, for a VM that is to be split from its start.
   [[nodiscard]] std::optional<ServiceError> obstacle(const VmRecord& vm);
-  /// Splits the VM, or changes its budget (0: as it is) and adds sub hosts (none named: chosen, if need be). `done` once
-  /// main host and new sub hosts have agreed; flows follow. If one refuses, nothing has changed.
+  /// Splits the VM, or changes its budget (0: as it is) and adds sub hosts (none named: chosen, if need be). `done`
+  /// once main host and new sub hosts have agreed; flows follow. If one refuses, nothing has changed.
   void split(const VmRecord& vm, std::uint64_t budget_bytes, const std::vector<std::string>& sub_hosts,
              const Done& done);
   /// Begins to bring all pages back to the main host.

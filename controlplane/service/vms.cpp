@@ -165,7 +165,8 @@ void Vms::run_at(const std::string& host_name, const api::VmDefinition& definiti
     }
   }
   if (definition.resident_budget_bytes() > 0) {
-    VmRecord planned{.uuid = uuid, .name = definition.name(), .definition = definition, .host = host_name, .image_id = {}};
+    VmRecord planned{
+        .uuid = uuid, .name = definition.name(), .definition = definition, .host = host_name, .image_id = {}};
     planned.tracker = tracker;
     if (auto obstacle = splits_.obstacle(planned)) {
       done(std::unexpected(std::move(*obstacle)));
@@ -237,9 +238,10 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
     if (split) {
       return show();
     }
-    done(failed(split.error().code, fmt::format("VM \"{}\" runs on {}, but all of it is there: {}; godwitctl vm split {} "
-                                                "tries it again, stop ends it",
-                                                vm.name, vm.host, split.error().text, vm.name)));
+    done(failed(split.error().code,
+                fmt::format("VM \"{}\" runs on {}, but all of it is there: {}; godwitctl vm split {} "
+                            "tries it again, stop ends it",
+                            vm.name, vm.host, split.error().text, vm.name)));
   });
 }
 

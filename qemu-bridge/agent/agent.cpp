@@ -329,9 +329,9 @@ controlplane::v1::Register Agent::make_register() {
     images = images_;
   }
   controlplane::v1::Register out;
-  *out.mutable_host() = host_info(config_, qemu_version_, dataplane_->hello(), images,
-                                  {.lent_bytes = page_stores_.lent_bytes(),
-                                   .unfilled_bytes = page_stores_.unfilled_bytes()});
+  *out.mutable_host() =
+      host_info(config_, qemu_version_, dataplane_->hello(), images,
+                {.lent_bytes = page_stores_.lent_bytes(), .unfilled_bytes = page_stores_.unfilled_bytes()});
   if (certificate_) {
     out.mutable_host()->set_certificate_end_unix_us(certificate_->end_unix_us());
   }

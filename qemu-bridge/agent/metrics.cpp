@@ -36,8 +36,8 @@ constexpr Metric kLent{"godwit_bridge_lent_bytes", Kind::kGauge, "",
                        "Memory of this host that is promised to split VMs which run elsewhere"};
 constexpr Metric kPageStores{"godwit_bridge_page_stores", Kind::kGauge, "state", "What holds it: connected, lost"};
 
-constexpr std::array kAll{&kLent,         &kPageStores,   &kDataplane,    &kControlplane, &kVms,    &kMigrations,   &kPullConnected,
-                          &kPagesMissing, &kPulledPages,  &kFaults, &kFaultLatency, &kBlocked};
+constexpr std::array kAll{&kLent,          &kPageStores,   &kDataplane,   &kControlplane, &kVms,          &kMigrations,
+                          &kPullConnected, &kPagesMissing, &kPulledPages, &kFaults,       &kFaultLatency, &kBlocked};
 
 double seconds(std::uint64_t us) { return static_cast<double>(us) / 1e6; }
 

@@ -18,7 +18,9 @@ using dataplane::v1::Error;
 constexpr int kVersion = 1;
 constexpr std::size_t kNameLengthMax = 64;
 
-std::unexpected<Error> bad(std::string text) { return std::unexpected(make_error(Error::BAD_REQUEST, std::move(text))); }
+std::unexpected<Error> bad(std::string text) {
+  return std::unexpected(make_error(Error::BAD_REQUEST, std::move(text)));
+}
 
 std::expected<StoreRecord, Error> record_of(const controlplane::v1::PrepareStore& command) {
   const auto id = Id128::from_bytes(command.store_id());
@@ -115,9 +117,9 @@ std::expected<void, Error> PageStores::check(const StoreRecord& asked, bool crea
       return bad("PrepareStore: this store is another VM's here, or of another size");
     }
     if (asked.ownership < record.ownership) {
-      return std::unexpected(make_error(Error::STALE_OWNERSHIP, "PrepareStore: ownership " +
-                                                                    std::to_string(asked.ownership) + " is older than " +
-                                                                    std::to_string(record.ownership)));
+      return std::unexpected(
+          make_error(Error::STALE_OWNERSHIP, "PrepareStore: ownership " + std::to_string(asked.ownership) +
+                                                 " is older than " + std::to_string(record.ownership)));
     }
     return {};
   }
@@ -125,13 +127,13 @@ std::expected<void, Error> PageStores::check(const StoreRecord& asked, bool crea
   if (create && asked.bytes_lent > lend_bytes_ - std::min(lend_bytes_, lent)) {
     return std::unexpected(make_error(
         Error::NO_MEMORY, "this host lends " + config::format_bytes(lend_bytes_) + " ([memory] lend in bridge.toml), " +
-                              config::format_bytes(lent) + " of it are promised: " +
-                              config::format_bytes(asked.bytes_lent) + " more are too much"));
+                              config::format_bytes(lent) +
+                              " of it are promised: " + config::format_bytes(asked.bytes_lent) + " more are too much"));
   }
   if (create && asked.bytes_lent > free_bytes) {
-    return std::unexpected(make_error(Error::NO_MEMORY, "this host has " + config::format_bytes(free_bytes) +
-                                                            " of memory free: " +
-                                                            config::format_bytes(asked.bytes_lent) + " are too much"));
+    return std::unexpected(make_error(
+        Error::NO_MEMORY, "this host has " + config::format_bytes(free_bytes) +
+                              " of memory free: " + config::format_bytes(asked.bytes_lent) + " are too much"));
   }
   return {};
 }

@@ -175,7 +175,7 @@ class Vm {
   std::optional<controlplane::v1::Outcome> decided_;  // the store's word, until it is in effect
   std::string told_failure_;                          // the cause last told, until the control plane may have missed it
   std::string interrupted_by_ = "the bridge of this host was restarted";
-  bool in_doubt_ = false;  // contact or a process was lost in a migration: only the store knows how it stands
+  bool in_doubt_ = false;     // contact or a process was lost in a migration: only the store knows how it stands
   bool gather_told_ = false;  // to the data plane that runs now
   bool over_ = false;
   bool gone_ = false;

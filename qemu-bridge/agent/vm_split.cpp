@@ -1,5 +1,5 @@
-// Vm's part as the main host of a split VM: its data plane keeps the guest within a budget, and page stores of sub hosts
-// hold the rest.
+// Vm's part as the main host of a split VM: its data plane keeps the guest within a budget, and page stores of sub
+// hosts hold the rest.
 //
 // What nobody may forget, and who remembers it, whoever is killed:
 //   that it is split, its stores      | the journal, before the data plane hears of it
@@ -32,7 +32,9 @@ namespace {
 
 constexpr const char* kPinName = "godwit-pin";
 
-std::unexpected<Error> bad(std::string text) { return std::unexpected(make_error(Error::BAD_REQUEST, std::move(text))); }
+std::unexpected<Error> bad(std::string text) {
+  return std::unexpected(make_error(Error::BAD_REQUEST, std::move(text)));
+}
 
 std::expected<SplitRecord, Error> record_of(const controlplane::v1::SplitGuest& command) {
   SplitRecord record{.budget_bytes = command.budget_bytes(), .subs = {}, .gather = command.gather()};
@@ -146,8 +148,8 @@ std::expected<void, Error> Vm::make_evictable() {
 /// Both ends of one pipe, the same for the life of this QEMU: it has the pipe open, so what is in it outlives us.
 std::expected<std::pair<UniqueFd, UniqueFd>, Error> Vm::pin_pipe() {
   const auto failed = [&](const char* what) {
-    return std::unexpected(make_error(Error::KERNEL, std::string("cannot ") + what + " " + paths_.pin_pipe().string() +
-                                                         ": " + std::strerror(errno)));
+    return std::unexpected(make_error(
+        Error::KERNEL, std::string("cannot ") + what + " " + paths_.pin_pipe().string() + ": " + std::strerror(errno)));
   };
   std::error_code ignored;
   std::filesystem::create_directories(paths_.run_dir, ignored);  // of a QEMU that somebody else started

@@ -1,5 +1,6 @@
-// The control plane and split VMs: which hosts are asked, in which order a flow begins, that it begins again without end,
-// and that page stores go when nobody can need them, and not before. Fake agents on real gRPC streams play the hosts.
+// The control plane and split VMs: which hosts are asked, in which order a flow begins, that it begins again without
+// end, and that page stores go when nobody can need them, and not before. Fake agents on real gRPC streams play the
+// hosts.
 #include <set>
 
 #include "tests/unit/controlplane/service_fixture.h"

@@ -1,6 +1,6 @@
-// The main host's bridge of a split VM: a real QEMU and the whole Vm, with a fake data plane. What is proven: the guest is
-// attached so that it can be split, or refused by name; its pipe outlives both daemons; after any restart the data plane
-// is told again; and its end is told.
+// The main host's bridge of a split VM: a real QEMU and the whole Vm, with a fake data plane. What is proven: the guest
+// is attached so that it can be split, or refused by name; its pipe outlives both daemons; after any restart the data
+// plane is told again; and its end is told.
 #include <gtest/gtest.h>
 
 #include "tests/unit/qemu-bridge/switchover_fixture.h"
