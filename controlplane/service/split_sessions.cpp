@@ -18,6 +18,14 @@ constexpr Duration kPauseMax = milliseconds(15'000);
 
 bool idle(bool under_way, Timers::Id timer) { return !under_way && timer == Timers::kNone; }
 
+/// It is this split that was gathered, and not an earlier one of the VM.
+bool all_of_these(const api::RunningVm& vm, const std::vector<PageStoreRecord>& page_stores) {
+  return std::ranges::all_of(page_stores, [&](const PageStoreRecord& record) {
+    return std::ranges::any_of(vm.split().subs(),
+                               [&](const auto& sub) { return sub.store_id() == record.id.to_bytes(); });
+  });
+}
+
 }  // namespace
 
 void Splits::host_reported(const std::string& host) {
@@ -58,7 +66,7 @@ void Splits::look_after(Active& split) {
   if (frozen_ || split.changing || split.record.state == api::SPLITTING || vm == nullptr) {
     return;
   }
-  if (split.record.state == api::GATHERING && vm->gathered()) {
+  if (split.record.state == api::GATHERING && vm->gathered() && all_of_these(*vm, staying(split.vm.uuid))) {
     spdlog::info("VM {} is gathered: all of it is on {}", split.vm.name, split.vm.host);
     const std::string host = split.vm.host;
     end(split.vm.uuid);

@@ -53,6 +53,14 @@ std::string run_state_after(const std::string& event) {
   return event == "RESUME" ? "running" : event == "SHUTDOWN" ? "shutdown" : "";
 }
 
+/// While the data plane tells nothing; and what of was gathered.
+void fill(dataplane::v1::SplitStatus& status, const SplitRecord& record) {
+  status.set_problem(record.gathered ? "" : "the data plane of this host is down, or does not keep to the budget yet");
+  for (const auto& sub : record.subs) {
+    status.add_subs()->set_store_id(sub.store_id.to_bytes());
+  }
+}
+
 }  // namespace
 
 Vm::Vm(VmServices services, VmRecord record)
@@ -81,7 +89,7 @@ RunningVm Vm::running() const {
   const std::lock_guard lock(summary_mutex_);
   RunningVm out = summary_;
   out.set_run_state(run_state_);
-  if (out.has_split() && split_status_) {
+  if (out.has_split() && !out.gathered() && split_status_) {
     *out.mutable_split() = *split_status_;
   }
   if (const auto status = pull ? pull->status() : std::nullopt) {
@@ -110,8 +118,8 @@ void Vm::publish() {
                                                                    : dataplane::v1::ROLE_DESTINATION);
   }
   out.set_gathered(record_.split && record_.split->gathered);
-  if (record_.split && !record_.split->gathered) {
-    out.mutable_split()->set_problem("the data plane of this host is down, or does not keep to the budget yet");
+  if (record_.split) {
+    fill(*out.mutable_split(), *record_.split);
   }
   {
     const std::lock_guard lock(summary_mutex_);
@@ -443,19 +451,6 @@ void Vm::end_qemu() {
   if (record_.process.pid > 0 && !wait_for_exit(record_.process, qmp_ ? kExitTime : std::chrono::milliseconds(0))) {
     end_process(record_.process, std::chrono::milliseconds(0));
   }
-}
-
-std::optional<dataplane::v1::GuestStatus> Vm::find_attached() {
-  dataplane::v1::ToDataplane request;
-  request.mutable_get_status();
-  if (auto reply = services_.dataplane.call(std::move(request))) {
-    for (const auto& guest : reply->status().guests()) {
-      if (guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid) {
-        return guest;
-      }
-    }
-  }
-  return std::nullopt;
 }
 
 void Vm::detach_guest() {

@@ -471,6 +471,19 @@ void Vm::on_dataplane_down(const std::string& reason) {
   });
 }
 
+std::optional<dataplane::v1::GuestStatus> Vm::find_attached() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_get_status();
+  if (auto reply = services_.dataplane.call(std::move(request))) {
+    for (const auto& guest : reply->status().guests()) {
+      if (guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid) {
+        return guest;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 void Vm::fence(std::uint64_t ownership) {
   queue_.post([this, ownership] {
     if (over_ || !qmp_ || record_.migration || ownership <= record_.ownership) {

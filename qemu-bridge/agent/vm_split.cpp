@@ -190,7 +190,7 @@ AgentResult Vm::do_split_guest(const controlplane::v1::SplitGuest& command) {
   if (!wanted) {
     return std::unexpected(wanted.error());
   }
-  if (record_.split && record_.split->gathered && wanted->gather) {
+  if (record_.split && record_.split->gathered && wanted->gather && record_.split->subs == wanted->subs) {
     return AgentReply();  // it has, and says so
   }
   const auto before = record_.split;

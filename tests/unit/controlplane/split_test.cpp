@@ -313,8 +313,16 @@ TEST_F(SplitTest, GatheringDropsTheStoresOnlyWhenAllIsBack) {
   vm_now.set_name("demo");
   vm_now.set_ownership(1);
   vm_now.set_gathered(true);
+  vm_now.mutable_split()->add_subs()->set_store_id(std::string(16, 'x'));  // of an earlier split
   a_->set_vms({vm_now});
   a_->report();
+  const Agent again = a_->expect(Agent::kSplitGuest);
+  EXPECT_TRUE(again.split_guest().gather());
+  EXPECT_EQ(b_->unread(), 0U) << "what was gathered was something else";
+  vm_now.mutable_split()->mutable_subs(0)->set_store_id(store_);
+  a_->set_vms({vm_now});
+  a_->report();
+  a_->reply(again);
   EXPECT_EQ(a_->expect(Agent::kEndSplit).end_split().ownership(), 1U);
   runs_at(*a_, {});
   expect_dropped(*b_);

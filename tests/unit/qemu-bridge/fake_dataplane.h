@@ -243,19 +243,7 @@ class FakeDataplane {
       const std::lock_guard lock(mutex_);
       stores_.erase(request.drop_store().store_id());
     } else if (request.has_get_status()) {
-      const std::lock_guard lock(mutex_);
-      *reply.mutable_status() = attached_;
-      for (const auto& [id, paging] : paging_) {
-        if (sessions_.contains(id)) {
-          *reply.mutable_status()->add_paging() = paging;
-        }
-      }
-      for (const auto& [vm, split] : splits_) {
-        *reply.mutable_status()->add_splits() = split;
-      }
-      for (const auto& [id, store] : stores_) {
-        *reply.mutable_status()->add_stores() = store;
-      }
+      tell_status(*reply.mutable_status());
     } else if (request.has_list_images()) {
       reply.mutable_list_images();
     }
@@ -271,6 +259,22 @@ class FakeDataplane {
     const std::lock_guard lock(mutex_);
     requests_.push_back(request);
     changed_.notify_all();
+  }
+
+  void tell_status(dataplane::v1::Status& status) {
+    const std::lock_guard lock(mutex_);
+    status = attached_;
+    for (const auto& [id, paging] : paging_) {
+      if (sessions_.contains(id)) {
+        *status.add_paging() = paging;
+      }
+    }
+    for (const auto& [vm, split] : splits_) {
+      *status.add_splits() = split;
+    }
+    for (const auto& [id, store] : stores_) {
+      *status.add_stores() = store;
+    }
   }
 
   using Error = dataplane::v1::Error;
