@@ -92,7 +92,7 @@ metrics::Samples make_samples(const AgentFigures& figures) {
   std::uint64_t lent_bytes = 0, connected = 0;
   for (const auto& store : figures.stores) {
     lent_bytes += store.bytes_lent();
-    connected += store.status().connected() ? 1 : 0;
+    connected += store.status().connected() ? 1U : 0U;
   }
   samples.add(kLent, {}, lent_bytes);
   samples.add(kPageStores, {"connected"}, connected);
