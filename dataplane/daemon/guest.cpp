@@ -173,6 +173,10 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
         !paging) {
       return paging;
     }
+    if (auto split = guest.split_allowed ? continue_split(guest, context.missing_dir) : std::expected<void, ApiError>{};
+        !split) {
+      return split;
+    }
   } else if (auto begun = begin_history(guest, context); !begun) {
     return begun;
   }
@@ -228,6 +232,7 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   guest->epoch_now = attachment.epoch;
   guest->demand_paging = attachment.demand_paging;
   guest->paging_epoch = attachment.paging_epoch;
+  guest->split_allowed = attachment.split;
   const std::uint64_t shape = shape_hash(attachment.files);
   auto ram = memory::GuestRam::open(std::move(attachment.files));
   if (!ram) {
@@ -260,6 +265,11 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   auto chosen = memory::choose_tracker(std::move(request), attachment.tracker ? &*attachment.tracker : nullptr);
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
+  }
+  if (guest->split_allowed && chosen->tracker->userfaults() == nullptr) {
+    return std::unexpected(
+        ApiError{api::Error::BAD_REQUEST, "AttachGuest: split needs a userfaultfd of QEMU that can be used, and a "
+                                          "tracker that is not `hashes`"});
   }
   if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
     return std::unexpected(

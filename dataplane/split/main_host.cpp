@@ -90,15 +90,17 @@ void MainHost::on_listed(MainLink& link, std::span<const Entry> entries) {
   for (const Entry& entry : entries) {
     const auto copy = copies_.get(entry.page);
     const bool known = copy && copy->sub == link.sub() && copy->version == entry.version;
-    if (!known && leaving_version(entry.page) == entry.version && memory_.is_missing(entry.page) &&
-        !outgoing_.contains(entry.page)) {
+    const bool leaves = !known && leaving_version(entry.page) == entry.version;
+    if (leaves && memory_.is_missing(entry.page) && !outgoing_.contains(entry.page)) {
       // It was put, and the answer was lost with the connection.
       confirm(entry.page, entry.version,
               {.sub = link.sub(),
                .version = entry.version,
                .hash = pages::hash_page(std::span(page_).first<pages::kPageSize>())});
     } else if (!known) {
-      link.drop({.page = entry.page, .version = entry.version});
+      if (!leaves) {  // else it may be put here yet, and the lanes keep no order: the next list has it again
+        link.drop({.page = entry.page, .version = entry.version});
+      }
       continue;
     }
     link.listed().set(entry.page);
@@ -141,6 +143,10 @@ std::optional<Version> MainHost::leaving_version(pages::PageNumber page) const {
 
 void MainHost::evicted(std::span<const pages::PageNumber> pages) {
   for (const pages::PageNumber page : pages) {
+    if (!leaving_version(page)) {
+      continue;  // told late: it came back, or has been confirmed
+    }
+    directory_.set_resident(page, 1);  // on its way out, in the directory's words
     if (!queued_.contains(page) && !outgoing_.contains(page)) {
       assign(page);
     }
@@ -355,6 +361,14 @@ Instant MainHost::deadline() const {
     first = std::min(first, sub.full ? sub.full_until : kNever);
   }
   return first;
+}
+
+std::vector<SubId> MainHost::subs() const {
+  std::vector<SubId> all;
+  for (const auto& [id, sub] : subs_) {
+    all.push_back(id);
+  }
+  return all;
 }
 
 SubStats MainHost::sub_stats(SubId id) const {

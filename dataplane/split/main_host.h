@@ -121,6 +121,7 @@ class MainHost {
 
   [[nodiscard]] const placement::PageDirectory& directory() const { return directory_; }
   [[nodiscard]] const PageCopies& copies() const { return copies_; }
+  [[nodiscard]] std::vector<SubId> subs() const;
   [[nodiscard]] SubStats sub_stats(SubId sub) const;
   [[nodiscard]] MainStats stats() const;
   /// Why nothing is placed any more; empty: it is.
