@@ -3,7 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <chrono>
+#include <bit>
 #include <utility>
 
 #include "base/check.h"
@@ -21,6 +21,7 @@ constexpr std::uint32_t kSlots = 2048;
 constexpr Duration kFaultsAgain = milliseconds(10);
 constexpr Duration kUnansweredAgain = microseconds(200);
 constexpr Duration kPublishEvery = milliseconds(100);
+constexpr std::chrono::milliseconds kAtOnce(0);
 constexpr std::chrono::milliseconds kLookAgain(1);     // how much is resident, where nothing is to be done
 constexpr std::chrono::milliseconds kNothingLeft(20);  // everything that may go is out
 
@@ -112,7 +113,7 @@ std::expected<void, memory::Error> LiveSplit::continue_with(memory::PinPipe pipe
   return open_rest(false, std::move(pipe));
 }
 
-std::expected<void, memory::Error> LiveSplit::begin(Inbox& lcore, SplitTold told) {
+void LiveSplit::begin(Inbox& lcore, SplitTold told) {
   GW_ASSERT(!begun() && complete());
   lcore_ = &lcore;
   told_ = std::move(told);
@@ -120,7 +121,6 @@ std::expected<void, memory::Error> LiveSplit::begin(Inbox& lcore, SplitTold told
       *this, split::PageCopies(places_->body(), of_.page_count), pager_->missing(), *this);
   thread_ = std::jthread([this](const std::stop_token& stop) { keep_evicting(stop); });
   begun_.store(true, std::memory_order_release);
-  return {};
 }
 
 std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limits) {
@@ -165,21 +165,20 @@ void LiveSplit::stop_evicting() {
 
 void LiveSplit::keep_evicting(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
-    const bool more = evict_once();
-    if (!more) {
+    if (const auto wait = evict_once(); wait.count() > 0) {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, stop, kLookAgain, [] { return false; });
+      changed_.wait_for(lock, stop, wait, [] { return false; });
     }
   }
 }
 
-/// True: there may be more to do at once.
-bool LiveSplit::evict_once() {
+/// When it is to be tried again.
+std::chrono::milliseconds LiveSplit::evict_once() {
   const std::lock_guard evicting(evicting_);
   {
     const std::lock_guard lock(mutex_);
     if (!evictor_ || limits_.gather || !problem_.empty()) {
-      return false;
+      return kLookAgain;
     }
   }
   const auto wanted = evictor_->wanted();
@@ -187,18 +186,15 @@ bool LiveSplit::evict_once() {
     if (!wanted) {
       fail(wanted.error().text);
     }
-    return false;
+    return kLookAgain;
   }
   auto batch = evictor_->evict_batch();
   if (!batch) {
     fail(batch.error().text);
-    return false;
+    return kLookAgain;
   }
   if (batch->pages.empty() && !batch->somebody_waits) {
-    if (batch->nothing_left) {
-      std::this_thread::sleep_for(kNothingLeft);
-    }
-    return !batch->zero_pages.empty();
+    return batch->nothing_left ? kNothingLeft : batch->zero_pages.empty() ? kLookAgain : kAtOnce;
   }
   std::vector<pages::PageNumber> out;
   for (const memory::LeavingPage& page : batch->pages) {
@@ -206,7 +202,7 @@ bool LiveSplit::evict_once() {
   }
   // It wakes the lcore too, for whoever waits.
   lcore_->post([this, out = std::move(out)] { main_->evicted(out); });
-  return true;
+  return kAtOnce;
 }
 
 void LiveSplit::fail(const std::string& why) {

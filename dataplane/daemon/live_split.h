@@ -10,6 +10,7 @@
 // armed last, so that it is never there without the others.
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <expected>
 #include <functional>
@@ -73,7 +74,7 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   /// After take_over(). The same pipe as before.
   std::expected<void, memory::Error> continue_with(memory::PinPipe pipe);
   /// Once it is all there. `lcore`: of the home lcore.
-  std::expected<void, memory::Error> begin(Inbox& lcore, SplitTold told);
+  void begin(Inbox& lcore, SplitTold told);
   /// From now on; the same as for a new evictor.
   std::expected<void, memory::Error> set_limits(const SplitLimits& limits);
   /// Nothing is missing any more: takes all of this off the guest. While the lcore polls.
@@ -102,7 +103,7 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   std::expected<void, memory::Error> open_rest(bool fresh, memory::PinPipe pipe);
   [[nodiscard]] std::string file(const char* ending) const;
   void keep_evicting(const std::stop_token& stop);
-  bool evict_once();
+  std::chrono::milliseconds evict_once();
   void fail(const std::string& why);
   void publish(Instant now);
 

@@ -63,7 +63,7 @@ struct Service::Splitting {
   std::map<Id128, split::SubId> stores;
   std::optional<memory::PinPipe> pipe;
   std::shared_ptr<LiveSplit> split;  // that there is, or that was made
-  bool fresh = false;                // to be begun
+  bool fresh = false;                // made here
   std::expected<void, memory::Error> result;
   Respond respond;
 };
@@ -87,6 +87,10 @@ void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> 
   SplitSession& session = splits_[*vm];
   const bool leaves_out = std::ranges::any_of(
       session.subs, [&](const auto& sub) { return !stores->contains(sub.first) || stores->at(sub.first) != sub.second.sub; });
+  if (guest.memory->ram().any_huge()) {
+    return respond(refusal(bad_request("SplitGuest: VM " + vm->text() +
+                                       " has RAM on hugetlbfs, which is not evicted: start it with RAM on tmpfs")));
+  }
   if (!guest.split_allowed || !(*entry)->migration.is_nil() || guest.kind == api::AttachGuest::ARRIVING ||
       session.busy || leaves_out) {
     const std::string why = session.busy         ? " is just being split or gathered: ask again"
@@ -119,6 +123,7 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
       return;
     }
     splitting.split = std::move(*made);
+    splitting.fresh = true;
   } else if (!splitting.split->complete()) {
     splitting.result = splitting.split->continue_with(std::move(*splitting.pipe));
   }
@@ -126,8 +131,13 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
     splitting.result = splitting.split->set_limits(splitting.limits);
   }
   if (splitting.result && !splitting.split->begun()) {
-    splitting.fresh = true;
-    splitting.result = splitting.split->begin(data_path_.inbox(), split_told(splitting.vm));
+    splitting.split->begin(data_path_.inbox(), split_told(splitting.vm));
+  }
+  if (!splitting.result && splitting.fresh) {
+    // Nobody would answer its faults.
+    static_cast<void>(splitting.split->end());
+    splitting.split.reset();
+    LiveSplit::remove_files(options_.missing_dir, splitting.vm);
   }
 }
 
@@ -137,9 +147,6 @@ void Service::split_done(Splitting& splitting) {
   session.busy = false;
   if (!splitting.result) {
     spdlog::warn("VM {}: not split: {}", splitting.vm.text(), printable(splitting.result.error().text));
-    if (splitting.split && !entry.guest->split) {
-      entry.guest->split = splitting.split;  // its faults are ours already
-    }
     return splitting.respond(
         refusal({to_api(splitting.result.error().code), "SplitGuest: " + splitting.result.error().text}));
   }

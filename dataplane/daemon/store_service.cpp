@@ -127,7 +127,7 @@ void StoreService::prepared(const Id128& id, const Respond& respond) {
   options_.describe(session.flow_id, *reply.mutable_prepare_store()->mutable_endpoint());
   reply.mutable_prepare_store()->set_pages_held(session.store->pages_held);
   spdlog::info("store {} of VM {}: prepared, holds {} pages", id.text(), session.vm_uuid.text(),
-               session.store->pages_held.load());
+               session.store->pages_held.get());
   respond(std::move(reply));
 }
 

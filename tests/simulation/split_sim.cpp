@@ -234,7 +234,7 @@ void World::lose_store(split::SubId sub) {
   std::vector<std::byte> bytes(pages::kPageSize);
   for (pages::PageNumber page = 0; page < page_count_; ++page) {
     const auto copy = copies_.get(page);
-    if (guest_.is_missing(page) && !guest_.find_leaving(page, std::span(bytes).first<pages::kPageSize>()) && copy &&
+    if (guest_.wants(page) && !guest_.find_leaving(page, std::span(bytes).first<pages::kPageSize>()) && copy &&
         copy->sub == sub) {
       guest_.lose(page);
     }

@@ -78,12 +78,11 @@ class SplitVm : public RoundTrip {
   }
   /// Until it holds; false: never.
   bool until(const std::function<bool(const api::SplitStatus&)>& holds) {
-    for (int tries = 0; tries < 2000; ++tries) {
+    for (int tries = 0; tries < 200'000; ++tries) {
       const auto now = status(0);
       if (now.splits_size() == 1 && holds(now.splits(0))) {
         return true;
       }
-      usleep(10'000);
     }
     return false;
   }
