@@ -267,9 +267,9 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
     return std::unexpected(from_memory(chosen.error()));
   }
   if (guest->split_allowed && chosen->tracker->userfaults() == nullptr) {
-    return std::unexpected(
-        ApiError{api::Error::BAD_REQUEST, "AttachGuest: split needs a userfaultfd of QEMU that can be used, and a "
-                                          "tracker that is not `hashes`"});
+    return std::unexpected(ApiError{api::Error::BAD_REQUEST,
+                                    "AttachGuest: split needs a userfaultfd of QEMU that can be used, and a "
+                                    "tracker that is not `hashes`"});
   }
   if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
     return std::unexpected(

@@ -58,7 +58,7 @@ struct Guest {
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole
 
-  [[nodiscard]] std::uint64_t pages_missing() const { 
+  [[nodiscard]] std::uint64_t pages_missing() const {
     return (paging ? paging->missing_count() : 0) + (split ? split->missing_count() : 0);
   }
 };

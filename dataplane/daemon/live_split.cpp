@@ -117,8 +117,8 @@ void LiveSplit::begin(Inbox& lcore, SplitTold told) {
   GW_ASSERT(!begun() && complete());
   lcore_ = &lcore;
   told_ = std::move(told);
-  main_ = std::make_unique<split::MainHost>(
-      *this, split::PageCopies(places_->body(), of_.page_count), pager_->missing(), *this);
+  main_ = std::make_unique<split::MainHost>(*this, split::PageCopies(places_->body(), of_.page_count),
+                                            pager_->missing(), *this);
   thread_ = std::jthread([this](const std::stop_token& stop) { keep_evicting(stop); });
   begun_.store(true, std::memory_order_release);
 }

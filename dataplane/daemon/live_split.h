@@ -2,9 +2,9 @@
 // A guest that runs here within a resident budget: pager, evictor on a thread of its own, pages on their way out, and
 // the main host's side of its stores (split/main_host.h), put together.
 //
-// Shared by the guest and the home lcore; the guest's LiveGuest outlives it. Threads: what each part says; the evictor's
-// tells the lcore through its inbox. Units: pages. Failure: memory::Error at the beginning; later problem(), one line,
-// after which pages that are away stay away.
+// Shared by the guest and the home lcore; the guest's LiveGuest outlives it. Threads: what each part says; the
+// evictor's tells the lcore through its inbox. Units: pages. Failure: memory::Error at the beginning; later problem(),
+// one line, after which pages that are away stay away.
 //
 // Three files on tmpfs outlive the daemon: what is missing, what is on its way out, and where the rest is. The first is
 // armed last, so that it is never there without the others.

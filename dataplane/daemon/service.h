@@ -167,7 +167,7 @@ class Service {
   FigureBook figures_;
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
-  std::map<Id128, SplitSession> splits_;  // by VM
+  std::map<Id128, SplitSession> splits_;                                          // by VM
   std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again
   std::map<Id128, std::vector<std::pair<api::PrepareResume, Respond>>> opening_;  // images that are to serve again
   std::unique_ptr<Worker> disk_;  // for image requests, and what else no guest waits for

@@ -55,8 +55,7 @@ FlowConfig flow_config(const ServiceOptions& options, const NewFlow& flow, const
   config.cipher = flow.cipher;
   const transport::FlowEnd here = flow_end(options.daemon_boot_id, flow.flow_id);
   const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);
-  config.secret =
-      transport::flow_secret(start.secret, flow.initiator ? here : there, flow.initiator ? there : here);
+  config.secret = transport::flow_secret(start.secret, flow.initiator ? here : there, flow.initiator ? there : here);
   config.credit_packets = options.credit_packets;
   config.peer_timeout = options.peer_timeout;
   config.base_rtt = options.base_rtt;

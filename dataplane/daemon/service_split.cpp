@@ -1,5 +1,5 @@
-// The requests of a guest that is split, at its main host. What a split is made of is in live_split.h; here it is begun,
-// changed and ended, and its flows come and go.
+// The requests of a guest that is split, at its main host. What a split is made of is in live_split.h; here it is
+// begun, changed and ended, and its flows come and go.
 
 #include <spdlog/spdlog.h>
 
@@ -85,15 +85,16 @@ void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> 
   }
   Guest& guest = *(*entry)->guest;
   SplitSession& session = splits_[*vm];
-  const bool leaves_out = std::ranges::any_of(
-      session.subs, [&](const auto& sub) { return !stores->contains(sub.first) || stores->at(sub.first) != sub.second.sub; });
+  const bool leaves_out = std::ranges::any_of(session.subs, [&](const auto& sub) {
+    return !stores->contains(sub.first) || stores->at(sub.first) != sub.second.sub;
+  });
   if (guest.memory->ram().any_huge()) {
     return respond(refusal(bad_request("SplitGuest: VM " + vm->text() +
                                        " has RAM on hugetlbfs, which is not evicted: start it with RAM on tmpfs")));
   }
   if (!guest.split_allowed || !(*entry)->migration.is_nil() || guest.kind == api::AttachGuest::ARRIVING ||
       session.busy || leaves_out) {
-    const std::string why = session.busy         ? " is just being split or gathered: ask again"
+    const std::string why = session.busy          ? " is just being split or gathered: ask again"
                             : leaves_out          ? " has a store that is left out, or has another number now"
                             : guest.split_allowed ? " has not arrived, or is in a migration"
                                                   : " was attached without `split`";
@@ -180,7 +181,8 @@ SplitTold Service::split_told(const Id128& vm) {
       if (session == splits_.end()) {
         return;
       }
-      const auto its = std::ranges::find_if(session->second.subs, [sub](const auto& one) { return one.second.sub == sub; });
+      const auto its =
+          std::ranges::find_if(session->second.subs, [sub](const auto& one) { return one.second.sub == sub; });
       if (its != session->second.subs.end()) {
         api::Event event;
         fill(event, its->first, its->second);
@@ -370,15 +372,17 @@ void Service::end_split(const Id128& vm, std::function<void()> then) {
   for (const std::uint32_t flow : flows) {
     release_flow(flow, [] {});
   }
-  guests_.at(vm).worker->submit([split] { split->stop_evicting(); }, data_path_.inbox(), [this, vm, split, then] {
-    data_path_.unwatch(split);
-    control_.post([this, vm, then] {
-      if (const auto found = guests_.find(vm); found != guests_.end() && found->second.guest) {
-        found->second.guest->split.reset();
-      }
-      then();
-    });
-  });
+  guests_.at(vm).worker->submit([split] { split->stop_evicting(); }, data_path_.inbox(),
+                                [this, vm, split, then] {
+                                  data_path_.unwatch(split);
+                                  control_.post([this, vm, then] {
+                                    if (const auto found = guests_.find(vm);
+                                        found != guests_.end() && found->second.guest) {
+                                      found->second.guest->split.reset();
+                                    }
+                                    then();
+                                  });
+                                });
 }
 
 // ---- status ----

@@ -1,7 +1,7 @@
 #pragma once
 // The flow between a main host and a page store, at either end: the priority lane and one bulk lane, both the home
-// lcore's. Owned and called by its DataPath. Failure: the main host's side tells LiveSplit; the sub host's calls `lost`,
-// once, on the lcore, and does no more until it is taken away.
+// lcore's. Owned and called by its DataPath. Failure: the main host's side tells LiveSplit; the sub host's calls
+// `lost`, once, on the lcore, and does no more until it is taken away.
 
 #include <functional>
 #include <memory>
@@ -40,8 +40,7 @@ class MainFlow final : public Flow {
 
 /// A page store that is open on this host. The home lcore's while a flow has it; figures for any thread.
 struct OpenStore {
-  OpenStore(memserver::PageStore opened, memserver::VmNumber vm)
-      : store(std::move(opened)), access(store, vm) {
+  OpenStore(memserver::PageStore opened, memserver::VmNumber vm) : store(std::move(opened)), access(store, vm) {
     publish();
   }
   void publish() {

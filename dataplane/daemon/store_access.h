@@ -39,11 +39,10 @@ class PageStoreAccess final : public split::StoreAccess {
   void remove(pages::PageNumber page, split::Version version) override { store_.remove(key(page), version); }
   bool list(std::uint64_t& cursor, std::vector<split::Entry>& out) const override {
     auto at = static_cast<std::uint32_t>(cursor);
-    const bool more = store_.for_some(vm_, at, kRecordsAtOnce,
-                                      [&out](const memserver::PageKey& held, memserver::Version version, bool) {
-                                        out.push_back({.page = std::uint64_t{held.region} << 32 | held.page,
-                                                       .version = version});
-                                      });
+    const bool more = store_.for_some(
+        vm_, at, kRecordsAtOnce, [&out](const memserver::PageKey& held, memserver::Version version, bool) {
+          out.push_back({.page = std::uint64_t{held.region} << 32 | held.page, .version = version});
+        });
     cursor = at;
     return more;
   }

@@ -24,8 +24,8 @@ std::expected<std::shared_ptr<OpenStore>, ApiError> open_store(const memserver::
                                                                bool create) {
   const bool there = std::filesystem::exists(options.records_file);
   if (!there && !create) {
-    return std::unexpected(ApiError{
-        api::Error::NO_SUCH_STORE, "PrepareStore: there is no store " + id.text() + " here: what it held is lost"});
+    return std::unexpected(ApiError{api::Error::NO_SUCH_STORE,
+                                    "PrepareStore: there is no store " + id.text() + " here: what it held is lost"});
   }
   auto store = there ? memserver::PageStore::open(options) : memserver::PageStore::create(options);
   if (!store) {
@@ -78,8 +78,8 @@ void StoreService::prepare(const api::PrepareStore& request, const Respond& resp
   }
   Session& session = found->second;
   if (session.vm_uuid != *vm || session.pages != request.pages() || session.budget_bytes != request.budget_bytes()) {
-    return respond(refusal(
-        bad_request("PrepareStore: store " + id->text() + " is of another VM, or has another size or budget")));
+    return respond(
+        refusal(bad_request("PrepareStore: store " + id->text() + " is of another VM, or has another size or budget")));
   }
   if (request.ownership() < session.ownership) {
     return respond(refusal({api::Error::STALE_OWNERSHIP, "PrepareStore: ownership " +
@@ -176,9 +176,8 @@ void StoreService::start(api::StartStore& request, const Respond& respond) {
   session.start_request = std::move(serialised);
   session.secret = start->secret;
   session.reason = "the main host has not come yet";
-  const FlowConfig config =
-      flow_config(options_, {session.flow_id, session.cipher, false}, *start, *local,
-                  static_cast<std::uint16_t>(data_path_.lcore_count()));
+  const FlowConfig config = flow_config(options_, {session.flow_id, session.cipher, false}, *start, *local,
+                                        static_cast<std::uint16_t>(data_path_.lcore_count()));
   const auto lost = [this, id = *id, flow_id = session.flow_id](const std::string& why) {
     control_.post([this, id, flow_id, why] {
       const auto its = sessions_.find(id);

@@ -102,8 +102,8 @@ class PageStore {
     std::uint32_t at = 0;
     for_some(vm, at, records_end_, f);
   }
-  /// The same bit by bit: of so many records from `at` on, which is moved. False: those were the last. Between the calls
-  /// nothing may be put nor compressed.
+  /// The same bit by bit: of so many records from `at` on, which is moved. False: those were the last. Between the
+  /// calls nothing may be put nor compressed.
   template <class F>
   bool for_some(VmNumber vm, std::uint32_t& at, std::uint32_t records, F&& f) const {
     const std::uint32_t end = at + std::min(records, records_end_ - std::min(at, records_end_));

@@ -11,17 +11,13 @@ namespace {
 constexpr Duration kFullAgain = milliseconds(1000);
 /// Waits for room, or for a store: looked at again so often.
 constexpr Duration kWaitingAgain = milliseconds(1);
-constexpr std::size_t kDropsMax = 1024;           // at once, for a store that is full
+constexpr std::size_t kDropsMax = 1024;            // at once, for a store that is full
 constexpr std::uint64_t kScanPagesMax = 1U << 16;  // in search of them
 
 }  // namespace
 
 MainHost::MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events)
-    : memory_(memory),
-      copies_(copies),
-      events_(events),
-      directory_(copies.page_count()),
-      page_(pages::kPageSize) {
+    : memory_(memory), copies_(copies), events_(events), directory_(copies.page_count()), page_(pages::kPageSize) {
   GW_ASSERT(missing.size() == copies.page_count());
   for (const Entry& entry : memory.all_leaving()) {
     version_newest_ = std::max(version_newest_, entry.version);

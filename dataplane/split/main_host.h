@@ -83,7 +83,7 @@ struct SubStats {
 
 struct MainStats {
   std::uint64_t refetched_pages = 0, recalled_pages = 0, prefetched_pages = 0, unsent_pages = 0, sent_pages = 0;
-  std::uint64_t late_pages = 0;  // came, and were not placed
+  std::uint64_t late_pages = 0;     // came, and were not placed
   std::uint64_t waiting_pages = 0;  // somebody waits for them, now
 };
 
@@ -138,7 +138,7 @@ class MainHost {
     std::deque<pages::PageNumber> to_put;
     bool full = false;
     bool told_full = false;
-    Instant full_until{};        // then it is tried again
+    Instant full_until{};             // then it is tried again
     pages::PageNumber drop_hand = 0;  // of copies
     std::uint64_t lost = 0;
   };
@@ -213,9 +213,9 @@ class MainHost {
   std::uint64_t run_ = 0;  // demands in order, up to now
   std::string failure_;    // of memory: nothing is placed any more
   bool did_ = false;
-  Instant now_{};  // of the last turn
+  Instant now_{};                        // of the last turn
   mutable std::vector<std::byte> page_;  // of find_leaving()
-  Version version_newest_ = 0;  // that was seen
+  Version version_newest_ = 0;           // that was seen
   MainStats stats_;
 };
 

@@ -33,7 +33,8 @@ class MainLink final : public transport::LaneUser {
   static constexpr std::size_t kAsksMax = 128;  // not answered
   static constexpr Duration kKeepaliveEvery = milliseconds(500);
 
-  MainLink(MainHost& host, placement::SubId sub, std::uint64_t page_count) : host_(host), sub_(sub), listed_(page_count) {}
+  MainLink(MainHost& host, placement::SubId sub, std::uint64_t page_count)
+      : host_(host), sub_(sub), listed_(page_count) {}
 
   // ---- as its lanes' user ----
   bool next_work(std::uint16_t lane, transport::Work& out) override;

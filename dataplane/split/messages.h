@@ -40,9 +40,9 @@ enum class Type : std::uint8_t {
 };
 
 enum class PutResult : std::uint8_t {
-  kHeld = 0,       // in this version
+  kHeld = 0,        // in this version
   kSuperseded = 1,  // a newer one is held
-  kFull = 2,       // nothing has changed
+  kFull = 2,        // nothing has changed
 };
 
 struct Entry {
@@ -55,11 +55,11 @@ struct Entry {
 struct Message {
   Type type = Type::kKeepalive;
   std::uint32_t number = 0;
-  StoreId store{};                // kHello
-  std::uint64_t pages = 0;        // kHello: of the VM, 1 to kPagesMax
-  Version version_base = 0;       // kHello: what is put has this version and its round more
-  std::vector<Entry> entries;     // of lists, at most kEntriesMax; none only in the last of kListing
-  std::string text;               // kAbort, printable
+  StoreId store{};             // kHello
+  std::uint64_t pages = 0;     // kHello: of the VM, 1 to kPagesMax
+  Version version_base = 0;    // kHello: what is put has this version and its round more
+  std::vector<Entry> entries;  // of lists, at most kEntriesMax; none only in the last of kListing
+  std::string text;            // kAbort, printable
 };
 
 [[nodiscard]] std::vector<std::byte> encode(const Message& message);

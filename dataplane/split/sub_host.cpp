@@ -175,7 +175,7 @@ Instant SubHost::deadline() const {
     return kNever;
   }
   // The lane's calls only take note; what follows from them happens in turn().
-  const bool due = heard_ || !results_.empty() || !lacks_.empty() || !failure_.empty() || 
+  const bool due = heard_ || !results_.empty() || !lacks_.empty() || !failure_.empty() ||
                    (greeted_ && !listed_all_ && outbox_.bytes() < kListedBytesMax);
   return due ? heard_at_ : heard_at_ + kSilenceMax;
 }

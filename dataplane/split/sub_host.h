@@ -1,6 +1,6 @@
 #pragma once
-// The sub host's side of a flow: a page store answers a main host. Sans-IO; the user of the flow's two lanes. Pages that
-// are put come on the bulk lane, and are confirmed once the store has them; pages that are asked for leave on the
+// The sub host's side of a flow: a page store answers a main host. Sans-IO; the user of the flow's two lanes. Pages
+// that are put come on the bulk lane, and are confirmed once the store has them; pages that are asked for leave on the
 // priority lane.
 //
 // Owner: the daemon, one a flow; the store outlives it. Thread: the one that calls the lanes. Failure: turn() says once
@@ -29,7 +29,8 @@ class StoreAccess {
   virtual ~StoreAccess() = default;
   virtual PutResult put(pages::PageNumber page, Version version, pages::PageBytes content) = 0;
   /// Copies the page and returns its version; nothing if it is not held, an error if it is damaged.
-  virtual std::expected<std::optional<Version>, std::string> get(pages::PageNumber page, pages::MutablePageBytes out) = 0;
+  virtual std::expected<std::optional<Version>, std::string> get(pages::PageNumber page,
+                                                                 pages::MutablePageBytes out) = 0;
   virtual void remove(pages::PageNumber page, Version version) = 0;
   /// Appends some of the pages that are held, on from `cursor` (0: from the beginning); false: those were the last.
   virtual bool list(std::uint64_t& cursor, std::vector<Entry>& out) const = 0;
@@ -44,7 +45,8 @@ class SubHost final : public transport::LaneUser {
   /// A main host says something each half second.
   static constexpr Duration kSilenceMax = milliseconds(10'000);
 
-  SubHost(StoreAccess& access, const StoreId& store, std::uint64_t pages) : access_(access), store_(store), pages_(pages) {}
+  SubHost(StoreAccess& access, const StoreId& store, std::uint64_t pages)
+      : access_(access), store_(store), pages_(pages) {}
 
   void start(Instant now, transport::Lane& priority, transport::Lane& bulk);
   /// After packets and when deadline() is reached, before lanes are polled. Why the link is lost, once.

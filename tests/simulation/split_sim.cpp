@@ -1,7 +1,7 @@
-// Goal: whatever links, stores and daemons do, a page of a split VM that comes back is what the guest wrote last, and no
-// page is ever without a place. Method: a model of a guest within its budget; the real MainHost, SubHost, PageStore and
-// lanes over links with faults; links end and begin again, either end is restarted, a store fills up or is lost. In the
-// end all is healed: every place that the directory names has the last content, and everything comes back.
+// Goal: whatever links, stores and daemons do, a page of a split VM that comes back is what the guest wrote last, and
+// no page is ever without a place. Method: a model of a guest within its budget; the real MainHost, SubHost, PageStore
+// and lanes over links with faults; links end and begin again, either end is restarted, a store fills up or is lost. In
+// the end all is healed: every place that the directory names has the last content, and everything comes back.
 //
 //   split-sim [--seeds N] [--first S] [--seed S] [--large] [--trace]
 
@@ -191,7 +191,8 @@ void World::begin_flow(split::SubId sub) {
   note("sub " + std::to_string(sub) + " begins");
   begin_at_[sub] = kNever;
   Flow& flow = flows_[sub].emplace();
-  flow.sub = std::make_unique<split::SubHost>(*subs_[sub], split::StoreId{static_cast<std::byte>(sub + 1)}, page_count_);
+  flow.sub =
+      std::make_unique<split::SubHost>(*subs_[sub], split::StoreId{static_cast<std::byte>(sub + 1)}, page_count_);
   ++lives_;
   transport::LaneUser& user = main_->begin_link(sub);
   for (std::uint16_t lane = 0; lane < 2; ++lane) {

@@ -1,7 +1,7 @@
-// Goal: a guest within a resident budget whose other pages are in a page store on another host, between two daemons over
-// a veth pair: every byte that the guest sees is what it wrote last, whatever dies meanwhile, and its RAM file is never
-// above the budget. Method: the test is both bridges and the QEMU; as the guest it reads and writes its memory, and
-// waits in the fault like a vCPU.
+// Goal: a guest within a resident budget whose other pages are in a page store on another host, between two daemons
+// over a veth pair: every byte that the guest sees is what it wrote last, whatever dies meanwhile, and its RAM file is
+// never above the budget. Method: the test is both bridges and the QEMU; as the guest it reads and writes its memory,
+// and waits in the fault like a vCPU.
 
 #include <signal.h>
 #include <sys/stat.h>
