@@ -126,7 +126,7 @@ def _register_kills():
 _register_kills()
 
 
-@scenario
+@scenario_beside_others
 def postcopy_network_cut_pulling():
     def cut(lab):
         lab.network.cut("host-a", DATA)

@@ -35,6 +35,7 @@ def program(name):
     return path
 
 
+HUGEPAGES_LOCK = "/run/lock/godwit-lab-hugepages"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,6 +72,7 @@ class Lab:
         self.daemons = {}
         self.uuids = {}
         self.hugepages_before = None
+        self.hugepages_lock = None
         self.closed = False
 
     # ---- life -------------------------------------------------------------------------------------------------------
@@ -123,6 +125,9 @@ class Lab:
         return json.loads(run(program("ctl"), "pki", verb, "--directory", f"{self.directory}/{directory}", *arguments, "--json").stdout)
 
     def _reserve_hugepages(self):
+        """The pool is the machine's: one lab at a time changes it, and what it holds is given back before the next may."""
+        self.hugepages_lock = open(HUGEPAGES_LOCK, "w")
+        fcntl.flock(self.hugepages_lock, fcntl.LOCK_EX)
         with open("/proc/sys/vm/nr_hugepages") as file:
             self.hugepages_before = int(file.read())
         want = self.hugepages_before + self.options.get("hugepages", 512)
@@ -161,6 +166,8 @@ class Lab:
         if self.hugepages_before is not None:
             with open("/proc/sys/vm/nr_hugepages", "w") as file:
                 file.write(str(self.hugepages_before))
+        if self.hugepages_lock is not None:
+            self.hugepages_lock.close()
 
     def _save_logs(self):
         """Keeps the daemons' logs of a failed run where CI and people find them."""
