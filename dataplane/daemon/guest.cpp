@@ -266,15 +266,12 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
   }
-  if (guest->split_allowed && chosen->tracker->userfaults() == nullptr) {
-    return std::unexpected(ApiError{api::Error::BAD_REQUEST,
-                                    "AttachGuest: split needs a userfaultfd of QEMU that can be used, and a "
-                                    "tracker that is not `hashes`"});
-  }
-  if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
-    return std::unexpected(
-        ApiError{api::Error::BAD_REQUEST,
-                 "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy"});
+  if ((guest->demand_paging || guest->split_allowed) && chosen->tracker->userfaults() == nullptr) {
+    const char* const why =
+        guest->split_allowed
+            ? "AttachGuest: split needs a userfaultfd of QEMU that can be used, and no hash tracker"
+            : "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy";
+    return std::unexpected(ApiError{api::Error::BAD_REQUEST, why});
   }
   guest->tracker_reason = std::move(chosen->reason);
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
