@@ -104,6 +104,9 @@ Client::Result<api::StartVmResponse> Client::start_vm(const api::StartVmRequest&
 Client::Result<api::AttachVmResponse> Client::attach_vm(const api::AttachVmRequest& request) {
   return connection_->call(&Stub::AttachVm, request, kCommandLimit);
 }
+Client::Result<api::GetHeatResponse> Client::heat(const api::GetHeatRequest& request) {
+  return connection_->call(&Stub::GetHeat, request, kCommandLimit);
+}
 Client::Result<api::StopVmResponse> Client::stop_vm(const api::StopVmRequest& request) {
   return connection_->call(&Stub::StopVm, request, kCommandLimit);
 }

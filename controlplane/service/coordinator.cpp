@@ -290,6 +290,11 @@ void Coordinator::stop_vm(const std::string& vm, Vms::Done done) {
   vms_.stop(vm, std::move(done));
 }
 
+void Coordinator::heat(const api::GetHeatRequest& request, Vms::HeatDone done) {
+  const std::lock_guard lock(mutex_);
+  vms_.heat(request, std::move(done));
+}
+
 void Coordinator::split_vm(const api::SplitVmRequest& request, const Vms::VmDone& done) {
   const std::lock_guard lock(mutex_);
   vms_.split(request, done);

@@ -58,6 +58,7 @@ class Coordinator {
   void start_vm(const api::StartVmRequest& request, Vms::VmDone done);
   void attach_vm(const api::AttachVmRequest& request, Vms::VmDone done);
   void stop_vm(const std::string& vm, Vms::Done done);
+  void heat(const api::GetHeatRequest& request, Vms::HeatDone done);
   void split_vm(const api::SplitVmRequest& request, const Vms::VmDone& done);
   [[nodiscard]] std::expected<api::Vm, ServiceError> gather_vm(const std::string& vm);
   [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);

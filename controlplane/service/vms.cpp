@@ -15,6 +15,8 @@ namespace {
 
 using Code = ServiceError::Code;
 
+constexpr std::uint32_t kHeatCellsMax = 4096;  // as the data plane allows
+
 std::unexpected<ServiceError> failed(Code code, std::string text) {
   return std::unexpected(ServiceError{code, std::move(text)});
 }
@@ -307,6 +309,41 @@ void Vms::stop(const std::string& name_or_uuid, Done done) {
                    splits_.vm_over(vm.uuid);
                    spdlog::info("VM {} stopped on {}", vm.name, vm.host);
                    done({});
+                 });
+}
+
+void Vms::heat(const api::GetHeatRequest& request, HeatDone done) {
+  if (request.cells() == 0 || request.cells() > kHeatCellsMax) {
+    done(failed(Code::kInvalid, fmt::format("{} cells; 1 to {} are allowed", request.cells(), kHeatCellsMax)));
+    return;
+  }
+  const auto vm = find_vm(request.vm());
+  if (!vm) {
+    done(std::unexpected(vm.error()));
+    return;
+  }
+  if (vm->host.empty()) {
+    done(failed(Code::kNotNow, fmt::format("VM \"{}\" does not run", vm->name)));
+    return;
+  }
+  api::ToAgent message;
+  message.mutable_get_vm_heat()->set_uuid(vm->uuid.to_bytes());
+  message.mutable_get_vm_heat()->set_cells(request.cells());
+  hosts_.request(vm->host, std::move(message), timeouts_.command,
+                 [vm = *vm, cells = request.cells(), done = std::move(done)](const auto& answer) {
+                   if (!answer) {
+                     done(std::unexpected(answer.error()));
+                     return;
+                   }
+                   if (!answer->has_heat() || answer->heat().cells().size() > cells) {
+                     done(failed(Code::kRefused, fmt::format("{} did not answer what was asked", vm.host)));
+                     return;
+                   }
+                   api::GetHeatResponse response;
+                   response.set_vm_name(vm.name);
+                   response.set_host(vm.host);
+                   *response.mutable_map() = answer->heat();
+                   done(std::move(response));
                  });
 }
 

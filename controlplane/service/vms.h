@@ -20,6 +20,7 @@ namespace godwit::controlplane {
 class Vms {
  public:
   using VmDone = std::function<void(std::expected<api::Vm, ServiceError>)>;
+  using HeatDone = std::function<void(std::expected<api::GetHeatResponse, ServiceError>)>;
   using Done = std::function<void(std::expected<void, ServiceError>)>;
 
   Vms(Store& store, Hosts& hosts, Migrations& migrations, Splits& splits, const config::TimeoutConfig& timeouts)
@@ -28,6 +29,8 @@ class Vms {
   void start(const api::StartVmRequest& request, VmDone done);
   void attach(const api::AttachVmRequest& request, VmDone done);
   void stop(const std::string& name_or_uuid, Done done);
+  /// Which parts of its memory are hot, as its host knows.
+  void heat(const api::GetHeatRequest& request, HeatDone done);
   void split(const api::SplitVmRequest& request, const VmDone& done);
   [[nodiscard]] std::expected<api::Vm, ServiceError> gather(const std::string& name_or_uuid);
   void drop_image(const std::string& host_name, const std::string& name_or_uuid, Done done);

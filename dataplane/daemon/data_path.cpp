@@ -120,9 +120,10 @@ void DataPath::nudge() {
 }
 
 bool DataPath::receive(Instant now) {
+  unseen_ = now - std::exchange(looked_at_, now);
   const auto frames = queue_.receive();
   for (std::size_t i = 0; i < frames.size(); ++i) {
-    if (const std::size_t lcore = on_frame(now, frames[i]); lcore != self_) {
+    if (const std::size_t lcore = on_frame(now, frames[i], queue_.elsewhere(i)); lcore != self_) {
       hand_over(lcore, i);
     }
   }
@@ -142,7 +143,7 @@ bool DataPath::receive_handed_over(Instant now) {
   std::size_t count = 0;
   for (const auto& ring : handed_by_) {
     while (count < handed_.size() && ring->pop(handed_[count])) {
-      const std::size_t lcore = on_frame(now, handed_[count].bytes);
+      const std::size_t lcore = on_frame(now, handed_[count].bytes, nullptr);
       GW_ASSERT(lcore == self_);
       ++count;
     }
@@ -158,10 +159,10 @@ void DataPath::hand_over(std::size_t lcore, std::size_t index) {
   lcores_[lcore]->nudge();
 }
 
-std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame) {
+std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame, const std::byte* from) {
   switch (wire::classify_frame(frame)) {
     case wire::FrameKind::kUdp:
-      return on_datagram(now, frame);
+      return on_datagram(now, frame, from);
     case wire::FrameKind::kArp:
     case wire::FrameKind::kNeighbour:
       if (self_ == 0) {
@@ -175,7 +176,7 @@ std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame) {
   return self_;
 }
 
-std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
+std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from) {
   // Checksums are not looked at: every payload carries a seal that is stronger, and the addresses are compared below.
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
@@ -188,12 +189,14 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   } else if (datagram->destination.port != udp_port_) {
     count(Drop::kOtherPort);
   } else {
-    return on_sealed(now, datagram->source, datagram->payload);
+    const std::byte* const packet_from = from != nullptr ? from + (datagram->payload.data() - frame.data()) : nullptr;
+    return on_sealed(now, datagram->source, datagram->payload, packet_from);
   }
   return self_;
 }
 
-std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
+std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload,
+                                const std::byte* from) {
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
     ++counters_.packet_rejects[static_cast<std::size_t>(packet.error())];
@@ -205,23 +208,23 @@ std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, st
     return lcore;
   }
   if (lcore == 0) {
-    on_packet(now, table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+    on_packet(now, table_.find(packet->header.flow_id), source, packet->header.lane, payload, from);
   } else {
-    on_packet(now, share_table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+    on_packet(now, share_table_.find(packet->header.flow_id), source, packet->header.lane, payload, from);
   }
   return self_;
 }
 
 template <class Owner>
 void DataPath::on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
-                         std::span<std::byte> payload) {
+                         std::span<std::byte> payload, const std::byte* from) {
   if (flow == nullptr) {
     return count(Drop::kUnknownFlow);
   }
   if (source.address != flow->peer().address) {
     return count(Drop::kOtherPeer);
   }
-  const transport::Received received = flow->on_packet(now, lane, payload);
+  const transport::Received received = flow->on_packet(now, lane, payload, from, unseen_);
   ++counters_.received[static_cast<std::size_t>(received)];
   if (received != transport::Received::kAccepted) {
     return count(Drop::kLane);

@@ -103,12 +103,13 @@ class DataPath final : public port::PollLoopUser {
   bool receive(Instant now);
   bool receive_handed_over(Instant now);
   /// Which lcore has to handle it; nothing was done if it is another one.
-  std::size_t on_frame(Instant now, std::span<std::byte> frame);
-  std::size_t on_datagram(Instant now, std::span<std::byte> frame);
-  std::size_t on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload);
+  std::size_t on_frame(Instant now, std::span<std::byte> frame, const std::byte* from);
+  std::size_t on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from);
+  std::size_t on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload,
+                        const std::byte* from);
   template <class Owner>
   void on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
-                 std::span<std::byte> payload);
+                 std::span<std::byte> payload, const std::byte* from);
   void hand_over(std::size_t lcore, std::size_t index);
   void attach(FlowShare& share);
   void detach(const FlowShare& share);
@@ -134,6 +135,8 @@ class DataPath final : public port::PollLoopUser {
   std::vector<std::unique_ptr<Flow>> flows_;
   std::vector<std::shared_ptr<FaultWatch>> pagings_;
   Instant polled_at_{};  // those
+  Instant looked_at_{};  // at the queue
+  Duration unseen_{};    // before the look under way
   FlowTable<FlowShare> share_table_;
   std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first

@@ -34,8 +34,10 @@ class Flow {
   [[nodiscard]] const std::vector<std::unique_ptr<FlowShare>>& shares() const { return shares_; }
 
   virtual void start(Instant now) = 0;
-  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-    return lanes_.on_packet(now, lane, datagram);
+  /// `from`, `unseen`: Lane::on_packet.
+  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen) {
+    return lanes_.on_packet(now, lane, datagram, from, unseen);
   }
   /// Each turn: looks what else there is to do; true: there was something.
   virtual bool pump(Instant now) = 0;

@@ -277,6 +277,7 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
                                               std::nullopt, attachment.has_balloon);
   guest->table = pages::GenerationTable(page_count);
+  guest->accesses = pages::AccessHistory(page_count);
   if (auto begun = arm_and_begin(*guest, context); !begun) {
     // QEMU keeps the userfaultfd open: armed and without a reader, its next balloon removal would wait for ever. Of one
     // that continues another descriptor may hold the history.

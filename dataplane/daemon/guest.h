@@ -20,6 +20,7 @@
 #include "dataplane/daemon/requests.h"
 #include "dataplane/daemon/worker.h"
 #include "dataplane/memory/retained_image.h"
+#include "dataplane/pages/access_history.h"
 #include "dataplane/pages/generation_table.h"
 
 namespace godwit::daemon {
@@ -54,6 +55,11 @@ struct Guest {
   /// Generation of what the next scan finds. In doubt after a lost history of which not even the epoch is known.
   std::uint32_t epoch_now = 0;
   bool epoch_in_doubt = false;
+
+  /// Of the jobs of this guest alone (guest_heat.h).
+  pages::AccessHistory accesses;
+  api::AccessSource access_source = api::ACCESS_UNKNOWN;  // of the last scan
+  std::uint64_t accessed_pages = 0;                       // found by it
 
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole

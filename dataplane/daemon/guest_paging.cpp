@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -193,20 +194,35 @@ Retained release_image(const Guest& guest, std::uint32_t epoch, bool keep, std::
   return {!dropped, dropped ? "nobody can tell any more what it holds" : dropped.error().text};
 }
 
-std::vector<transfer::PageRun> rank_by_generation(const pages::GenerationTable& table) {
+namespace {
+
+/// Runs of pages of the same key, the largest key first.
+template <class Key>
+std::vector<transfer::PageRun> rank_by(std::uint64_t page_count, const Key& key) {
   std::vector<transfer::PageRun> runs;
-  const auto entries = table.entries();
-  for (pages::PageNumber first = 0; first < entries.size();) {
+  for (pages::PageNumber first = 0; first < page_count;) {
     pages::PageNumber end = first + 1;
-    while (end < entries.size() && entries[end] == entries[first]) {
+    while (end < page_count && key(end) == key(first)) {
       ++end;
     }
     runs.push_back({first, end - first});
     first = end;
   }
   std::ranges::stable_sort(runs, std::ranges::greater{},
-                           [&entries](const transfer::PageRun& run) { return entries[run.first]; });
+                           [&key](const transfer::PageRun& run) { return key(run.first); });
   return runs;
+}
+
+}  // namespace
+
+std::vector<transfer::PageRun> rank_for_pull(const Guest& guest) {
+  if (guest.accesses.scans() == 0) {
+    const auto entries = guest.table.entries();
+    return rank_by(entries.size(), [&entries](pages::PageNumber page) { return entries[page]; });
+  }
+  // By the scan that last found it: finer differences would only make runs short.
+  const auto heat = guest.accesses.heat();
+  return rank_by(heat.size(), [&heat](pages::PageNumber page) { return std::bit_width(heat[page]); });
 }
 
 }  // namespace godwit::daemon

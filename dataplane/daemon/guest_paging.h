@@ -42,7 +42,8 @@ std::expected<void, ApiError> secure_image(Guest& guest, const Id128& migration,
 std::expected<std::unique_ptr<Guest>, ApiError> open_served_image(const Id128& migration, Images& images);
 /// Nobody needs it any more: an ordinary image, if it may stay.
 Retained release_image(const Guest& guest, std::uint32_t epoch, bool keep, std::uint64_t guests_bytes, Images& images);
-/// For transfer::Policy::pull_rank: what was written last comes first.
-std::vector<transfer::PageRun> rank_by_generation(const pages::GenerationTable& table);
+/// For transfer::Policy::pull_rank: what was accessed last comes first, or, where no scan has looked, what was written
+/// last.
+std::vector<transfer::PageRun> rank_for_pull(const Guest& guest);
 
 }  // namespace godwit::daemon

@@ -103,7 +103,8 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer, cons
                       peer.mtu_bytes(),
                       static_cast<std::uint16_t>(peer.lanes()),
                       *boot_id,
-                      std::move(receive_spread)};
+                      std::move(receive_spread),
+                      peer.super_frames()};
 }
 
 std::expected<transfer::PullOrderKind, ApiError> parse_order(api::BackgroundOrder order, const std::string& request) {
@@ -384,6 +385,60 @@ std::expected<Start, ApiError> parse_start(const api::StartMigration& request, b
 
 std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source) {
   return parse_new_flow(request, source, "ResumeMigration");
+}
+
+std::expected<Accesses, ApiError> parse_accesses(const api::NoteAccesses& request) {
+  const auto vm = parse_id(request.vm_uuid(), "NoteAccesses: vm_uuid");
+  if (!vm) {
+    return std::unexpected(vm.error());
+  }
+  Accesses accesses{.vm_uuid = *vm,
+                    .ownership = request.ownership(),
+                    .source = request.source(),
+                    .first_page = request.first_page(),
+                    .accessed = {},
+                    .ends = request.ends()};
+  const std::string& bits = request.accessed();
+  if (request.source() == api::ACCESS_WRITES) {
+    if (!bits.empty() || request.first_page() != 0 || !request.ends()) {
+      return bad_request("NoteAccesses: a scan of writes names no pages, and ends");
+    }
+    return accesses;
+  }
+  if (request.source() != api::ACCESS_MODULE) {
+    return bad_request("NoteAccesses: unknown source " + std::to_string(request.source()));
+  }
+  if (request.first_page() % 64 != 0 || bits.size() % 8 != 0 || bits.size() > kAccessedBytesMax) {
+    return bad_request("NoteAccesses: " + std::to_string(bits.size()) + " bytes from page " +
+                       std::to_string(request.first_page()) + "; multiples of 8, at most " +
+                       std::to_string(kAccessedBytesMax) + ", and of 64 are allowed");
+  }
+  accesses.accessed.resize(bits.size() / 8);
+  std::ranges::copy(std::as_bytes(std::span(bits)), std::as_writable_bytes(std::span(accesses.accessed)).begin());
+  return accesses;
+}
+
+bool fits(const Accesses& accesses, std::uint64_t page_count) {
+  const std::uint64_t words = (page_count + 63) / 64;
+  const std::uint64_t first = accesses.first_page / 64;
+  if (first > words || accesses.accessed.size() > words - first) {
+    return false;
+  }
+  const bool reaches_end = first + accesses.accessed.size() == words;
+  return page_count % 64 == 0 || accesses.accessed.empty() || !reaches_end ||
+         accesses.accessed.back() >> (page_count % 64) == 0;
+}
+
+std::expected<HeatQuery, ApiError> parse_heat_query(const api::GetHeat& request) {
+  const auto vm = parse_id(request.vm_uuid(), "GetHeat: vm_uuid");
+  if (!vm) {
+    return std::unexpected(vm.error());
+  }
+  if (request.cells() == 0 || request.cells() > kHeatCellsMax) {
+    return bad_request("GetHeat: " + std::to_string(request.cells()) + " cells; 1 to " + std::to_string(kHeatCellsMax) +
+                       " are allowed");
+  }
+  return HeatQuery{*vm, request.cells()};
 }
 
 api::Tracker to_api(memory::TrackerKind kind) {

@@ -50,6 +50,21 @@ struct Attachment {
   bool split = false;
 };
 
+/// A scan of a guest's accesses, or a part of one.
+struct Accesses {
+  Id128 vm_uuid;
+  std::uint64_t ownership = 0;
+  api::AccessSource source = api::ACCESS_UNKNOWN;
+  pages::PageNumber first_page = 0;  // of ACCESS_MODULE, as what follows
+  std::vector<std::uint64_t> accessed;
+  bool ends = false;
+};
+
+struct HeatQuery {
+  Id128 vm_uuid;
+  std::uint32_t cells = 0;
+};
+
 struct PeerEndpoint {
   wire::UdpEndpoint endpoint;
   std::uint32_t flow_id = 0;
@@ -57,6 +72,7 @@ struct PeerEndpoint {
   std::uint16_t lanes = 0;
   Id128 boot_id;
   std::optional<wire::ReceiveSpread> receive_spread;
+  bool super_frames = false;
 };
 
 struct Start {
@@ -68,6 +84,8 @@ struct Start {
 inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
 inline constexpr std::size_t kRegionsMax = 32;
 inline constexpr std::size_t kFaultRangesMax = 64;
+inline constexpr std::size_t kAccessedBytesMax = 128u << 10;
+inline constexpr std::uint32_t kHeatCellsMax = 4096;
 /// Of a text in a reply or event. It passes printable(): what is not UTF-8 the bridge could not parse, and would hang
 /// up.
 inline constexpr std::size_t kTextBytesMax = 2048;
@@ -81,6 +99,10 @@ std::expected<Start, ApiError> parse_flow(const api::Endpoint& peer, const std::
                                           const std::string& request);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
 std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source);
+/// What only the guest's size can tell is checked by fits().
+std::expected<Accesses, ApiError> parse_accesses(const api::NoteAccesses& request);
+bool fits(const Accesses& accesses, std::uint64_t page_count);
+std::expected<HeatQuery, ApiError> parse_heat_query(const api::GetHeat& request);
 
 api::Tracker to_api(memory::TrackerKind kind);
 void to_api(const transfer::Stats& stats, api::MigrationStats& out);

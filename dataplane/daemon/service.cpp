@@ -86,7 +86,8 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kDetachGuest:
       return detach_guest(request.detach_guest(), respond);
     case Request::kPrepareMigration:
-      return prepare(request.prepare_migration(), respond);
+      return after_scan(request.prepare_migration().vm_uuid(),
+                        [this, request, respond] { prepare(request.prepare_migration(), respond); });
     case Request::kStartMigration:
       return start(*request.mutable_start_migration(), respond);
     case Request::kGuestStopped:
@@ -113,9 +114,14 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kCommitMigration:
       return commit(request.commit_migration(), respond);
     case Request::kPrepareResume:
-      return prepare_resume(request.prepare_resume(), respond);
+      return after_scan(request.prepare_resume().vm_uuid(),
+                        [this, request, respond] { prepare_resume(request.prepare_resume(), respond); });
     case Request::kResumeMigration:
       return resume(*request.mutable_resume_migration(), respond);
+    case Request::kNoteAccesses:
+      return note_accesses(request.note_accesses(), respond);
+    case Request::kGetHeat:
+      return get_heat(request.get_heat(), respond);
     case Request::kSplitGuest:
       return split_guest(request.split_guest(), std::move(descriptors), respond);
     case Request::kPrepareSub:
@@ -397,6 +403,8 @@ void Service::publish_guests() {
                          .bytes_total = entry.guest->bytes_total,
                          .ownership = entry.guest->ownership,
                          .migration = entry.migration,
+                         .access_scans = entry.access_scans,
+                         .accessed_pages = entry.accessed_pages,
                          .paging = entry.guest->paging});
     }
   }

@@ -72,8 +72,12 @@ class Service {
     std::vector<Respond> waiting;
     std::unique_ptr<Guest> guest;
     UniqueFd process;
-    bool lost = false;  // QEMU has exited
-    Id128 migration;    // nil: none
+    bool lost = false;                              // QEMU has exited
+    Id128 migration;                                // nil: none
+    bool scanning = false;                          // its accesses; no migration may begin meanwhile
+    std::vector<std::function<void()>> after_scan;  // requests that wait for that
+    std::uint64_t access_scans = 0;
+    std::uint64_t accessed_pages = 0;  // found by the last of them
     std::unique_ptr<Worker> worker;
   };
 
@@ -93,6 +97,13 @@ class Service {
   void drop_image(const api::DropImage& request, const Respond& respond);
   void make_room(const api::MakeRoom& request, const Respond& respond);
   void get_status(const Respond& respond);
+
+  // ---- which pages are hot (service_heat.cpp) ----
+  void note_accesses(const api::NoteAccesses& request, const Respond& respond);
+  void get_heat(const api::GetHeat& request, const Respond& respond);
+  [[nodiscard]] std::optional<ApiError> refuse_scan(const Accesses& accesses, const Entry& entry) const;
+  /// Now, or when the scan of this VM that is under way has ended.
+  void after_scan(const std::string& vm_uuid, std::function<void()> then);
 
   // ---- while pages are missing (service_paging.cpp) ----
   void switch_to_postcopy(const api::SwitchToPostcopy& request, const Respond& respond);

@@ -384,7 +384,7 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
   // The table may be long; until its rank is known nothing else of this migration can happen.
   session.state = MigrationSession::State::kPreparing;
   entry.worker->submit(
-      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); }, control_,
+      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_for_pull(*guest); }, control_,
       [this, on_lcore, respond, id = session.id] {
         MigrationSession& ranked = *sessions_.at(id);
         ranked.state = MigrationSession::State::kStarted;

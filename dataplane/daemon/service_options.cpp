@@ -34,6 +34,7 @@ void ServiceOptions::describe(std::uint32_t flow_id, api::Endpoint& endpoint) co
   endpoint.set_mtu_bytes(mtu_bytes);
   endpoint.set_boot_id(daemon_boot_id.to_bytes());
   endpoint.set_lanes(bulk_lanes);
+  endpoint.set_super_frames(takes_super_frames);
   if (receive_spread) {
     endpoint.mutable_receive_spread()->set_key(receive_spread->key.data(), receive_spread->key.size());
     endpoint.mutable_receive_spread()->set_table(receive_spread->table.data(), receive_spread->table.size());
@@ -52,6 +53,7 @@ FlowConfig flow_config(const ServiceOptions& options, const NewFlow& flow, const
   config.bulk_lanes = std::min(options.bulk_lanes, start.peer.lanes);
   config.lcores = lcores;
   config.peer_spread = start.peer.receive_spread;
+  config.peer_takes_super_frames = start.peer.super_frames;
   config.cipher = flow.cipher;
   const transport::FlowEnd here = flow_end(options.daemon_boot_id, flow.flow_id);
   const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);

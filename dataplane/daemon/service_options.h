@@ -23,6 +23,7 @@ struct ServiceOptions {
   std::uint32_t mtu_bytes = 1500;
   std::uint16_t bulk_lanes = 1;
   std::optional<wire::ReceiveSpread> receive_spread;  // told to peers
+  bool takes_super_frames = false;                    // told to peers
   std::uint32_t credit_packets = 256;
   Duration peer_timeout = milliseconds(3000);
   Duration base_rtt = microseconds(500);

@@ -136,6 +136,9 @@ void Service::commit(const api::CommitMigration& request, const Respond& respond
     MigrationFlow* const flow = data_path_.find(flow_id);
     if (flow != nullptr && flow->part().may_detach()) {
       commitment->may_detach = true;
+      if (flow->source() != nullptr) {
+        flow->source()->committed(port::now());
+      }
       commitment->stats = flow->stats(port::now());
       commitment->epoch_next = flow->epoch_next();
       commitment->table = flow->destination() != nullptr ? &flow->destination()->table() : nullptr;

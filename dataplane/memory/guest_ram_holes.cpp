@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::uint64_t kPage = pages::kPageSize;
 constexpr std::uint64_t kBlockPages = 4096;  // a task; whole words of the bitmaps, so that tasks never share one
+constexpr std::uint64_t kFewPages = 2048;    // read by one thread sooner than others are woken
 
 /// Calls f(first, count) for every stretch of [first, first + count) of `region` that may hold data.
 template <class F>
@@ -135,7 +136,8 @@ std::expected<void, Error> GuestRam::find_zero(const pages::Bitmap& among, pages
   std::mutex mutex;
   std::optional<Error> failed;
   const std::uint64_t blocks = (page_count_ + kBlockPages - 1) / kBlockPages;
-  tbb::parallel_for(tbb::blocked_range<std::uint64_t>(0, blocks, 1), [&](const auto& range) {
+  const tbb::blocked_range<std::uint64_t> all(0, blocks, 1);
+  const auto look = [&](const tbb::blocked_range<std::uint64_t>& range) {
     const pages::PageNumber end = std::min(range.end() * kBlockPages, page_count_);
     for (pages::PageNumber page = range.begin() * kBlockPages; page < end;) {
       const Region& region = region_of(page);
@@ -147,7 +149,8 @@ std::expected<void, Error> GuestRam::find_zero(const pages::Bitmap& among, pages
       }
       page += here;
     }
-  });
+  };
+  among.count() <= kFewPages ? look(all) : tbb::parallel_for(all, look);
   if (failed) {
     return std::unexpected(*failed);
   }

@@ -77,6 +77,14 @@ void PageHashes::forget(PageNumber page) {
   --known_count_;
 }
 
+void PageHashes::forget(const Bitmap& pages) {
+  Bitmap gone = known_;
+  gone &= pages;
+  gone.for_each_run([this](PageNumber first, std::uint64_t count) {
+    for (PageNumber page = first; page < first + count; ++page) forget(page);
+  });
+}
+
 void PageHashes::forget_all() {
   known_.clear_all();
   known_count_ = 0;

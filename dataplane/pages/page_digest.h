@@ -56,6 +56,8 @@ class PageHashes {
   void set_zero(PageNumber first, std::uint64_t count);
   /// The page's content is no longer known: it leaves the digest.
   void forget(PageNumber page);
+  /// Of one size with this. Costs what is known of them, however many there are.
+  void forget(const Bitmap& pages);
   void forget_all();
 
   [[nodiscard]] const Bitmap& known_pages() const { return known_; }

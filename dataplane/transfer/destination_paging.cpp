@@ -200,7 +200,7 @@ void Destination::Impl::arm(const wire::AllAnnounced& announced, const std::vect
   result.equal = true;
   if (hashes()) {
     hash_runs(memory_, unhashed, *hashes_);
-    forget_announced(*hashes_, missing_, {});
+    hashes_->forget(missing_);
     result.equal = hashes_->digest() == announced.digest && hashes_->known_count() == announced.pages_checked;
     if (!result.equal) {
       result.chunks = hashes_->chunk_digests();

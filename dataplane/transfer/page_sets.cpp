@@ -67,11 +67,7 @@ std::expected<pages::Bitmap, std::string> decode_page_set(const std::vector<std:
 }
 
 void forget_announced(pages::PageHashes& hashes, const pages::Bitmap& missing, const pages::Bitmap& zero) {
-  missing.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
-    for (pages::PageNumber page = first; page < first + count; ++page) {
-      hashes.forget(page);
-    }
-  });
+  hashes.forget(missing);
   zero.for_each_run([&](pages::PageNumber first, std::uint64_t count) { hashes.set_zero(first, count); });
 }
 

@@ -11,6 +11,8 @@ constexpr std::size_t kOutboxBytesMax = 256 * 1024;  // device state waits at th
 constexpr Duration kKeepaliveInterval = milliseconds(500);
 constexpr Duration kProgressInterval = milliseconds(200);
 constexpr std::uint32_t kMismatchesMax = 3;
+constexpr Duration kSwitchTime =
+    milliseconds(50);  // from Verified on; the store's word is there sooner, or not for long
 }  // namespace
 
 Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,
@@ -190,6 +192,9 @@ Instant Source::Impl::deadline() const {
   if ((loaded_ && !stopped_) || serving_) {
     at = std::min(at, bucket_.opens_at());
   }
+  if (serving_ && background_from_ > now_) {
+    at = std::min(at, background_from_);
+  }
   if (scan_due_ > now_) {
     at = std::min(at, scan_due_);
   }
@@ -268,6 +273,7 @@ void Source::Impl::on(const wire::Verified&) {
   wake_ = true;
   if (armed) {
     serving_ = true;
+    background_from_ = now_ + kSwitchTime;
     if (memory_.compares_content()) {
       return pull_.load(std::move(missing_));  // one that was written when looked at may be zero again, unnoticed
     }
@@ -371,6 +377,7 @@ void Source::guest_stopped(Instant now) { impl_->guest_stopped(now); }
 bool Source::device_state(std::span<const std::byte> data) { return impl_->device_state(data); }
 void Source::device_state_end(Instant now) { impl_->device_state_end(now); }
 bool Source::switch_to_postcopy(Instant now) { return impl_->switch_to_postcopy(now); }
+void Source::committed(Instant now) { impl_->committed(now); }
 bool Source::serves() const { return impl_->serves(); }
 void Source::detach(Instant now) { impl_->detach(now); }
 void Source::resume(Instant now, std::span<transport::Lane* const> lanes) { impl_->resume(now, lanes); }

@@ -57,6 +57,9 @@ class Source final : public transport::LaneUser {
   /// The rest by post-copy, as soon as can be. False: neither policy nor destination allow it, or it is too late.
   bool switch_to_postcopy(Instant now);
   void cancel(Instant now, const std::string& reason);
+  /// The store's word: the guest goes on there. Sooner nothing flows in the background, for QEMU's load and `cont` are
+  /// to have processors and link for themselves; who never hears it begins a little later all the same.
+  void committed(Instant now);
   /// All is announced: a dead connection is no failure any more, and detach() is allowed.
   [[nodiscard]] bool serves() const;
   /// The lanes and shares may go when this returns. Only once all is announced.

@@ -38,6 +38,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   bool device_state(std::span<const std::byte> data);
   void device_state_end(Instant now);
   bool switch_to_postcopy(Instant now);
+  void committed(Instant now);
   [[nodiscard]] bool serves() const { return phase_ >= Phase::kServing && phase_ != Phase::kFailed; }
   void detach(Instant now);
   void resume(Instant now, std::span<transport::Lane* const> lanes);
@@ -205,11 +206,12 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   // post-copy
   bool can_page_ = false;  // the destination
   bool postcopy_ = false, switch_asked_ = false;
-  bool announcing_ = false, ahead_announced_ = false;
+  bool announcing_ = false, ahead_announced_ = false, ahead_hashed_ = false;
   pages::Bitmap missing_;   // announced, until it is to be given
   pages::Bitmap unlooked_;  // of what was announced: may be zero
   PullPages pull_;
-  bool serving_ = false;  // the destination takes what is pulled
+  bool serving_ = false;       // the destination takes what is pulled
+  Instant background_from_{};  // and from then on what nobody has asked for
   bool pull_sorting_ = false, all_sent_told_ = false;
   std::uint32_t connection_ = 0;  // jobs of an older one are of no use
   bool resumed_ = false;          // the destination has begun on these lanes

@@ -113,7 +113,7 @@ void run(AnnounceJob& job, JobGuest) {
       encode_page_set(set.missing, set.round, wire::PageSet::kMissing, job.link_bps, job.messages);
       encode_page_set(set.zero, set.round, wire::PageSet::kZero, job.link_bps, job.messages);
     }
-    if (job.hashes.size() != 0) {
+    if (job.hashes.size() != 0 && !set.hashed) {
       forget_announced(job.hashes, set.missing, set.zero);
     }
   }

@@ -68,6 +68,7 @@ struct AnnouncedSet {
   std::uint32_t round = 0;
   pages::Bitmap missing, zero;  // what is in both is zero
   bool told = false;            // ahead
+  bool hashed = false;          // so that the hashes say so already
 };
 /// The messages of sets; and what is missing, and which hashes both ends know, once they are told.
 struct AnnounceJob {

@@ -50,6 +50,10 @@ void Source::Impl::announce_ahead_if_due() {
   job->ahead = true;
   job->link_bps = policy_.bandwidth_limit_bps;
   job->missing = pages::Bitmap(page_count_);
+  if (policy_.verify == Verify::kSent) {  // else what is being hashed meanwhile is entered here
+    job->hashes = std::move(hashes_);
+    ahead_hashed_ = true;
+  }
   job->sets.push_back({.round = round_, .missing = pages_.content(), .zero = pages_.zero()});
   submit(std::move(job), &Impl::announced);
 }
@@ -73,7 +77,11 @@ void Source::Impl::announce_missing_if_due() {
   job->missing = missing_.size() != 0 ? std::move(missing_) : pages::Bitmap(page_count_);
   job->hashes = std::move(hashes_);
   if (loaded_) {
-    AnnouncedSet rest{.round = round_, .missing = pages_.content(), .zero = pages_.zero(), .told = ahead_announced_};
+    AnnouncedSet rest{.round = round_,
+                      .missing = pages_.content(),
+                      .zero = pages_.zero(),
+                      .told = ahead_announced_,
+                      .hashed = ahead_hashed_};
     rest.missing |= unsorted_;
     unlooked_ |= unsorted_;
     job->sets.push_back(std::move(rest));
@@ -97,6 +105,9 @@ void Source::Impl::announced(AnnounceJob& job) {
     outbox_.push_encoded(std::move(message));
   }
   if (job.ahead) {
+    if (ahead_hashed_) {
+      hashes_ = std::move(job.hashes);
+    }
     return;
   }
   announcing_ = false;
@@ -128,7 +139,7 @@ void Source::Impl::serve_if_due() {
   if (phase_ != Phase::kServing || !connected_) {
     return;
   }
-  if (!pull_sorting_ && serving_) {
+  if (!pull_sorting_ && serving_ && now_ >= background_from_) {
     if (auto stretch = pull_.take_unsorted(std::max(kSortPagesMax, page_count_ / kSortJobsMax))) {
       pull_sorting_ = true;
       auto job = std::make_shared<SortJob>();
@@ -180,6 +191,12 @@ bool Source::Impl::is_zero(pages::PageNumber page) {
   return pages::is_zero_page(bytes);
 }
 
+void Source::Impl::committed(Instant now) {
+  now_ = std::max(now_, now);
+  background_from_ = std::min(background_from_, now_);
+  wake_ = true;
+}
+
 bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
   if (!connected_) {
     return false;
@@ -189,7 +206,7 @@ bool Source::Impl::next_pulled(std::uint16_t lane, transport::Work& out) {
       return false;
     }
     out.zero = is_zero(out.page);
-  } else if (!serving_ || !bucket_.open() || !pull_.next_background(lane, out)) {
+  } else if (!serving_ || now_ < background_from_ || !bucket_.open() || !pull_.next_background(lane, out)) {
     return false;
   } else {
     totals_.pages_background += out.count;

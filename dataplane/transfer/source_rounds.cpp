@@ -131,7 +131,9 @@ void Source::Impl::scan_if_due() {
   if (scanning_ || phase_ != Phase::kMoving || round_ == 0) {
     return;
   }
-  const bool due = stopped_ ? !stop_covered_ || (ended_ && !end_covered_) || resend_.has_value()
+  // What is announced waits for the last scan anyway; what is sent is sent sooner.
+  const bool stop_due = !postcopy_ && !stop_covered_;
+  const bool due = stopped_ ? stop_due || (ended_ && !end_covered_) || resend_.has_value()
                             : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
                                   round_ <= config_.epoch_count - kEpochsForSwitchover && reused_hashed();
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;

@@ -31,12 +31,17 @@ class AesGcm {
   AesGcm& operator=(const AesGcm&) = delete;
 
   /// Encrypts `text`, in place but for its end, which is read from `tail` instead, each byte once; the tag covers
-  /// `header` too.
+  /// `header` too. With `into` the tail goes there, and all of `text` is in place.
   void seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
-            std::span<const std::span<const std::byte>> tail = {}) const;
-  /// Decrypts `text` in place. False: the tag is wrong, and what stands in `text` is nothing to look at.
+            std::span<const std::span<const std::byte>> tail = {}, std::span<std::byte> into = {}) const;
+  /// Decrypts to `text` what is at `from`, each byte read once. False: the tag is wrong, and what stands in `text` is
+  /// nothing to look at.
   [[nodiscard]] bool open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
-                          ConstTag tag) const;
+                          ConstTag tag, const std::byte* from) const;
+  [[nodiscard]] bool open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
+                          ConstTag tag) const {
+    return open(nonce, header, text, tag, text.data());
+  }
 
  private:
   static constexpr std::size_t kExpandedBytes = 1024;

@@ -453,6 +453,9 @@ void Agent::on_message(const ToAgent& message) {
     case ToAgent::kStopVm:
       return with_vm(vm_of(message.stop_vm().uuid()), "StopVm",
                      [&](Vm& vm) { vm.stop(message.stop_vm().ownership(), reply_to(message.id())); });
+    case ToAgent::kGetVmHeat:
+      return with_vm(vm_of(message.get_vm_heat().uuid()), "GetVmHeat",
+                     [&](Vm& vm) { vm.heat(message.get_vm_heat().cells(), reply_to(message.id())); });
     case ToAgent::kPrepareSource:
       return with_vm(vm_of(message.prepare_source().vm_uuid()), "PrepareSource",
                      [&](Vm& vm) { vm.prepare_source(message.prepare_source(), reply_to(message.id())); });

@@ -67,7 +67,8 @@ Vm::Vm(VmServices services, VmRecord record)
     : services_(std::move(services)),
       uuid_(record.definition.uuid),
       paths_(host_paths(services_.config, uuid_)),
-      record_(std::move(record)) {
+      record_(std::move(record)),
+      accesses_(services_.config.heat) {
   paths_.ram_files = record_.ram_files;
   publish();
 }

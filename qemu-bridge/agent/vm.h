@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "config/bridge_config.h"
+#include "qemu-bridge/agent/access_scans.h"
 #include "qemu-bridge/agent/control_session.h"
 #include "qemu-bridge/agent/destination_migration.h"
 #include "qemu-bridge/agent/guest_attachment.h"
@@ -56,6 +57,9 @@ class Vm {
   void end_split(const controlplane::v1::EndSplit& command, Reply reply);
   void prepare_sub(const controlplane::v1::PrepareSub& command, Reply reply);
   void start_sub(const controlplane::v1::StartSub& command, Reply reply);
+
+  /// Which parts of its memory are hot.
+  void heat(std::uint32_t cells, Reply reply);
   /// Takes over what an earlier run of the bridge left, by the record.
   void recover();
 
@@ -155,6 +159,10 @@ class Vm {
   void look_gathered();
   void emit_ended(const std::string& why);
 
+  // vm_heat.cpp
+  void look_at_accesses();
+  AgentResult do_heat(std::uint32_t cells);
+
   void ask_outcome();
   void make_migration();
   void drop_migration();
@@ -181,6 +189,7 @@ class Vm {
   bool gone_ = false;
   std::string qemu_version_;
   std::unique_ptr<ProcessWatch> watch_;
+  AccessScans accesses_;
 
   // The migration is made and dropped in the queue, under this lock; event handlers use it under this lock.
   mutable std::mutex migration_mutex_;

@@ -559,6 +559,7 @@ void Vm::do_tick() {
     ask_outcome();
     look_gathered();
   }
+  look_at_accesses();
 }
 
 void Vm::ask_outcome() {

@@ -67,6 +67,14 @@ def a_b_a_mtu_1500():
 
 
 @scenario_beside_others
+def a_b_a_without_offloads():
+    """Interfaces that send nothing but single frames: what leaves as a super-frame the kernel takes apart."""
+    with Lab(options={"offloads": False}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario_beside_others
 def a_b_a_ipv6():
     with Lab(options={"ipv6": True}) as lab:
         lab.start()

@@ -93,6 +93,14 @@ def postcopy_several_of_everything():
 
 
 @scenario_beside_others
+def postcopy_several_userfaultfds():
+    """More processors than one userfaultfd is to serve: the pages are divided among two."""
+    with Lab() as lab:
+        lab.start()
+        there_and_back(lab, vcpus=9)
+
+
+@scenario_beside_others
 def postcopy_several_lcores():
     with Lab(options={"lcores": 2}) as lab:
         lab.start()

@@ -67,7 +67,7 @@ class Lab:
         self.backing, self.tracker, self.keep, self.options = backing, tracker, keep, options or {}
         self.directory = f"/tmp/godwit-lab-{self.id}-{uuid.uuid4().hex[:8]}"
         self.shm = f"/dev/shm/{os.path.basename(self.directory)}"
-        self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False))
+        self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False), self.options.get("offloads", True))
         self.guest = os.path.join(BUILD, "guest")
         self.daemons = {}
         self.uuids = {}
