@@ -231,7 +231,9 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
          frame = queue_.next_frame(port::Priority::kBulk)) {
-      const std::span<std::byte> room = queue_.room(port::Priority::kBulk, header + wire::kPagesAt);
+      const auto use =
+          options_.cipher == transport::Cipher::kNone ? port::RoomFor::kClearText : port::RoomFor::kCipherText;
+      const std::span<std::byte> room = queue_.room(port::Priority::kBulk, header + wire::kPagesAt, use);
       transport::PagesInPlace in_place;
       if (!room.empty()) {
         in_place.room = room.subspan(header, datagram_bytes_max_);

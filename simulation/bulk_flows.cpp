@@ -85,7 +85,7 @@ Instant BulkFlows::turn(std::size_t index) {
   const Duration unseen = now_ - std::exchange(end.looked_at, now_);
   std::size_t packets = 0;
   for (; packets < kBurst && !end.inbox.empty(); ++packets) {
-    end.lane->on_packet(now_, end.inbox.front(), unseen);
+    end.lane->on_packet(now_, end.inbox.front(), nullptr, unseen);
     network_.recycle(std::move(end.inbox.front()));
     end.inbox.pop_front();
   }

@@ -123,7 +123,9 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     const bool v4 = config_.local.family == wire::IpFamily::kV4;
     const bool refers = v4 && config_.loan != nullptr && config_.loan->usable() && queue.can_refer();
     // Of a packet of two pages, and nothing else, the pages are where copying is fastest.
-    const std::span<std::byte> room = v4 ? queue.room(priority, header + wire::kPagesAt) : std::span<std::byte>();
+    const auto use =
+        config_.cipher == transport::Cipher::kNone ? port::RoomFor::kClearText : port::RoomFor::kCipherText;
+    const std::span<std::byte> room = v4 ? queue.room(priority, header + wire::kPagesAt, use) : std::span<std::byte>();
     transport::PagesInPlace in_place;
     if (!room.empty()) {
       in_place.room = room.subspan(header, datagram_bytes_max_);

@@ -124,7 +124,7 @@ MemifQueue::MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, KeptF
       room_bytes_((frame_bytes_max + kLineBytes - 1) / kLineBytes * kLineBytes + kLineBytes) {
   epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, changed_fd_.get(), &event);
-  rooms_.reset(new (std::align_val_t{kLineBytes}) std::byte[(kBurst + 1) * room_bytes_]);
+  rooms_.reset(new (std::align_val_t{kLineBytes}) std::byte[(kBurst + 2) * room_bytes_]);
 }
 
 MemifQueue::~MemifQueue() { disconnect(); }
@@ -258,7 +258,12 @@ std::span<std::byte> MemifQueue::next_frame(Priority priority) {
   return {private_room(kBurst), frame_bytes_max_};
 }
 
-std::span<std::byte> MemifQueue::room(Priority priority, std::size_t aligned_at) {
+std::span<std::byte> MemifQueue::room(Priority priority, std::size_t aligned_at, RoomFor use) {
+  room_apart_ = use == RoomFor::kCipherText;
+  if (room_apart_) {
+    room_ = {private_room(kBurst + 1) + (kLineBytes - aligned_at % kLineBytes) % kLineBytes, frame_bytes_max_};
+    return room_;
+  }
   const RingEnd& ring = sending(priority);
   const std::span<std::byte> slot = ring.take().bytes;
   // The place of the server's frames is the client's to say.
@@ -268,16 +273,28 @@ std::span<std::byte> MemifQueue::room(Priority priority, std::size_t aligned_at)
 }
 
 const std::byte* MemifQueue::next_room(Priority priority) const {
-  const std::span<std::byte> slot = sending(priority).look(1).bytes;
+  const std::span<std::byte> slot = room_apart_ ? std::span<std::byte>() : sending(priority).look(1).bytes;
   return slot.size() >= shift_ + frame_bytes_max_ ? slot.data() + shift_ : nullptr;
 }
 
 void MemifQueue::commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) {
   GW_ASSERT(!room_.empty() && tail_bytes <= bytes && bytes + room_bytes <= frame_bytes_max_);
+  RingEnd& ring = sending(priority);
+  const std::size_t head_bytes = bytes - tail_bytes;
+  std::byte* to = room_.data();
+  if (room_apart_) {
+    const std::span<std::byte> slot = ring.take().bytes;
+    if (slot.size() < bytes + room_bytes) {
+      ++counters_.drops_no_buffer;
+      return ring.pass(0, 0);
+    }
+    to = slot.data();
+    std::memcpy(to + head_bytes, room_.data() + head_bytes, room_bytes);
+  }
   const std::byte* const from = private_room(kBurst);
-  std::memcpy(room_.data(), from, bytes - tail_bytes);
-  std::memcpy(room_.data() + bytes - tail_bytes + room_bytes, from + bytes - tail_bytes, tail_bytes);
-  sent(sending(priority), bytes + room_bytes, shift_);
+  std::memcpy(to, from, head_bytes);
+  std::memcpy(to + head_bytes + room_bytes, from + head_bytes, tail_bytes);
+  sent(ring, bytes + room_bytes, shift_);
 }
 
 void MemifQueue::sent(RingEnd& ring, std::size_t bytes, std::size_t shift) {

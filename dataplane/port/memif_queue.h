@@ -81,7 +81,7 @@ class MemifQueue final : public Queue {
   ReceivedFrame keep(std::size_t index) override;
   std::span<std::byte> next_frame(Priority priority) override;
   void commit(Priority priority, std::size_t bytes) override;
-  std::span<std::byte> room(Priority priority, std::size_t aligned_at) override;
+  std::span<std::byte> room(Priority priority, std::size_t aligned_at, RoomFor use) override;
   [[nodiscard]] const std::byte* next_room(Priority priority) const override;
   void commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) override;
   [[nodiscard]] const std::byte* elsewhere(std::size_t index) const override { return elsewhere_[index]; }
@@ -122,7 +122,8 @@ class MemifQueue final : public Queue {
   std::array<std::span<std::byte>, kBurst> frames_{};
   std::array<const std::byte*, kBurst> elsewhere_{};
   std::array<std::span<const std::byte>, kBurst> slots_{};  // where each frame came from, until the next receive()
-  std::span<std::byte> room_{};                             // of the frame being built: in its slot
+  std::span<std::byte> room_{};                             // of the frame being built: in its slot, or apart
+  bool room_apart_ = false;                                 // where the peer does not see it
   std::size_t shift_ = 0;                                   // where it begins there
   QueueCounters counters_;
 };

@@ -56,7 +56,7 @@ std::span<std::byte> PacketQueue::next_frame(Priority priority) {
   return {out_room(2U * free_[free_count_ - 1]), frame_bytes_max_};
 }
 
-std::span<std::byte> PacketQueue::room(Priority /*priority*/, std::size_t aligned_at) {
+std::span<std::byte> PacketQueue::room(Priority /*priority*/, std::size_t aligned_at, RoomFor /*use*/) {
   const std::size_t shift = (kLineBytes - aligned_at % kLineBytes) % kLineBytes;
   room_ = {out_room(2U * free_[free_count_ - 1] + 1U) + shift, frame_bytes_max_};
   return room_;

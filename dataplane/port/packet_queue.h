@@ -37,7 +37,7 @@ class PacketQueue final : public Queue {
   ReceivedFrame keep(std::size_t index) override;
   std::span<std::byte> next_frame(Priority priority) override;
   void commit(Priority priority, std::size_t bytes) override;
-  std::span<std::byte> room(Priority priority, std::size_t aligned_at) override;
+  std::span<std::byte> room(Priority priority, std::size_t aligned_at, RoomFor use) override;
   void commit_around(Priority priority, std::size_t bytes, std::size_t tail_bytes, std::size_t room_bytes) override;
   void allow_super_frames(bool allowed) override { allowed_ = allowed; }
   [[nodiscard]] bool can_refer() override { return false; }

@@ -34,6 +34,10 @@ inline constexpr std::uint32_t kMtuMax = 9216;
 inline constexpr std::size_t kReferencesMax = 2;  // of one frame
 inline constexpr std::size_t kHereBytes = 512;    // see Queue::elsewhere()
 
+/// What is made in Queue::room(). kCipherText: a cipher may read again what it has written, so nobody else may write
+/// there before it is committed.
+enum class RoomFor : std::uint8_t { kClearText, kCipherText };
+
 enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 
 struct PortOptions {
@@ -114,9 +118,9 @@ class Queue {
   /// Takes the first `bytes` of next_frame() for sending, before all waiting frames of less priority.
   virtual void commit(Priority priority, std::size_t bytes) = 0;
   /// After next_frame(): where that frame will be sent from, if parts of it may be put there directly; its byte
-  /// `aligned_at` begins a cache line where that can be had. The peer sees what is written, so never plain text of what
-  /// is to be encrypted. Empty: not here.
-  virtual std::span<std::byte> room(Priority /*priority*/, std::size_t /*aligned_at*/) { return {}; }
+  /// `aligned_at` begins a cache line where that can be had. The peer may see what is written, so never plain text of
+  /// what is to be encrypted; for clear text it may write there, too. Empty: not here.
+  virtual std::span<std::byte> room(Priority /*priority*/, std::size_t /*aligned_at*/, RoomFor /*use*/) { return {}; }
   /// After room(): where that of the frame after it will be, if all goes on as now; for prefetching alone. Null:
   /// unknown.
   [[nodiscard]] virtual const std::byte* next_room(Priority /*priority*/) const { return nullptr; }

@@ -76,12 +76,11 @@ void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::sp
   (is_256_ ? functions_->gcm256_enc_finalize : functions_->gcm128_enc_finalize)(key, &context, tag_octets, tag.size());
 }
 
-bool AesGcm::open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, ConstTag tag,
-                  const std::byte* from) const {
+bool AesGcm::open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, ConstTag tag) const {
   gcm_context_data context;
   std::array<std::byte, wire::kTagBytes> computed;
   (is_256_ ? functions_->gcm256_dec : functions_->gcm128_dec)(
-      key_data(expanded_), &context, octets(text), octets(std::span(from, text.size())), text.size(), octets(nonce),
+      key_data(expanded_), &context, octets(text), octets(text), text.size(), octets(nonce),
       octets(header), header.size(), octets(std::span<std::byte>(computed)), computed.size());
   // Takes as long wherever they differ.
   return CRYPTO_memcmp(computed.data(), tag.data(), computed.size()) == 0;

@@ -34,14 +34,9 @@ class AesGcm {
   /// `header` too. With `into` the tail goes there, and all of `text` is in place.
   void seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
             std::span<const std::span<const std::byte>> tail = {}, std::span<std::byte> into = {}) const;
-  /// Decrypts to `text` what is at `from`, each byte read once. False: the tag is wrong, and what stands in `text` is
-  /// nothing to look at.
+  /// Decrypts in place. False: the tag is wrong, and what stands in `text` is nothing to look at.
   [[nodiscard]] bool open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
-                          ConstTag tag, const std::byte* from) const;
-  [[nodiscard]] bool open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
-                          ConstTag tag) const {
-    return open(nonce, header, text, tag, text.data());
-  }
+                          ConstTag tag) const;
 
  private:
   static constexpr std::size_t kExpandedBytes = 1024;

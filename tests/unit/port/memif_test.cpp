@@ -143,12 +143,15 @@ TEST_F(MemifPorts, AFrameMayBePutIntoTheRingAroundItsEnds) {
   auto server = open_end(true);
   auto client = open_end(false);
   ASSERT_TRUE(both_up(*server, *client));
-  for (auto [from, to] : {std::pair{client.get(), server.get()}, {server.get(), client.get()}}) {
+  for (auto [from, to, use] : {std::tuple{client.get(), server.get(), RoomFor::kClearText},
+                               {server.get(), client.get(), RoomFor::kClearText},
+                               {client.get(), server.get(), RoomFor::kCipherText},
+                               {server.get(), client.get(), RoomFor::kCipherText}}) {
     to->queue(0).receive();
     from->queue(0).receive();
     const Bytes frame = frame_of(114 + 8192 + 16, 7);
     const auto head = from->queue(0).next_frame(Priority::kBulk);
-    const auto room = from->queue(0).room(Priority::kBulk, 114);
+    const auto room = from->queue(0).room(Priority::kBulk, 114, use);
     ASSERT_EQ(room.size(), kFrameBytesMax);
     std::copy_n(frame.begin(), 114, head.begin());
     std::copy_n(frame.end() - 16, 16, head.begin() + 114);
@@ -240,7 +243,7 @@ TEST(MemifRings, WhateverThePeerWritesNoFrameLeavesTheMemory) {
         frames_seen += whole(victim, i, frames[i]).size() != 0 ? 1U : 0U;
       }
       if (const auto frame = victim.next_frame(Priority::kBulk); !frame.empty()) {
-        if (const auto room = victim.room(Priority::kBulk, 114); !room.empty()) {
+        if (const auto room = victim.room(Priority::kBulk, 114, RoomFor::kClearText); !room.empty()) {
           std::fill(room.begin(), room.end(), std::byte{1});
           victim.commit_around(Priority::kBulk, 130, 16, 8192);
         } else {
@@ -256,7 +259,7 @@ TEST(MemifRings, WhateverThePeerWritesNoFrameLeavesTheMemory) {
 /// Both ends of an eventfd have one counter and one O_NONBLOCK.
 TEST(MemifRings, APeerWhoFillsItsEventfdStopsNobody) {
   const Pair pair = connect_pair();
-  MemifQueue sender(0, kFrameBytesMax, nullptr);
+  MemifQueue sender(0, kFrameBytesMax, KeptFrames());
   ASSERT_TRUE(sender.valid());
   sender.connect(pair.server);
   sender.receive();

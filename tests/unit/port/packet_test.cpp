@@ -223,7 +223,7 @@ TEST_F(PacketPorts, PagesMayBePutWhereTheyLeaveFrom) {
     constexpr std::size_t kHead = 106;
     constexpr std::size_t kTail = 16;
     const auto to = queue.next_frame(Priority::kBulk);
-    const auto room = queue.room(Priority::kBulk, kHead);
+    const auto room = queue.room(Priority::kBulk, kHead, RoomFor::kClearText);
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(room.data() + kHead) % 64, 0U);
     std::copy_n(frame.begin(), kHead, to.begin());
     std::copy_n(frame.end() - kTail, kTail, to.begin() + kHead);
