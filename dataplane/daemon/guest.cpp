@@ -184,6 +184,13 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
   return persist_history(guest, context.run_dir);
 }
 
+ApiError without_userfaults(const Guest& guest) {
+  const char* const why =
+      guest.split_allowed ? "AttachGuest: split needs a userfaultfd of QEMU that can be used, and no hash tracker"
+                          : "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy";
+  return {api::Error::BAD_REQUEST, why};
+}
+
 }  // namespace
 
 Retained keep_within_budget(const memory::Id& kept, std::uint64_t guests_bytes, memory::ImageStore& store) {
@@ -266,12 +273,8 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
   }
-  if ((guest->demand_paging || guest->split_allowed) && chosen->tracker->userfaults() == nullptr) {
-    const char* const why =
-        guest->split_allowed
-            ? "AttachGuest: split needs a userfaultfd of QEMU that can be used, and no hash tracker"
-            : "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy";
-    return std::unexpected(ApiError{api::Error::BAD_REQUEST, why});
+  if (chosen->tracker->userfaults() == nullptr && (guest->demand_paging || guest->split_allowed)) {
+    return std::unexpected(without_userfaults(*guest));
   }
   guest->tracker_reason = std::move(chosen->reason);
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),

@@ -40,6 +40,10 @@ bool runs(const UniqueFd& process) {
   return process.valid() && poll(&exited, 1, 0) == 0;
 }
 
+bool takes_descriptors(const api::ToDataplane& request) {
+  return request.has_attach_guest() || request.has_split_guest();
+}
+
 }  // namespace
 
 void wipe_secret(std::string& secret) {
@@ -72,8 +76,7 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
   if (options_.lender != nullptr) {
     options_.lender->end_loans();
   }
-  if (!descriptors.empty() && request.request_case() != Request::kAttachGuest &&
-      request.request_case() != Request::kSplitGuest) {
+  if (!descriptors.empty() && !takes_descriptors(request)) {
     respond(refusal(bad_request("request " + std::to_string(request.id()) +
                                 " came with descriptors, which only AttachGuest and SplitGuest take")));
     return;
