@@ -27,10 +27,12 @@ class Resident:
         while not self.ended.wait(0.005):
             self.most_bytes = max(self.most_bytes, sum(os.stat(file).st_blocks * 512 for file in self.files))
 
-    def end(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.ended.set()
         self.thread.join()
-        return self.most_bytes
 
 
 def split_of(lab):
@@ -55,19 +57,19 @@ def split_and_gathered():
         lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b", "--sub", "host-c")
         wait_until("both sub hosts to be connected", lambda: connected(lab), 30, 0.1)
         wait_until("the guest to be within its budget", lambda: 0 < split_of(lab)["resident_bytes"] <= BUDGET_BYTES, 60, 0.1)
-        resident = Resident(lab, "host-a")
-        self_check(lab)
-        try:
-            lab.migrate("guest", "host-b")
-            raise AssertionError("a split guest was moved")
-        except LabError as error:
-            check("gather" in str(error), f"what was said: {error}")
-        lab.kill("dataplane host-b")
-        wait_until("the operator to be told", lambda: split_of(lab)["warnings"], 30, 0.1)
-        restart(lab, "dataplane host-b")
-        wait_until("the sub host to be connected again", lambda: connected(lab), 60, 0.1)
-        self_check(lab)
-        most_bytes = resident.end()
+        with Resident(lab, "host-a") as resident:
+            self_check(lab)
+            try:
+                lab.migrate("guest", "host-b")
+                raise AssertionError("a split guest was moved")
+            except LabError as error:
+                check("gather" in str(error), f"what was said: {error}")
+            lab.kill("dataplane host-b")
+            wait_until("the operator to be told", lambda: split_of(lab)["warnings"], 30, 0.1)
+            restart(lab, "dataplane host-b")
+            wait_until("the sub host to be connected again", lambda: connected(lab), 60, 0.1)
+            self_check(lab)
+        most_bytes = resident.most_bytes
         print(f"at most {most_bytes >> 10} KiB were resident", flush=True)
         check(most_bytes <= BUDGET_BYTES + BATCH_BYTES, f"{most_bytes} bytes were resident")
         check(split_of(lab)["refetched_pages"] > 0, "no page came back: there was nothing to prove")

@@ -164,12 +164,21 @@ TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->error().code(), api::Error::BAD_REQUEST);
   EXPECT_NE(refused->error().text().find("is split"), std::string::npos) << refused->error().text();
+  api::ToDataplane scan;
+  scan.mutable_note_accesses()->set_vm_uuid(id_of('v'));
+  scan.mutable_note_accesses()->set_ownership(1);
+  scan.mutable_note_accesses()->set_source(api::ACCESS_WRITES);
+  scan.mutable_note_accesses()->set_ends(true);
+  const auto not_scanned = bridges_[0].ask(scan);
+  ASSERT_TRUE(not_scanned);
+  EXPECT_NE(not_scanned->error().text().find("is split"), std::string::npos) << not_scanned->error().text();
 
   split(true);
   api::Event event;
   ASSERT_TRUE(wait(0, api::Event::kGathered, &event));
   run_guest(4);
   EXPECT_EQ(status(0).splits_size(), 0);
+  EXPECT_GT(ask(0, scan).note_accesses().pages(), 0U);
   request.mutable_drop_store()->set_store_id(kStore);
   ask(1, request);
   EXPECT_EQ(status(1).stores_size(), 0);
