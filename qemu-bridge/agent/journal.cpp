@@ -85,8 +85,14 @@ std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* js
 /// False: it is there, and not valid.
 bool parse_split(const Json& json, VmRecord& record) {
   const Json* const split = json_member(json, "split");
-  record.evictable = json_bool(json, "evictable").value_or(false);  // absent before VMs could be split
-  record.pin_in_qemu = json_bool(json, "pin_in_qemu").value_or(false);
+  const auto evictable = json_bool(json, "evictable");
+  const auto pin_in_qemu = json_bool(json, "pin_in_qemu");
+  // Absent before VMs could be split.
+  if ((!evictable && json.contains("evictable")) || (!pin_in_qemu && json.contains("pin_in_qemu"))) {
+    return false;
+  }
+  record.evictable = evictable.value_or(false);
+  record.pin_in_qemu = pin_in_qemu.value_or(false);
   if (split == nullptr) {
     return true;
   }
