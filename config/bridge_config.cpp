@@ -22,6 +22,7 @@ void read(Reader& reader, BridgeConfig& config) {
     heat.optional("period", config.heat.period, duration(milliseconds(1'000), milliseconds(3'600'000)));
   });
   read_metrics(reader, config.metrics);
+  reader.table("memory", [&](Reader& memory) { memory.optional("lend", config.lend_bytes, bytes(0, 1ULL << 50)); });
   if (config.memory_dir_hugetlbfs == config.memory_dir_tmpfs) {
     reader.fail("memory_dir_hugetlbfs",
                 "is the same directory as memory_dir_tmpfs; each is on a file system of its own kind");

@@ -33,6 +33,7 @@ struct BridgeConfig {
   TrackingConfig tracking;
   HeatConfig heat;
   MetricsConfig metrics;
+  std::uint64_t lend_bytes = 0;  // of this host's memory, to VMs that run on other hosts
 };
 
 [[nodiscard]] Loaded<BridgeConfig> load_bridge_config(const std::filesystem::path& file);

@@ -110,6 +110,12 @@ Client::Result<api::GetHeatResponse> Client::heat(const api::GetHeatRequest& req
 Client::Result<api::StopVmResponse> Client::stop_vm(const api::StopVmRequest& request) {
   return connection_->call(&Stub::StopVm, request, kCommandLimit);
 }
+Client::Result<api::SplitVmResponse> Client::split_vm(const api::SplitVmRequest& request) {
+  return connection_->call(&Stub::SplitVm, request, kCommandLimit);
+}
+Client::Result<api::GatherVmResponse> Client::gather_vm(const api::GatherVmRequest& request) {
+  return connection_->call(&Stub::GatherVm, request, kListLimit);
+}
 Client::Result<api::MigrateResponse> Client::migrate(const api::MigrateRequest& request) {
   return connection_->call(&Stub::Migrate, request, kListLimit);
 }

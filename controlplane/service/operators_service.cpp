@@ -224,6 +224,17 @@ OperatorsService::Unary* OperatorsService::GetHeat(Context* context, const api::
   });
 }
 
+OperatorsService::Unary* OperatorsService::SplitVm(Context* context, const api::SplitVmRequest* request,
+                                                   api::SplitVmResponse* response) {
+  return admitted(context, [&](auto* reactor) { coordinator_.split_vm(*request, when_it_runs(reactor, response)); });
+}
+
+OperatorsService::Unary* OperatorsService::GatherVm(Context* context, const api::GatherVmRequest* request,
+                                                    api::GatherVmResponse* response) {
+  return admitted(context,
+                  [&](auto* reactor) { when_it_runs(reactor, response)(coordinator_.gather_vm(request->vm())); });
+}
+
 OperatorsService::Unary* OperatorsService::Migrate(Context* context, const api::MigrateRequest* request,
                                                    api::MigrateResponse* response) {
   return admitted(context, [&](auto* reactor) {

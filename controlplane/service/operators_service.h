@@ -34,6 +34,8 @@ class OperatorsService final : public api::Operators::CallbackService {
   grpc::ServerWriteReactor<api::Migration>* WatchMigration(Context*, const api::WatchMigrationRequest*) override;
   Unary* CancelMigration(Context*, const api::CancelMigrationRequest*, api::CancelMigrationResponse*) override;
   Unary* SwitchToPostcopy(Context*, const api::SwitchToPostcopyRequest*, api::SwitchToPostcopyResponse*) override;
+  Unary* SplitVm(Context*, const api::SplitVmRequest*, api::SplitVmResponse*) override;
+  Unary* GatherVm(Context*, const api::GatherVmRequest*, api::GatherVmResponse*) override;
 
  private:
   /// do_it(reactor) for an operator, else the refusal.

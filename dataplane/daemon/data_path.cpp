@@ -4,12 +4,6 @@
 #include <utility>
 
 namespace godwit::daemon {
-namespace {
-
-/// Faults that could not be answered when they were read (no memory, a mapping being changed) raise no event again.
-constexpr Duration kFaultsAgain = milliseconds(10);
-
-}  // namespace
 
 std::string_view to_string(Drop drop) {
   switch (drop) {
@@ -67,10 +61,10 @@ bool DataPath::turn(Instant now) {
   }
   polled_at_ = now;
   for (const auto& paging : pagings_) {
-    busy = paging->poll() || busy;
+    busy = paging->poll_faults(now) || busy;
   }
   for (const auto& flow : flows_) {
-    if (flow->pump()) {
+    if (flow->pump(now)) {
       busy = true;
       for (const auto& share : flow->shares()) {
         lcores_[share->lcore()]->nudge();
@@ -108,8 +102,8 @@ Instant DataPath::deadline() const {
   for (const FlowShare* share : shares_) {
     first = std::min(first, share->deadline());
   }
-  if (std::ranges::any_of(pagings_, [](const auto& paging) { return paging->armed(); })) {
-    first = std::min(first, polled_at_ + kFaultsAgain);
+  for (const auto& paging : pagings_) {
+    first = std::min(first, paging->deadline(polled_at_));
   }
   return first;
 }
@@ -273,7 +267,7 @@ std::size_t DataPath::transmit_urgent(Instant now) {
 std::size_t DataPath::transmit_bulk(Instant now, std::size_t budget) {
   std::size_t sent = 0;
   for (std::size_t i = 0; i < flows_.size() && sent < budget; ++i) {
-    MigrationFlow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
+    Flow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
     for (std::size_t lane = 1; lane < flow.lane_count(); ++lane) {
       sent += flow.transmit(now, lane, queue_, mac_, budget - sent);
     }
@@ -285,7 +279,7 @@ std::size_t DataPath::transmit_bulk(Instant now, std::size_t budget) {
   return sent;
 }
 
-void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
+void DataPath::add(std::unique_ptr<Flow> flow, Instant now) {
   GW_ASSERT(self_ == 0);
   table_.insert(flow->flow_id(), *flow);
   flow->start(now);
@@ -296,7 +290,7 @@ void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
   flows_.push_back(std::move(flow));
 }
 
-void DataPath::watch(const std::shared_ptr<LivePaging>& paging) {
+void DataPath::watch(const std::shared_ptr<FaultWatch>& paging) {
   if (std::ranges::find(pagings_, paging) != pagings_.end()) {
     return;
   }
@@ -308,7 +302,7 @@ void DataPath::watch(const std::shared_ptr<LivePaging>& paging) {
   }
 }
 
-void DataPath::unwatch(const std::shared_ptr<LivePaging>& paging) {
+void DataPath::unwatch(const std::shared_ptr<FaultWatch>& paging) {
   if (std::erase(pagings_, paging) == 0 || !watch_) {
     return;
   }
@@ -327,8 +321,8 @@ void DataPath::detach(const FlowShare& share) {
   std::erase(shares_, &share);
 }
 
-void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then) {
-  MigrationFlow* const flow = table_.find(flow_id);
+void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr<Flow>)> then) {
+  Flow* const flow = table_.find(flow_id);
   if (flow == nullptr || flow->shares().empty()) {
     return then(remove(flow_id));
   }
@@ -347,14 +341,21 @@ void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr
   }
 }
 
-std::unique_ptr<MigrationFlow> DataPath::remove(std::uint32_t flow_id) {
+void DataPath::release_migration(std::uint32_t flow_id,
+                                 const std::function<void(std::unique_ptr<MigrationFlow>)>& then) {
+  release(flow_id, [then](std::unique_ptr<Flow> flow) {
+    then(std::unique_ptr<MigrationFlow>(static_cast<MigrationFlow*>(flow.release())));
+  });
+}
+
+std::unique_ptr<Flow> DataPath::remove(std::uint32_t flow_id) {
   const auto found =
       std::find_if(flows_.begin(), flows_.end(), [&](const auto& flow) { return flow->flow_id() == flow_id; });
   if (found == flows_.end()) {
     return nullptr;
   }
   transmit(port::now());
-  std::unique_ptr<MigrationFlow> flow = std::move(*found);
+  std::unique_ptr<Flow> flow = std::move(*found);
   flows_.erase(found);
   table_.erase(flow_id);
   return flow;

@@ -16,6 +16,7 @@
 #include "base/uuid.h"
 #include "dataplane/daemon/live_guest.h"
 #include "dataplane/daemon/live_paging.h"
+#include "dataplane/daemon/live_split.h"
 #include "dataplane/daemon/requests.h"
 #include "dataplane/daemon/worker.h"
 #include "dataplane/memory/retained_image.h"
@@ -47,6 +48,8 @@ struct Guest {
   std::unique_ptr<LiveGuest> memory;
   bool demand_paging = false;          // its userfaultfds see every access
   std::shared_ptr<LivePaging> paging;  // null: nothing is or will be missing
+  bool split_allowed = false;          // attached so that it may be split
+  std::shared_ptr<LiveSplit> split;    // null: it is not
   std::uint32_t paging_epoch = 0;      // epoch_base of the migration whose pages may be missing
   pages::GenerationTable table;
   /// Generation of what the next scan finds. In doubt after a lost history of which not even the epoch is known.
@@ -61,7 +64,9 @@ struct Guest {
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole
 
-  [[nodiscard]] std::uint64_t pages_missing() const { return paging ? paging->missing_count() : 0; }
+  [[nodiscard]] std::uint64_t pages_missing() const {
+    return (paging ? paging->missing_count() : 0) + (split ? split->missing_count() : 0);
+  }
 };
 
 struct AttachContext {

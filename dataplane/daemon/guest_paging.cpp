@@ -19,6 +19,9 @@
 namespace godwit::daemon {
 namespace {
 
+/// Of no migration: what is missing of a split VM is nobody's attempt.
+constexpr std::uint32_t kSplitEpoch = UINT32_MAX;
+
 ApiError from_memory(const memory::Error& error) { return {to_api(error.code), error.text}; }
 
 memory::MissingOf missing_of(const Guest& guest, std::uint32_t epoch) {
@@ -67,6 +70,24 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
         ApiError{to_api(paging.error().code), "what the guest lacks is not known: " + paging.error().text});
   }
   guest.paging = std::move(*paging);
+  return {};
+}
+
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
+                                                                      memory::PinPipe pipe) {
+  return LiveSplit::create(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), std::move(pipe));
+}
+
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir) {
+  if (!LiveSplit::left_behind(missing_dir, guest.vm_uuid)) {
+    return {};
+  }
+  auto split = LiveSplit::take_over(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch));
+  if (!split) {
+    return std::unexpected(
+        ApiError{to_api(split.error().code), "what is elsewhere is not known: " + split.error().text});
+  }
+  guest.split = std::move(*split);
   return {};
 }
 

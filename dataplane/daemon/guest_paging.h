@@ -26,6 +26,13 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
 void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next, const std::string& run_dir,
                      Images& images);
 
+// ---- a main host ----
+/// Nothing is missing yet, and all of it may be from here on. The errors are memory's.
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
+                                                                      memory::PinPipe pipe);
+/// After a restart of the daemon: if pages of this guest were elsewhere they are, and its faults wait for SplitGuest.
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir);
+
 // ---- the source ----
 /// The RAM files become an image that serves this migration, durable on return. QEMU, which does not run its guest any
 /// more, may be ended then.

@@ -188,16 +188,11 @@ std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolic
 
 template <class Request>
 std::expected<Start, ApiError> parse_new_flow(const Request& request, bool source, const std::string& name) {
-  Start start;
-  const auto peer = parse_peer(request.peer(), name);
-  if (!peer) {
-    return std::unexpected(peer.error());
+  auto started = parse_flow(request.peer(), request.secret(), name);
+  if (!started) {
+    return started;
   }
-  start.peer = *peer;
-  if (request.secret().size() != start.secret.size()) {
-    return bad_request(name + ": secret has " + std::to_string(request.secret().size()) + " bytes, not 32");
-  }
-  std::memcpy(start.secret.data(), request.secret().data(), start.secret.size());
+  Start start = std::move(*started);
   if (source) {
     const auto policy = parse_policy(request.policy(), name);
     if (!policy) {
@@ -268,6 +263,11 @@ std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std:
   if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
     return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
   }
+  if (request.split() && (request.demand_paging() || !request.has_userfaultfd())) {
+    return bad_request(
+        "AttachGuest: split needs a userfaultfd of QEMU, and excludes demand_paging: pages of one that still arrives "
+        "cannot be held elsewhere");
+  }
   if (request.qemu_pid() <= 0) {
     return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
   }
@@ -275,6 +275,21 @@ std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std:
 }
 
 }  // namespace
+
+std::expected<Start, ApiError> parse_flow(const api::Endpoint& peer, const std::string& secret,
+                                          const std::string& request) {
+  Start start;
+  auto endpoint = parse_peer(peer, request);
+  if (!endpoint) {
+    return std::unexpected(endpoint.error());
+  }
+  start.peer = std::move(*endpoint);
+  if (secret.size() != start.secret.size()) {
+    return bad_request(request + ": secret has " + std::to_string(secret.size()) + " bytes, not 32");
+  }
+  std::memcpy(start.secret.data(), secret.data(), start.secret.size());
+  return start;
+}
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field) {
   const auto id = Id128::from_bytes(bytes);
@@ -334,6 +349,7 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   result.qemu_pid = request.qemu_pid();
   result.demand_paging = request.demand_paging();
   result.paging_epoch = request.paging_epoch();
+  result.split = request.split();
   return result;
 }
 
@@ -463,17 +479,8 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
   out.set_window_packets(stats.window_packets);
 }
 
-void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
-  out.set_pages_demand(stats.pages_demand);
-  out.set_pages_background(stats.pages_background);
-  out.set_pages_asked_again(stats.pages_asked_again);
-  if (pager == nullptr) {
-    out.set_pages_missing(stats.pages_left);
-    return;
-  }
-  const memory::PagerStats counted = pager->stats();
+void to_api(const memory::PagerStats& counted, api::PagingStats& out) {
   out.set_pages_missing(counted.missing_pages);
-  out.set_pages_missing_first(pager->missing_first());
   out.set_pages_zero(counted.local_pages);
   out.set_pages_given_back(counted.removed_pages);
   out.set_faults(counted.faults);
@@ -485,6 +492,18 @@ void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingSt
   out.set_fault_p999_us(us(0.999));
   out.set_fault_max_us(counted.latency.max_ns / 1000);
   out.set_blocked_us((counted.latency.sum_ns + counted.waiting_ns) / 1000);
+}
+
+void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
+  out.set_pages_demand(stats.pages_demand);
+  out.set_pages_background(stats.pages_background);
+  out.set_pages_asked_again(stats.pages_asked_again);
+  if (pager == nullptr) {
+    out.set_pages_missing(stats.pages_left);
+    return;
+  }
+  to_api(pager->stats(), out);
+  out.set_pages_missing_first(pager->missing_first());
   out.set_all_there_us(stats.all_there_us);
 }
 

@@ -47,6 +47,7 @@ struct Attachment {
   std::int32_t qemu_pid = 0;
   bool demand_paging = false;
   std::uint32_t paging_epoch = 0;  // of what is missing, where it continues
+  bool split = false;
 };
 
 /// A scan of a guest's accesses, or a part of one.
@@ -93,6 +94,9 @@ std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* fi
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
 std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption);
 std::expected<transfer::Mode, ApiError> parse_mode(api::Mode mode);
+/// Without a policy. `request`: its name, for errors.
+std::expected<Start, ApiError> parse_flow(const api::Endpoint& peer, const std::string& secret,
+                                          const std::string& request);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
 std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source);
 /// What only the guest's size can tell is checked by fits().
@@ -104,6 +108,7 @@ api::Tracker to_api(memory::TrackerKind kind);
 void to_api(const transfer::Stats& stats, api::MigrationStats& out);
 /// `pager` null: of a source.
 void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out);
+void to_api(const memory::PagerStats& counted, api::PagingStats& out);
 api::Error::Code to_api(transfer::Failure failure);
 api::Error::Code to_api(memory::ErrorCode code);
 

@@ -22,11 +22,15 @@ void Service::after_scan(const std::string& vm_uuid, std::function<void()> then)
   }
 }
 
-std::optional<ApiError> Service::refuse_scan(const Accesses& accesses, const Entry& entry) {
+std::optional<ApiError> Service::refuse_scan(const Accesses& accesses, const Entry& entry) const {
   const std::string vm = "NoteAccesses: VM " + accesses.vm_uuid.text();
   const Guest& guest = *entry.guest;
   if (!entry.migration.is_nil() || guest.paging || guest.kind == api::AttachGuest::ARRIVING || entry.lost) {
     return bad_request(vm + " is in a migration, or does not run here");
+  }
+  if (const auto split = splits_.find(accesses.vm_uuid);
+      guest.split || (split != splits_.end() && split->second.busy)) {
+    return bad_request(vm + " is split: what the tracker knows goes with the pages that come and go");
   }
   if (entry.scanning) {
     return bad_request(vm + " is being scanned");

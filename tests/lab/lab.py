@@ -173,7 +173,7 @@ class Lab:
         """Keeps the daemons' logs of a failed run where CI and people find them."""
         target = os.environ.get("GODWIT_LAB_LOGS", os.path.join(BUILD, "lab-logs", os.path.basename(self.directory)))
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*", "*.key", "dpdk_telemetry*"), ignore_dangling_symlinks=True)
+        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*", "*.key", "dpdk_telemetry*", "pin"), ignore_dangling_symlinks=True)
         print(f"logs of the failed lab: {target}")
 
     # ---- daemons ----------------------------------------------------------------------------------------------------
