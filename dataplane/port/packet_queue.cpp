@@ -16,6 +16,8 @@ constexpr std::size_t kLineBytes = 64;
 /// No frame that Linux has for us is longer; the frames' own lengths have 16 bits.
 constexpr std::size_t kReceiveBytesMax = 65'536 + 64;
 constexpr std::size_t kIpv4Headers = wire::datagram_header_bytes(wire::IpFamily::kV4);
+/// So the first room takes the headers of any frame, however small those were that came last.
+constexpr std::size_t kExpectedMin = kUdpHeadersMax - kIpv4Headers;
 
 iovec piece(std::byte* at, std::size_t bytes) { return {at, bytes}; }
 iovec piece(std::span<const std::byte> bytes) { return {const_cast<std::byte*>(bytes.data()), bytes.size()}; }
@@ -313,7 +315,7 @@ void PacketQueue::take_super_frame(const OffloadHeader& told, std::size_t bytes,
     left_ = *segments;
     left_at_ = segments->headers;
     left_end_ = bytes;
-    expected = {.payload_bytes = segments->bytes, .super_frame = true};
+    expected = {.payload_bytes = std::max(segments->bytes, kExpectedMin), .super_frame = true};
     frames = take_gathered(frames);
     return;
   }
