@@ -8,16 +8,15 @@
 //   GODWIT ms=<uptime> writes=<pages written so far> checked=<pages verified so far> sweeps=<n> bad=<wrong pages so
 //   far>
 // The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and
-// over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>". hot: the same of the first quarter.
-// disk: besides, kReaders processes read the first disk into memory past the page cache, slot by slot, and what a slot
-// holds must be what was read into it last, until it is read into again. Word i of the disk is (i + 1) * kMix. With
-// each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages.
-// devices: as disk, and one process has its packets echoed by the gateway 10.0.2.2 through eth0, each from another page
-// and back into another, and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>"
-// comes with each status line; wrong bytes in an echo count as bad pages, a lost echo does not.
-// freed: 48 MiB were written and freed before the beginning: a balloon takes those first, and they are not empty.
-// beat: besides, a process on the first vCPU, which touches none of those pages, says "GODWIT BEAT n=<n>" ten times a
-// second; the pages are the second vCPU's.
+// over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>". hot: the same of the first
+// quarter. disk: besides, kReaders processes read the first disk into memory past the page cache, slot by slot, and
+// what a slot holds must be what was read into it last, until it is read into again. Word i of the disk is (i + 1) *
+// kMix. With each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages. devices: as disk, and one
+// process has its packets echoed by the gateway 10.0.2.2 through eth0, each from another page and back into another,
+// and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>" comes with each status
+// line; wrong bytes in an echo count as bad pages, a lost echo does not. freed: 48 MiB were written and freed before
+// the beginning: a balloon takes those first, and they are not empty. beat: besides, a process on the first vCPU, which
+// touches none of those pages, says "GODWIT BEAT n=<n>" ten times a second; the pages are the second vCPU's.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
