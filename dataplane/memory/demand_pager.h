@@ -96,6 +96,9 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> add_missing(const pages::Bitmap& pages);
   /// These pages are zero.
   std::expected<void, Error> add_zero(const pages::Bitmap& pages);
+  /// From here on whoever touches memory that is not present waits for arm(). True: none is, so that nothing can be read
+  /// that may still change at the source.
+  std::expected<bool, Error> guard();
   /// From here on whoever touches a missing page waits.
   std::expected<void, Error> arm();
 
@@ -165,6 +168,7 @@ class DemandPager final : private MissingFaultEvents {
   static std::expected<std::shared_ptr<UserfaultSet>, Error> check(const PagerRequest& request);
   static std::uint64_t now_ns();
   std::expected<void, Error> wake_all();
+  std::expected<void, Error> catch_faults();
 
   // demand_pager_prepare.cpp
   std::expected<void, Error> take_away(PageRange pages);
@@ -231,6 +235,7 @@ class DemandPager final : private MissingFaultEvents {
   std::vector<PerLcore> lcores_;
   SingleWriter<std::uint64_t> faults_, removed_;
   bool attached_ = false;
+  bool guarded_ = false;
   std::atomic<bool> ending_{false};
 
   mutable std::mutex faults_mutex_;  // all below

@@ -83,6 +83,15 @@ TEST(PageHashes, DigestIsThatOfTheKnownPagesWhateverTheHistory) {
     ASSERT_EQ(hashes.known_count(), model.size());
   }
   for (PageNumber page = 0; page < 500; ++page) ASSERT_EQ(hashes.known(page), model.contains(page));
+  Bitmap some(500);
+  some.set_range(100, 300);
+  hashes.forget(some);
+  PageDigest rest;
+  for (const auto& [known, hash] : model) {
+    ASSERT_EQ(hashes.known(known), !some.test(known));
+    if (!some.test(known)) rest += digest_term(known, hash);
+  }
+  EXPECT_EQ(hashes.digest(), rest);
   hashes.forget_all();
   EXPECT_EQ(hashes.digest(), PageDigest{});
   EXPECT_EQ(hashes.known_count(), 0U);

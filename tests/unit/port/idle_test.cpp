@@ -66,6 +66,30 @@ TEST(Idle, WithoutDoorbellSleepsAreShortAndDouble) {
   EXPECT_EQ(idle.after_turn(now, false, kNever).sleep, IdleOptions{}.sleep_longest);
 }
 
+TEST(Idle, OnACoreThatOthersUseItSleepsAtOnce) {
+  Idle idle(options(true));
+  Instant now{0};
+  idle.after_turn(now, false, kNever);
+  now = now + microseconds(500);  // somebody else ran
+  EXPECT_EQ(idle.after_turn(now, false, kNever).wait, Wait::kSleep);
+  now = now + microseconds(10);
+  EXPECT_EQ(idle.after_turn(now, true, kNever).wait, Wait::kNone);
+  now = now + microseconds(10);
+  EXPECT_EQ(idle.after_turn(now, false, kNever).wait, Wait::kSleep);
+  now = now + milliseconds(30);  // asleep: that says nothing of others
+  EXPECT_EQ(idle.after_turn(now, true, kNever).wait, Wait::kNone);
+  EXPECT_EQ(idle.after_turn(now, false, kNever).wait, Wait::kNone);
+}
+
+TEST(Idle, ALongTurnWithWorkTellsOfNobody) {
+  Idle idle(options(true));
+  Instant now{0};
+  idle.after_turn(now, false, kNever);
+  now = now + microseconds(500);
+  EXPECT_EQ(idle.after_turn(now, true, kNever).wait, Wait::kNone);
+  EXPECT_EQ(idle.after_turn(now, false, kNever).wait, Wait::kNone);
+}
+
 TEST(Idle, PollModeNeverWaits) {
   IdleOptions poll = options(true);
   poll.mode = IdleMode::kPoll;

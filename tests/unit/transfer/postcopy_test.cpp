@@ -60,13 +60,18 @@ class SourcePostcopyTest : public ::testing::Test {
     s.settle(*source);
   }
   /// Up to where the destination is armed.
-  void serve() {
+  void verified() {
     make({.mode = Mode::kPostcopy});
     tell(*source, wire::PageSetAck{.round = 1});
     s.settle(*source);
     stop();
     ASSERT_TRUE(s.find<wire::AllAnnounced>(s.sent()));
     tell(*source, wire::Verified{});
+  }
+  /// Up to where the guest runs there.
+  void serve() {
+    verified();
+    source->committed(s.now);
     s.settle(*source);
   }
   std::vector<transport::Work> take(std::uint16_t lane) {
@@ -103,6 +108,7 @@ TEST_F(SourcePostcopyTest, AtOnceSendsSetsAheadAndNoPageBeforeTheDestinationIsAr
   EXPECT_EQ(s.find<wire::AllAnnounced>(messages)->last_round, 2U);
   EXPECT_TRUE(take(1).empty());
   tell(*source, wire::Verified{});
+  source->committed(s.now);
   s.settle(*source);
   std::vector<pages::PageNumber> sent;
   for (const transport::Work& work : take(1)) {
@@ -119,6 +125,7 @@ TEST_F(SourcePostcopyTest, WhatWasLookedAtBeforeTheSwitchGoesOutAtOnceInTheBackg
   s.settle(*source);
   stop();
   tell(*source, wire::Verified{});
+  source->committed(s.now);
   source->tick(s.now);
   tell(*source, wire::DemandRequest{.again = false, .pages = {3}});
   const auto asked = take(transport::kPriorityLane), unasked = take(1);
@@ -128,6 +135,42 @@ TEST_F(SourcePostcopyTest, WhatWasLookedAtBeforeTheSwitchGoesOutAtOnceInTheBackg
   for (const transport::Work& work : unasked) {
     EXPECT_TRUE(work.background);
   }
+}
+
+TEST_F(SourcePostcopyTest, UntilTheGuestRunsThereOnlyWhatIsAskedForIsGiven) {
+  verified();
+  tell(*source, wire::DemandRequest{.again = false, .pages = {3}});
+  s.settle(*source);
+  EXPECT_TRUE(take(1).empty()) << "QEMU loads its devices there";
+  EXPECT_EQ(take(transport::kPriorityLane).size(), 1U);
+  source->committed(s.now);
+  s.settle(*source);
+  EXPECT_EQ(take(1).size(), 3U);
+}
+
+TEST_F(SourcePostcopyTest, NobodysSilenceHoldsTheBackgroundBack) {
+  verified();
+  s.settle(*source);
+  EXPECT_TRUE(take(1).empty());
+  const Instant later = source->deadline();
+  ASSERT_LE(later, s.now + milliseconds(100));
+  s.now = later;
+  s.settle(*source);
+  EXPECT_EQ(take(1).size(), 4U);
+}
+
+TEST_F(SourcePostcopyTest, OneScanIsEnoughOnceNothingIsSent) {
+  make({.mode = Mode::kPostcopy});
+  tell(*source, wire::PageSetAck{.round = 1});
+  s.settle(*source);
+  static_cast<void>(s.sent());
+  s.memory.fill(9, std::byte{5});
+  source->guest_stopped(s.now);
+  s.settle(*source);
+  EXPECT_TRUE(s.memory.written().test(9)) << "the last scan finds it";
+  source->device_state_end(s.now);
+  s.settle(*source);
+  EXPECT_EQ((sets(s.sent())[{2, wire::PageSet::kMissing}]), set_of({9}));
 }
 
 TEST_F(SourcePostcopyTest, ARoundInFlightIsAcknowledgedBeforeItsRestIsAnnounced) {
@@ -328,6 +371,22 @@ TEST_F(DestinationPostcopyTest, TheTableIsTheGuestsWhenItMayRun) {
   EXPECT_EQ(claim(5), kEpochBase + 2);
   EXPECT_EQ(claim(6), 50U);
   EXPECT_EQ(paging.missing_pages(), set_of({3, 4}));
+}
+
+TEST_F(DestinationPostcopyTest, TheDeviceStateMayComeAheadWhereNothingIsPresent) {
+  open(wire::TransferMode::kPostcopy);
+  EXPECT_EQ(s.events.guarded, 0);
+  announce(set_of({3, 4, 5}), set_of({6}), 1);
+  EXPECT_EQ(s.events.guarded, 1);
+  EXPECT_EQ(s.events.memory_ready, 0);
+}
+
+TEST_F(DestinationPostcopyTest, TheDeviceStateWaitsWhereAPageIsPresent) {
+  s.memory.fill(9, std::byte{5});
+  open(wire::TransferMode::kPostcopy);
+  announce(set_of({3, 4, 5}), set_of({6}), 1);
+  EXPECT_TRUE(paging.guarded());
+  EXPECT_EQ(s.events.guarded, 0) << "page 9 may have been written since";
 }
 
 TEST_F(DestinationPostcopyTest, WhatIsPunchedIsUnknownIfTheMigrationFails) {
