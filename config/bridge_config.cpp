@@ -17,7 +17,12 @@ void read(Reader& reader, BridgeConfig& config) {
   read_security(reader, config.security, remote, pki::Identity{pki::Role::kHost, config.host});
   read_log(reader, config.log);
   read_tracking(reader, config.tracking);
+  reader.table("heat", [&](Reader& heat) {
+    heat.optional("core_percent", config.heat.core_percent, integer<std::uint32_t>(0, 100));
+    heat.optional("period", config.heat.period, duration(milliseconds(1'000), milliseconds(3'600'000)));
+  });
   read_metrics(reader, config.metrics);
+  reader.table("memory", [&](Reader& memory) { memory.optional("lend", config.lend_bytes, bytes(0, 1ULL << 50)); });
   if (config.memory_dir_hugetlbfs == config.memory_dir_tmpfs) {
     reader.fail("memory_dir_hugetlbfs",
                 "is the same directory as memory_dir_tmpfs; each is on a file system of its own kind");

@@ -5,12 +5,19 @@
 #include <filesystem>
 #include <string>
 
+#include "base/time.h"
 #include "config/common.h"
 #include "config/diagnostic.h"
 
 namespace godwit::config {
 
 class Reader;
+
+/// Scans for the access history of the VMs here.
+struct HeatConfig {
+  std::uint32_t core_percent = 1;         // of one core, of all that the scans of one VM cost; 0: there are none
+  Duration period = milliseconds(5'000);  // from scan to scan, where that costs no more
+};
 
 struct BridgeConfig {
   std::string host;  // this host's name in the cluster
@@ -24,7 +31,9 @@ struct BridgeConfig {
   SecurityConfig security;
   LogConfig log;
   TrackingConfig tracking;
+  HeatConfig heat;
   MetricsConfig metrics;
+  std::uint64_t lend_bytes = 0;  // of this host's memory, to VMs that run on other hosts
 };
 
 [[nodiscard]] Loaded<BridgeConfig> load_bridge_config(const std::filesystem::path& file);

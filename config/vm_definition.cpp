@@ -78,6 +78,22 @@ void read_region(Reader& reader, RegionDefinition& region) {
   }
 }
 
+void read_split(Reader& reader, VmDefinition& definition) {
+  const bool budget =
+      reader.optional("resident_budget", definition.resident_budget_bytes, bytes(kResidentBudgetBytesMin, 16ULL << 40));
+  reader.optional("sub_hosts", definition.sub_hosts, list(text(name_rule), 0, 64));
+  if (budget && definition.resident_budget_bytes % page_bytes(Backing::kTmpfs) != 0) {
+    reader.fail("resident_budget", "is no multiple of 4 KiB");
+  }
+  if (!budget && !definition.sub_hosts.empty()) {
+    reader.fail("sub_hosts", "is of no use without resident_budget");
+  }
+  const std::set<std::string> distinct(definition.sub_hosts.begin(), definition.sub_hosts.end());
+  if (distinct.size() != definition.sub_hosts.size()) {
+    reader.fail("sub_hosts", "names a host twice");
+  }
+}
+
 }  // namespace
 
 void read(Reader& reader, VmDefinition& definition) {
@@ -95,6 +111,7 @@ void read(Reader& reader, VmDefinition& definition) {
     definition.qemu_binary = qemu_binary.string();
   }
   reader.tables("region", 1, 64, [&](Reader& region) { read_region(region, definition.regions.emplace_back()); });
+  read_split(reader, definition);
   std::set<std::string> names;
   for (const auto& region : definition.regions) {
     if (!region.name.empty() && !names.insert(region.name).second) {

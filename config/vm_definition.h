@@ -37,7 +37,13 @@ struct VmDefinition {
   std::vector<std::string> arguments;     // only ${run_dir}, ${name}, ${uuid} occur as variables
   std::string user;                       // "" = the bridge's
   std::string qemu_binary;                // "" = the host's default
+  /// How much of its RAM the host that runs it may hold; sub hosts hold the rest. 0 = all of it.
+  std::uint64_t resident_budget_bytes = 0;
+  std::vector<std::string> sub_hosts;  // distinct; empty: the control plane chooses
 };
+
+/// QEMU and kernel touch some pages all the time: with less the guest would do little but wait.
+inline constexpr std::uint64_t kResidentBudgetBytesMin = 16ULL << 20;
 
 [[nodiscard]] Loaded<VmDefinition> load_vm_definition(const std::filesystem::path& file);
 void read(Reader& reader, VmDefinition& definition);

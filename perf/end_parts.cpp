@@ -54,7 +54,7 @@ std::expected<EndPort, std::string> open_end_port(const port::PortOptions& optio
   environment_options.memory_mb = kMemoryMb;
   environment_options.log_level = "error";  // memif warns of the multi-process channel that a trial has not
   environment_options.lcores = {{kEndLcore, cpus}};
-  environment_options.vdevs = {*device};
+  if (!device->empty()) environment_options.vdevs = {*device};
   auto environment = port::Environment::start(environment_options);
   if (!environment) return std::unexpected(environment.error().text);
   auto port = port::Port::open(options);

@@ -14,6 +14,7 @@
 
 #include "base/time.h"
 #include "dataplane/port/poll_loop.h"
+#include "dataplane/port/port.h"
 #include "perf/network.h"
 
 namespace godwit::perf {
@@ -66,6 +67,17 @@ std::uint32_t memif_buffer_bytes(std::uint32_t frame_bytes) { return (frame_byte
 std::string memif_device(const std::string& role, const std::string& socket, std::uint32_t frame_bytes) {
   return fmt::format("net_memif0,role={},socket-abstract=no,socket={},bsize={},rsize=9", role, socket,
                      memif_buffer_bytes(frame_bytes));
+}
+
+/// The driver walks its ring as one array, the kernel block by block: both agree only if frames fill their blocks
+/// exactly. struct tpacket2_hdr and sockaddr_ll are before each frame, padding after them.
+std::string packet_device(std::uint32_t mtu) {
+  constexpr std::uint32_t kRingHeaderBytes = 96;
+  constexpr std::uint32_t kFramesPerBlock = 4;  // 4 * 1024 k is a multiple of a page
+  constexpr std::uint32_t kFrames = 548;
+  const std::uint32_t bytes = (mtu + port::kEthernetHeaderBytes + kRingHeaderBytes + 1023) / 1024 * 1024;
+  return fmt::format("net_af_packet0,iface={},qpairs=1,blocksz={},framesz={},framecnt={},qdisc_bypass=1",
+                     VethPair::kInterface, bytes * kFramesPerBlock, bytes, kFrames);
 }
 
 std::vector<std::string> arguments(bool receives, const std::string& device, const std::string& cpu,
@@ -148,7 +160,8 @@ std::expected<double, std::string> testpmd_memif_gbps(const std::string& directo
 
 std::expected<double, std::string> testpmd_packet_gbps(const std::string& directory, std::uint32_t frame_bytes,
                                                        const std::array<std::string, 2>& cpus, const VethPair& network,
-                                                       const std::string& device) {
+                                                       std::uint32_t mtu) {
+  const std::string device = packet_device(mtu);
   constexpr std::uint32_t kBufferBytes = 9216 + 1024;  // the driver refuses one smaller than its ring's frames
   const std::string output = directory + "/receiver";
   const Instant end = port::now() + kPatience;

@@ -15,9 +15,10 @@ std::expected<double, std::string> testpmd_memif_gbps(const std::string& directo
 
 class VethPair;
 
-/// The same over net_af_packet, with the device arguments that our port has (`device`), between the pair's namespaces.
+/// The same over net_af_packet, with as many frames in its ring as our port may have waiting, between the pair's
+/// namespaces.
 std::expected<double, std::string> testpmd_packet_gbps(const std::string& directory, std::uint32_t frame_bytes,
                                                        const std::array<std::string, 2>& cpus, const VethPair& network,
-                                                       const std::string& device);
+                                                       std::uint32_t mtu);
 
 }  // namespace godwit::perf

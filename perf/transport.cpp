@@ -246,14 +246,9 @@ std::expected<void, std::string> over_af_packet(const Settings& settings, const 
   if (auto done = measure(settings, transport::Cipher::kNone, &*network, cpus, result); !done || !settings.testpmd) {
     return done;
   }
-  port::PortOptions port;
-  port.interface = VethPair::kInterface;
-  port.mtu = settings.mtu;
   const TemporaryDirectory directory;
   report_testpmd(settings, "af_packet", "af_packet_goodput_gbps",
-                 testpmd_packet_gbps(directory.path(), frame_bytes(settings), cpus, *network,
-                                     port::device_arguments(port).value()),
-                 result);
+                 testpmd_packet_gbps(directory.path(), frame_bytes(settings), cpus, *network, settings.mtu), result);
   return {};
 }
 

@@ -154,11 +154,11 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
 
   bool receive(Instant now) {
     const auto frames = queue_.receive();
-    for (const std::span<std::byte> frame : frames) {
-      if (wire::classify_frame(frame) == wire::FrameKind::kUdp) {
-        on_datagram(now, frame);
+    for (std::size_t i = 0; i < frames.size(); ++i) {
+      if (wire::classify_frame(frames[i]) == wire::FrameKind::kUdp) {
+        on_datagram(now, frames[i], queue_.elsewhere(i));
       } else {
-        neighbours_.on_frame(now, frame);
+        neighbours_.on_frame(now, frames[i]);
       }
     }
     if (!writes_.empty()) {
@@ -169,12 +169,14 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
     return !frames.empty();
   }
 
-  void on_datagram(Instant now, std::span<std::byte> frame) {
+  void on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from) {
     const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
     if (!datagram || datagram->source.address != peer_) return fail("a datagram that is not ours");
     const auto packet = wire::parse_packet(datagram->payload);
     if (!packet) return fail("a packet of no flow");
-    if (lanes_.on_packet(now, packet->header.lane, datagram->payload) == transport::Received::kAccepted) {
+    const std::byte* const packet_from = from != nullptr ? from + (datagram->payload.data() - frame.data()) : nullptr;
+    if (lanes_.on_packet(now, packet->header.lane, datagram->payload, packet_from, {}) ==
+        transport::Received::kAccepted) {
       neighbours_.confirm(now, peer_);
     }
   }

@@ -17,6 +17,7 @@
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
 #include "dataplane/wire/datagram.h"
+#include "dataplane/wire/frames.h"
 #include "dataplane/wire/packet.h"
 #include "perf/end_parts.h"
 #include "perf/network.h"
@@ -167,11 +168,11 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
 
   bool receive(Instant now) {
     const auto frames = queue_.receive();
-    for (const std::span<std::byte> frame : frames) {
-      if (wire::classify_frame(frame) == wire::FrameKind::kUdp) {
-        on_datagram(now, frame);
+    for (std::size_t i = 0; i < frames.size(); ++i) {
+      if (wire::classify_frame(frames[i]) == wire::FrameKind::kUdp) {
+        on_datagram(now, frames[i], queue_.elsewhere(i));
       } else {
-        neighbours_.on_frame(now, frame);
+        neighbours_.on_frame(now, frames[i]);
       }
     }
     if (!writes_.empty()) {
@@ -183,7 +184,7 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     return !frames.empty();
   }
 
-  void on_datagram(Instant now, std::span<std::byte> frame) {
+  void on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from) {
     const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
     if (!datagram || datagram->destination_mac != mac_ || !neighbours_.is_local(datagram->destination.address) ||
         datagram->destination.port != kEndUdpPort || datagram->source.address != peer_) {
@@ -193,7 +194,8 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
     if (!packet || packet->header.flow_id != kEndFlowId) {
       return fail("a packet of no flow");
     }
-    if (lane_->on_packet(now, datagram->payload) == transport::Received::kAccepted) {
+    const std::byte* const packet_from = from != nullptr ? from + (datagram->payload.data() - frame.data()) : nullptr;
+    if (lane_->on_packet(now, datagram->payload, packet_from) == transport::Received::kAccepted) {
       neighbours_.confirm(now, peer_);
     }
   }
@@ -225,18 +227,30 @@ class End final : public port::PollLoopUser, public transport::LaneUser {
                                   .source = {end_address(gives(options_.role)), kEndUdpPort},
                                   .destination = {peer_, kEndUdpPort}};
     const std::size_t header = wire::datagram_header_bytes(peer_.family);
+    queue_.allow_super_frames(port_.takes_super_frames());
     bool sent = false;
     for (std::span<std::byte> frame = queue_.next_frame(port::Priority::kBulk); !frame.empty();
          frame = queue_.next_frame(port::Priority::kBulk)) {
+      const auto use =
+          options_.cipher == transport::Cipher::kNone ? port::RoomFor::kClearText : port::RoomFor::kCipherText;
+      const std::span<std::byte> room = queue_.room(port::Priority::kBulk, header + wire::kPagesAt, use);
       transport::PagesInPlace in_place;
+      if (!room.empty()) {
+        in_place.room = room.subspan(header, datagram_bytes_max_);
+        const std::byte* const next = queue_.next_room(port::Priority::kBulk);
+        in_place.next_room = next != nullptr ? next + header : nullptr;
+      }
+      const bool refers = loan_ != nullptr && queue_.can_refer();
       const std::size_t bytes = lane_->poll_transmit(now, frame.subspan(header, datagram_bytes_max_),
-                                                     loan_ != nullptr && queue_.can_refer() ? &in_place : nullptr);
+                                                     refers || !room.empty() ? &in_place : nullptr);
       if (bytes == 0) {
         break;
       }
       wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes), in_place.bytes);
-      if (in_place.count == 0) {
+      if (in_place.bytes == 0) {
         queue_.commit(port::Priority::kBulk, header + bytes);
+      } else if (in_place.count == 0) {
+        queue_.commit_around(port::Priority::kBulk, header + bytes, wire::kTagBytes, in_place.bytes);
       } else {
         queue_.commit_referring(port::Priority::kBulk, header + bytes, wire::kTagBytes, in_place.view(), *loan_);
       }
@@ -288,10 +302,12 @@ std::unexpected<std::string> run_checked(const EndOptions& options, Shared& shar
   if (!join_network_namespace(options.network_namespace)) {
     return std::unexpected("joining a network namespace: " + std::string(std::strerror(errno)));
   }
-  const port::PortOptions port_options =
-      options.interface.empty()
-          ? end_memif(options.socket, gives(options.role), options.mtu)
-          : port::PortOptions{.driver = port::Driver::kAfPacket, .interface = options.interface, .mtu = options.mtu};
+  const port::PortOptions port_options = options.interface.empty()
+                                             ? end_memif(options.socket, gives(options.role), options.mtu)
+                                             : port::PortOptions{.driver = port::Driver::kAfPacket,
+                                                                 .interface = options.interface,
+                                                                 .udp_port = kEndUdpPort,
+                                                                 .mtu = options.mtu};
   if (gives(options.role)) {
     wait_for_memif_server(shared.ends[static_cast<std::size_t>(Role::kReceiver)].ready, shared.stop);
   }

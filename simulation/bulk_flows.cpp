@@ -1,6 +1,7 @@
 #include "simulation/bulk_flows.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "dataplane/wire/packet.h"
 #include "simulation/endless_user.h"
@@ -18,7 +19,7 @@ constexpr std::uint32_t flow_id(std::size_t index) { return static_cast<std::uin
 }  // namespace
 
 struct BulkFlows::End {
-  End(const BulkPath& path, std::size_t index, Instant now) : user(index % 2 == 0) {
+  End(const BulkPath& path, std::size_t index, Instant now) : user(index % 2 == 0, path.background) {
     transport::LaneConfig config;
     config.local_flow_id = flow_id(index);
     config.peer_flow_id = flow_id(index ^ 1);
@@ -35,6 +36,7 @@ struct BulkFlows::End {
   std::deque<std::vector<std::byte>> inbox;
   Instant free_at{};
   Instant runs_until{};
+  Instant looked_at{};
 };
 
 BulkFlows::BulkFlows(const BulkPath& path)
@@ -80,9 +82,10 @@ Instant BulkFlows::turn(std::size_t index) {
     end.runs_until = end.free_at + random_.up_to(path_.run_max);
     return end.free_at;
   }
+  const Duration unseen = now_ - std::exchange(end.looked_at, now_);
   std::size_t packets = 0;
   for (; packets < kBurst && !end.inbox.empty(); ++packets) {
-    end.lane->on_packet(now_, end.inbox.front());
+    end.lane->on_packet(now_, end.inbox.front(), nullptr, unseen);
     network_.recycle(std::move(end.inbox.front()));
     end.inbox.pop_front();
   }

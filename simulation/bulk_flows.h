@@ -21,6 +21,7 @@ struct BulkPath {
   Duration base_rtt = microseconds(500);
   Duration rtt_granularity = milliseconds(2);
   Duration packet_cost{0};            // of a poller, for a datagram of 9000 bytes
+  bool background = false;            // pages of post-copy that nobody waits for
   Duration run_max{0}, pause_max{0};  // an end runs up to run_max, then is away for up to pause_max; 0: never away
 };
 

@@ -8,9 +8,9 @@ namespace godwit::simulation {
 
 class EndlessUser final : public transport::LaneUser {
  public:
-  explicit EndlessUser(bool source) : source_(source) {}
+  explicit EndlessUser(bool source, bool background = false) : source_(source), background_(background) {}
   bool next_work(std::uint16_t lane, transport::Work& out) override {
-    out = {.page = next_++ % kPages, .round = 1};
+    out = {.page = next_++ % kPages, .round = 1, .background = background_};
     return lane == transport::kPriorityLane ? demanded > 0 && demanded-- > 0 : source_;
   }
   void read_page(pages::PageNumber, std::uint32_t, std::span<std::byte>) override {}
@@ -27,7 +27,7 @@ class EndlessUser final : public transport::LaneUser {
 
  private:
   static constexpr pages::PageNumber kPages = 1024;
-  const bool source_;
+  const bool source_, background_;
   pages::PageNumber next_ = 0;
 };
 

@@ -104,8 +104,17 @@ Client::Result<api::StartVmResponse> Client::start_vm(const api::StartVmRequest&
 Client::Result<api::AttachVmResponse> Client::attach_vm(const api::AttachVmRequest& request) {
   return connection_->call(&Stub::AttachVm, request, kCommandLimit);
 }
+Client::Result<api::GetHeatResponse> Client::heat(const api::GetHeatRequest& request) {
+  return connection_->call(&Stub::GetHeat, request, kCommandLimit);
+}
 Client::Result<api::StopVmResponse> Client::stop_vm(const api::StopVmRequest& request) {
   return connection_->call(&Stub::StopVm, request, kCommandLimit);
+}
+Client::Result<api::SplitVmResponse> Client::split_vm(const api::SplitVmRequest& request) {
+  return connection_->call(&Stub::SplitVm, request, kCommandLimit);
+}
+Client::Result<api::GatherVmResponse> Client::gather_vm(const api::GatherVmRequest& request) {
+  return connection_->call(&Stub::GatherVm, request, kListLimit);
 }
 Client::Result<api::MigrateResponse> Client::migrate(const api::MigrateRequest& request) {
   return connection_->call(&Stub::Migrate, request, kListLimit);

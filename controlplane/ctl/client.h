@@ -30,6 +30,9 @@ class Client {
   [[nodiscard]] Result<api::StartVmResponse> start_vm(const api::StartVmRequest& request);
   [[nodiscard]] Result<api::AttachVmResponse> attach_vm(const api::AttachVmRequest& request);
   [[nodiscard]] Result<api::StopVmResponse> stop_vm(const api::StopVmRequest& request);
+  [[nodiscard]] Result<api::GetHeatResponse> heat(const api::GetHeatRequest& request);
+  [[nodiscard]] Result<api::SplitVmResponse> split_vm(const api::SplitVmRequest& request);
+  [[nodiscard]] Result<api::GatherVmResponse> gather_vm(const api::GatherVmRequest& request);
   [[nodiscard]] Result<api::MigrateResponse> migrate(const api::MigrateRequest& request);
   [[nodiscard]] Result<api::CancelMigrationResponse> cancel_migration(const std::string& migration_id);
   [[nodiscard]] Result<api::SwitchToPostcopyResponse> switch_to_postcopy(const std::string& migration_id);

@@ -68,8 +68,28 @@ std::string every_fault_text(const dpapi::PagingStats& paging) {
                      us_text(paging.blocked_us()));
 }
 
+/// The sub hosts of a split VM: "host-b, host-c: 1234 pages (4.8 MiB)".
+std::string subs_text(const api::Split& split) {
+  std::string hosts;
+  std::uint64_t pages = 0;
+  for (const auto& sub : split.subs()) {
+    hosts += (hosts.empty() ? "" : ", ") + printable(sub.host());
+    pages += sub.pages();
+  }
+  return fmt::format("{}: {}{}", hosts, config::format_pages(pages),
+                     split.warnings().empty() ? "" : ", with warnings (godwitctl vm show)");
+}
+
+/// CONNECTED, without what each of them begins with.
+std::string state_text(api::PageStoreState state) {
+  return api::PageStoreState_Name(state).substr(std::string_view("PAGE_STORE_").size());
+}
+
 /// "host-a: 1234 pages (4.8 MiB)", and how it goes on.
 std::string dependence_text(const api::Vm& vm) {
+  if (vm.has_split()) {
+    return subs_text(vm.split());
+  }
   if (vm.depends_on().empty()) {
     return "-";
   }
@@ -97,6 +117,29 @@ Json to_json(const dpapi::PagingStats& paging) {
           {"fault_max_us", paging.fault_max_us()},
           {"blocked_us", paging.blocked_us()},
           {"all_there_us", paging.all_there_us()}};
+}
+
+Json to_json(const api::Split& split) {
+  Json subs = Json::array();
+  for (const auto& sub : split.subs()) {
+    subs.push_back({{"host", sub.host()},
+                    {"store_id", id_text(sub.store_id())},
+                    {"state", state_text(sub.state())},
+                    {"bytes_lent", sub.bytes_lent()},
+                    {"pages", sub.pages()}});
+  }
+  const dpapi::SplitStatus& status = split.status();
+  return {{"state", api::SplitState_Name(split.state())},
+          {"budget_bytes", split.budget_bytes()},
+          {"subs", subs},
+          {"warnings", std::vector<std::string>(split.warnings().begin(), split.warnings().end())},
+          {"known", split.has_status()},
+          {"resident_bytes", status.resident_bytes()},
+          {"pages_missing", status.pages_missing()},
+          {"pages_leaving", status.pages_leaving()},
+          {"evicted_pages", status.evicted_pages()},
+          {"refetched_pages", status.refetched_pages()},
+          {"paging", to_json(status.paging())}};
 }
 
 Json stats_json(const dpapi::MigrationStats& stats) {
@@ -267,6 +310,41 @@ std::string vms_table(const api::ListVmsResponse& response) {
   return rows.size() == 1 ? "no VMs\n" : table(rows);
 }
 
+std::string vm_text(const api::Vm& vm) {
+  std::vector<std::vector<std::string>> rows;
+  const auto add = [&](std::string key, std::string value) {
+    rows.push_back({"  " + std::move(key), std::move(value)});
+  };
+  add("uuid", id_text(vm.uuid()));
+  add("memory", config::format_bytes(vm.bytes_total()));
+  add("tracker", std::string(config::tracker_name(vm.tracker())));
+  add("migration", or_dash(id_text(vm.migration_id())));
+  if (!vm.has_split()) {
+    add("depends on", dependence_text(vm));
+    return fmt::format("VM {}  {} on {}\n{}", or_dash(vm.name()), or_dash(vm.run_state()), or_dash(vm.host()),
+                       table(rows));
+  }
+  const api::Split& split = vm.split();
+  const dpapi::SplitStatus& status = split.status();
+  const auto known = [&](std::string text) { return split.has_status() ? text : std::string("not known now"); };
+  add(or_dash(vm.host()), known(fmt::format("{} resident, budget {}", config::format_bytes(status.resident_bytes()),
+                                            config::format_bytes(split.budget_bytes()))));
+  for (const auto& sub : split.subs()) {
+    add(printable(sub.host()),
+        fmt::format("{}, {} of {} lent", state_text(sub.state()), known(config::format_pages(sub.pages())),
+                    config::format_bytes(sub.bytes_lent())));
+  }
+  add("refaults", known(faults_text(status.paging()).empty() ? "none yet" : faults_text(status.paging())));
+  add("pages", known(fmt::format("{} evicted, {} refetched, {} on their way out", count_text(status.evicted_pages()),
+                                 count_text(status.refetched_pages()), count_text(status.pages_leaving()))));
+  std::string text = fmt::format("VM {}  {} on {}, {}\n{}", or_dash(vm.name()), or_dash(vm.run_state()),
+                                 or_dash(vm.host()), api::SplitState_Name(split.state()), table(rows));
+  for (const std::string& warning : split.warnings()) {
+    text += fmt::format("  warning: {}\n", printable(warning));
+  }
+  return text;
+}
+
 std::string images_table(const api::ListImagesResponse& response) {
   std::vector<std::vector<std::string>> rows{{"HOST", "VM", "EPOCH", "RESIDENT", "OF", "REUSABLE", "LAST USED"}};
   for (const api::HostImage& image : response.images()) {
@@ -311,6 +389,8 @@ Json to_json(const api::Host& host) {
           {"memory_total_bytes", info.memory_total_bytes()},
           {"memory_free_bytes", info.memory_free_bytes()},
           {"hugepages_free_bytes", info.hugepages_free_bytes()},
+          {"memory_lend_bytes", info.memory_lend_bytes()},
+          {"memory_lent_bytes", info.memory_lent_bytes()},
           {"vms", host.vms()},
           {"images", host.images()},
           {"trackers", trackers},
@@ -334,7 +414,8 @@ Json to_json(const api::Vm& vm) {
           {"migration_id", id_text(vm.migration_id())},
           {"depends_on", vm.depends_on()},
           {"connected", vm.depends_on().empty() ? Json(nullptr) : Json(vm.paging().connected())},
-          {"paging", vm.depends_on().empty() ? Json(nullptr) : to_json(vm.paging().stats())}};
+          {"paging", vm.depends_on().empty() ? Json(nullptr) : to_json(vm.paging().stats())},
+          {"split", vm.has_split() ? to_json(vm.split()) : Json(nullptr)}};
 }
 
 Json to_json(const api::HostImage& image) {

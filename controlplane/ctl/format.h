@@ -30,6 +30,8 @@ using Json = nlohmann::ordered_json;
 [[nodiscard]] std::vector<std::string> certificate_warnings(const api::ListHostsResponse& response,
                                                             std::int64_t now_unix_us);
 [[nodiscard]] std::string vms_table(const api::ListVmsResponse& response);
+/// All of one VM: above all which host has how much of its memory, how that goes, and what is wrong with it.
+[[nodiscard]] std::string vm_text(const api::Vm& vm);
 [[nodiscard]] std::string images_table(const api::ListImagesResponse& response);
 [[nodiscard]] std::string migrations_table(const api::ListMigrationsResponse& response);
 

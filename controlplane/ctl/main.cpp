@@ -1,6 +1,7 @@
 // godwitctl: what a person, or a script with --json, asks of the control plane. Exit status: 0 done (migrate, watch:
 // only when COMMITTED), 1 not done, 2 the command line or a file is wrong; one line on standard error says why.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -8,13 +9,16 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/atomic_file.h"
 #include "base/uuid.h"
 #include "config/common.h"
 #include "config/ctl_config.h"
 #include "config/migration_plan.h"
+#include "config/units.h"
 #include "config/version.h"
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/heat_view.h"
 #include "controlplane/ctl/pki_commands.h"
 #include "controlplane/ctl/plan_input.h"
 #include "controlplane/ctl/watching.h"
@@ -29,9 +33,11 @@ constexpr int kBadUsage = 2;
 struct Options {
   config::CtlFlags connection;
   bool json = false;
-  std::string file, host, vm, qmp, id, tracker = "auto";
+  std::string file, host, vm, qmp, id, svg, tracker = "auto";
   bool active_only = false;
   bool detach = false;
+  std::string budget;
+  std::vector<std::string> sub_hosts;
   config::PlanFlags plan;  // of migrate; goes before the plan's file
 };
 
@@ -158,6 +164,71 @@ int stop(Client& client, const Options& options) {
   return 0;
 }
 
+int heat(Client& client, const Options& options) {
+  const std::size_t columns = terminal_columns();
+  api::GetHeatRequest request;
+  request.set_vm(options.vm);
+  request.set_cells(options.svg.empty() && !options.json ? heat_cells_wanted(columns) : kHeatCellsMax);
+  const auto map = client.heat(request);
+  if (!map) {
+    return complain(map.error());
+  }
+  if (!options.svg.empty()) {
+    if (const auto written = write_file_atomically(options.svg, heat_svg(*map), 0644); !written) {
+      return complain(written.error().text());
+    }
+  }
+  if (options.json) {
+    fmt::print("{}\n", to_json(*map).dump(2));
+  } else if (options.svg.empty()) {
+    fmt::print("{}", heat_text(*map, columns, isatty(STDOUT_FILENO) != 0 ? Colour::kYes : Colour::kNo));
+  }
+  return 0;
+}
+
+int show_vm(Client& client, const Options& options) {
+  const auto listed = client.list_vms();
+  if (!listed) {
+    return complain(listed.error());
+  }
+  const auto found = std::ranges::find_if(
+      listed->vms(), [&](const auto& vm) { return vm.name() == options.vm || id_text(vm.uuid()) == options.vm; });
+  if (found == listed->vms().end()) {
+    return complain(fmt::format("no VM \"{}\" (godwitctl vms lists them)", options.vm));
+  }
+  fmt::print("{}", options.json ? to_json(*found).dump(2) + "\n" : vm_text(*found));
+  return 0;
+}
+
+int print_split(const api::Vm& vm, const Options& options) {
+  fmt::print("{}", options.json ? to_json(vm).dump(2) + "\n" : vm_text(vm));
+  return 0;
+}
+
+int split_vm(Client& client, const Options& options) {
+  api::SplitVmRequest request;
+  request.set_vm(options.vm);
+  if (!options.budget.empty()) {
+    const auto bytes = config::parse_bytes(options.budget);
+    if (!bytes) {
+      return complain(fmt::format("--budget {}", bytes.error()), kBadUsage);
+    }
+    request.set_budget_bytes(*bytes);
+  }
+  for (const std::string& host : options.sub_hosts) {
+    request.add_sub_hosts(host);
+  }
+  const auto split = client.split_vm(request);
+  return split ? print_split(split->vm(), options) : complain(split.error());
+}
+
+int gather_vm(Client& client, const Options& options) {
+  api::GatherVmRequest request;
+  request.set_vm(options.vm);
+  const auto gathered = client.gather_vm(request);
+  return gathered ? print_split(gathered->vm(), options) : complain(gathered.error());
+}
+
 int migrate(Client& client, const Options& options) {
   if (options.file.empty() && !(options.plan.contains("vm") && options.plan.contains("destination"))) {
     return complain("migrate needs a VM and a destination: --vm and --to, or a plan (-f)", kBadUsage);
@@ -233,6 +304,19 @@ void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
   }
   attaching->add_option("--qmp", options.qmp, "QEMU's QMP socket on that host")->required();
   add(app, "stop", "end a VM", stop)->add_option("vm", options.vm, "name or uuid")->required();
+  auto* one = app.add_subcommand("vm", "one VM, and which hosts hold its memory")->require_subcommand(1)->fallthrough();
+  auto* showing = add(*one, "show", "how it stands, and what is wrong", show_vm);
+  auto* splitting = add(*one, "split", "keep a part of its memory on its host, and the rest on sub hosts", split_vm);
+  auto* gathering = add(*one, "gather", "bring all of a split VM back to its host", gather_vm);
+  auto* warming = add(*one, "heat", "which parts of its memory are hot", heat);
+  for (auto* command : {showing, splitting, gathering, warming}) {
+    command->add_option("vm", options.vm, "name or uuid")->required();
+  }
+  splitting->add_option("--budget", options.budget,
+                        "what its host may hold of it, e.g. 256MiB; split already: as it is");
+  splitting->add_option("--sub", options.sub_hosts, "a sub host, may be given several times; none: chosen")
+      ->allow_extra_args(false);
+  warming->add_option("--svg", options.svg, "draw it into this file instead");
 }
 
 void add_migration_commands(CLI::App& app, Options& options, const AddCommand& add) {

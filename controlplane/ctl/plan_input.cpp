@@ -62,6 +62,10 @@ api::VmDefinition to_api(const config::VmDefinition& definition) {
   }
   message.set_user(definition.user);
   message.set_qemu_binary(definition.qemu_binary);
+  message.set_resident_budget_bytes(definition.resident_budget_bytes);
+  for (const std::string& host : definition.sub_hosts) {
+    message.add_sub_hosts(host);
+  }
   return message;
 }
 

@@ -28,11 +28,6 @@ sigset_t own_signals() {
   return signals;
 }
 
-std::size_t terminal_columns() {
-  winsize size{};
-  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col - 1U : kColumnsDefault;
-}
-
 /// Writes updates; the question of Ctrl-C holds them back meanwhile.
 class Display {
  public:
@@ -126,6 +121,11 @@ Answer ask() {
 }
 
 }  // namespace
+
+std::size_t terminal_columns() {
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col - 1U : kColumnsDefault;
+}
 
 void block_interrupt() {
   const sigset_t signals = own_signals();

@@ -13,6 +13,9 @@ enum class WatchOutput : std::uint8_t { kPeople, kJsonEach, kJsonLast };
 
 void block_interrupt();
 
+/// Of standard output; a hundred where it is no terminal.
+[[nodiscard]] std::size_t terminal_columns();
+
 /// Exit status: 0 only when COMMITTED.
 [[nodiscard]] int watch_to_end(Client& client, const std::string& migration_id, WatchOutput output);
 

@@ -228,6 +228,11 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
     return refuse(Refusal::kMigrationActive,
                   fmt::format("VM \"{}\" is in migration {} already", vm.name, question.active_migration->text()));
   }
+  if (question.split) {
+    return refuse(
+        Refusal::kSplit,
+        fmt::format("VM \"{}\" is split, and a split VM cannot move yet: godwitctl vm gather {}", vm.name, vm.name));
+  }
   if (auto refused = host_refusal(question)) {
     return std::unexpected(*refused);
   }

@@ -20,6 +20,7 @@ struct HostView {
   api::HostInfo info;
   std::vector<api::RunningVm> vms;
   std::vector<dpapi::Image> images;
+  std::vector<api::HeldStore> stores;  // of VMs that run elsewhere
 };
 
 struct ReuseDecision {
@@ -48,6 +49,8 @@ enum class Refusal : std::uint8_t {
   kVmAtDestination,    // the destination reports a VM of this uuid already
   kNoReusableImage,    // and the plan requires one
   kNotEnoughMemory,
+  kSplit,          // a VM that does not move: sub hosts hold a part of it
+  kCannotBeSplit,  // its memory, or how it is tracked, forbids it
 };
 
 struct Refused {
@@ -62,6 +65,7 @@ struct Question {
   const HostView* destination = nullptr;     // what plan.destination names, if known
   std::optional<Id128> active_migration;     // of this VM
   const MigrationRecord* pulling = nullptr;  // if that is PULLING: its record
+  bool split = false;                        // sub hosts hold a part of the VM, or are about to
 };
 
 /// The reuse decision of a migration that may begin, or the first reason why it may not.

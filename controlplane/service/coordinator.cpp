@@ -24,31 +24,6 @@ std::expected<Id128, ServiceError> migration_id_of(const std::string& bytes) {
   return std::unexpected(ServiceError{Code::kInvalid, "migration_id must be 16 bytes"});
 }
 
-ServiceError from_planner(const Refused& refused) {
-  switch (refused.refusal) {
-    case Refusal::kUnknownVm:
-    case Refusal::kUnknownHost:
-      return {Code::kNotFound, refused.text};
-    case Refusal::kSameHost:
-    case Refusal::kBadPlan:
-      return {Code::kInvalid, refused.text};
-    case Refusal::kModeNotAvailable:
-      return {Code::kNotAvailable, refused.text};
-    case Refusal::kSourceGone:
-    case Refusal::kDestinationGone:
-      return {Code::kHostGone, refused.text};
-    case Refusal::kNotRunning:
-    case Refusal::kMigrationActive:
-    case Refusal::kPagesMissing:
-    case Refusal::kTrackerNotOffered:
-    case Refusal::kVmAtDestination:
-    case Refusal::kNoReusableImage:
-    case Refusal::kNotEnoughMemory:
-      return {Code::kNotNow, refused.text};
-  }
-  return {Code::kNotNow, refused.text};
-}
-
 }  // namespace
 
 Coordinator::Coordinator(Store& store, const config::TimeoutConfig& timeouts, std::string cluster)
@@ -60,6 +35,9 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
   auto coordinator = std::make_unique<Coordinator>(store, timeouts, std::move(cluster));
   const std::lock_guard lock(coordinator->mutex_);
   if (auto done = coordinator->migrations_.take_up_interrupted(); !done) {
+    return std::unexpected(done.error());
+  }
+  if (auto done = coordinator->splits_.take_up(); !done) {
     return std::unexpected(done.error());
   }
   const auto hosts = store.hosts();
@@ -75,6 +53,7 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
 void Coordinator::freeze() {
   const std::lock_guard lock(mutex_);
   migrations_.freeze();
+  splits_.freeze();
 }
 
 // ---- agents ---------------------------------------------------------------------------------------------------------
@@ -109,6 +88,7 @@ void Coordinator::received(SessionId id, const api::FromAgent& message) {
     case api::FromAgent::kHeartbeat:
       hosts_.refresh(*host, message.heartbeat());
       migrations_.host_reported(name);
+      splits_.host_reported(name);
       break;
     case api::FromAgent::kReply:
       hosts_.replied(name, id, message.reply());
@@ -118,6 +98,9 @@ void Coordinator::received(SessionId id, const api::FromAgent& message) {
       break;
     case api::FromAgent::kAskOutcome:
       migrations_.answer_outcome(name, message.ask_outcome().migration_id());
+      break;
+    case api::FromAgent::kVmEnded:
+      splits_.vm_ended(name, message.vm_ended());
       break;
     case api::FromAgent::kRegister:
     case api::FromAgent::MESSAGE_NOT_SET:
@@ -162,6 +145,7 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
   save_host(name);
   migrations_.host_registered(name);
   migrations_.host_reported(name);
+  splits_.host_reported(name);
 }
 
 api::Registered Coordinator::registered_answer(const std::string& host, const HostView& view) {
@@ -278,7 +262,8 @@ ClusterFigures Coordinator::figures() {
   ClusterFigures figures{.hosts = {},
                          .active = migrations_.active_by_state(),
                          .ended = migrations_.ended(),
-                         .pulling = migrations_.all_pulling()};
+                         .pulling = migrations_.all_pulling(),
+                         .splits = splits_.all()};
   for (const auto& [name, host] : hosts_.all()) {
     figures.hosts.emplace(name, host.view);
   }
@@ -305,6 +290,21 @@ void Coordinator::stop_vm(const std::string& vm, Vms::Done done) {
   vms_.stop(vm, std::move(done));
 }
 
+void Coordinator::heat(const api::GetHeatRequest& request, Vms::HeatDone done) {
+  const std::lock_guard lock(mutex_);
+  vms_.heat(request, std::move(done));
+}
+
+void Coordinator::split_vm(const api::SplitVmRequest& request, const Vms::VmDone& done) {
+  const std::lock_guard lock(mutex_);
+  vms_.split(request, done);
+}
+
+std::expected<api::Vm, ServiceError> Coordinator::gather_vm(const std::string& vm) {
+  const std::lock_guard lock(mutex_);
+  return vms_.gather(vm);
+}
+
 std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
   const std::lock_guard lock(mutex_);
   const auto vm = store_.find_vm(plan.vm());
@@ -320,7 +320,8 @@ std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
                           .source = *vm ? view((*vm)->host) : nullptr,
                           .destination = view(plan.destination()),
                           .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt,
-                          .pulling = *vm ? migrations_.pulling((*vm)->uuid) : nullptr};
+                          .pulling = *vm ? migrations_.pulling((*vm)->uuid) : nullptr,
+                          .split = *vm && splits_.is_split((*vm)->uuid)};
   if (const auto planned = plan_migration(question); !planned) {
     return std::unexpected(from_planner(planned.error()));
   }

@@ -15,6 +15,7 @@
 #include "controlplane/service/agent_link.h"
 #include "controlplane/service/hosts.h"
 #include "controlplane/service/migrations.h"
+#include "controlplane/service/splits.h"
 #include "controlplane/service/timers.h"
 #include "controlplane/service/vms.h"
 
@@ -26,6 +27,7 @@ struct ClusterFigures {
   std::map<api::MigrationState, std::uint64_t> active;
   MigrationFigures ended;
   std::vector<api::Migration> pulling;  // and what their VMs lack
+  std::vector<api::Vm> splits;          // their uuid, host and split
 };
 
 class Coordinator {
@@ -56,6 +58,9 @@ class Coordinator {
   void start_vm(const api::StartVmRequest& request, Vms::VmDone done);
   void attach_vm(const api::AttachVmRequest& request, Vms::VmDone done);
   void stop_vm(const std::string& vm, Vms::Done done);
+  void heat(const api::GetHeatRequest& request, Vms::HeatDone done);
+  void split_vm(const api::SplitVmRequest& request, const Vms::VmDone& done);
+  [[nodiscard]] std::expected<api::Vm, ServiceError> gather_vm(const std::string& vm);
   [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);
   [[nodiscard]] std::expected<void, ServiceError> cancel_migration(const std::string& migration_id);
   void switch_to_postcopy(const std::string& migration_id, Migrations::Done done);
@@ -87,7 +92,8 @@ class Coordinator {
   Timers timers_{mutex_};
   Hosts hosts_{timers_};
   Migrations migrations_{store_, hosts_, timers_, timeouts_};
-  Vms vms_{store_, hosts_, migrations_, timeouts_};
+  Splits splits_{store_, hosts_, timers_, migrations_, timeouts_};
+  Vms vms_{store_, hosts_, migrations_, splits_, timeouts_};
 };
 
 }  // namespace godwit::controlplane

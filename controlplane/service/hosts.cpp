@@ -40,6 +40,19 @@ std::vector<dpapi::Image> checked_images(const List& images, const std::string& 
   return checked;
 }
 
+template <typename List>
+std::vector<api::HeldStore> checked_stores(const List& stores, const std::string& host) {
+  std::vector<api::HeldStore> checked;
+  for (const auto& store : stores) {
+    if (Id128::from_bytes(store.status().store_id())) {
+      checked.push_back(store);
+    } else {
+      spdlog::warn("{} names a page store with a malformed id; ignored", host);
+    }
+  }
+  return checked;
+}
+
 }  // namespace
 
 std::int64_t unix_us_now() {
@@ -72,7 +85,8 @@ Hosts::Host& Hosts::connect(const api::Register& message, SessionId session, std
   host.view = {.connected = true,
                .info = message.host(),
                .vms = checked_vms(message.vms(), name),
-               .images = checked_images(message.images(), name)};
+               .images = checked_images(message.images(), name),
+               .stores = checked_stores(message.stores(), name)};
   host.last_seen_unix_us = unix_us_now();
   host.session = session;
   host.link = std::move(link);
@@ -85,6 +99,7 @@ void Hosts::refresh(Host& host, const api::Heartbeat& message) {
   host.view.info.set_name(name);
   host.view.vms = checked_vms(message.vms(), name);
   host.view.images = checked_images(message.images(), name);
+  host.view.stores = checked_stores(message.stores(), name);
   host.last_seen_unix_us = unix_us_now();
 }
 
@@ -142,7 +157,8 @@ void Hosts::replied(const std::string& name, SessionId session, const api::Agent
   if (reply.error().code() != dpapi::Error::NONE) {
     ServiceError error{ServiceError::Code::kRefused, fmt::format("{}: {}", name, printable(reply.error().text()))};
     // Nothing is there to be done: the caller may want to know that.
-    if (reply.error().code() == dpapi::Error::NO_SUCH_VM || reply.error().code() == dpapi::Error::NO_SUCH_MIGRATION) {
+    if (reply.error().code() == dpapi::Error::NO_SUCH_VM || reply.error().code() == dpapi::Error::NO_SUCH_MIGRATION ||
+        reply.error().code() == dpapi::Error::NO_SUCH_STORE) {
       error.code = ServiceError::Code::kNotFound;
     }
     finish(pending, std::unexpected(std::move(error)));

@@ -26,6 +26,11 @@ constexpr Metric kPagesMissing{"godwit_controlplane_vm_pages_missing", Kind::kGa
                                "Pages of a VM that runs elsewhere and that only this host holds"};
 constexpr Metric kPullConnected{"godwit_controlplane_pull_connected", Kind::kGauge, "vm,host",
                                 "1 while these pages flow"};
+constexpr Metric kSplitBytes{"godwit_controlplane_split_bytes", Kind::kGauge, "vm,host",
+                             "Memory of a split VM that lies on this host: of its main host what is resident, of a "
+                             "sub host pages that are away"};
+constexpr Metric kSplitConnected{"godwit_controlplane_split_connected", Kind::kGauge, "vm,host",
+                                 "1 while main host and this sub host have a flow"};
 constexpr Metric kEnded{"godwit_controlplane_migrations_ended_total", Kind::kCounter, "outcome",
                         "Migrations that have ended, both sides having confirmed the outcome"};
 constexpr Metric kReuse{"godwit_controlplane_migrations_with_reuse_total", Kind::kCounter, "",
@@ -43,10 +48,12 @@ constexpr Metric kWire{"godwit_controlplane_migration_wire_bytes_total", Kind::k
 constexpr Metric kRetransmitted{"godwit_controlplane_migration_retransmitted_pages_total", Kind::kCounter, "",
                                 "Pages, or parts of them, that ended migrations sent again"};
 
-constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms,      &kHostImages, &kHostImageBytes,
-                          &kHostMemory,    &kHostFree,      &kActive,       &kEnded,      &kReuse,
-                          &kDuration,      &kDowntime,      &kRounds,       &kPages,      &kWire,
-                          &kRetransmitted, &kPagesMissing,  &kPullConnected};
+constexpr std::array kAll{&kHostConnected, &kHostDataplane, &kHostVms,       &kHostImages, &kHostImageBytes,
+                          &kHostMemory,    &kHostFree,      &kActive,        &kEnded,      &kReuse,
+                          &kDuration,      &kDowntime,      &kRounds,        &kPages,      &kWire,
+                          &kRetransmitted, &kPagesMissing,  &kPullConnected, &kSplitBytes, &kSplitConnected};
+
+constexpr std::uint64_t kPageBytes = 4096;
 
 constexpr std::uint64_t one_if(bool yes) { return yes ? 1 : 0; }
 
@@ -90,6 +97,14 @@ Samples make_samples(const ClusterFigures& figures) {
                                           pulling.source()};
     samples.add(kPagesMissing, labels, std::uint64_t{pulling.destination_stats().paging().pages_missing()});
     samples.add(kPullConnected, labels, one_if(pulling.connected()));
+  }
+  for (const api::Vm& vm : figures.splits) {
+    const std::string uuid = Id128::from_bytes(vm.uuid()).value_or(Id128{}).text();
+    samples.add(kSplitBytes, {uuid, vm.host()}, std::uint64_t{vm.split().status().resident_bytes()});
+    for (const auto& sub : vm.split().subs()) {
+      samples.add(kSplitBytes, {uuid, sub.host()}, std::uint64_t{sub.pages() * kPageBytes});
+      samples.add(kSplitConnected, {uuid, sub.host()}, one_if(sub.state() == api::PAGE_STORE_CONNECTED));
+    }
   }
   const MigrationFigures& ended = figures.ended;
   samples.add(kEnded, {"committed"}, ended.committed);

@@ -217,6 +217,24 @@ OperatorsService::Unary* OperatorsService::StopVm(Context* context, const api::S
   return admitted(context, [&](auto* reactor) { coordinator_.stop_vm(request->vm(), when_done(reactor)); });
 }
 
+OperatorsService::Unary* OperatorsService::GetHeat(Context* context, const api::GetHeatRequest* request,
+                                                   api::GetHeatResponse* response) {
+  return admitted(context, [&](auto* reactor) {
+    coordinator_.heat(*request, [reactor, response](auto heat) { answer(reactor, response, std::move(heat)); });
+  });
+}
+
+OperatorsService::Unary* OperatorsService::SplitVm(Context* context, const api::SplitVmRequest* request,
+                                                   api::SplitVmResponse* response) {
+  return admitted(context, [&](auto* reactor) { coordinator_.split_vm(*request, when_it_runs(reactor, response)); });
+}
+
+OperatorsService::Unary* OperatorsService::GatherVm(Context* context, const api::GatherVmRequest* request,
+                                                    api::GatherVmResponse* response) {
+  return admitted(context,
+                  [&](auto* reactor) { when_it_runs(reactor, response)(coordinator_.gather_vm(request->vm())); });
+}
+
 OperatorsService::Unary* OperatorsService::Migrate(Context* context, const api::MigrateRequest* request,
                                                    api::MigrateResponse* response) {
   return admitted(context, [&](auto* reactor) {

@@ -28,11 +28,14 @@ class OperatorsService final : public api::Operators::CallbackService {
   Unary* StartVm(Context*, const api::StartVmRequest*, api::StartVmResponse*) override;
   Unary* AttachVm(Context*, const api::AttachVmRequest*, api::AttachVmResponse*) override;
   Unary* StopVm(Context*, const api::StopVmRequest*, api::StopVmResponse*) override;
+  Unary* GetHeat(Context*, const api::GetHeatRequest*, api::GetHeatResponse*) override;
   Unary* Migrate(Context*, const api::MigrateRequest*, api::MigrateResponse*) override;
   Unary* ListMigrations(Context*, const api::ListMigrationsRequest*, api::ListMigrationsResponse*) override;
   grpc::ServerWriteReactor<api::Migration>* WatchMigration(Context*, const api::WatchMigrationRequest*) override;
   Unary* CancelMigration(Context*, const api::CancelMigrationRequest*, api::CancelMigrationResponse*) override;
   Unary* SwitchToPostcopy(Context*, const api::SwitchToPostcopyRequest*, api::SwitchToPostcopyResponse*) override;
+  Unary* SplitVm(Context*, const api::SplitVmRequest*, api::SplitVmResponse*) override;
+  Unary* GatherVm(Context*, const api::GatherVmRequest*, api::GatherVmResponse*) override;
 
  private:
   /// do_it(reactor) for an operator, else the refusal.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 
 #include "base/log.h"
 #include "config/common.h"
@@ -13,6 +14,8 @@ namespace godwit::controlplane {
 namespace {
 
 using Code = ServiceError::Code;
+
+constexpr std::uint32_t kHeatCellsMax = 4096;  // as the data plane allows
 
 std::unexpected<ServiceError> failed(Code code, std::string text) {
   return std::unexpected(ServiceError{code, std::move(text)});
@@ -30,11 +33,39 @@ ServiceError from_store(const StoreError& error) {
     case StoreError::Code::kOwnershipMoved:
     case StoreError::Code::kEpochsExhausted:
     case StoreError::Code::kForbidden:
+    case StoreError::Code::kSplit:
       return {Code::kNotNow, error.text};
     case StoreError::Code::kDatabase:
       return {Code::kStore, error.text};
   }
   return {Code::kStore, error.text};
+}
+
+ServiceError from_planner(const Refused& refused) {
+  switch (refused.refusal) {
+    case Refusal::kUnknownVm:
+    case Refusal::kUnknownHost:
+      return {Code::kNotFound, refused.text};
+    case Refusal::kSameHost:
+    case Refusal::kBadPlan:
+      return {Code::kInvalid, refused.text};
+    case Refusal::kModeNotAvailable:
+      return {Code::kNotAvailable, refused.text};
+    case Refusal::kSourceGone:
+    case Refusal::kDestinationGone:
+      return {Code::kHostGone, refused.text};
+    case Refusal::kNotRunning:
+    case Refusal::kMigrationActive:
+    case Refusal::kPagesMissing:
+    case Refusal::kTrackerNotOffered:
+    case Refusal::kVmAtDestination:
+    case Refusal::kNoReusableImage:
+    case Refusal::kNotEnoughMemory:
+    case Refusal::kSplit:
+    case Refusal::kCannotBeSplit:
+      return {Code::kNotNow, refused.text};
+  }
+  return {Code::kNotNow, refused.text};
 }
 
 void Vms::start(const api::StartVmRequest& request, VmDone done) {
@@ -135,6 +166,15 @@ void Vms::run_at(const std::string& host_name, const api::VmDefinition& definiti
       return;
     }
   }
+  if (definition.resident_budget_bytes() > 0) {
+    VmRecord planned{
+        .uuid = uuid, .name = definition.name(), .definition = definition, .host = host_name, .image_id = {}};
+    planned.tracker = tracker;
+    if (auto obstacle = splits_.obstacle(planned)) {
+      done(std::unexpected(std::move(*obstacle)));
+      return;
+    }
+  }
   auto vm = store_.claim_vm({.definition = definition,
                              .host = host_name,
                              .image_id = Id128::random(),
@@ -144,6 +184,7 @@ void Vms::run_at(const std::string& host_name, const api::VmDefinition& definiti
     done(std::unexpected(from_store(vm.error())));
     return;
   }
+  splits_.vm_over(uuid);  // of a life before this one
   starting_[uuid] = host->session;
   hosts_.request(host_name, fill(*vm), timeouts_.command,
                  [this, vm = *vm, done = std::move(done)](const auto& answer) { started(vm, answer, done); });
@@ -186,9 +227,49 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
   }
   spdlog::info("VM {} ({}) runs on {}, tracked by {}: {}", vm.name, vm.uuid.text(), vm.host,
                config::tracker_name(started.tracker()), printable(started.tracker_reason()));
-  api::Vm shown = to_api(vm);
-  shown.set_tracker(started.tracker());  // the host's last report may be of before
-  done(std::move(shown));
+  const auto show = [this, vm, tracker = started.tracker(), done] {
+    api::Vm shown = to_api(vm);
+    shown.set_tracker(tracker);  // the host's last report may be of before
+    done(std::move(shown));
+  };
+  if (vm.definition.resident_budget_bytes() == 0) {
+    return show();
+  }
+  const std::vector<std::string> sub_hosts(vm.definition.sub_hosts().begin(), vm.definition.sub_hosts().end());
+  splits_.split(vm, vm.definition.resident_budget_bytes(), sub_hosts, [vm, show, done](const auto& split) {
+    if (split) {
+      return show();
+    }
+    done(failed(split.error().code,
+                fmt::format("VM \"{}\" runs on {}, but all of it is there: {}; godwitctl vm split {} "
+                            "tries it again, stop ends it",
+                            vm.name, vm.host, split.error().text, vm.name)));
+  });
+}
+
+void Vms::split(const api::SplitVmRequest& request, const VmDone& done) {
+  const auto vm = find_vm(request.vm());
+  if (!vm) {
+    return done(std::unexpected(vm.error()));
+  }
+  const std::vector<std::string> sub_hosts(request.sub_hosts().begin(), request.sub_hosts().end());
+  if (std::set(sub_hosts.begin(), sub_hosts.end()).size() != sub_hosts.size()) {
+    return done(failed(Code::kInvalid, "a sub host is named twice"));
+  }
+  splits_.split(*vm, request.budget_bytes(), sub_hosts, [this, vm = *vm, done](const auto& split) {
+    done(split ? std::expected<api::Vm, ServiceError>(to_api(vm)) : std::unexpected(split.error()));
+  });
+}
+
+std::expected<api::Vm, ServiceError> Vms::gather(const std::string& name_or_uuid) {
+  const auto vm = find_vm(name_or_uuid);
+  if (!vm) {
+    return std::unexpected(vm.error());
+  }
+  if (auto begun = splits_.gather(*vm); !begun) {
+    return std::unexpected(begun.error());
+  }
+  return to_api(*vm);
 }
 
 void Vms::stop(const std::string& name_or_uuid, Done done) {
@@ -225,8 +306,44 @@ void Vms::stop(const std::string& name_or_uuid, Done done) {
                      std::erase_if(host->view.vms, [&](const auto& r) { return r.uuid() == vm.uuid.to_bytes(); });
                    }
                    migrations_.vm_stopped(vm.uuid);
+                   splits_.vm_over(vm.uuid);
                    spdlog::info("VM {} stopped on {}", vm.name, vm.host);
                    done({});
+                 });
+}
+
+void Vms::heat(const api::GetHeatRequest& request, HeatDone done) {
+  if (request.cells() == 0 || request.cells() > kHeatCellsMax) {
+    done(failed(Code::kInvalid, fmt::format("{} cells; 1 to {} are allowed", request.cells(), kHeatCellsMax)));
+    return;
+  }
+  const auto vm = find_vm(request.vm());
+  if (!vm) {
+    done(std::unexpected(vm.error()));
+    return;
+  }
+  if (vm->host.empty()) {
+    done(failed(Code::kNotNow, fmt::format("VM \"{}\" does not run", vm->name)));
+    return;
+  }
+  api::ToAgent message;
+  message.mutable_get_vm_heat()->set_uuid(vm->uuid.to_bytes());
+  message.mutable_get_vm_heat()->set_cells(request.cells());
+  hosts_.request(vm->host, std::move(message), timeouts_.command,
+                 [vm = *vm, cells = request.cells(), done = std::move(done)](const auto& answer) {
+                   if (!answer) {
+                     done(std::unexpected(answer.error()));
+                     return;
+                   }
+                   if (!answer->has_heat() || answer->heat().cells().size() > cells) {
+                     done(failed(Code::kRefused, fmt::format("{} did not answer what was asked", vm.host)));
+                     return;
+                   }
+                   api::GetHeatResponse response;
+                   response.set_vm_name(vm.name);
+                   response.set_host(vm.host);
+                   *response.mutable_map() = answer->heat();
+                   done(std::move(response));
                  });
 }
 
@@ -316,6 +433,9 @@ api::Vm Vms::to_api(const VmRecord& vm) {
   if (const MigrationRecord* pulling = migrations_.pulling(vm.uuid)) {
     answer.set_depends_on(pulling->source);
     *answer.mutable_paging()->mutable_stats() = pulling->destination_stats.paging();
+  }
+  if (auto split = splits_.view(vm.uuid)) {
+    *answer.mutable_split() = std::move(*split);
   }
   if (vm.host.empty()) {
     answer.set_run_state("stopped");

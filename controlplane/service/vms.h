@@ -12,6 +12,7 @@
 #include "config/controlplane_config.h"
 #include "controlplane/service/hosts.h"
 #include "controlplane/service/migrations.h"
+#include "controlplane/service/splits.h"
 #include "controlplane/store/store.h"
 
 namespace godwit::controlplane {
@@ -19,14 +20,19 @@ namespace godwit::controlplane {
 class Vms {
  public:
   using VmDone = std::function<void(std::expected<api::Vm, ServiceError>)>;
+  using HeatDone = std::function<void(std::expected<api::GetHeatResponse, ServiceError>)>;
   using Done = std::function<void(std::expected<void, ServiceError>)>;
 
-  Vms(Store& store, Hosts& hosts, Migrations& migrations, const config::TimeoutConfig& timeouts)
-      : store_(store), hosts_(hosts), migrations_(migrations), timeouts_(timeouts) {}
+  Vms(Store& store, Hosts& hosts, Migrations& migrations, Splits& splits, const config::TimeoutConfig& timeouts)
+      : store_(store), hosts_(hosts), migrations_(migrations), splits_(splits), timeouts_(timeouts) {}
 
   void start(const api::StartVmRequest& request, VmDone done);
   void attach(const api::AttachVmRequest& request, VmDone done);
   void stop(const std::string& name_or_uuid, Done done);
+  /// Which parts of its memory are hot, as its host knows.
+  void heat(const api::GetHeatRequest& request, HeatDone done);
+  void split(const api::SplitVmRequest& request, const VmDone& done);
+  [[nodiscard]] std::expected<api::Vm, ServiceError> gather(const std::string& name_or_uuid);
   void drop_image(const std::string& host_name, const std::string& name_or_uuid, Done done);
 
   [[nodiscard]] std::expected<api::ListVmsResponse, ServiceError> list();
@@ -46,10 +52,12 @@ class Vms {
   Store& store_;
   Hosts& hosts_;
   Migrations& migrations_;
+  Splits& splits_;
   const config::TimeoutConfig timeouts_;
   std::map<Id128, SessionId> starting_;  // commands that are, or may be, still at work in that session's host
 };
 
 [[nodiscard]] ServiceError from_store(const StoreError& error);
+[[nodiscard]] ServiceError from_planner(const Refused& refused);
 
 }  // namespace godwit::controlplane

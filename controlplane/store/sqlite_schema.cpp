@@ -62,7 +62,31 @@ CREATE UNIQUE INDEX one_active_migration_a_vm ON migrations (vm_uuid) WHERE )sql
 CREATE INDEX unsettled_migrations ON migrations (source, destination)
   WHERE state >= 4 AND (source_settled = 0 OR destination_settled = 0);
 CREATE INDEX migrations_by_time ON migrations (created_unix_us);
-PRAGMA user_version = 2;
+)sql";
+// The numbers of SplitState and PageStoreState, of which LOST (3) is not stored.
+static_assert(api::SPLITTING == 1 && api::GATHERING == 3 && api::PAGE_STORE_PREPARING == 1 &&
+              api::PAGE_STORE_CONNECTED == 2 && api::PAGE_STORE_RETIRING == 4);
+constexpr const char* kSplitsSchema = R"sql(
+CREATE TABLE splits (
+  vm_uuid BLOB PRIMARY KEY REFERENCES vms (uuid),
+  ownership INTEGER NOT NULL CHECK (ownership > 0),
+  budget_bytes INTEGER NOT NULL CHECK (budget_bytes > 0),
+  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 3)
+) WITHOUT ROWID;
+CREATE TABLE page_stores (
+  id BLOB PRIMARY KEY CHECK (length(id) = 16),
+  vm_uuid BLOB NOT NULL REFERENCES vms (uuid),
+  vm_name TEXT NOT NULL,
+  main_host TEXT NOT NULL,
+  sub_host TEXT NOT NULL,
+  ownership INTEGER NOT NULL,
+  number INTEGER NOT NULL CHECK (number BETWEEN 0 AND 4095),
+  bytes_lent INTEGER NOT NULL CHECK (bytes_lent > 0),
+  state INTEGER NOT NULL CHECK (state IN (1, 2, 4))
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX one_page_store_a_number ON page_stores (vm_uuid, number) WHERE state < 4;
+CREATE UNIQUE INDEX one_page_store_a_sub_host ON page_stores (vm_uuid, sub_host) WHERE state < 4;
+PRAGMA user_version = 3;
 )sql";
 // Version 1 knew no state above 5. The columns are the same; the old indexes go with the old table.
 constexpr const char* kFromVersion1[] = {
@@ -70,6 +94,7 @@ constexpr const char* kFromVersion1[] = {
     kMigrationsSchema,
     "INSERT INTO migrations SELECT * FROM migrations_1 ORDER BY rowid; DROP TABLE migrations_1;",
     kMigrationsIndexes,
+    kSplitsSchema,
 };
 
 /// -1 on an error.
@@ -87,8 +112,10 @@ int version_of(sqlite3* database) {
 std::optional<int> bring_schema_up_to_date(sqlite3* database) {
   const auto run = [&](const char* sql) { return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK; };
   const int version = version_of(database);
-  const bool ready = version == 0   ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes)
+  const bool ready = version == 0
+                         ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) && run(kSplitsSchema)
                      : version == 1 ? std::ranges::all_of(kFromVersion1, run)
+                     : version == 2 ? run(kSplitsSchema)
                                     : version > 0;
   return ready ? std::optional(version) : std::nullopt;
 }

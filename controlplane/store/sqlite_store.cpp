@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "controlplane/store/sqlite_schema.h"
+#include "controlplane/store/sqlite_splits.h"
 #include "controlplane/store/sqlite_statement.h"
 
 namespace godwit::controlplane {
@@ -95,6 +96,12 @@ class SqliteStore final : public Store {
   Result<std::vector<MigrationRecord>> migrations(std::uint32_t count_max) override;
   Result<std::vector<MigrationRecord>> active_migrations() override;
   Result<std::vector<MigrationRecord>> unsettled_migrations(const std::string& host) override;
+  Result<std::vector<SplitRecord>> splits() override;
+  Result<std::vector<PageStoreRecord>> page_stores() override;
+  Result<void> save_split(const SplitRecord& split, std::span<const PageStoreRecord> added) override;
+  Result<void> end_split(const Id128& vm_uuid) override;
+  Result<void> set_page_store_state(const Id128& id, api::PageStoreState state) override;
+  Result<void> forget_page_store(const Id128& id) override;
   Result<void> save_host(const HostRecord& host) override;
   Result<std::vector<HostRecord>> hosts() override;
 
@@ -139,6 +146,7 @@ class SqliteStore final : public Store {
   }
 
   Result<std::optional<VmRecord>> read_vm(const Id128& uuid);
+  Result<void> not_migrating(const Id128& uuid, const std::string& name);
   Result<VmRecord> claim_locked(const VmClaim& claim, const Id128& uuid);
   Result<MigrationRecord> begin_locked(const NewMigration& migration);
   Result<bool> transition_locked(const MigrationRecord& record, api::MigrationState expected, api::MigrationState next);
@@ -151,6 +159,7 @@ class SqliteStore final : public Store {
   Statement vms_, vm_by_uuid_, vm_by_name_, insert_vm_, claim_vm_, release_vm_, redefine_vm_, reserve_epochs_, move_vm_;
   Statement insert_migration_, set_state_, set_details_, migration_, migrations_, active_, active_of_vm_, unsettled_;
   Statement save_host_, hosts_;
+  SqliteSplits splits_;
 };
 
 Result<void> SqliteStore::prepare() {
@@ -196,6 +205,9 @@ Result<void> SqliteStore::prepare() {
       return database_failed("prepare statements");
     }
     statement.reset(prepared);
+  }
+  if (!splits_.prepare(database_.get())) {
+    return database_failed("prepare statements");
   }
   return {};
 }
@@ -250,6 +262,16 @@ Result<std::optional<VmRecord>> SqliteStore::find_vm(const std::string& name_or_
   return uuid ? read_vm(*uuid) : std::optional<VmRecord>();
 }
 
+Result<void> SqliteStore::not_migrating(const Id128& uuid, const std::string& name) {
+  Use use(active_of_vm_);
+  use.id(uuid);
+  const auto active = row(use, migration_of, "read migrations");
+  if (active && *active) {
+    return failed(Code::kMigrationActive, fmt::format("VM \"{}\" is in migration {}", name, (*active)->id.text()));
+  }
+  return active ? Result<void>() : std::unexpected(active.error());
+}
+
 Result<VmRecord> SqliteStore::claim_vm(const VmClaim& claim) {
   const auto uuid = Id128::from_bytes(claim.definition.uuid());
   GW_ASSERT(uuid.has_value() && !claim.host.empty());
@@ -270,16 +292,8 @@ Result<VmRecord> SqliteStore::claim_locked(const VmClaim& claim, const Id128& uu
                     fmt::format("VM \"{}\" exists with uuid {}; choose another name", name, (*same_name)->uuid.text()));
     }
   }
-  {
-    Use use(active_of_vm_);
-    use.id(uuid);
-    const auto active = row(use, migration_of, "read migrations");
-    if (!active) {
-      return std::unexpected(active.error());
-    }
-    if (*active) {
-      return failed(Code::kMigrationActive, fmt::format("VM \"{}\" is in migration {}", name, (*active)->id.text()));
-    }
+  if (auto stays = not_migrating(uuid, name); !stays) {
+    return std::unexpected(stays.error());
   }
   const auto known = read_vm(uuid);
   if (!known) {
@@ -349,6 +363,10 @@ Result<MigrationRecord> SqliteStore::begin_locked(const NewMigration& migration)
   if (from.epoch_next >= kEpochMax - kEpochsPerAttempt - 1) {
     return failed(Code::kEpochsExhausted,
                   fmt::format("VM \"{}\" has used up its epochs: give it a new uuid", from.name));
+  }
+  if (const auto split = splits_.is_split(from.uuid); !split || *split) {
+    return split ? failed(Code::kSplit, fmt::format("VM \"{}\" is split: gather it first", from.name))
+                 : database_failed("read splits");
   }
   const std::uint32_t epoch_base = from.epoch_next + 1;
   {
@@ -462,6 +480,54 @@ Result<std::vector<MigrationRecord>> SqliteStore::unsettled_migrations(const std
   Use use(unsettled_);
   use.text(host);
   return rows(use, migration_of, "list migrations");
+}
+
+Result<std::vector<SplitRecord>> SqliteStore::splits() {
+  const std::lock_guard lock(mutex_);
+  auto all = splits_.splits();
+  return all ? Result<std::vector<SplitRecord>>(std::move(*all)) : database_failed("list splits");
+}
+
+Result<std::vector<PageStoreRecord>> SqliteStore::page_stores() {
+  const std::lock_guard lock(mutex_);
+  auto all = splits_.page_stores();
+  return all ? Result<std::vector<PageStoreRecord>>(std::move(*all)) : database_failed("list page stores");
+}
+
+Result<void> SqliteStore::save_split(const SplitRecord& split, std::span<const PageStoreRecord> added) {
+  return transaction<void>("store a split", [&]() -> Result<void> {
+    const auto vm = read_vm(split.vm_uuid);
+    if (!vm) {
+      return std::unexpected(vm.error());
+    }
+    if (!*vm || (*vm)->host.empty() || (*vm)->ownership != split.ownership) {
+      return failed(Code::kOwnershipMoved, "the VM has changed hands meanwhile; look again");
+    }
+    if (auto stays = not_migrating(split.vm_uuid, (*vm)->name); !stays) {
+      return stays;
+    }
+    bool written = splits_.write(split);
+    for (const PageStoreRecord& page_store : added) {
+      written = written && splits_.add(page_store);
+    }
+    return written ? Result<void>() : database_failed("store a split");
+  });
+}
+
+Result<void> SqliteStore::end_split(const Id128& vm_uuid) {
+  return transaction<void>("end a split", [&]() -> Result<void> {
+    return splits_.end(vm_uuid) ? Result<void>() : database_failed("end a split");
+  });
+}
+
+Result<void> SqliteStore::set_page_store_state(const Id128& id, api::PageStoreState state) {
+  const std::lock_guard lock(mutex_);
+  return splits_.set_state(id, state) ? Result<void>() : database_failed("change a page store's state");
+}
+
+Result<void> SqliteStore::forget_page_store(const Id128& id) {
+  const std::lock_guard lock(mutex_);
+  return splits_.forget(id) ? Result<void>() : database_failed("forget a page store");
 }
 
 Result<void> SqliteStore::save_host(const HostRecord& host) {

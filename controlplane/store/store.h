@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <expected>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,29 @@ struct NewMigration {
   std::int64_t created_unix_us = 0;
 };
 
+/// A VM whose host holds a part of its RAM only.
+struct SplitRecord {
+  Id128 vm_uuid;
+  std::uint64_t ownership = 0;  // under which it was split: under another one it is over
+  std::uint64_t budget_bytes = 0;
+  api::SplitState state = api::SPLIT_UNSPECIFIED;
+};
+
+/// A VM's part at one sub host. Outlives the split, in PAGE_STORE_RETIRING, until the host has confirmed that it is
+/// gone.
+struct PageStoreRecord {
+  Id128 id;
+  Id128 vm_uuid;
+  std::string vm_name;
+  std::string main_host;
+  std::string sub_host;
+  std::uint64_t ownership = 0;
+  std::uint32_t number = 0;  // among those of the split
+  std::uint64_t bytes_lent = 0;
+  /// PREPARING: nothing was ever sent there. CONNECTED: pages may be there (LOST is not stored).
+  api::PageStoreState state = api::PAGE_STORE_UNSPECIFIED;
+};
+
 /// What the store remembers of a host that is not connected.
 struct HostRecord {
   std::string name;
@@ -105,6 +129,7 @@ struct StoreError {
     kOwnershipMoved,   // the VM is not as the caller saw it
     kEpochsExhausted,
     kForbidden,  // no such transition
+    kSplit,      // not of a split VM
     kDatabase,
   };
   Code code;
@@ -184,6 +209,16 @@ class Store {
   [[nodiscard]] virtual Result<std::vector<MigrationRecord>> active_migrations() = 0;
   /// Decided, but not confirmed by this host, which is a side of it.
   [[nodiscard]] virtual Result<std::vector<MigrationRecord>> unsettled_migrations(const std::string& host) = 0;
+
+  [[nodiscard]] virtual Result<std::vector<SplitRecord>> splits() = 0;
+  [[nodiscard]] virtual Result<std::vector<PageStoreRecord>> page_stores() = 0;
+  /// The split, new or changed, and those of its page stores that are new. Refused during a migration, and when the
+  /// ownership number is not the VM's; a migration of a split VM is refused in turn.
+  [[nodiscard]] virtual Result<void> save_split(const SplitRecord& split, std::span<const PageStoreRecord> added) = 0;
+  /// Forgets the split, and makes all of its page stores RETIRING. One that is not there is fine.
+  [[nodiscard]] virtual Result<void> end_split(const Id128& vm_uuid) = 0;
+  [[nodiscard]] virtual Result<void> set_page_store_state(const Id128& id, api::PageStoreState state) = 0;
+  [[nodiscard]] virtual Result<void> forget_page_store(const Id128& id) = 0;
 
   [[nodiscard]] virtual Result<void> save_host(const HostRecord& host) = 0;
   [[nodiscard]] virtual Result<std::vector<HostRecord>> hosts() = 0;

@@ -4,12 +4,6 @@
 #include <utility>
 
 namespace godwit::daemon {
-namespace {
-
-/// Faults that could not be answered when they were read (no memory, a mapping being changed) raise no event again.
-constexpr Duration kFaultsAgain = milliseconds(10);
-
-}  // namespace
 
 std::string_view to_string(Drop drop) {
   switch (drop) {
@@ -67,10 +61,10 @@ bool DataPath::turn(Instant now) {
   }
   polled_at_ = now;
   for (const auto& paging : pagings_) {
-    busy = paging->poll() || busy;
+    busy = paging->poll_faults(now) || busy;
   }
   for (const auto& flow : flows_) {
-    if (flow->pump()) {
+    if (flow->pump(now)) {
       busy = true;
       for (const auto& share : flow->shares()) {
         lcores_[share->lcore()]->nudge();
@@ -108,8 +102,8 @@ Instant DataPath::deadline() const {
   for (const FlowShare* share : shares_) {
     first = std::min(first, share->deadline());
   }
-  if (std::ranges::any_of(pagings_, [](const auto& paging) { return paging->armed(); })) {
-    first = std::min(first, polled_at_ + kFaultsAgain);
+  for (const auto& paging : pagings_) {
+    first = std::min(first, paging->deadline(polled_at_));
   }
   return first;
 }
@@ -126,9 +120,10 @@ void DataPath::nudge() {
 }
 
 bool DataPath::receive(Instant now) {
+  unseen_ = now - std::exchange(looked_at_, now);
   const auto frames = queue_.receive();
   for (std::size_t i = 0; i < frames.size(); ++i) {
-    if (const std::size_t lcore = on_frame(now, frames[i]); lcore != self_) {
+    if (const std::size_t lcore = on_frame(now, frames[i], queue_.elsewhere(i)); lcore != self_) {
       hand_over(lcore, i);
     }
   }
@@ -148,7 +143,7 @@ bool DataPath::receive_handed_over(Instant now) {
   std::size_t count = 0;
   for (const auto& ring : handed_by_) {
     while (count < handed_.size() && ring->pop(handed_[count])) {
-      const std::size_t lcore = on_frame(now, handed_[count].bytes);
+      const std::size_t lcore = on_frame(now, handed_[count].bytes, nullptr);
       GW_ASSERT(lcore == self_);
       ++count;
     }
@@ -164,10 +159,10 @@ void DataPath::hand_over(std::size_t lcore, std::size_t index) {
   lcores_[lcore]->nudge();
 }
 
-std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame) {
+std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame, const std::byte* from) {
   switch (wire::classify_frame(frame)) {
     case wire::FrameKind::kUdp:
-      return on_datagram(now, frame);
+      return on_datagram(now, frame, from);
     case wire::FrameKind::kArp:
     case wire::FrameKind::kNeighbour:
       if (self_ == 0) {
@@ -181,7 +176,7 @@ std::size_t DataPath::on_frame(Instant now, std::span<std::byte> frame) {
   return self_;
 }
 
-std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
+std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from) {
   // Checksums are not looked at: every payload carries a seal that is stronger, and the addresses are compared below.
   const auto datagram = wire::parse_datagram(frame, wire::ChecksumCheck::kTrust);
   if (!datagram) {
@@ -194,12 +189,14 @@ std::size_t DataPath::on_datagram(Instant now, std::span<std::byte> frame) {
   } else if (datagram->destination.port != udp_port_) {
     count(Drop::kOtherPort);
   } else {
-    return on_sealed(now, datagram->source, datagram->payload);
+    const std::byte* const packet_from = from != nullptr ? from + (datagram->payload.data() - frame.data()) : nullptr;
+    return on_sealed(now, datagram->source, datagram->payload, packet_from);
   }
   return self_;
 }
 
-std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload) {
+std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload,
+                                const std::byte* from) {
   const auto packet = wire::parse_packet(payload);
   if (!packet) {
     ++counters_.packet_rejects[static_cast<std::size_t>(packet.error())];
@@ -211,23 +208,23 @@ std::size_t DataPath::on_sealed(Instant now, const wire::UdpEndpoint& source, st
     return lcore;
   }
   if (lcore == 0) {
-    on_packet(now, table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+    on_packet(now, table_.find(packet->header.flow_id), source, packet->header.lane, payload, from);
   } else {
-    on_packet(now, share_table_.find(packet->header.flow_id), source, packet->header.lane, payload);
+    on_packet(now, share_table_.find(packet->header.flow_id), source, packet->header.lane, payload, from);
   }
   return self_;
 }
 
 template <class Owner>
 void DataPath::on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
-                         std::span<std::byte> payload) {
+                         std::span<std::byte> payload, const std::byte* from) {
   if (flow == nullptr) {
     return count(Drop::kUnknownFlow);
   }
   if (source.address != flow->peer().address) {
     return count(Drop::kOtherPeer);
   }
-  const transport::Received received = flow->on_packet(now, lane, payload);
+  const transport::Received received = flow->on_packet(now, lane, payload, from, unseen_);
   ++counters_.received[static_cast<std::size_t>(received)];
   if (received != transport::Received::kAccepted) {
     return count(Drop::kLane);
@@ -270,7 +267,7 @@ std::size_t DataPath::transmit_urgent(Instant now) {
 std::size_t DataPath::transmit_bulk(Instant now, std::size_t budget) {
   std::size_t sent = 0;
   for (std::size_t i = 0; i < flows_.size() && sent < budget; ++i) {
-    MigrationFlow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
+    Flow& flow = *flows_[(first_bulk_ + i) % flows_.size()];
     for (std::size_t lane = 1; lane < flow.lane_count(); ++lane) {
       sent += flow.transmit(now, lane, queue_, mac_, budget - sent);
     }
@@ -282,7 +279,7 @@ std::size_t DataPath::transmit_bulk(Instant now, std::size_t budget) {
   return sent;
 }
 
-void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
+void DataPath::add(std::unique_ptr<Flow> flow, Instant now) {
   GW_ASSERT(self_ == 0);
   table_.insert(flow->flow_id(), *flow);
   flow->start(now);
@@ -293,7 +290,7 @@ void DataPath::add(std::unique_ptr<MigrationFlow> flow, Instant now) {
   flows_.push_back(std::move(flow));
 }
 
-void DataPath::watch(const std::shared_ptr<LivePaging>& paging) {
+void DataPath::watch(const std::shared_ptr<FaultWatch>& paging) {
   if (std::ranges::find(pagings_, paging) != pagings_.end()) {
     return;
   }
@@ -305,7 +302,7 @@ void DataPath::watch(const std::shared_ptr<LivePaging>& paging) {
   }
 }
 
-void DataPath::unwatch(const std::shared_ptr<LivePaging>& paging) {
+void DataPath::unwatch(const std::shared_ptr<FaultWatch>& paging) {
   if (std::erase(pagings_, paging) == 0 || !watch_) {
     return;
   }
@@ -324,8 +321,8 @@ void DataPath::detach(const FlowShare& share) {
   std::erase(shares_, &share);
 }
 
-void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then) {
-  MigrationFlow* const flow = table_.find(flow_id);
+void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr<Flow>)> then) {
+  Flow* const flow = table_.find(flow_id);
   if (flow == nullptr || flow->shares().empty()) {
     return then(remove(flow_id));
   }
@@ -344,14 +341,21 @@ void DataPath::release(std::uint32_t flow_id, std::function<void(std::unique_ptr
   }
 }
 
-std::unique_ptr<MigrationFlow> DataPath::remove(std::uint32_t flow_id) {
+void DataPath::release_migration(std::uint32_t flow_id,
+                                 const std::function<void(std::unique_ptr<MigrationFlow>)>& then) {
+  release(flow_id, [then](std::unique_ptr<Flow> flow) {
+    then(std::unique_ptr<MigrationFlow>(static_cast<MigrationFlow*>(flow.release())));
+  });
+}
+
+std::unique_ptr<Flow> DataPath::remove(std::uint32_t flow_id) {
   const auto found =
       std::find_if(flows_.begin(), flows_.end(), [&](const auto& flow) { return flow->flow_id() == flow_id; });
   if (found == flows_.end()) {
     return nullptr;
   }
   transmit(port::now());
-  std::unique_ptr<MigrationFlow> flow = std::move(*found);
+  std::unique_ptr<Flow> flow = std::move(*found);
   flows_.erase(found);
   table_.erase(flow_id);
   return flow;

@@ -14,10 +14,10 @@
 
 #include "base/single_writer.h"
 #include "base/spsc_ring.h"
-#include "dataplane/daemon/flow_lanes.h"
+#include "dataplane/daemon/fault_watch.h"
+#include "dataplane/daemon/flow.h"
 #include "dataplane/daemon/flows.h"
 #include "dataplane/daemon/inbox.h"
-#include "dataplane/daemon/live_paging.h"
 #include "dataplane/daemon/migration_flow.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/poll_loop.h"
@@ -83,31 +83,37 @@ class DataPath final : public port::PollLoopUser {
   [[nodiscard]] const port::NeighboursCounters& neighbours_counters() const { return neighbours_.counters(); }
 
   // ---- on the lcore: from a command ----
-  void add(std::unique_ptr<MigrationFlow> flow, Instant now);
-  [[nodiscard]] MigrationFlow* find(std::uint32_t flow_id) const { return table_.find(flow_id); }
+  void add(std::unique_ptr<Flow> flow, Instant now);
+  /// `flow_id`: of a migration.
+  [[nodiscard]] MigrationFlow* find(std::uint32_t flow_id) const {
+    return static_cast<MigrationFlow*>(table_.find(flow_id));
+  }
   /// Takes the flow away from all lcores, after a last transmission of what it has to say. `then` runs on this lcore;
   /// null: there is no such flow.
-  void release(std::uint32_t flow_id, std::function<void(std::unique_ptr<MigrationFlow>)> then);
+  void release(std::uint32_t flow_id, std::function<void(std::unique_ptr<Flow>)> then);
+  /// The same of a migration's.
+  void release_migration(std::uint32_t flow_id, const std::function<void(std::unique_ptr<MigrationFlow>)>& then);
   /// Home lcore: the faults of this guest are read each turn, flow or none, until unwatched. Twice is once.
-  void watch(const std::shared_ptr<LivePaging>& paging);
-  void unwatch(const std::shared_ptr<LivePaging>& paging);
-  [[nodiscard]] const std::vector<std::unique_ptr<MigrationFlow>>& flows() const { return flows_; }
+  void watch(const std::shared_ptr<FaultWatch>& paging);
+  void unwatch(const std::shared_ptr<FaultWatch>& paging);
+  [[nodiscard]] const std::vector<std::unique_ptr<Flow>>& flows() const { return flows_; }
   [[nodiscard]] const port::Neighbours& neighbours() const { return neighbours_; }
 
  private:
   bool receive(Instant now);
   bool receive_handed_over(Instant now);
   /// Which lcore has to handle it; nothing was done if it is another one.
-  std::size_t on_frame(Instant now, std::span<std::byte> frame);
-  std::size_t on_datagram(Instant now, std::span<std::byte> frame);
-  std::size_t on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload);
+  std::size_t on_frame(Instant now, std::span<std::byte> frame, const std::byte* from);
+  std::size_t on_datagram(Instant now, std::span<std::byte> frame, const std::byte* from);
+  std::size_t on_sealed(Instant now, const wire::UdpEndpoint& source, std::span<std::byte> payload,
+                        const std::byte* from);
   template <class Owner>
   void on_packet(Instant now, Owner* flow, const wire::UdpEndpoint& source, std::uint16_t lane,
-                 std::span<std::byte> payload);
+                 std::span<std::byte> payload, const std::byte* from);
   void hand_over(std::size_t lcore, std::size_t index);
   void attach(FlowShare& share);
   void detach(const FlowShare& share);
-  std::unique_ptr<MigrationFlow> remove(std::uint32_t flow_id);
+  std::unique_ptr<Flow> remove(std::uint32_t flow_id);
   bool transmit(Instant now);
   std::size_t transmit_urgent(Instant now);
   std::size_t transmit_bulk(Instant now, std::size_t budget);
@@ -125,10 +131,12 @@ class DataPath final : public port::PollLoopUser {
   std::array<port::ReceivedFrame, port::kBurst> handed_;                   // until they are flushed
   port::SleepFlag sleep_flag_;
   port::Neighbours neighbours_;
-  FlowTable<MigrationFlow> table_;
-  std::vector<std::unique_ptr<MigrationFlow>> flows_;
-  std::vector<std::shared_ptr<LivePaging>> pagings_;
+  FlowTable<Flow> table_;
+  std::vector<std::unique_ptr<Flow>> flows_;
+  std::vector<std::shared_ptr<FaultWatch>> pagings_;
   Instant polled_at_{};  // those
+  Instant looked_at_{};  // at the queue
+  Duration unseen_{};    // before the look under way
   FlowTable<FlowShare> share_table_;
   std::vector<FlowShare*> shares_;
   std::size_t first_bulk_ = 0;  // whose turn it is to fill first

@@ -77,6 +77,8 @@ struct GuestFigures {
   std::uint64_t bytes_total = 0;
   std::uint64_t ownership = 0;
   Id128 migration;                           // nil: none
+  std::uint64_t access_scans = 0;            // since it was attached
+  std::uint64_t accessed_pages = 0;          // found by the last of them
   std::shared_ptr<const LivePaging> paging;  // null: nothing of it can be missing
 };
 

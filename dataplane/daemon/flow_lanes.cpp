@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "dataplane/wire/datagram.h"
+#include "dataplane/wire/frames.h"
 
 namespace godwit::daemon {
 namespace {
@@ -77,10 +78,11 @@ void FlowLanes::add(std::uint16_t number, transport::LaneUser& user, Instant now
   lanes_.push_back({number, source_port(config_, number), std::make_unique<transport::Lane>(settings, user, now)});
 }
 
-transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram) {
+transport::Received FlowLanes::on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram,
+                                         const std::byte* from, Duration unseen) {
   const auto found =
       std::find_if(lanes_.begin(), lanes_.end(), [number](const Entry& e) { return e.number == number; });
-  return found != lanes_.end() ? found->lane->on_packet(now, datagram) : transport::Received::kWrongLane;
+  return found != lanes_.end() ? found->lane->on_packet(now, datagram, from, unseen) : transport::Received::kWrongLane;
 }
 
 void FlowLanes::tick(Instant now) {
@@ -109,6 +111,7 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
                                 .dscp = entry.number == 0 ? kDscpPriority : kDscpBulk};
   const port::Priority priority = entry.number == 0 ? port::Priority::kUrgent : port::Priority::kBulk;
   const std::size_t header = wire::datagram_header_bytes(config_.local.family);
+  queue.allow_super_frames(config_.peer_takes_super_frames);
   std::size_t sent = 0;
   while (sent < budget) {
     const std::span<std::byte> frame = queue.next_frame(priority);
@@ -117,11 +120,20 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     }
     GW_ASSERT(frame.size() >= header + datagram_bytes_max_);
     // Over IPv6 the checksum would have to be made of what may change.
-    const bool refers = config_.loan != nullptr && config_.loan->usable() &&
-                        config_.local.family == wire::IpFamily::kV4 && queue.can_refer();
+    const bool v4 = config_.local.family == wire::IpFamily::kV4;
+    const bool refers = v4 && config_.loan != nullptr && config_.loan->usable() && queue.can_refer();
+    // Of a packet of two pages, and nothing else, the pages are where copying is fastest.
+    const auto use =
+        config_.cipher == transport::Cipher::kNone ? port::RoomFor::kClearText : port::RoomFor::kCipherText;
+    const std::span<std::byte> room = v4 ? queue.room(priority, header + wire::kPagesAt, use) : std::span<std::byte>();
     transport::PagesInPlace in_place;
-    const std::size_t bytes =
-        entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_), refers ? &in_place : nullptr);
+    if (!room.empty()) {
+      in_place.room = room.subspan(header, datagram_bytes_max_);
+      const std::byte* const next = queue.next_room(priority);
+      in_place.next_room = next != nullptr ? next + header : nullptr;
+    }
+    const std::size_t bytes = entry.lane->poll_transmit(now, frame.subspan(header, datagram_bytes_max_),
+                                                        refers || !room.empty() ? &in_place : nullptr);
     if (bytes == 0) {
       break;
     }
@@ -132,8 +144,10 @@ std::size_t FlowLanes::transmit(Instant now, std::size_t index, port::Queue& que
     if (to) {
       // The payload has its own seal; IPv6 insists on a checksum all the same.
       wire::write_datagram_headers(path, wire::UdpChecksum::kNone, frame.first(header + bytes), in_place.bytes);
-      if (in_place.count == 0) {
+      if (in_place.bytes == 0) {
         queue.commit(priority, header + bytes);
+      } else if (in_place.count == 0) {
+        queue.commit_around(priority, header + bytes, wire::kTagBytes, in_place.bytes);
       } else {
         queue.commit_referring(priority, header + bytes, wire::kTagBytes, in_place.view(), *config_.loan);
       }

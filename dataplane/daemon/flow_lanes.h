@@ -35,6 +35,7 @@ struct FlowConfig {
   std::uint16_t bulk_lanes = 1;                    // the smaller of both ends'
   std::uint16_t lcores = 1;                        // this end's
   std::optional<wire::ReceiveSpread> peer_spread;  // of what the peer's NIC receives
+  bool peer_takes_super_frames = false;
   transport::Cipher cipher = transport::Cipher::kAes128Gcm;
   transport::Secret secret;  // of this flow: transport::flow_secret()
   std::uint32_t credit_packets = 256;
@@ -67,7 +68,9 @@ class FlowLanes {
   [[nodiscard]] std::uint16_t number(std::size_t index) const { return lanes_[index].number; }
   [[nodiscard]] transport::Lane& lane(std::size_t index) const { return *lanes_[index].lane; }
 
-  transport::Received on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram);
+  /// `from`: Lane::on_packet.
+  transport::Received on_packet(Instant now, std::uint16_t number, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen);
   void tick(Instant now);
   [[nodiscard]] Instant deadline() const;
   /// Fills the queue with what the index-th lane may send now, at most `budget` frames; how many. No `to`: what is
@@ -98,8 +101,9 @@ class FlowShare {
   [[nodiscard]] std::size_t lcore() const { return lcore_; }
   [[nodiscard]] const FlowLanes& lanes() const { return lanes_; }
   // ---- its lcore ----
-  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-    return lanes_.on_packet(now, lane, datagram);
+  transport::Received on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram, const std::byte* from,
+                                Duration unseen) {
+    return lanes_.on_packet(now, lane, datagram, from, unseen);
   }
   void flush() { behind_ = !share_->flush(); }
   void tick(Instant now) { lanes_.tick(now); }

@@ -173,11 +173,22 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
         !paging) {
       return paging;
     }
+    if (auto split = guest.split_allowed ? continue_split(guest, context.missing_dir) : std::expected<void, ApiError>{};
+        !split) {
+      return split;
+    }
   } else if (auto begun = begin_history(guest, context); !begun) {
     return begun;
   }
   make_room(guest, context);  // only now no record names the RAM of this guest
   return persist_history(guest, context.run_dir);
+}
+
+ApiError without_userfaults(const Guest& guest) {
+  const char* const why =
+      guest.split_allowed ? "AttachGuest: split needs a userfaultfd of QEMU that can be used, and no hash tracker"
+                          : "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy";
+  return {api::Error::BAD_REQUEST, why};
 }
 
 }  // namespace
@@ -228,6 +239,7 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   guest->epoch_now = attachment.epoch;
   guest->demand_paging = attachment.demand_paging;
   guest->paging_epoch = attachment.paging_epoch;
+  guest->split_allowed = attachment.split;
   const std::uint64_t shape = shape_hash(attachment.files);
   auto ram = memory::GuestRam::open(std::move(attachment.files));
   if (!ram) {
@@ -261,15 +273,14 @@ std::expected<std::unique_ptr<Guest>, ApiError> attach(Attachment attachment, co
   if (!chosen) {
     return std::unexpected(from_memory(chosen.error()));
   }
-  if (guest->demand_paging && chosen->tracker->userfaults() == nullptr) {
-    return std::unexpected(
-        ApiError{api::Error::BAD_REQUEST,
-                 "AttachGuest: demand_paging needs a userfaultfd of QEMU that can be used: use mode precopy"});
+  if (chosen->tracker->userfaults() == nullptr && (guest->demand_paging || guest->split_allowed)) {
+    return std::unexpected(without_userfaults(*guest));
   }
   guest->tracker_reason = std::move(chosen->reason);
   guest->memory = std::make_unique<LiveGuest>(std::move(owned), std::move(chosen->tracker), std::move(hashes),
                                               std::nullopt, attachment.has_balloon);
   guest->table = pages::GenerationTable(page_count);
+  guest->accesses = pages::AccessHistory(page_count);
   if (auto begun = arm_and_begin(*guest, context); !begun) {
     // QEMU keeps the userfaultfd open: armed and without a reader, its next balloon removal would wait for ever. Of one
     // that continues another descriptor may hold the history.

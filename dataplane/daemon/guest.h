@@ -16,9 +16,11 @@
 #include "base/uuid.h"
 #include "dataplane/daemon/live_guest.h"
 #include "dataplane/daemon/live_paging.h"
+#include "dataplane/daemon/live_split.h"
 #include "dataplane/daemon/requests.h"
 #include "dataplane/daemon/worker.h"
 #include "dataplane/memory/retained_image.h"
+#include "dataplane/pages/access_history.h"
 #include "dataplane/pages/generation_table.h"
 
 namespace godwit::daemon {
@@ -46,16 +48,25 @@ struct Guest {
   std::unique_ptr<LiveGuest> memory;
   bool demand_paging = false;          // its userfaultfds see every access
   std::shared_ptr<LivePaging> paging;  // null: nothing is or will be missing
+  bool split_allowed = false;          // attached so that it may be split
+  std::shared_ptr<LiveSplit> split;    // null: it is not
   std::uint32_t paging_epoch = 0;      // epoch_base of the migration whose pages may be missing
   pages::GenerationTable table;
   /// Generation of what the next scan finds. In doubt after a lost history of which not even the epoch is known.
   std::uint32_t epoch_now = 0;
   bool epoch_in_doubt = false;
 
+  /// Of the jobs of this guest alone (guest_heat.h).
+  pages::AccessHistory accesses;
+  api::AccessSource access_source = api::ACCESS_UNKNOWN;  // of the last scan
+  std::uint64_t accessed_pages = 0;                       // found by it
+
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole
 
-  [[nodiscard]] std::uint64_t pages_missing() const { return paging ? paging->missing_count() : 0; }
+  [[nodiscard]] std::uint64_t pages_missing() const {
+    return (paging ? paging->missing_count() : 0) + (split ? split->missing_count() : 0);
+  }
 };
 
 struct AttachContext {

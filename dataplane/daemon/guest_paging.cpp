@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -17,6 +18,9 @@
 
 namespace godwit::daemon {
 namespace {
+
+/// Of no migration: what is missing of a split VM is nobody's attempt.
+constexpr std::uint32_t kSplitEpoch = UINT32_MAX;
 
 ApiError from_memory(const memory::Error& error) { return {to_api(error.code), error.text}; }
 
@@ -66,6 +70,24 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
         ApiError{to_api(paging.error().code), "what the guest lacks is not known: " + paging.error().text});
   }
   guest.paging = std::move(*paging);
+  return {};
+}
+
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
+                                                                      memory::PinPipe pipe) {
+  return LiveSplit::create(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), std::move(pipe));
+}
+
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir) {
+  if (!LiveSplit::left_behind(missing_dir, guest.vm_uuid)) {
+    return {};
+  }
+  auto split = LiveSplit::take_over(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch));
+  if (!split) {
+    return std::unexpected(
+        ApiError{to_api(split.error().code), "what is elsewhere is not known: " + split.error().text});
+  }
+  guest.split = std::move(*split);
   return {};
 }
 
@@ -172,20 +194,35 @@ Retained release_image(const Guest& guest, std::uint32_t epoch, bool keep, std::
   return {!dropped, dropped ? "nobody can tell any more what it holds" : dropped.error().text};
 }
 
-std::vector<transfer::PageRun> rank_by_generation(const pages::GenerationTable& table) {
+namespace {
+
+/// Runs of pages of the same key, the largest key first.
+template <class Key>
+std::vector<transfer::PageRun> rank_by(std::uint64_t page_count, const Key& key) {
   std::vector<transfer::PageRun> runs;
-  const auto entries = table.entries();
-  for (pages::PageNumber first = 0; first < entries.size();) {
+  for (pages::PageNumber first = 0; first < page_count;) {
     pages::PageNumber end = first + 1;
-    while (end < entries.size() && entries[end] == entries[first]) {
+    while (end < page_count && key(end) == key(first)) {
       ++end;
     }
     runs.push_back({first, end - first});
     first = end;
   }
   std::ranges::stable_sort(runs, std::ranges::greater{},
-                           [&entries](const transfer::PageRun& run) { return entries[run.first]; });
+                           [&key](const transfer::PageRun& run) { return key(run.first); });
   return runs;
+}
+
+}  // namespace
+
+std::vector<transfer::PageRun> rank_for_pull(const Guest& guest) {
+  if (guest.accesses.scans() == 0) {
+    const auto entries = guest.table.entries();
+    return rank_by(entries.size(), [&entries](pages::PageNumber page) { return entries[page]; });
+  }
+  // By the scan that last found it: finer differences would only make runs short.
+  const auto heat = guest.accesses.heat();
+  return rank_by(heat.size(), [&heat](pages::PageNumber page) { return std::bit_width(heat[page]); });
 }
 
 }  // namespace godwit::daemon

@@ -26,6 +26,13 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
 void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t epoch_next, const std::string& run_dir,
                      Images& images);
 
+// ---- a main host ----
+/// Nothing is missing yet, and all of it may be from here on. The errors are memory's.
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
+                                                                      memory::PinPipe pipe);
+/// After a restart of the daemon: if pages of this guest were elsewhere they are, and its faults wait for SplitGuest.
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir);
+
 // ---- the source ----
 /// The RAM files become an image that serves this migration, durable on return. QEMU, which does not run its guest any
 /// more, may be ended then.
@@ -35,7 +42,8 @@ std::expected<void, ApiError> secure_image(Guest& guest, const Id128& migration,
 std::expected<std::unique_ptr<Guest>, ApiError> open_served_image(const Id128& migration, Images& images);
 /// Nobody needs it any more: an ordinary image, if it may stay.
 Retained release_image(const Guest& guest, std::uint32_t epoch, bool keep, std::uint64_t guests_bytes, Images& images);
-/// For transfer::Policy::pull_rank: what was written last comes first.
-std::vector<transfer::PageRun> rank_by_generation(const pages::GenerationTable& table);
+/// For transfer::Policy::pull_rank: what was accessed last comes first, or, where no scan has looked, what was written
+/// last.
+std::vector<transfer::PageRun> rank_for_pull(const Guest& guest);
 
 }  // namespace godwit::daemon

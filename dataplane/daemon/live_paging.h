@@ -15,13 +15,14 @@
 #include <vector>
 
 #include "base/uuid.h"
+#include "dataplane/daemon/fault_watch.h"
 #include "dataplane/daemon/live_guest.h"
 #include "dataplane/memory/demand_pager.h"
 #include "dataplane/transfer/paging_guest.h"
 
 namespace godwit::daemon {
 
-class LivePaging final : public transfer::PagingGuest {
+class LivePaging final : public transfer::PagingGuest, public FaultWatch {
  public:
   /// Of what is missing of this VM; it outlives the daemon.
   static std::string file_of(const std::string& directory, const Id128& vm_uuid);
@@ -45,6 +46,10 @@ class LivePaging final : public transfer::PagingGuest {
   // ---- the home lcore ----
   /// Reads what faults there are, and keeps them for read_events(). True: there were some.
   bool poll();
+  bool poll_faults(Instant) override { return poll(); }
+  [[nodiscard]] Instant deadline(Instant polled_at) const override {
+    return armed() ? polled_at + kFaultsAgain : kNever;
+  }
   std::expected<void, transfer::GuestError> read_events(transfer::PagingEvents& out) override;
 
   // ---- lcores ----
@@ -62,9 +67,11 @@ class LivePaging final : public transfer::PagingGuest {
   [[nodiscard]] bool armed() const { return armed_.load(std::memory_order_acquire); }
   [[nodiscard]] memory::PagerStats stats() const { return pager_->stats(); }
   /// To wait on while asleep; level-triggered.
-  [[nodiscard]] std::vector<int> descriptors() const { return pager_->descriptors(); }
+  [[nodiscard]] std::vector<int> descriptors() const override { return pager_->descriptors(); }
 
  private:
+  /// Faults that could not be answered when they were read (no memory, a mapping being changed) raise no event again.
+  static constexpr Duration kFaultsAgain = milliseconds(10);
   using Open = std::expected<std::unique_ptr<memory::DemandPager>, memory::Error> (*)(memory::PagerRequest);
   static std::expected<std::shared_ptr<LivePaging>, memory::Error> open(Open how, LiveGuest& guest,
                                                                         const std::string& file,

@@ -54,17 +54,12 @@ std::expected<std::unique_ptr<Images>, std::string> open_images(const std::strin
   return std::make_unique<Images>(std::move(*store));
 }
 
-std::expected<port::Doorbell, std::string> open_doorbell(const port::PortOptions& options, port::Port& port,
-                                                         std::uint16_t queue, std::uint16_t udp_port) {
+std::expected<port::Doorbell, std::string> open_doorbell(port::Port& port, std::uint16_t queue) {
   auto doorbell = port::Doorbell::open();
   if (!doorbell) {
     return std::unexpected(doorbell.error().text);
   }
-  if (options.driver == port::Driver::kAfPacket) {
-    if (auto watched = doorbell->watch_interface(options.interface, udp_port); !watched) {
-      return std::unexpected(watched.error().text);
-    }
-  } else if (const int interrupt = port.receive_interrupt(queue); interrupt >= 0) {
+  if (const int interrupt = port.receive_interrupt(queue); interrupt >= 0) {
     if (auto watched = doorbell->watch_descriptor(interrupt); !watched) {
       return std::unexpected(watched.error().text);
     }
@@ -106,7 +101,7 @@ std::expected<Lcores, std::string> make_lcores(const config::DataplaneConfig& co
   std::vector<DataPath*> paths;
   for (const port::LcoreOptions& options : settings.environment.lcores) {
     const auto queue = static_cast<std::uint16_t>(lcores.size());
-    auto doorbell = open_doorbell(settings.port, port, queue, config.port.udp_port);
+    auto doorbell = open_doorbell(port, queue);
     if (!doorbell) {
       return std::unexpected(doorbell.error());
     }
@@ -207,6 +202,7 @@ int run(const config::DataplaneConfig& config) {
   Inbox inbox(control->waker());
   ServiceOptions service_options = settings.service;
   service_options.receive_spread = receive_spread_of(**port, settings);
+  service_options.takes_super_frames = (*port)->takes_super_frames();
   service_options.lender = port->get();
   Service service(
       std::move(service_options), **images, inbox, (*lcores)[0]->data_path,

@@ -94,6 +94,10 @@ constexpr Metric kImageBytes{"godwit_dataplane_retained_image_bytes", Kind::kGau
                              "Memory that retained images occupy"};
 constexpr Metric kBudget{"godwit_dataplane_memory_budget_bytes", Kind::kGauge, "",
                          "memory_budget: for guests and images together; 0: none is set"};
+constexpr Metric kAccessScans{"godwit_dataplane_access_scans_total", Kind::kCounter, "vm",
+                              "Scans for the access history of a guest since it was attached"};
+constexpr Metric kAccessed{"godwit_dataplane_accessed_pages", Kind::kGauge, "vm",
+                           "Pages that the last of those scans found accessed"};
 // ---- guests that run here and lack pages ----
 constexpr Metric kMissing{"godwit_dataplane_missing_pages", Kind::kGauge, "vm",
                           "Pages of a guest that runs here which are still at the source of its migration"};
@@ -115,7 +119,8 @@ constexpr std::array kAll{
     &kRetransmitted, &kGoodput,    &kPages,     &kBytes,   &kRounds,       &kEnded,           &kUnderWay,
     &kRound,         &kPagesLeft,  &kRate,      &kWritten, &kRtt,          &kWindow,          &kInFlight,
     &kCredit,        &kWorks,      &kBacklog,   &kGuests,  &kGuestBytes,   &kImages,          &kImageBytes,
-    &kInPlace,       &kBudget,     &kMissing,   &kFaults,  &kPlaced,       &kBlocked,         &kFaultsWaiting};
+    &kInPlace,       &kBudget,     &kMissing,   &kFaults,  &kPlaced,       &kBlocked,         &kFaultsWaiting,
+    &kAccessScans,   &kAccessed};
 
 double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
 
@@ -252,6 +257,10 @@ void put_memory(Samples& samples, const MetricSources& sources) {
     samples.add(kGuests, {tracker}, guests[tracker]);
   }
   samples.add(kGuestBytes, {}, guest_bytes);
+  for (const GuestFigures& guest : sources.figures.guests()) {
+    samples.add(kAccessScans, {guest.vm_uuid.text()}, guest.access_scans);
+    samples.add(kAccessed, {guest.vm_uuid.text()}, guest.accessed_pages);
+  }
   const ImageFigures images = sources.figures.images();
   samples.add(kImages, {}, images.count);
   samples.add(kImageBytes, {}, images.bytes_resident);

@@ -8,8 +8,6 @@
 namespace godwit::daemon {
 namespace {
 
-/// How long packets wait for the peer's Ethernet address; after that they count as lost on the way.
-constexpr Duration kUnresolvedGrace = milliseconds(500);
 constexpr Duration kProgressEvery = milliseconds(200);  // as Source tells its own
 
 }  // namespace
@@ -32,7 +30,7 @@ transfer::Stats MigrationPart::stats(Instant now) const {
 bool MigrationPart::may_detach() const { return source ? source->serves() : pages && destination->is_paging(); }
 
 MigrationFlow::MigrationFlow(const FlowConfig& config, std::unique_ptr<MigrationPart> part, Begin begin, Instant now)
-    : config_(config), begin_(begin), part_(std::move(part)), lanes_(config, part_->source != nullptr) {
+    : Flow(config, part->source != nullptr), begin_(begin), part_(std::move(part)) {
   make_lanes(now);
 }
 
@@ -112,11 +110,7 @@ void MigrationFlow::cancel(Instant now, const std::string& reason) {
   }
 }
 
-transport::Received MigrationFlow::on_packet(Instant now, std::uint16_t lane, std::span<std::byte> datagram) {
-  return lanes_.on_packet(now, lane, datagram);
-}
-
-bool MigrationFlow::pump() {
+bool MigrationFlow::pump(Instant) {
   return part_->source ? !shares_.empty() && part_->source->pump() : part_->destination->pump();
 }
 
@@ -156,22 +150,8 @@ Instant MigrationFlow::deadline() const {
   return std::min(part_->source ? part_->source->deadline() : part_->destination->deadline(), lanes_.deadline());
 }
 
-void MigrationFlow::resolve(Instant now, port::Neighbours& neighbours) {
-  to_ = neighbours.resolve(now, config_.peer.address);
-  unresolved_since_ = to_ ? kNever : std::min(unresolved_since_, now);
-  peer_mac_.set(to_);
-}
-
-std::size_t MigrationFlow::transmit(Instant now, std::size_t index, port::Queue& queue, const wire::MacAddress& mac,
-                                    std::size_t budget) {
-  if (!to_ && now - unresolved_since_ < kUnresolvedGrace) {
-    return 0;
-  }
-  return lanes_.transmit(now, index, queue, mac, to_, budget);
-}
-
 std::unique_ptr<MigrationPart> MigrationFlow::detach(Instant now) {
-  pump();
+  pump(now);
   if (!part_->may_detach()) {
     return nullptr;
   }

@@ -103,7 +103,8 @@ std::expected<PeerEndpoint, ApiError> parse_peer(const api::Endpoint& peer, cons
                       peer.mtu_bytes(),
                       static_cast<std::uint16_t>(peer.lanes()),
                       *boot_id,
-                      std::move(receive_spread)};
+                      std::move(receive_spread),
+                      peer.super_frames()};
 }
 
 std::expected<transfer::PullOrderKind, ApiError> parse_order(api::BackgroundOrder order, const std::string& request) {
@@ -187,16 +188,11 @@ std::expected<transfer::Policy, ApiError> parse_policy(const api::MigrationPolic
 
 template <class Request>
 std::expected<Start, ApiError> parse_new_flow(const Request& request, bool source, const std::string& name) {
-  Start start;
-  const auto peer = parse_peer(request.peer(), name);
-  if (!peer) {
-    return std::unexpected(peer.error());
+  auto started = parse_flow(request.peer(), request.secret(), name);
+  if (!started) {
+    return started;
   }
-  start.peer = *peer;
-  if (request.secret().size() != start.secret.size()) {
-    return bad_request(name + ": secret has " + std::to_string(request.secret().size()) + " bytes, not 32");
-  }
-  std::memcpy(start.secret.data(), request.secret().data(), start.secret.size());
+  Start start = std::move(*started);
   if (source) {
     const auto policy = parse_policy(request.policy(), name);
     if (!policy) {
@@ -267,6 +263,11 @@ std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std:
   if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
     return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
   }
+  if (request.split() && (request.demand_paging() || !request.has_userfaultfd())) {
+    return bad_request(
+        "AttachGuest: split needs a userfaultfd of QEMU, and excludes demand_paging: pages of one that still arrives "
+        "cannot be held elsewhere");
+  }
   if (request.qemu_pid() <= 0) {
     return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
   }
@@ -274,6 +275,21 @@ std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std:
 }
 
 }  // namespace
+
+std::expected<Start, ApiError> parse_flow(const api::Endpoint& peer, const std::string& secret,
+                                          const std::string& request) {
+  Start start;
+  auto endpoint = parse_peer(peer, request);
+  if (!endpoint) {
+    return std::unexpected(endpoint.error());
+  }
+  start.peer = std::move(*endpoint);
+  if (secret.size() != start.secret.size()) {
+    return bad_request(request + ": secret has " + std::to_string(secret.size()) + " bytes, not 32");
+  }
+  std::memcpy(start.secret.data(), secret.data(), start.secret.size());
+  return start;
+}
 
 std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* field) {
   const auto id = Id128::from_bytes(bytes);
@@ -333,6 +349,7 @@ std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request
   result.qemu_pid = request.qemu_pid();
   result.demand_paging = request.demand_paging();
   result.paging_epoch = request.paging_epoch();
+  result.split = request.split();
   return result;
 }
 
@@ -368,6 +385,60 @@ std::expected<Start, ApiError> parse_start(const api::StartMigration& request, b
 
 std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source) {
   return parse_new_flow(request, source, "ResumeMigration");
+}
+
+std::expected<Accesses, ApiError> parse_accesses(const api::NoteAccesses& request) {
+  const auto vm = parse_id(request.vm_uuid(), "NoteAccesses: vm_uuid");
+  if (!vm) {
+    return std::unexpected(vm.error());
+  }
+  Accesses accesses{.vm_uuid = *vm,
+                    .ownership = request.ownership(),
+                    .source = request.source(),
+                    .first_page = request.first_page(),
+                    .accessed = {},
+                    .ends = request.ends()};
+  const std::string& bits = request.accessed();
+  if (request.source() == api::ACCESS_WRITES) {
+    if (!bits.empty() || request.first_page() != 0 || !request.ends()) {
+      return bad_request("NoteAccesses: a scan of writes names no pages, and ends");
+    }
+    return accesses;
+  }
+  if (request.source() != api::ACCESS_MODULE) {
+    return bad_request("NoteAccesses: unknown source " + std::to_string(request.source()));
+  }
+  if (request.first_page() % 64 != 0 || bits.size() % 8 != 0 || bits.size() > kAccessedBytesMax) {
+    return bad_request("NoteAccesses: " + std::to_string(bits.size()) + " bytes from page " +
+                       std::to_string(request.first_page()) + "; multiples of 8, at most " +
+                       std::to_string(kAccessedBytesMax) + ", and of 64 are allowed");
+  }
+  accesses.accessed.resize(bits.size() / 8);
+  std::ranges::copy(std::as_bytes(std::span(bits)), std::as_writable_bytes(std::span(accesses.accessed)).begin());
+  return accesses;
+}
+
+bool fits(const Accesses& accesses, std::uint64_t page_count) {
+  const std::uint64_t words = (page_count + 63) / 64;
+  const std::uint64_t first = accesses.first_page / 64;
+  if (first > words || accesses.accessed.size() > words - first) {
+    return false;
+  }
+  const bool reaches_end = first + accesses.accessed.size() == words;
+  return page_count % 64 == 0 || accesses.accessed.empty() || !reaches_end ||
+         accesses.accessed.back() >> (page_count % 64) == 0;
+}
+
+std::expected<HeatQuery, ApiError> parse_heat_query(const api::GetHeat& request) {
+  const auto vm = parse_id(request.vm_uuid(), "GetHeat: vm_uuid");
+  if (!vm) {
+    return std::unexpected(vm.error());
+  }
+  if (request.cells() == 0 || request.cells() > kHeatCellsMax) {
+    return bad_request("GetHeat: " + std::to_string(request.cells()) + " cells; 1 to " + std::to_string(kHeatCellsMax) +
+                       " are allowed");
+  }
+  return HeatQuery{*vm, request.cells()};
 }
 
 api::Tracker to_api(memory::TrackerKind kind) {
@@ -408,17 +479,8 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
   out.set_window_packets(stats.window_packets);
 }
 
-void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
-  out.set_pages_demand(stats.pages_demand);
-  out.set_pages_background(stats.pages_background);
-  out.set_pages_asked_again(stats.pages_asked_again);
-  if (pager == nullptr) {
-    out.set_pages_missing(stats.pages_left);
-    return;
-  }
-  const memory::PagerStats counted = pager->stats();
+void to_api(const memory::PagerStats& counted, api::PagingStats& out) {
   out.set_pages_missing(counted.missing_pages);
-  out.set_pages_missing_first(pager->missing_first());
   out.set_pages_zero(counted.local_pages);
   out.set_pages_given_back(counted.removed_pages);
   out.set_faults(counted.faults);
@@ -430,6 +492,18 @@ void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingSt
   out.set_fault_p999_us(us(0.999));
   out.set_fault_max_us(counted.latency.max_ns / 1000);
   out.set_blocked_us((counted.latency.sum_ns + counted.waiting_ns) / 1000);
+}
+
+void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out) {
+  out.set_pages_demand(stats.pages_demand);
+  out.set_pages_background(stats.pages_background);
+  out.set_pages_asked_again(stats.pages_asked_again);
+  if (pager == nullptr) {
+    out.set_pages_missing(stats.pages_left);
+    return;
+  }
+  to_api(pager->stats(), out);
+  out.set_pages_missing_first(pager->missing_first());
   out.set_all_there_us(stats.all_there_us);
 }
 

@@ -47,6 +47,22 @@ struct Attachment {
   std::int32_t qemu_pid = 0;
   bool demand_paging = false;
   std::uint32_t paging_epoch = 0;  // of what is missing, where it continues
+  bool split = false;
+};
+
+/// A scan of a guest's accesses, or a part of one.
+struct Accesses {
+  Id128 vm_uuid;
+  std::uint64_t ownership = 0;
+  api::AccessSource source = api::ACCESS_UNKNOWN;
+  pages::PageNumber first_page = 0;  // of ACCESS_MODULE, as what follows
+  std::vector<std::uint64_t> accessed;
+  bool ends = false;
+};
+
+struct HeatQuery {
+  Id128 vm_uuid;
+  std::uint32_t cells = 0;
 };
 
 struct PeerEndpoint {
@@ -56,6 +72,7 @@ struct PeerEndpoint {
   std::uint16_t lanes = 0;
   Id128 boot_id;
   std::optional<wire::ReceiveSpread> receive_spread;
+  bool super_frames = false;
 };
 
 struct Start {
@@ -67,6 +84,8 @@ struct Start {
 inline constexpr std::uint64_t kRegionBytesMax = std::uint64_t{1} << 44;  // 16 TiB
 inline constexpr std::size_t kRegionsMax = 32;
 inline constexpr std::size_t kFaultRangesMax = 64;
+inline constexpr std::size_t kAccessedBytesMax = 128u << 10;
+inline constexpr std::uint32_t kHeatCellsMax = 4096;
 /// Of a text in a reply or event. It passes printable(): what is not UTF-8 the bridge could not parse, and would hang
 /// up.
 inline constexpr std::size_t kTextBytesMax = 2048;
@@ -75,13 +94,21 @@ std::expected<Id128, ApiError> parse_id(const std::string& bytes, const char* fi
 std::expected<Attachment, ApiError> parse_attach(const api::AttachGuest& request, std::vector<UniqueFd> descriptors);
 std::expected<transport::Cipher, ApiError> parse_encryption(api::Encryption encryption);
 std::expected<transfer::Mode, ApiError> parse_mode(api::Mode mode);
+/// Without a policy. `request`: its name, for errors.
+std::expected<Start, ApiError> parse_flow(const api::Endpoint& peer, const std::string& secret,
+                                          const std::string& request);
 std::expected<Start, ApiError> parse_start(const api::StartMigration& request, bool source);
 std::expected<Start, ApiError> parse_resume(const api::ResumeMigration& request, bool source);
+/// What only the guest's size can tell is checked by fits().
+std::expected<Accesses, ApiError> parse_accesses(const api::NoteAccesses& request);
+bool fits(const Accesses& accesses, std::uint64_t page_count);
+std::expected<HeatQuery, ApiError> parse_heat_query(const api::GetHeat& request);
 
 api::Tracker to_api(memory::TrackerKind kind);
 void to_api(const transfer::Stats& stats, api::MigrationStats& out);
 /// `pager` null: of a source.
 void to_api(const transfer::Stats& stats, const LivePaging* pager, api::PagingStats& out);
+void to_api(const memory::PagerStats& counted, api::PagingStats& out);
 api::Error::Code to_api(transfer::Failure failure);
 api::Error::Code to_api(memory::ErrorCode code);
 

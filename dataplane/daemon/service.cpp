@@ -40,6 +40,10 @@ bool runs(const UniqueFd& process) {
   return process.valid() && poll(&exited, 1, 0) == 0;
 }
 
+bool takes_descriptors(const api::ToDataplane& request) {
+  return request.has_attach_guest() || request.has_split_guest();
+}
+
 }  // namespace
 
 void wipe_secret(std::string& secret) {
@@ -62,7 +66,8 @@ Service::Service(ServiceOptions options, Images& images, Inbox& control, DataPat
       data_path_(data_path),
       emit_(std::move(emit)),
       watch_(std::move(watch)),
-      disk_(std::make_unique<Worker>()) {}
+      disk_(std::make_unique<Worker>()),
+      stores_(options_, control_, data_path_, *disk_, flow_ids_, emit_) {}
 
 Service::~Service() = default;
 
@@ -71,9 +76,9 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
   if (options_.lender != nullptr) {
     options_.lender->end_loans();
   }
-  if (!descriptors.empty() && request.request_case() != Request::kAttachGuest) {
+  if (!descriptors.empty() && !takes_descriptors(request)) {
     respond(refusal(bad_request("request " + std::to_string(request.id()) +
-                                " came with descriptors, which only AttachGuest takes")));
+                                " came with descriptors, which only AttachGuest and SplitGuest take")));
     return;
   }
   switch (request.request_case()) {
@@ -84,7 +89,8 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kDetachGuest:
       return detach_guest(request.detach_guest(), respond);
     case Request::kPrepareMigration:
-      return prepare(request.prepare_migration(), respond);
+      return after_scan(request.prepare_migration().vm_uuid(),
+                        [this, request, respond] { prepare(request.prepare_migration(), respond); });
     case Request::kStartMigration:
       return start(*request.mutable_start_migration(), respond);
     case Request::kGuestStopped:
@@ -111,9 +117,26 @@ void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors
     case Request::kCommitMigration:
       return commit(request.commit_migration(), respond);
     case Request::kPrepareResume:
-      return prepare_resume(request.prepare_resume(), respond);
+      return after_scan(request.prepare_resume().vm_uuid(),
+                        [this, request, respond] { prepare_resume(request.prepare_resume(), respond); });
     case Request::kResumeMigration:
       return resume(*request.mutable_resume_migration(), respond);
+    case Request::kNoteAccesses:
+      return note_accesses(request.note_accesses(), respond);
+    case Request::kGetHeat:
+      return get_heat(request.get_heat(), respond);
+    case Request::kSplitGuest:
+      return split_guest(request.split_guest(), std::move(descriptors), respond);
+    case Request::kPrepareSub:
+      return prepare_sub(request.prepare_sub(), respond);
+    case Request::kStartSub:
+      return start_sub(*request.mutable_start_sub(), respond);
+    case Request::kPrepareStore:
+      return stores_.prepare(request.prepare_store(), respond);
+    case Request::kStartStore:
+      return stores_.start(*request.mutable_start_store(), respond);
+    case Request::kDropStore:
+      return stores_.drop(request.drop_store(), respond);
     case Request::REQUEST_NOT_SET:
       break;
   }
@@ -244,6 +267,8 @@ void Service::attach_ended(const Id128& vm, Entry& entry) {
   if (guest.paging) {
     entry.result.set_pages_missing(guest.paging->missing_count());
     watch_paging(vm, entry);
+  } else if (guest.split) {
+    entry.result.set_pages_missing(guest.split->missing_count());
   }
   spdlog::info("VM {}: attached, {} pages, tracker {} ({}){}", vm.text(), guest.memory->page_count(),
                memory::name_of(guest.memory->tracker()), guest.tracker_reason,
@@ -305,7 +330,7 @@ void Service::forget_guest(const Id128& vm, std::function<void()> then) {
   if (then) {
     entry.when_gone.push_back(std::move(then));
   }
-  end_paging(vm, [this, vm] { close_guest(vm); });
+  end_paging(vm, [this, vm] { end_split(vm, [this, vm] { close_guest(vm); }); });
 }
 
 void Service::close_guest(const Id128& vm) {
@@ -323,6 +348,7 @@ void Service::close_guest(const Id128& vm) {
       [this, vm] {
         TrackingState::remove(options_.run_dir, vm);
         LivePaging::remove_file(options_.missing_dir, vm);
+        LiveSplit::remove_files(options_.missing_dir, vm);
         spdlog::info("VM {}: forgotten", vm.text());
         gone(vm);
       });
@@ -380,6 +406,8 @@ void Service::publish_guests() {
                          .bytes_total = entry.guest->bytes_total,
                          .ownership = entry.guest->ownership,
                          .migration = entry.migration,
+                         .access_scans = entry.access_scans,
+                         .accessed_pages = entry.accessed_pages,
                          .paging = entry.guest->paging});
     }
   }
@@ -417,6 +445,14 @@ void Service::get_status(const Respond& respond) {
       *reply.mutable_status()->add_paging() = session->paging_status();
     }
   }
+  for (const auto& [vm, split] : splits_) {
+    const auto guest = guests_.find(vm);
+    if (guest != guests_.end() && guest->second.guest && guest->second.guest->split &&
+        guest->second.guest->split->begun()) {
+      fill_status(vm, *reply.mutable_status()->add_splits());
+    }
+  }
+  stores_.add_status(*reply.mutable_status());
   respond(std::move(reply));
 }
 

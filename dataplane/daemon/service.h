@@ -18,31 +18,28 @@
 #include "dataplane/daemon/figures.h"
 #include "dataplane/daemon/flows.h"
 #include "dataplane/daemon/guest.h"
+#include "dataplane/daemon/live_split.h"
 #include "dataplane/daemon/migration_session.h"
 #include "dataplane/daemon/requests.h"
+#include "dataplane/daemon/service_options.h"
+#include "dataplane/daemon/store_service.h"
 
 namespace godwit::daemon {
 
-struct ServiceOptions {
-  std::string run_dir;
-  std::string memory_dir;   // of retained images, told to the bridge
-  std::string missing_dir;  // of what guests lack; on tmpfs, or this host is no destination of post-copy
-  std::string address;      // told to peers
-  std::uint16_t udp_port = 0;
-  std::uint32_t mtu_bytes = 1500;
-  std::uint16_t bulk_lanes = 1;
-  std::optional<wire::ReceiveSpread> receive_spread;  // told to peers
-  std::uint32_t credit_packets = 256;
-  Duration peer_timeout = milliseconds(3000);
-  Duration base_rtt = microseconds(500);
-  Duration rtt_granularity = milliseconds(2);
-  std::optional<memory::TrackerKind> tracker;  // when the bridge has no wish
-  std::vector<port::LocalAddress> addresses;
-  bool allow_clear_text = false;
-  port::Lender* lender = nullptr;  // of the port; null: pages in clear text are always copied
-  std::string config_file;         // where that stands
-  Id128 host_boot_id;
-  Id128 daemon_boot_id;
+/// A store of a split guest, as its main host's control thread sees it.
+struct SplitSub {
+  split::SubId sub = 0;
+  transport::Cipher cipher = transport::Cipher::kAes128Gcm;
+  std::uint32_t flow_id = 0;  // 0: not prepared
+  bool changing = false;      // its former flow is being given up
+  bool started = false;
+  std::string start_request;
+  transport::Secret secret;
+  std::string reason = "not prepared yet";
+};
+struct SplitSession {
+  std::map<Id128, SplitSub> subs;
+  bool busy = false;  // a job of SplitGuest or of the end is under way
 };
 
 class Service {
@@ -75,8 +72,12 @@ class Service {
     std::vector<Respond> waiting;
     std::unique_ptr<Guest> guest;
     UniqueFd process;
-    bool lost = false;  // QEMU has exited
-    Id128 migration;    // nil: none
+    bool lost = false;                              // QEMU has exited
+    Id128 migration;                                // nil: none
+    bool scanning = false;                          // its accesses; no migration may begin meanwhile
+    std::vector<std::function<void()>> after_scan;  // requests that wait for that
+    std::uint64_t access_scans = 0;
+    std::uint64_t accessed_pages = 0;  // found by the last of them
     std::unique_ptr<Worker> worker;
   };
 
@@ -97,6 +98,13 @@ class Service {
   void make_room(const api::MakeRoom& request, const Respond& respond);
   void get_status(const Respond& respond);
 
+  // ---- which pages are hot (service_heat.cpp) ----
+  void note_accesses(const api::NoteAccesses& request, const Respond& respond);
+  void get_heat(const api::GetHeat& request, const Respond& respond);
+  [[nodiscard]] std::optional<ApiError> refuse_scan(const Accesses& accesses, const Entry& entry) const;
+  /// Now, or when the scan of this VM that is under way has ended.
+  void after_scan(const std::string& vm_uuid, std::function<void()> then);
+
   // ---- while pages are missing (service_paging.cpp) ----
   void switch_to_postcopy(const api::SwitchToPostcopy& request, const Respond& respond);
   void commit(const api::CommitMigration& request, const Respond& respond);
@@ -116,6 +124,22 @@ class Service {
   void end_paging(const Id128& vm, std::function<void()> then);
   void watch_paging(const Id128& vm, const Entry& entry);
 
+  // ---- a guest that is split (service_split.cpp) ----
+  struct Splitting;
+  void split_guest(const api::SplitGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond);
+  void run_split_job(Splitting& splitting, Guest& guest);
+  void split_done(Splitting& splitting);
+  SplitTold split_told(const Id128& vm);
+  std::expected<std::pair<SplitSession*, SplitSub*>, ApiError> find_sub(const std::string& vm_uuid,
+                                                                        const std::string& store_id,
+                                                                        const char* request);
+  void prepare_sub(const api::PrepareSub& request, const Respond& respond);
+  void start_sub(api::StartSub& request, const Respond& respond);
+  void release_flow(std::uint32_t flow_id, std::function<void()> then);
+  void gathered(const Id128& vm);
+  void end_split(const Id128& vm, std::function<void()> then);
+  void fill_status(const Id128& vm, api::SplitStatus& status) const;
+
   // ---- finishing, in the order of its steps (service_finish.cpp) ----
   struct Ending;
   void take_flow(const std::shared_ptr<Ending>& ending);
@@ -131,14 +155,12 @@ class Service {
   void close_guest(const Id128& vm);
   void gone(const Id128& vm);
   std::expected<MigrationSession*, ApiError> find_session(const std::string& migration_id, api::Role role);
-  [[nodiscard]] std::optional<ApiError> refuse_clear_text(transport::Cipher cipher) const;
   std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
-  void add_endpoint(const MigrationSession& session, api::Endpoint& endpoint) const;
   void prepared(MigrationSession& session);
   /// A flow of this session to that peer, on which its part starts or goes on. `respond`: once it is on its way.
   void launch(MigrationSession& session, Start start, const Respond& respond);
-  [[nodiscard]] FlowConfig flow_config(const MigrationSession& session, const Start& start,
-                                       const wire::IpAddress& local) const;
+  [[nodiscard]] FlowConfig migration_flow_config(const MigrationSession& session, const Start& start,
+                                                 const wire::IpAddress& local) const;
   [[nodiscard]] std::shared_ptr<const port::Loan> lend(const LiveGuest& guest);
   [[nodiscard]] std::uint64_t guest_bytes() const;
   /// After a guest has come, gone, or begun or ended a migration.
@@ -156,9 +178,11 @@ class Service {
   FigureBook figures_;
   std::map<Id128, Entry> guests_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
+  std::map<Id128, SplitSession> splits_;                                          // by VM
   std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again
   std::map<Id128, std::vector<std::pair<api::PrepareResume, Respond>>> opening_;  // images that are to serve again
   std::unique_ptr<Worker> disk_;  // for image requests, and what else no guest waits for
+  StoreService stores_;
 };
 
 /// The bytes in a message; what serialising and sockets have held is overwritten in its time.

@@ -128,9 +128,9 @@ void Service::take_flow(const std::shared_ptr<Ending>& ending) {
       flow->tick(now);
     }
   }
-  data_path_.release(ending->flow_id, [this, ending](std::unique_ptr<MigrationFlow> flow) {
+  data_path_.release_migration(ending->flow_id, [this, ending](std::unique_ptr<MigrationFlow> flow) {
     if (flow) {
-      flow->pump();  // only now is all told that the other lcores did
+      flow->pump(port::now());  // only now is all told that the other lcores did
       ending->stats = flow->stats(port::now());
       ending->epoch_next = flow->epoch_next();
     } else if (ending->part) {

@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "dataplane/daemon/guest_paging.h"
 #include "dataplane/daemon/service.h"
-#include "dataplane/transport/hkdf.h"
 
 namespace godwit::daemon {
 namespace {
@@ -38,12 +37,6 @@ std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request,
   return {};
 }
 
-transport::FlowEnd flow_end(const Id128& boot_id, std::uint32_t flow_id) {
-  transport::FlowEnd end{.flow_id = flow_id};
-  std::ranges::copy(std::as_bytes(std::span(boot_id.bytes())), end.boot_id.begin());
-  return end;
-}
-
 /// Whether the guest may take this part in a migration; the retained image to reuse, if one is named.
 std::expected<std::optional<Id128>, ApiError> check_preparation(const api::PrepareMigration& request, const Id128& vm,
                                                                 const Guest& guest) {
@@ -54,6 +47,11 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
   if (source == (guest.kind == api::AttachGuest::ARRIVING)) {
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
+  }
+  if (guest.split_allowed && (guest.split || !source)) {
+    return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() +
+                                       (source ? " is split: gather it first, a split VM cannot be moved yet"
+                                               : " was attached to be split, which one that arrives cannot be yet")));
   }
   if (source && guest.pages_missing() != 0) {
     return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() + " lacks " +
@@ -100,16 +98,6 @@ void refuse_all(const std::vector<Service::Respond>& waiting, const std::string&
 }
 
 }  // namespace
-
-std::optional<ApiError> Service::refuse_clear_text(transport::Cipher cipher) const {
-  if (cipher != transport::Cipher::kNone || options_.allow_clear_text) {
-    return std::nullopt;
-  }
-  return bad_request(
-      "the plan says encryption = \"none\", which this data plane does not allow: take it out of the plan, or set "
-      "allow_clear_text = true in " +
-      options_.config_file + " of both hosts and restart their data planes");
-}
 
 std::expected<MigrationSession*, ApiError> Service::find_session(const std::string& migration_id, api::Role role) {
   const auto id = parse_id(migration_id, "migration_id");
@@ -165,7 +153,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!cipher || !mode) {
     return respond(refusal(!cipher ? cipher.error() : mode.error()));
   }
-  if (const auto refused = refuse_clear_text(*cipher)) {
+  if (const auto refused = options_.refuse_clear_text(*cipher)) {
     return respond(refusal(*refused));
   }
   const bool source = request.role() == api::ROLE_SOURCE;
@@ -235,7 +223,7 @@ void Service::prepare_destination(MigrationSession& preparing, Entry& entry, con
 void Service::prepared(MigrationSession& session) {
   session.state = MigrationSession::State::kPrepared;
   publish_guests();
-  add_endpoint(session, *session.prepared.mutable_endpoint());
+  options_.describe(session.flow_id, *session.prepared.mutable_endpoint());
   spdlog::info("migration {}: prepared as {}{}", session.id.text(),
                session.role == api::ROLE_SOURCE ? "source" : "destination",
                session.role == api::ROLE_SOURCE    ? ""
@@ -248,47 +236,14 @@ void Service::prepared(MigrationSession& session) {
   }
 }
 
-void Service::add_endpoint(const MigrationSession& session, api::Endpoint& endpoint) const {
-  endpoint.set_address(options_.address);
-  endpoint.set_udp_port(options_.udp_port);
-  endpoint.set_flow_id(session.flow_id);
-  endpoint.set_mtu_bytes(options_.mtu_bytes);
-  endpoint.set_boot_id(options_.daemon_boot_id.to_bytes());
-  endpoint.set_lanes(options_.bulk_lanes);
-  if (options_.receive_spread) {
-    const wire::ReceiveSpread& spread = *options_.receive_spread;
-    endpoint.mutable_receive_spread()->set_key(spread.key.data(), spread.key.size());
-    endpoint.mutable_receive_spread()->set_table(spread.table.data(), spread.table.size());
-    endpoint.mutable_receive_spread()->set_queues(spread.queues);
-  }
-}
-
-FlowConfig Service::flow_config(const MigrationSession& session, const Start& start,
-                                const wire::IpAddress& local) const {
-  FlowConfig config;
-  config.local_flow_id = session.flow_id;
-  config.peer_flow_id = start.peer.flow_id;
-  config.local = local;
-  config.peer = start.peer.endpoint;
-  config.mtu_bytes = std::min(options_.mtu_bytes, start.peer.mtu_bytes);
-  config.bulk_lanes = std::min(options_.bulk_lanes, start.peer.lanes);
-  config.lcores = static_cast<std::uint16_t>(data_path_.lcore_count());
-  config.peer_spread = start.peer.receive_spread;
-  config.cipher = session.cipher;
-  const transport::FlowEnd here = flow_end(options_.daemon_boot_id, session.flow_id);
-  const transport::FlowEnd there = flow_end(start.peer.boot_id, start.peer.flow_id);
+FlowConfig Service::migration_flow_config(const MigrationSession& session, const Start& start,
+                                          const wire::IpAddress& local) const {
   const bool source = session.role == api::ROLE_SOURCE;
-  config.secret = transport::flow_secret(start.secret, source ? here : there, source ? there : here);
-  config.credit_packets = options_.credit_packets;
-  config.peer_timeout = options_.peer_timeout;
-  config.base_rtt = options_.base_rtt;
-  config.rtt_granularity = options_.rtt_granularity;
-  config.figures = make_flow_figures(config.bulk_lanes);
-  config.figures->flow_id = session.flow_id;
+  FlowConfig config = flow_config(options_, {session.flow_id, session.cipher, source}, start, local,
+                                  static_cast<std::uint16_t>(data_path_.lcore_count()));
   config.figures->migration = session.id;
   config.figures->vm_uuid = session.vm_uuid;
-  config.figures->role = session.role == api::ROLE_SOURCE ? FlowRole::kSource : FlowRole::kDestination;
-  config.figures->peer = wire::to_string(start.peer.endpoint.address);
+  config.figures->role = source ? FlowRole::kSource : FlowRole::kDestination;
   return config;
 }
 
@@ -370,11 +325,9 @@ void Service::start(api::StartMigration& request, const Respond& respond) {
 }
 
 void Service::launch(MigrationSession& session, Start start, const Respond& respond) {
-  const port::Neighbours routes({{}, options_.addresses, {}, {}});
-  const auto local = routes.source_for(start.peer.endpoint.address);
+  const auto local = source_address(options_, start.peer);
   if (!local) {
-    return respond(refusal(bad_request("peer.address: this host has no address of the family of " +
-                                       wire::to_string(start.peer.endpoint.address))));
+    return respond(refusal(local.error()));
   }
   Entry& entry = guests_.at(session.vm_uuid);
   struct Launch {
@@ -385,7 +338,7 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
     std::optional<pages::GenerationTable> table;
   };
   auto launch = std::make_shared<Launch>();
-  launch->flow = flow_config(session, start, *local);
+  launch->flow = migration_flow_config(session, start, *local);
   launch->policy = start.policy;
   launch->part = std::move(session.part);
   launch->table = std::move(session.arriving);
@@ -431,7 +384,7 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
   // The table may be long; until its rank is known nothing else of this migration can happen.
   session.state = MigrationSession::State::kPreparing;
   entry.worker->submit(
-      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_by_generation(guest->table); }, control_,
+      [launch, guest = entry.guest.get()] { launch->policy.pull_rank = rank_for_pull(*guest); }, control_,
       [this, on_lcore, respond, id = session.id] {
         MigrationSession& ranked = *sessions_.at(id);
         ranked.state = MigrationSession::State::kStarted;

@@ -212,7 +212,7 @@ void Service::prepare_resume(const api::PrepareResume& request, const Respond& r
   if (!id || !vm || !cipher) {
     return respond(refusal(!id ? id.error() : !vm ? vm.error() : cipher.error()));
   }
-  if (const auto refused = refuse_clear_text(*cipher)) {
+  if (const auto refused = options_.refuse_clear_text(*cipher)) {
     return respond(refusal(*refused));
   }
   if (request.role() != api::ROLE_SOURCE && request.role() != api::ROLE_DESTINATION) {
@@ -255,7 +255,7 @@ void Service::give_up_flow(MigrationSession& session) {
   auto freed = std::make_shared<Freed>();
   Worker* const worker = guests_.at(session.vm_uuid).worker.get();
   data_path_.inbox().post([this, freed, worker, id = session.id, flow_id = session.flow_id] {
-    data_path_.release(flow_id, [this, freed, worker, id](std::unique_ptr<MigrationFlow> flow) {
+    data_path_.release_migration(flow_id, [this, freed, worker, id](std::unique_ptr<MigrationFlow> flow) {
       if (flow) {
         freed->stats = flow->stats(port::now());
         freed->part = flow->detach(port::now());
@@ -291,7 +291,7 @@ void Service::resume_prepared(MigrationSession& session) {
     reply =
         refusal({api::Error::NO_MEMORY, "PrepareResume: " + std::to_string(kFlowsMax) + " migrations are under way"});
   } else {
-    add_endpoint(session, *reply.mutable_prepare_resume()->mutable_endpoint());
+    options_.describe(session.flow_id, *reply.mutable_prepare_resume()->mutable_endpoint());
     if (const auto& paging = guests_.at(session.vm_uuid).guest->paging) {
       reply.mutable_prepare_resume()->set_pages_missing(paging->missing_count());
       session.paging.set_pages_missing(paging->missing_count());

@@ -61,6 +61,7 @@ port::PortOptions port_options(const config::DataplaneConfig& config) {
   options.interface = config.port.interface;
   options.socket = config.port.socket.string();
   options.memif_server = config.port.role == config::MemifRole::kServer;
+  options.udp_port = config.port.udp_port;
   options.mtu = config.port.mtu_bytes;
   options.queues = config.port.queues;
   // One migration in each direction, every lane's credit used up.
@@ -81,7 +82,7 @@ port::EnvironmentOptions environment_options(const config::DataplaneConfig& conf
   }
   if (port.driver == port::Driver::kPci) {
     options.pci_addresses.push_back(port.device);
-  } else if (const auto device = port::device_arguments(port)) {
+  } else if (const auto device = port::device_arguments(port); device && !device->empty()) {
     options.vdevs.push_back(*device);
   }  // else: opening the port says what is wrong
   return options;

@@ -73,7 +73,9 @@ std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<con
     }
     writes = writes.subspan(placed);
     if (*outcome == Outcome::kAgain) {
-      if (++tries == kTriesMax) {
+      // A guest within a budget is evicted from: once a removal was read, the page may have left again with other
+      // content, and only the caller knows whether this is still its last.
+      if (++tries == kTriesMax || room_ != nullptr) {
         return false;
       }
       apart = {};

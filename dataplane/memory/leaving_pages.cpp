@@ -26,8 +26,12 @@ std::expected<PinPipe, Error> PinPipe::make() {
   if (pipe2(ends, O_CLOEXEC) != 0) {
     return std::unexpected(kernel_error("pipe2", "pages on their way out", errno));
   }
-  PinPipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
-  if (fcntl(ends[1], F_SETPIPE_SZ, LeavingPages::kBatchPagesMax * kPage) < 0) {
+  return take(UniqueFd(ends[0]), UniqueFd(ends[1]));
+}
+
+std::expected<PinPipe, Error> PinPipe::take(UniqueFd read, UniqueFd write) {
+  PinPipe pipe{std::move(read), std::move(write)};
+  if (fcntl(pipe.write.get(), F_SETPIPE_SZ, LeavingPages::kBatchPagesMax * kPage) < 0) {
     return std::unexpected(kernel_error("fcntl (F_SETPIPE_SZ)", "pages on their way out", errno));
   }
   return pipe;

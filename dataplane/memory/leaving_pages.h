@@ -31,6 +31,8 @@ struct PinPipe {
   UniqueFd read;
   UniqueFd write;
   static std::expected<PinPipe, Error> make();
+  /// Somebody else's pipe, or FIFO that is open for both: made large enough for a batch.
+  static std::expected<PinPipe, Error> take(UniqueFd read, UniqueFd write);
 };
 
 struct LeavingPage {

@@ -39,12 +39,20 @@ class ResidentRoom {
     const std::lock_guard lock(mutex_);
     in_flight_ -= pages;
   }
-  [[nodiscard]] std::uint64_t budget_pages() const { return budget_pages_; }
+  [[nodiscard]] std::uint64_t budget_pages() const {
+    const std::lock_guard lock(mutex_);
+    return budget_pages_;
+  }
+  /// What is resident already stays, also above it.
+  void set_budget(std::uint64_t pages) {
+    const std::lock_guard lock(mutex_);
+    budget_pages_ = pages;
+  }
 
  private:
   const GuestRam& ram_;
-  const std::uint64_t budget_pages_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::uint64_t budget_pages_;
   std::uint64_t bound_ = 0;  // of what is resident
   std::uint64_t in_flight_ = 0;
   bool looked_ = false;

@@ -18,6 +18,7 @@
 //   u32, XXH3 of the content u32, stamp u64 (version 48 bits, kind 2, checksum of the record 14; 0: free). pages file:
 //   units of 2 KiB; a whole page has two. A compressed one: length u16, deflate.
 
+#include <algorithm>
 #include <cstdint>
 #include <expected>
 #include <optional>
@@ -98,10 +99,19 @@ class PageStore {
   /// Calls f(key, version, is zero) for each page of the VM, in no order.
   template <class F>
   void for_each(VmNumber vm, F&& f) const {
-    for (std::uint32_t i = 0; i < records_end_; ++i) {
-      const Record& one = record(i);
+    std::uint32_t at = 0;
+    for_some(vm, at, records_end_, f);
+  }
+  /// The same bit by bit: of so many records from `at` on, which is moved. False: those were the last. Between the
+  /// calls nothing may be put nor compressed.
+  template <class F>
+  bool for_some(VmNumber vm, std::uint32_t& at, std::uint32_t records, F&& f) const {
+    const std::uint32_t end = at + std::min(records, records_end_ - std::min(at, records_end_));
+    for (; at < end; ++at) {
+      const Record& one = record(at);
       if (one.stamp != 0 && one.vm == vm) f(key_of(one), version_of(one), kind_of(one) == Kind::kZero);
     }
+    return at < records_end_;
   }
   [[nodiscard]] StoreStats stats() const;
 

@@ -6,37 +6,10 @@
 namespace godwit::port {
 namespace {
 
-constexpr std::uint32_t kPageBytes = 4096;
-// struct tpacket2_hdr and sockaddr_ll before each frame, padding after them.
-constexpr std::uint32_t kPacketRingHeaderBytes = 96;
-
 /// Devargs split at commas and colons of their own: a value with one would become another option.
 bool plain_value(const std::string& text) {
   return !text.empty() && std::all_of(text.begin(), text.end(),
                                       [](unsigned char c) { return std::isgraph(c) != 0 && c != ',' && c != '='; });
-}
-
-std::string af_packet(const PortOptions& options) {
-  // The driver walks the ring as one array, the kernel block by block: both agree only if frames fill their blocks
-  // exactly.
-  const std::uint32_t frame = options.mtu + kEthernetHeaderBytes + kPacketRingHeaderBytes;
-  const std::uint32_t frame_bytes = (frame + 1023) / 1024 * 1024;
-  constexpr std::uint32_t kFramesPerBlock = 4U;  // 4 * 1024 k is a multiple of a page
-  static_assert(kFramesPerBlock * 1024 % kPageBytes == 0);
-  const std::uint32_t frames =
-      (options.in_flight_max + static_cast<std::uint32_t>(kBurst)) / kFramesPerBlock * kFramesPerBlock +
-      kFramesPerBlock;
-  return "net_af_packet0,iface=" + options.interface + ",qpairs=" + std::to_string(options.queues) +
-         ",blocksz=" + std::to_string(frame_bytes * kFramesPerBlock) + ",framesz=" + std::to_string(frame_bytes) +
-         ",framecnt=" + std::to_string(frames) + ",qdisc_bypass=1";
-}
-
-std::string memif(const PortOptions& options) {
-  // 22.11 never clears NEXT of a chain's first descriptor: no frame may need two buffers.
-  const std::uint32_t frame = options.mtu + kEthernetHeaderBytes;
-  const std::uint32_t buffer_bytes = (frame + 127) / 128 * 128;
-  return "net_memif0,role=" + std::string(options.memif_server ? "server" : "client") +
-         ",socket-abstract=no,socket=" + options.socket + ",bsize=" + std::to_string(buffer_bytes) + ",rsize=9";
 }
 
 }  // namespace
@@ -57,14 +30,14 @@ std::expected<std::string, PortError> device_arguments(const PortOptions& option
         return std::unexpected(
             PortError{"port: net_af_packet needs interface = \"NAME\", not \"" + options.interface + "\""});
       }
-      return af_packet(options);
+      return std::string();
     case Driver::kMemif:
       if (!plain_value(options.socket) || options.socket.front() != '/' || options.socket.size() > 107) {
         return std::unexpected(
             PortError{"port: net_memif needs socket = \"/absolute/path\" of at most 107 characters, not \"" +
                       options.socket + "\""});
       }
-      return memif(options);
+      return std::string();
     case Driver::kOther:
       if (options.device.empty()) {
         return std::unexpected(

@@ -2,8 +2,8 @@
 // Decides how an lcore's loop waits when a turn found nothing to do: keeps polling, pauses, yields, and at last sleeps.
 // Pure: told the time, never reads it. One per lcore. A poll that finds work at any step starts over at POLL.
 //
-// On a core that others use too it sleeps at once. A time in which the loop did not run between two empty turns tells of
-// them; the kernel would make each of them wait for a slice of milliseconds behind a loop that only looks.
+// On a core that others use too it sleeps at once. A time in which the loop did not run between two empty turns tells
+// of them; the kernel would make each of them wait for a slice of milliseconds behind a loop that only looks.
 
 #include <cstdint>
 
@@ -21,8 +21,8 @@ struct IdleOptions {
   std::uint32_t empty_polls = 200;
   /// Other threads (vCPUs) want this core: yield after this long, sleep after that.
   Duration yield_after = microseconds(50);
-  /// Between two empty turns; a turn takes one or two, and an interrupt less than this.
-  Duration gap_of_others = microseconds(40);
+  /// Between two empty turns; a turn takes one or two, an interrupt less than this, and whoever computes longer.
+  Duration gap_of_others = microseconds(100);
   Duration shared_for = milliseconds(20);  // after such a gap
   Duration sleep_after = microseconds(200);
   Duration sleep_first = microseconds(50);

@@ -1,6 +1,6 @@
 #pragma once
 // Keeps the kernel's own IP stack away from what is for us on an interface that we share with it. A packet socket
-// (net_af_packet) is shown each frame and the kernel handles it all the same: it looks for a route to an address that
+// is shown each frame and the kernel handles it all the same: it looks for a route to an address that
 // it does not know, at half a microsecond a frame, in the time of whoever sends over veth, and forwards it if the host
 // is a router. Packet sockets see what is dropped here; the frames are the same for all lcores.
 //

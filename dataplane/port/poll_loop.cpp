@@ -43,8 +43,7 @@ void PollLoop::run() {
 }
 
 void PollLoop::sleep(Duration longest) {
-  // Forget old rings, look once more, and only then sleep: what comes in between rings again.
-  doorbell_.clear();
+  // Look once more, and only then sleep: what comes in between rings.
   user_.sleeping(true);
   const Instant start = now();
   if (!user_.turn(start)) {

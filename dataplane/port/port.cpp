@@ -8,16 +8,16 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <span>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "base/check.h"
 #include "dataplane/port/loan.h"
+#include "dataplane/port/memif_port.h"
+#include "dataplane/port/packet_port.h"
 
 namespace godwit::port {
 namespace {
@@ -30,15 +30,6 @@ constexpr std::uint16_t kCacheEntries = 256;
 constexpr std::uint64_t kHashedWanted = RTE_ETH_RSS_NONFRAG_IPV4_UDP | RTE_ETH_RSS_NONFRAG_IPV6_UDP;
 constexpr std::size_t kPieces = kReferencesMax + 1;  // of a frame behind its first
 constexpr std::uint16_t kPieceBytes = 64;            // room of one that refers to nothing
-constexpr std::chrono::milliseconds kMemifRetry{100};
-constexpr int kMemifTries = 300;  // half a minute, then the service manager's turn
-
-// Where urgent frames have a queue of their own: bulk frames between two looks at it, on either way, while urgent ones
-// come. Each takes a microsecond or two to build or to place, and an urgent frame waits for so many of them at each
-// end. Small turns cost bulk some percent, so it has whole bursts again after kUrgentTurns without: some 10 ms under
-// load.
-constexpr std::size_t kBulkTurn = 8;
-constexpr std::uint32_t kUrgentTurns = 1024;
 
 PortError failed(const std::string& operation, int error) {
   return {"port: " + operation + ": " + rte_strerror(error < 0 ? -error : error)};
@@ -46,13 +37,11 @@ PortError failed(const std::string& operation, int error) {
 
 class QueueImpl final : public Queue {
  public:
-  /// `urgent_queue`: the driver's queue for urgent frames; `queue` itself: there is none. `piece_pool`: of kPieceBytes
-  /// each; null: frames never refer to memory.
-  QueueImpl(std::uint16_t port, std::uint16_t queue, std::uint16_t urgent_queue, rte_mempool* pool,
-            rte_mempool* piece_pool, std::uint32_t frame_bytes_max, const Loans& loans)
+  /// `piece_pool`: of kPieceBytes each; null: frames never refer to memory.
+  QueueImpl(std::uint16_t port, std::uint16_t queue, rte_mempool* pool, rte_mempool* piece_pool,
+            std::uint32_t frame_bytes_max, const Loans& loans)
       : port_(port),
         queue_(queue),
-        urgent_queue_(urgent_queue),
         pool_(pool),
         piece_pool_(piece_pool),
         frame_bytes_max_(frame_bytes_max),
@@ -68,13 +57,7 @@ class QueueImpl final : public Queue {
 
   std::span<const std::span<std::byte>> receive() override {
     release_received();
-    if (urgent_queue_ != queue_) {
-      in_count_ = rte_eth_rx_burst(port_, urgent_queue_, in_.data(), kBurst);
-      urgent_turns_ = in_count_ > 0 ? kUrgentTurns : urgent_turns_ - std::min(urgent_turns_, 1U);
-    }
-    if (in_count_ == 0) {
-      in_count_ = rte_eth_rx_burst(port_, queue_, in_.data(), static_cast<std::uint16_t>(bulk_turn()));
-    }
+    in_count_ = rte_eth_rx_burst(port_, queue_, in_.data(), kBurst);
     std::size_t frames = 0;
     for (std::uint16_t i = 0; i < in_count_; ++i) {
       rte_mbuf* const mbuf = in_[i];
@@ -97,7 +80,7 @@ class QueueImpl final : public Queue {
   }
 
   std::span<std::byte> next_frame(Priority priority) override {
-    if (!out_.has_room(priority) || (priority == Priority::kBulk && out_.waiting(priority) >= bulk_turn())) {
+    if (!out_.has_room(priority)) {
       return {};
     }
     if (next_ == nullptr) {
@@ -155,11 +138,7 @@ class QueueImpl final : public Queue {
     if (out_.empty()) {
       return true;
     }
-    if (urgent_queue_ == queue_) {
-      send(queue_, out_.frames().size());
-    } else if (send(urgent_queue_, out_.waiting(Priority::kUrgent)); out_.waiting(Priority::kUrgent) == 0) {
-      send(queue_, out_.frames().size());
-    }
+    send();
     counters_.transmit_waiting_frames.set(out_.frames().size());
     counters_.transmit_stalls += out_.empty() ? 0U : 1U;
     return out_.empty();
@@ -168,16 +147,12 @@ class QueueImpl final : public Queue {
   [[nodiscard]] const QueueCounters& counters() const override { return counters_; }
 
  private:
-  [[nodiscard]] std::size_t bulk_turn() const { return urgent_turns_ > 0 ? kBulkTurn : kBurst; }
-  /// The first `count` of those that wait.
-  void send(std::uint16_t queue, std::size_t count) {
-    if (count == 0) {
-      return;
-    }
-    const std::span<rte_mbuf*> frames = out_.frames().first(count);
+  void send() {
+    const std::span<rte_mbuf*> frames = out_.frames();
     std::array<std::uint32_t, 2 * kBurst> bytes{};
     std::transform(frames.begin(), frames.end(), bytes.begin(), [](const rte_mbuf* frame) { return frame->pkt_len; });
-    const std::uint16_t sent = rte_eth_tx_burst(port_, queue, frames.data(), static_cast<std::uint16_t>(count));
+    const std::uint16_t sent =
+        rte_eth_tx_burst(port_, queue_, frames.data(), static_cast<std::uint16_t>(frames.size()));
     for (std::uint16_t i = 0; i < sent; ++i) {
       counters_.bytes_sent += bytes[i];
     }
@@ -191,13 +166,11 @@ class QueueImpl final : public Queue {
 
   const std::uint16_t port_;
   const std::uint16_t queue_;
-  const std::uint16_t urgent_queue_;
   rte_mempool* const pool_;
   rte_mempool* const piece_pool_;
   const std::uint32_t frame_bytes_max_;
   const Loans& loans_;
   std::uint16_t in_count_ = 0;
-  std::uint32_t urgent_turns_ = 0;  // left
   rte_mbuf* next_ = nullptr;
   bool pieces_ready_ = false;
   std::array<rte_mbuf*, kPieces> pieces_{};  // for the next frame that refers to memory: what it refers to, its tail
@@ -271,10 +244,6 @@ class PortImpl final : public Port {
   std::expected<void, PortError> set_up_queue(std::uint16_t queue);
   void learn_spread();
 
-  /// memif joins queue i to queue i, so urgent frames can have one of their own: the first. Elsewhere nobody can say on
-  /// which queue they would arrive.
-  [[nodiscard]] std::uint16_t urgent_queues() const { return options_.driver == Driver::kMemif ? 1 : 0; }
-
   const PortOptions options_;
   const std::uint16_t id_;
   Loans loans_;
@@ -295,7 +264,7 @@ bool reads_frames_in_pieces(const rte_eth_dev_info& info, bool nic) {
   const std::string_view driver = info.driver_name;
   const std::uint16_t segments_max = info.tx_desc_lim.nb_mtu_seg_max;  // 0: not told
   return (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) != 0 && (segments_max == 0 || segments_max > kPieces) &&
-         (nic || driver == "net_memif" || driver == "net_af_packet" || driver == "net_ring");
+         (nic || driver == "net_ring");
 }
 
 std::expected<void, PortError> PortImpl::configure() {
@@ -303,18 +272,16 @@ std::expected<void, PortError> PortImpl::configure() {
   if (const int rc = rte_eth_dev_info_get(id_, &info); rc != 0) {
     return std::unexpected(failed("reading device information", rc));
   }
-  if (options_.queues + urgent_queues() > std::min(info.max_rx_queues, info.max_tx_queues)) {
+  if (options_.queues > std::min(info.max_rx_queues, info.max_tx_queues)) {
     return std::unexpected(PortError{"port: " + std::to_string(options_.queues) + " queues wanted, the device has " +
                                      std::to_string(std::min(info.max_rx_queues, info.max_tx_queues)) +
                                      "; lower queues or the number of lcores"});
   }
   rte_eth_conf conf{};
   if (const bool nic = options_.driver == Driver::kPci; reads_frames_in_pieces(info, nic)) {
-    loans_.allow(static_cast<std::uint16_t>(options_.queues + urgent_queues()), nic ? info.device : nullptr);
+    loans_.allow(options_.queues, nic ? info.device : nullptr);
     conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
   }
-  // memif carries frames up to its buffer size whatever its MTU says, and refuses to be told; af_packet takes it from
-  // the interface.
   if (options_.driver == Driver::kPci) {
     conf.rxmode.mtu = options_.mtu;
     conf.intr_conf.rxq = 1;
@@ -324,12 +291,11 @@ std::expected<void, PortError> PortImpl::configure() {
     conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
     conf.rx_adv_conf.rss_conf.rss_hf = udp;
   }
-  const auto queues = static_cast<std::uint16_t>(options_.queues + urgent_queues());
-  int rc = rte_eth_dev_configure(id_, queues, queues, &conf);
+  int rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
   interrupts_ = rc == 0 && conf.intr_conf.rxq != 0;
   if (rc != 0 && conf.intr_conf.rxq != 0) {
     conf.intr_conf.rxq = 0;
-    rc = rte_eth_dev_configure(id_, queues, queues, &conf);
+    rc = rte_eth_dev_configure(id_, options_.queues, options_.queues, &conf);
   }
   if (rc != 0) {
     return std::unexpected(
@@ -352,8 +318,7 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
                                 + (options_.queues - 1U) *  // handed over, and in the caches of those lcores
                                       (static_cast<std::uint32_t>(kHandOverMax) + 2 * kCacheEntries);
   const std::uint32_t entries = std::bit_ceil(buffers + 1) - 1;  // 2^k - 1 wastes least
-  // af_packet refuses a buffer smaller than its ring's frame, which is rounded up to 1 KiB.
-  const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 96 + 1023) / 1024 * 1024;
+  const std::uint32_t room = RTE_PKTMBUF_HEADROOM + (frame_bytes_max() + 1023) / 1024 * 1024;
   const std::string name = "godwit" + std::to_string(id_) + "q" + std::to_string(queue);
   rte_mempool* const pool = rte_pktmbuf_pool_create(name.c_str(), entries, kCacheEntries, 0,
                                                     static_cast<std::uint16_t>(room), rte_eth_dev_socket_id(id_));
@@ -363,15 +328,11 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
   }
   pools_.push_back(pool);
   const auto socket = static_cast<unsigned>(rte_eth_dev_socket_id(id_));
-  const auto last = static_cast<std::uint16_t>(queue + urgent_queues());
-  const std::uint16_t first = queue == 0 ? 0 : last;  // the home lcore has the urgent queue too
-  for (std::uint16_t i = first; i <= last; ++i) {
-    if (const int rc = rte_eth_rx_queue_setup(id_, i, receive_entries, socket, nullptr, pool); rc != 0) {
-      return std::unexpected(failed("setting up receive queue " + std::to_string(i), rc));
-    }
-    if (const int rc = rte_eth_tx_queue_setup(id_, i, transmit_entries, socket, nullptr); rc != 0) {
-      return std::unexpected(failed("setting up transmit queue " + std::to_string(i), rc));
-    }
+  if (const int rc = rte_eth_rx_queue_setup(id_, queue, receive_entries, socket, nullptr, pool); rc != 0) {
+    return std::unexpected(failed("setting up receive queue " + std::to_string(queue), rc));
+  }
+  if (const int rc = rte_eth_tx_queue_setup(id_, queue, transmit_entries, socket, nullptr); rc != 0) {
+    return std::unexpected(failed("setting up transmit queue " + std::to_string(queue), rc));
   }
   rte_mempool* pieces = nullptr;
   if (loans_.allowed()) {
@@ -386,7 +347,7 @@ std::expected<void, PortError> PortImpl::set_up_queue(std::uint16_t queue) {
     }
     pools_.push_back(pieces);
   }
-  queues_.push_back(std::make_unique<QueueImpl>(id_, last, first, pool, pieces, frame_bytes_max(), loans_));
+  queues_.push_back(std::make_unique<QueueImpl>(id_, queue, pool, pieces, frame_bytes_max(), loans_));
   return {};
 }
 
@@ -435,20 +396,13 @@ std::expected<void, PortError> PortImpl::start() {
       return done;
     }
   }
-  int rc = rte_eth_dev_start(id_);
-  // A memif client cannot start before its server listens; hosts may start in any order.
-  for (int tries = 0; rc != 0 && options_.driver == Driver::kMemif && !options_.memif_server && tries < kMemifTries;
-       ++tries) {
-    std::this_thread::sleep_for(kMemifRetry);
-    rc = rte_eth_dev_start(id_);
-  }
-  if (rc != 0) {
+  if (const int rc = rte_eth_dev_start(id_); rc != 0) {
     return std::unexpected(failed("starting the device", rc));
   }
   started_ = true;
   learn_spread();
   rte_ether_addr address{};
-  if (rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
+  if (const int rc = rte_eth_macaddr_get(id_, &address); rc != 0) {
     return std::unexpected(failed("reading the MAC address", rc));
   }
   std::memcpy(mac_.data(), address.addr_bytes, mac_.size());
@@ -462,6 +416,12 @@ void ReceivedFrame::Free::operator()(rte_mbuf* buffer) const { rte_pktmbuf_free(
 std::expected<std::unique_ptr<Port>, PortError> Port::open(const PortOptions& options) {
   if (auto arguments = device_arguments(options); !arguments) {
     return std::unexpected(arguments.error());
+  }
+  if (options.driver == Driver::kMemif) {
+    return memif::open(options);
+  }
+  if (options.driver == Driver::kAfPacket) {
+    return open_packet_port(options);
   }
   // Only what the configuration names was probed, so the first port is ours.
   const std::uint16_t count = rte_eth_dev_count_avail();

@@ -1,8 +1,8 @@
 #pragma once
-// One DPDK port: its devargs, queues and buffers. A queue (receive and transmit side) belongs to one lcore, which alone
-// may call it. Frames are Ethernet frames of at most frame_bytes_max, received ones never in several segments. Sizes in
-// bytes. Failure: open() names the operation and the device; later, a frame that cannot be sent or buffered is dropped
-// and counted.
+// One port, a DPDK device or one of our own (af_packet, memif): its queues and buffers. A queue (receive and transmit
+// side) belongs to one lcore, which alone may call it. Frames are Ethernet frames of at most frame_bytes_max, received
+// ones never in several segments. Sizes in bytes. Failure: open() names the operation and the device; later, a frame
+// that cannot be sent or buffered is dropped and counted.
 
 #include <array>
 #include <cstddef>
@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "base/single_writer.h"
 #include "dataplane/port/dma_memory.h"
 #include "dataplane/port/environment.h"
@@ -31,6 +32,11 @@ inline constexpr std::uint32_t kEthernetHeaderBytes = 14;
 inline constexpr std::uint32_t kMtuMin = 1280;
 inline constexpr std::uint32_t kMtuMax = 9216;
 inline constexpr std::size_t kReferencesMax = 2;  // of one frame
+inline constexpr std::size_t kHereBytes = 512;    // see Queue::elsewhere()
+
+/// What is made in Queue::room(). kCipherText: a cipher may read again what it has written, so nobody else may write
+/// there before it is committed.
+enum class RoomFor : std::uint8_t { kClearText, kCipherText };
 
 enum class Driver : std::uint8_t { kPci, kAfPacket, kMemif, kOther };
 
@@ -40,13 +46,15 @@ struct PortOptions {
   std::string interface;  // kAfPacket: the kernel's name of it
   std::string socket;     // kMemif: path of the control socket
   bool memif_server = false;
-  std::uint32_t mtu = 1500;  // IP packet
+  std::uint16_t udp_port = 0;  // kAfPacket: to which all that we want to see is sent, but for ARP and ND
+  std::uint32_t mtu = 1500;    // IP packet
   std::uint16_t queues = 1;
   std::uint32_t in_flight_max =
       512;  // packets that peers may have on their way to one queue: the lanes' credit together
 };
 
-/// The --vdev argument of this port; empty for PCI. Error: an option that the driver would refuse or misuse.
+/// The --vdev argument of this port; empty for PCI, af_packet and memif. Error: an option that the driver would refuse
+/// or misuse.
 std::expected<std::string, PortError> device_arguments(const PortOptions& options);
 
 struct QueueCounters {  // written by the queue's lcore, read by any thread
@@ -99,6 +107,9 @@ class Queue {
   virtual ~Queue() = default;
   /// Up to kBurst frames, valid until the next call.
   virtual std::span<const std::span<std::byte>> receive() = 0;
+  /// Where the index-th frame of the last receive() lies, of which only the first kHereBytes are in its bytes yet: a
+  /// peer may write there at any time, so nothing may be read there twice. Null: all of it is in its bytes.
+  [[nodiscard]] virtual const std::byte* elsewhere(std::size_t /*index*/) const { return nullptr; }
   /// Takes the index-th frame of the last receive() away from it, once.
   virtual ReceivedFrame keep(std::size_t index) = 0;
   /// Room for the next frame to send, frame_bytes_max long; empty: no more of this priority for now, flush first.
@@ -106,6 +117,22 @@ class Queue {
   virtual std::span<std::byte> next_frame(Priority priority) = 0;
   /// Takes the first `bytes` of next_frame() for sending, before all waiting frames of less priority.
   virtual void commit(Priority priority, std::size_t bytes) = 0;
+  /// After next_frame(): where that frame will be sent from, if parts of it may be put there directly; its byte
+  /// `aligned_at` begins a cache line where that can be had. The peer may see what is written, so never plain text of
+  /// what is to be encrypted; for clear text it may write there, too. Empty: not here.
+  virtual std::span<std::byte> room(Priority /*priority*/, std::size_t /*aligned_at*/, RoomFor /*use*/) { return {}; }
+  /// After room(): where that of the frame after it will be, if all goes on as now; for prefetching alone. Null:
+  /// unknown.
+  [[nodiscard]] virtual const std::byte* next_room(Priority /*priority*/) const { return nullptr; }
+  /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then
+  /// `room_bytes` that were put where they belong in room(), then those.
+  virtual void commit_around(Priority /*priority*/, std::size_t /*bytes*/, std::size_t /*tail_bytes*/,
+                             std::size_t /*room_bytes*/) {
+    GW_ASSERT(false);  // no room() was given
+  }
+  /// Whether frames that are committed from now on may leave as one (super_frame.h): whoever gets them must know how to
+  /// take them apart (Port::takes_super_frames()). At first not.
+  virtual void allow_super_frames(bool /*allowed*/) {}
   /// Whether the next frame may refer to a loan's memory; no while too many frames do.
   [[nodiscard]] virtual bool can_refer() = 0;
   /// As commit(), of a frame that is the first `bytes` of next_frame() but for their last `tail_bytes`, then `pieces`,
@@ -128,10 +155,11 @@ class Port : public Lender {
   [[nodiscard]] virtual std::optional<wire::ReceiveSpread> receive_spread(wire::IpFamily family) const = 0;
   /// The driver's own count of frames that arrived when no buffer was free. Any thread.
   [[nodiscard]] virtual PortDrops drops() const = 0;
+  /// Whether several frames may come to it as one, where a path carries that whole.
+  [[nodiscard]] virtual bool takes_super_frames() const { return false; }
   /// True while the link is up; memif: while the peer is connected. Any thread.
   [[nodiscard]] virtual bool link_up() const = 0;
-  /// A descriptor that becomes readable when frames arrive (PCI receive interrupt); -1: none, use a doorbell or timed
-  /// sleeps.
+  /// A descriptor that becomes readable when frames arrive; -1: none, use timed sleeps.
   [[nodiscard]] virtual int receive_interrupt(std::uint16_t queue) = 0;
   /// Before sleeping (true) and after (false). Poll once more after enabling: a frame may have come before.
   virtual void enable_receive_interrupt(std::uint16_t queue, bool enable) = 0;

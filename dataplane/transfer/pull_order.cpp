@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "dataplane/transfer/fault_streams.h"
+
 namespace godwit::transfer {
 namespace {
 
@@ -33,16 +35,20 @@ class Sequential : public PullOrder {
 class AroundFaults final : public PullOrder {
  public:
   void on_fault(pages::PageNumber page) override {
-    // A fault inside a window says that its pages are wanted, in the direction in which it goes on.
+    streams_.on_fault(page);
+    // A fault inside a window says that its pages are wanted.
     const auto same = std::find_if(centres_.begin(), centres_.end(), [page](const Centre& c) {
       return page + PullOrder::kBlockPages >= c.low && page < c.high + PullOrder::kBlockPages;
     });
     const auto last = same != centres_.end() ? same : centres_.end() - 1;
     std::rotate(centres_.begin(), last, last + 1);
-    centres_.front() = {page, page + 1, page, page + 1, false};
+    centres_.front() = {page, page + 1, page, page + 1, true};
   }
 
   PageRun next_block(const pages::Bitmap& left) override {
+    if (const PageRun block = streams_.next(left, kBlockPages); block.count != 0) {
+      return block;
+    }
     for (Centre& centre : centres_) {
       if (const PageRun block = grow(centre, left); block.count != 0) {
         return block;
@@ -55,7 +61,7 @@ class AroundFaults final : public PullOrder {
   struct Centre {
     pages::PageNumber low = 0, high = 0;  // the window: what is in it was handed out
     pages::PageNumber from = 0, to = 0;   // where it began
-    bool down = false;                    // the side whose turn it is
+    bool down = false;                    // the side that had its turn last
   };
 
   static PageRun grow(Centre& centre, const pages::Bitmap& left) {
@@ -92,6 +98,7 @@ class AroundFaults final : public PullOrder {
     return {};
   }
 
+  FaultStreams streams_;
   std::array<Centre, kCentresMax> centres_{};  // the latest first; empty ones are about page 0
   Sequential rest_;
 };

@@ -11,7 +11,8 @@ constexpr std::size_t kOutboxBytesMax = 256 * 1024;  // device state waits at th
 constexpr Duration kKeepaliveInterval = milliseconds(500);
 constexpr Duration kProgressInterval = milliseconds(200);
 constexpr std::uint32_t kMismatchesMax = 3;
-constexpr Duration kSwitchTime = milliseconds(50);  // from Verified on; the store's word is there sooner, or not for long
+constexpr Duration kSwitchTime =
+    milliseconds(50);  // from Verified on; the store's word is there sooner, or not for long
 }  // namespace
 
 Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGuest guest, Executor& executor,

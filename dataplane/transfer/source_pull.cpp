@@ -77,7 +77,11 @@ void Source::Impl::announce_missing_if_due() {
   job->missing = missing_.size() != 0 ? std::move(missing_) : pages::Bitmap(page_count_);
   job->hashes = std::move(hashes_);
   if (loaded_) {
-    AnnouncedSet rest{.round = round_, .missing = pages_.content(), .zero = pages_.zero(), .told = ahead_announced_, .hashed = ahead_hashed_};
+    AnnouncedSet rest{.round = round_,
+                      .missing = pages_.content(),
+                      .zero = pages_.zero(),
+                      .told = ahead_announced_,
+                      .hashed = ahead_hashed_};
     rest.missing |= unsorted_;
     unlooked_ |= unsorted_;
     job->sets.push_back(std::move(rest));

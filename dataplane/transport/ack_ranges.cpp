@@ -10,11 +10,12 @@ namespace {
 constexpr std::uint64_t kWordsMin = 2;
 }  // namespace
 
-void AckRanges::on_received(Instant now, std::uint64_t packet_number, bool ack_eliciting, bool ack_now) {
+void AckRanges::on_received(Instant now, std::uint64_t packet_number, bool ack_eliciting, bool ack_now,
+                            Duration waited) {
   const std::uint64_t expected = window_.any() ? window_.largest() + 1 : 0;
   window_.set(packet_number);
   if (packet_number >= expected) {
-    largest_at_ = now;
+    largest_at_ = now + Duration{-waited.ns};
   }
   advance_floor();
   if (!ack_eliciting) {

@@ -19,8 +19,8 @@ class AckRanges {
   explicit AckRanges(AckPolicy policy) : policy_(policy) {}
 
   [[nodiscard]] const ReplayWindow& window() const { return window_; }
-  /// An authentic packet of a new number.
-  void on_received(Instant now, std::uint64_t packet_number, bool ack_eliciting, bool ack_now);
+  /// An authentic packet of a new number, which came up to `waited` ago.
+  void on_received(Instant now, std::uint64_t packet_number, bool ack_eliciting, bool ack_now, Duration waited = {});
   /// The peer has given up, or knows received, every number below.
   void raise_floor(std::uint64_t floor);
   [[nodiscard]] std::uint64_t floor() const { return floor_; }

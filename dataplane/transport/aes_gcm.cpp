@@ -48,7 +48,7 @@ AesGcm::AesGcm(Cipher cipher, std::span<const std::byte> key)
 AesGcm::~AesGcm() { ::explicit_bzero(expanded_.data(), expanded_.size()); }
 
 void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
-                  std::span<const std::span<const std::byte>> tail) const {
+                  std::span<const std::span<const std::byte>> tail, std::span<std::byte> into) const {
   gcm_context_data context;
   const gcm_key_data* const key = key_data(expanded_);
   std::uint8_t* const tag_octets = octets(std::span<std::byte>(tag));
@@ -62,15 +62,16 @@ void AesGcm::seal(const Nonce& nonce, std::span<const std::byte> header, std::sp
   for (const std::span<const std::byte> piece : tail) {
     rest += piece.size();
   }
-  GW_ASSERT(rest <= text.size());
+  GW_ASSERT(rest <= (into.empty() ? text.size() : into.size()));
   const auto update = is_256_ ? functions_->gcm256_enc_update : functions_->gcm128_enc_update;
   (is_256_ ? functions_->gcm256_init : functions_->gcm128_init)(key, &context, octets(nonce), octets(header),
                                                                 header.size());
-  std::size_t at = text.size() - rest;
-  update(key, &context, octets(text), octets(text), at);
+  const std::size_t before = into.empty() ? text.size() - rest : text.size();
+  update(key, &context, octets(text), octets(text), before);
+  std::span<std::byte> out = into.empty() ? text.subspan(before) : into;
   for (const std::span<const std::byte> piece : tail) {
-    update(key, &context, octets(text.subspan(at)), octets(piece), piece.size());
-    at += piece.size();
+    update(key, &context, octets(out), octets(piece), piece.size());
+    out = out.subspan(piece.size());
   }
   (is_256_ ? functions_->gcm256_enc_finalize : functions_->gcm128_enc_finalize)(key, &context, tag_octets, tag.size());
 }

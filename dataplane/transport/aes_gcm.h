@@ -31,10 +31,10 @@ class AesGcm {
   AesGcm& operator=(const AesGcm&) = delete;
 
   /// Encrypts `text`, in place but for its end, which is read from `tail` instead, each byte once; the tag covers
-  /// `header` too.
+  /// `header` too. With `into` the tail goes there, and all of `text` is in place.
   void seal(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text, Tag tag,
-            std::span<const std::span<const std::byte>> tail = {}) const;
-  /// Decrypts `text` in place. False: the tag is wrong, and what stands in `text` is nothing to look at.
+            std::span<const std::span<const std::byte>> tail = {}, std::span<std::byte> into = {}) const;
+  /// Decrypts in place. False: the tag is wrong, and what stands in `text` is nothing to look at.
   [[nodiscard]] bool open(const Nonce& nonce, std::span<const std::byte> header, std::span<std::byte> text,
                           ConstTag tag) const;
 

@@ -1,6 +1,7 @@
 #include "dataplane/transport/key_phases.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 
 #include "base/check.h"
@@ -54,11 +55,16 @@ AesGcm::Nonce PhaseKey::nonce(std::uint16_t lane, std::uint64_t packet_number) c
 void PhaseKey::seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
                     const SealedPages& pages) const {
   const Parts parts(packet);
-  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages.in_place);
+  key_.seal(nonce(lane, packet_number), parts.header, parts.text, parts.tag, pages.in_place, pages.into);
 }
 
-bool PhaseKey::open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const {
+bool PhaseKey::open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
+                    const std::byte* from) const {
   const Parts parts(packet);
+  if (from != nullptr && packet.size() > kPacketHeadBytes) {
+    // Nothing says that decryption reads each byte once, so it reads what nobody else can write.
+    std::memcpy(packet.data() + kPacketHeadBytes, from + kPacketHeadBytes, packet.size() - kPacketHeadBytes);
+  }
   return key_.open(nonce(lane, packet_number), parts.header, parts.text, parts.tag);
 }
 
@@ -111,14 +117,14 @@ AesOpener::AesOpener(const SealConfig& config) : cipher_(config.cipher), lane_(c
 }
 
 Opened AesOpener::open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet,
-                       Duration probe_timeout) {
+                       Duration probe_timeout, const std::byte* from) {
   const bool same_bit = ((header.flags & wire::kFlagKeyPhase) != 0) == ((phase_ & 1) != 0);
   const bool before = !same_bit && header.packet_number < first_number_;
   if (before && drop_last_at_ == kNever) {
     return Opened::kOldKey;
   }
   const std::uint64_t phase = same_bit ? phase_ : before ? phase_ - 1 : phase_ + 1;
-  if (!key(phase)->open(lane_, header.packet_number, packet)) {
+  if (!key(phase)->open(lane_, header.packet_number, packet, from)) {
     ++forgeries_;
     return Opened::kBadTag;
   }

@@ -19,7 +19,8 @@ class PhaseKey {
   /// RFC 9001 §5.3: IV xor number; here number is lane u32 | packet number u64, big-endian.
   void seal(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
             const SealedPages& pages) const;
-  [[nodiscard]] bool open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet) const;
+  [[nodiscard]] bool open(std::uint16_t lane, std::uint64_t packet_number, std::span<std::byte> packet,
+                          const std::byte* from) const;
 
  private:
   using Iv = SecretBytes<AesGcm::kNonceBytes>;
@@ -56,8 +57,8 @@ class AesOpener final : public Opener {
  public:
   explicit AesOpener(const SealConfig& config);
   [[nodiscard]] bool takes(std::uint8_t flags) const override { return (flags & wire::kFlagChecksum) == 0; }
-  Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet,
-              Duration probe_timeout) override;
+  Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet, Duration probe_timeout,
+              const std::byte* from = nullptr) override;
   [[nodiscard]] bool forgeries_used_up() const override { return forgeries_ >= limits_.forgeries_max; }
   [[nodiscard]] Instant deadline() const override { return drop_last_at_; }
   void tick(Instant now) override;

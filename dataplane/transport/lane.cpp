@@ -190,7 +190,9 @@ std::string_view to_string(LaneFault fault) {
 Lane::Lane(const LaneConfig& config, LaneUser& user, Instant now) : impl_(std::make_unique<Impl>(config, user, now)) {}
 Lane::~Lane() = default;
 
-Received Lane::on_packet(Instant now, std::span<std::byte> datagram) { return impl_->on_packet(now, datagram); }
+Received Lane::on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration unseen) {
+  return impl_->on_packet(now, datagram, from, unseen);
+}
 std::size_t Lane::poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place) {
   return impl_->poll_transmit(now, out, in_place);
 }

@@ -79,12 +79,20 @@ class LaneUser {
   virtual void on_message(std::span<const std::byte> message) = 0;
 };
 
+/// A turn of a poller that has a burst to receive and one to send takes less than half of it (32 packets each way, 7 us
+/// a packet); a slice of the scheduler's is longer (Linux: 1.4 ms and more on two CPUs). In between it did not run.
+inline constexpr Duration kAwayMin = milliseconds(1);
+
 inline constexpr std::size_t kMessageBytesMax = 65536;
 
 /// Pages that a packet takes from where they lie. If it is in clear text it is on the wire: the buffer but for its last
 /// wire::kTagBytes, then these, then those bytes. The tag covers what they held when they were hashed: if one is
 /// written before it is sent, the receiver finds a bad tag and drops the packet, and the pages go out again, copied.
+/// With a `room` they are copied, or encrypted, there, in the pass that makes the tag: then there are bytes and no
+/// pieces.
 struct PagesInPlace {
+  std::span<std::byte> room{};           // given by the caller: where the packet will be sent from, as long as `out`
+  const std::byte* next_room = nullptr;  // given by the caller: room of the packet after it, perhaps; a hint
   std::array<std::span<const std::byte>, 2> pieces{};  // a page each, or neighbours as one
   std::size_t count = 0;
   std::size_t bytes = 0;
@@ -182,8 +190,11 @@ class Lane {
   Lane& operator=(const Lane&) = delete;
 
   /// Takes one UDP payload (may be changed in place by decryption). Calls on_page, on_zero_run, on_message,
-  /// on_acknowledged.
-  Received on_packet(Instant now, std::span<std::byte> datagram);
+  /// on_acknowledged. `from`: where what is behind the first kPacketHeadBytes is still to be copied from, by the pass
+  /// that checks the tag; each byte is looked at as it was copied, whoever writes there. Null: all is in `datagram`.
+  /// `unseen`: for so long nobody had looked for packets. From kAwayMin on it is this host's doing and no queue of the
+  /// network's: congestion control, here and at the peer, does not count it.
+  Received on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from = nullptr, Duration unseen = {});
   /// Builds the next packet to send into `out` (datagram_bytes_max long); returns its length there, 0 when there is
   /// nothing to send now. With `in_place`, which comes empty, pages need not be in `out`.
   std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place = nullptr);

@@ -30,7 +30,7 @@ class Lane::Impl {
  public:
   Impl(const LaneConfig& config, LaneUser& user, Instant now);
 
-  Received on_packet(Instant now, std::span<std::byte> datagram);
+  Received on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration unseen);
   std::size_t poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place);
   [[nodiscard]] Instant deadline() const;
   void tick(Instant now);
@@ -53,10 +53,10 @@ class Lane::Impl {
   void publish();
 
   // ---- receiving ----
-  Received receive(Instant now, std::span<std::byte> datagram);
+  Received receive(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration waited);
   [[nodiscard]] std::optional<Received> refuse(const wire::PacketHeader& header) const;
   [[nodiscard]] bool acceptable(const wire::PacketHeader& header, const wire::Body& body) const;
-  void on_ack(Instant now, const wire::AckBlock& ack);
+  void on_ack(Instant now, const wire::AckBlock& ack, Duration waited);
   void on_content_acknowledged(const SentContent& content);
   void on_content_lost(Instant now, const SentContent& content);
   void detect_lost(Instant now);
@@ -83,14 +83,21 @@ class Lane::Impl {
   [[nodiscard]] bool has_work() { return works_.front() != kNoSlot || pull_work(); }
   bool pull_work();
   [[nodiscard]] Draft begin_packet(Instant now, std::span<std::byte> out, wire::PacketType type, bool with_ack);
-  std::size_t finish_packet(Instant now, Draft& draft, SentContent content);
+  std::size_t finish_packet(Instant now, Draft& draft, SentContent& content);
+  void record(Instant now, Draft& draft, SentContent& content);
+  std::size_t seal(Draft& draft);
   void put_prefix(Draft& draft, std::uint8_t count, std::uint16_t length);
   using Lying = std::array<std::span<const std::byte>, wire::kPagesPerPacketMax>;
   [[nodiscard]] Lying find_in_place(const SentContent& content);
   void put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t part);
   void read_part(pages::PageNumber page, std::uint32_t part, std::span<std::byte> out);
   void note_hash(Draft& draft, const WorkSlot& entry, std::span<const std::byte> bytes);
-  void put_pages(Draft& draft, const SentContent& content);
+  void put_pages(Draft& draft, const SentContent& content, const Lying& lying);
+  [[nodiscard]] bool has_room() const { return in_place_ != nullptr && !in_place_->room.empty(); }
+  [[nodiscard]] bool copies_into_room(const Lying& lying) const {
+    return !lying[0].empty() && has_room() && !sealer_->encrypts();
+  }
+  void copy_into_room(Draft& draft, const SentContent& content, const Lying& lying);
   std::size_t send_ack(Instant now, std::span<std::byte> out);
   std::size_t send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack);
   std::size_t send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack);

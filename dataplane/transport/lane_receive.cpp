@@ -7,14 +7,14 @@ namespace {
 constexpr std::uint64_t kFloorDistanceMax = UINT32_MAX - 1;
 }  // namespace
 
-Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram) {
-  const Received result = receive(now, datagram);
+Received Lane::Impl::on_packet(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration unseen) {
+  const Received result = receive(now, datagram, from, unseen >= kAwayMin ? unseen : Duration{0});
   ++counters_.received[static_cast<std::size_t>(result)];
   return result;
 }
 
 /// Cheap and keyless checks first; nothing but a counter changes before the tag and the whole body are found good.
-Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
+Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram, const std::byte* from, Duration waited) {
   if (fault_ != LaneFault::kNone) {
     return Received::kClosed;
   }
@@ -26,7 +26,8 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
   if (const auto refused = refuse(header)) {
     return *refused;
   }
-  if (const Opened opened = opener_->open(now, header, datagram, recovery_.probe_timeout()); opened != Opened::kYes) {
+  if (const Opened opened = opener_->open(now, header, datagram, recovery_.probe_timeout(), from);
+      opened != Opened::kYes) {
     if (opener_->forgeries_used_up()) {
       fault_ = LaneFault::kForgeries;
     }
@@ -41,10 +42,10 @@ Received Lane::Impl::receive(Instant now, std::span<std::byte> datagram) {
   // Given up by its sender: what it carried has gone out again, and may since have been overwritten by something newer.
   const bool given_up = header.packet_number < acks_.floor();
   if (body_.has_ack) {
-    on_ack(now, body_.ack);
+    on_ack(now, body_.ack, waited);
   }
   const bool delivered = given_up || deliver(header, body_);
-  acks_.on_received(now, header.packet_number, eliciting, (header.flags & wire::kFlagAckNow) != 0);
+  acks_.on_received(now, header.packet_number, eliciting, (header.flags & wire::kFlagAckNow) != 0, waited);
   if (eliciting) {
     acks_.raise_floor(body_.floor);
   }
@@ -101,11 +102,11 @@ bool Lane::Impl::acceptable(const wire::PacketHeader& header, const wire::Body& 
   return false;
 }
 
-void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack) {
+void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack, Duration waited) {
   credit_use_.on_edge(ack.edge);
   sealer_->on_reported(now, ack.largest, recovery_.probe_timeout());
   const AckOutcome outcome =
-      recovery_.on_ack(now, ack, [this](const SentContent& content) { on_content_acknowledged(content); });
+      recovery_.on_ack(now, ack, waited, [this](const SentContent& content) { on_content_acknowledged(content); });
   counters_.spurious_losses += outcome.spurious;
   if (outcome.acknowledged + outcome.spurious + outcome.late > 0) {
     last_progress_ = now;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "dataplane/pages/page_copy.h"
 #include "dataplane/transport/lane_impl.h"
 
 namespace godwit::transport {
@@ -7,6 +8,8 @@ namespace godwit::transport {
 namespace {
 /// Room that a full message packet leaves for an ack block of two words.
 constexpr std::size_t kMessageAckRoom = wire::ack_block_bytes(2);
+
+std::size_t page_count(const SentContent& content) { return content.second == kNoSlot ? 1 : 2; }
 }  // namespace
 
 std::size_t Lane::Impl::poll_transmit(Instant now, std::span<std::byte> out, PagesInPlace* in_place) {
@@ -112,27 +115,42 @@ Lane::Impl::Draft Lane::Impl::begin_packet(Instant now, std::span<std::byte> out
   return draft;
 }
 
-std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent content) {
+std::size_t Lane::Impl::finish_packet(Instant now, Draft& draft, SentContent& content) {
+  record(now, draft, content);
+  return seal(draft);
+}
+
+/// The packet's header, and that it is sent. Before pages are copied: the processor's stores reach memory in order, and
+/// what it reads back of them, in other units, waits for those of the pages.
+void Lane::Impl::record(Instant now, Draft& draft, SentContent& content) {
   wire::write_header(draft.header, draft.out);
   const std::size_t length = draft.at + draft.in_place.bytes + wire::kTagBytes;
-  const bool in_place = draft.in_place.count != 0 && !sealer_->encrypts();
-  const std::size_t buffer_bytes = in_place ? draft.at + wire::kTagBytes : length;
-  sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes),
-                {.at = draft.pages_at,
-                 .in_place = draft.in_place.view(),
-                 .hashes = std::span(draft.hashes).first(draft.hash_count)});
-  if (in_place) {
-    *in_place_ = draft.in_place;
-  }
   if (carries_data(content.kind) && (!waiting_ || (recovery_.outstanding() == 0 && recovery_.probe_count() == 0))) {
     waiting_ = true;
     waiting_since_ = now;
   }
   content.packet_bytes = static_cast<std::uint32_t>(length);
-  content.in_place = in_place;
+  content.in_place = draft.in_place.count != 0 && !sealer_->encrypts();
   recovery_.on_sent(now, content);
   ++counters_.packets_sent;
   counters_.bytes_sent += length;
+}
+
+std::size_t Lane::Impl::seal(Draft& draft) {
+  const bool in_room = draft.in_place.bytes != 0 && has_room();
+  const bool in_place = draft.in_place.count != 0 && !sealer_->encrypts();
+  const std::size_t apart = in_place || in_room ? 0 : draft.in_place.bytes;
+  const std::size_t buffer_bytes = draft.at + apart + wire::kTagBytes;
+  sealer_->seal(draft.header.packet_number, draft.out.first(buffer_bytes),
+                {.at = draft.pages_at,
+                 .into = in_room ? in_place_->room.subspan(draft.at) : std::span<std::byte>(),
+                 .in_place = draft.in_place.view(),
+                 .hashes = std::span(draft.hashes).first(draft.hash_count)});
+  if (in_room) {
+    *in_place_ = {.bytes = draft.in_place.bytes};
+  } else if (in_place) {
+    *in_place_ = draft.in_place;
+  }
   return buffer_bytes;
 }
 
@@ -146,7 +164,8 @@ std::size_t Lane::Impl::send_ack(Instant now, std::span<std::byte> out) {
     return send_bare_probe(now, out, true);
   }
   Draft draft = begin_packet(now, out, wire::PacketType::kAck, true);
-  return finish_packet(now, draft, {});
+  SentContent content;
+  return finish_packet(now, draft, content);
 }
 
 std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, bool with_ack) {
@@ -155,7 +174,8 @@ std::size_t Lane::Impl::send_bare_probe(Instant now, std::span<std::byte> out, b
   draft.header.flags |= wire::kFlagAckNow;
   early_probe_wanted_ = false;
   bare_probe_outstanding_ = true;
-  return finish_packet(now, draft, {.kind = ContentKind::kProbe});
+  SentContent content{.kind = ContentKind::kProbe};
+  return finish_packet(now, draft, content);
 }
 
 std::size_t Lane::Impl::send_mtu_probe(Instant now, std::span<std::byte> out, std::uint32_t bytes, bool with_ack) {
@@ -166,7 +186,8 @@ std::size_t Lane::Impl::send_mtu_probe(Instant now, std::span<std::byte> out, st
   draft.at += padding;
   draft.header.flags |= wire::kFlagAckNow;
   path_mtu_.on_probe_sent();
-  return finish_packet(now, draft, {.kind = ContentKind::kMtuProbe});
+  SentContent content{.kind = ContentKind::kMtuProbe};
+  return finish_packet(now, draft, content);
 }
 
 std::size_t Lane::Impl::send_content(Instant now, std::span<std::byte> out, Next next, bool with_ack) {
@@ -191,7 +212,7 @@ Lane::Impl::Lying Lane::Impl::find_in_place(const SentContent& content) {
     }
     const WorkSlot& entry = works_.at(slot);
     // What goes out again is copied: then no tag can be wrong because the guest writes, however often it does.
-    const bool again = entry.lost != 0 && !sealer_->encrypts();
+    const bool again = entry.lost != 0 && !sealer_->encrypts() && !has_room();
     found[count] = again ? std::span<const std::byte>() : user_.page_in_place(entry.work.page, !sealer_->encrypts());
     if (found[count].empty()) {
       return {};
@@ -216,7 +237,8 @@ void Lane::Impl::put_desc(Draft& draft, const WorkSlot& entry, std::uint32_t par
   counters_.pages_sent += !again && part == 0 ? 1 : 0;
 }
 
-void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
+/// All of the packet but its header and tag; with a room for the pages, all but those too.
+void Lane::Impl::put_pages(Draft& draft, const SentContent& content, const Lying& lying) {
   const auto part = static_cast<std::uint32_t>(std::countr_zero(content.parts));
   for (const std::uint32_t slot : {content.slot, content.second}) {
     if (slot != kNoSlot) {
@@ -224,7 +246,10 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
     }
   }
   draft.pages_at = draft.at;
-  const Lying lying = find_in_place(content);
+  if (copies_into_room(lying)) {
+    draft.in_place.bytes = page_count(content) * pages::kPageSize;
+    return;
+  }
   std::size_t i = 0;
   for (const std::uint32_t slot : {content.slot, content.second}) {
     if (slot == kNoSlot) {
@@ -240,6 +265,22 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content) {
     read_part(entry.work.page, part, out);
     note_hash(draft, entry, out);
     draft.at += out.size();
+  }
+}
+
+/// One pass over the page: it is read from RAM that is in no cache.
+void Lane::Impl::copy_into_room(Draft& draft, const SentContent& content, const Lying& lying) {
+  std::array<pages::PageCopy, wire::kPagesPerPacketMax> copies;
+  draft.hash_count = page_count(content);
+  for (std::size_t i = 0; i < draft.hash_count; ++i) {
+    const std::size_t at = draft.pages_at + i * pages::kPageSize;
+    copies[i] = {.to = in_place_->room.data() + at,
+                 .from = lying[i].data(),
+                 .next_to = in_place_->next_room != nullptr ? in_place_->next_room + at : nullptr};
+  }
+  pages::copy_pages(std::span(copies).first(draft.hash_count), std::span(draft.hashes).first(draft.hash_count));
+  for (std::size_t i = 0; i < draft.hash_count; ++i) {
+    user_.note_sent(works_.at(i == 0 ? content.slot : content.second).work.page, draft.hashes[i]);
   }
 }
 
@@ -277,8 +318,13 @@ std::size_t Lane::Impl::send_pages(Instant now, std::span<std::byte> out, bool w
   }
   Draft draft = begin_packet(now, out, wire::PacketType::kPages, with_ack);
   put_prefix(draft, content.second == kNoSlot ? 1 : 2, 0);
-  put_pages(draft, content);
-  return finish_packet(now, draft, content);
+  const Lying lying = find_in_place(content);
+  put_pages(draft, content, lying);
+  record(now, draft, content);
+  if (copies_into_room(lying)) {
+    copy_into_room(draft, content, lying);
+  }
+  return seal(draft);
 }
 
 std::size_t Lane::Impl::send_zero_runs(Instant now, std::span<std::byte> out, bool with_ack) {
@@ -319,7 +365,8 @@ std::size_t Lane::Impl::send_message_chunk(Instant now, std::span<std::byte> out
   draft.at += chunk->length;
   counters_.payload_bytes_sent += chunk->length;
   ++messages_in_flight_;
-  return finish_packet(now, draft, {.kind = ContentKind::kMessage, .length = chunk->length, .offset = chunk->offset});
+  SentContent content{.kind = ContentKind::kMessage, .length = chunk->length, .offset = chunk->offset};
+  return finish_packet(now, draft, content);
 }
 
 }  // namespace godwit::transport

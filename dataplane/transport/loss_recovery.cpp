@@ -49,14 +49,16 @@ std::optional<SentContent> LossRecovery::take_oldest() {
 
 /// RFC 9002 §5.1. Of a number that was given up too: numbers do not repeat, so the sample is true, and a path that has
 /// become slower than the probe timeout gives no others.
-void LossRecovery::sample_rtt(Instant now, const wire::AckBlock& ack, AckOutcome& outcome) {
+void LossRecovery::sample_rtt(Instant now, const wire::AckBlock& ack, Duration waited, AckOutcome& outcome) {
   if (ack.largest < reported_end_ || !(is_outstanding(ack.largest) || is_given_up(ack.largest))) {
     return;
   }
   const Duration ack_delay = microseconds(ack.ack_delay_us);
   const Duration rtt = now - sent(ack.largest).at;
   rtt_.on_sample(rtt, std::min(ack_delay, kAckDelayMax));
-  outcome.rtt = std::max(rtt - ack_delay, Duration{0});
+  // What pauses explain may be more than they were: never less than the path is known to take.
+  const Duration in_hosts = ack_delay + waited;
+  outcome.rtt = std::max(rtt - in_hosts, in_hosts > kAckDelayMax ? rtt_.minimum() : Duration{0});
 }
 
 /// The ring remembers the last kRingPackets numbers.

@@ -84,7 +84,7 @@ class LossRecovery {
   /// Calls on_acknowledged(content) for each newly acknowledged packet, oldest first. ack.largest < next_number() is
   /// the caller's check.
   template <class F>
-  AckOutcome on_ack(Instant now, const wire::AckBlock& ack, F&& on_acknowledged);
+  AckOutcome on_ack(Instant now, const wire::AckBlock& ack, Duration waited, F&& on_acknowledged);
   /// Calls on_lost(content) for each packet that is lost now, oldest first; returns how many.
   template <class F>
   std::uint32_t detect_lost(Instant now, F&& on_lost);
@@ -124,7 +124,7 @@ class LossRecovery {
     return (next_ - 1) / 64 - number / 64 < kWords && (given_up >> (number % 64) & 1) != 0;
   }
   void advance_oldest();
-  void sample_rtt(Instant now, const wire::AckBlock& ack, AckOutcome& outcome);
+  void sample_rtt(Instant now, const wire::AckBlock& ack, Duration waited, AckOutcome& outcome);
   void note_late(const wire::AckBlock& ack, AckOutcome& outcome);
   void note_late_bytes(std::uint64_t index, std::uint64_t bits, AckOutcome& outcome);
   /// The newest of those lost now: with the first that was sent since a recovery began, a new one begins.
@@ -172,10 +172,10 @@ std::uint32_t LossRecovery::acknowledge_word(std::uint64_t index, std::uint64_t 
 }
 
 template <class F>
-AckOutcome LossRecovery::on_ack(Instant now, const wire::AckBlock& ack, F&& on_acknowledged) {
+AckOutcome LossRecovery::on_ack(Instant now, const wire::AckBlock& ack, Duration waited, F&& on_acknowledged) {
   GW_ASSERT(ack.largest < next_);
   AckOutcome outcome;
-  sample_rtt(now, ack, outcome);
+  sample_rtt(now, ack, waited, outcome);
   reported_end_ = reported_end_ > ack.largest ? reported_end_ : ack.largest + 1;
   const std::uint64_t top = ack.largest / 64;
   note_late(ack, outcome);

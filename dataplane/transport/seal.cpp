@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "dataplane/pages/page_copy.h"
 #include "dataplane/pages/xxh3.h"
 #include "dataplane/transport/key_phases.h"
 #include "dataplane/wire/bytes.h"
@@ -36,8 +37,10 @@ class Checksum {
 
   void write(std::span<std::byte> packet, const SealedPages& pages) const {
     const XXH128_hash_t hash = compute(packet, pages);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 16, hash.low64);
-    wire::store_le<std::uint64_t>(packet, packet.size() - 8, hash.high64);
+    Tag tag;
+    wire::store_le<std::uint64_t>(tag, 0, hash.low64);
+    wire::store_le<std::uint64_t>(tag, 8, hash.high64);
+    std::memcpy(packet.data() + packet.size() - sizeof tag, tag.data(), sizeof tag);  // at once, as it will be read
   }
 
   [[nodiscard]] bool matches(std::span<const std::byte> packet, const SealedPages& pages) const {
@@ -103,7 +106,7 @@ class ChecksumOpener final : public Opener {
     return (flags & (wire::kFlagChecksum | wire::kFlagKeyPhase)) == wire::kFlagChecksum;
   }
   Opened open(Instant /*now*/, const wire::PacketHeader& header, std::span<std::byte> packet,
-              Duration /*probe_timeout*/) override {
+              Duration /*probe_timeout*/, const std::byte* from) override {
     const std::span<const std::byte> text =
         packet.subspan(wire::kHeaderBytes, packet.size() - wire::kHeaderBytes - wire::kTagBytes);
     SealedPages pages;
@@ -111,9 +114,16 @@ class ChecksumOpener final : public Opener {
     // A body that is not well formed has its tag over all of it, which is bad unless its sender has made a mistake.
     if (header.type == wire::PacketType::kPages && wire::parse_body(header, text, body_) == wire::BadBody::kNone) {
       pages.at = static_cast<std::size_t>(body_.page_bytes[0].data() - packet.data());
-      std::transform(body_.page_bytes.begin(), body_.page_bytes.begin() + body_.count, hashes.begin(),
-                     pages::hash_part);
+      if (from != nullptr && pages.at <= kPacketHeadBytes && whole_pages()) {
+        bring_pages(packet, from, hashes);
+      } else {
+        bring(packet, from);
+        std::transform(body_.page_bytes.begin(), body_.page_bytes.begin() + body_.count, hashes.begin(),
+                       pages::hash_part);
+      }
       pages.hashes = std::span(hashes).first(body_.count);
+    } else {
+      bring(packet, from);
     }
     return checksum_.matches(packet, pages) ? Opened::kYes : Opened::kBadTag;
   }
@@ -122,6 +132,28 @@ class ChecksumOpener final : public Opener {
   void tick(Instant /*now*/) override {}
 
  private:
+  using Hashes = std::array<pages::PageHash, wire::kPagesPerPacketMax>;
+  [[nodiscard]] bool whole_pages() const {
+    return std::all_of(body_.page_bytes.begin(), body_.page_bytes.begin() + body_.count,
+                       [](std::span<const std::byte> bytes) { return bytes.size() == pages::kPageSize; });
+  }
+  /// One pass brings the pages and hashes them.
+  void bring_pages(std::span<std::byte> packet, const std::byte* from, Hashes& hashes) const {
+    std::array<pages::PageCopy, wire::kPagesPerPacketMax> copies;
+    for (std::size_t i = 0; i < body_.count; ++i) {
+      const auto at = static_cast<std::size_t>(body_.page_bytes[i].data() - packet.data());
+      copies[i] = {.to = packet.data() + at, .from = from + at};
+    }
+    pages::copy_pages(std::span(copies).first(body_.count), std::span(hashes).first(body_.count));
+    const std::size_t tag = packet.size() - wire::kTagBytes;
+    std::copy_n(from + tag, wire::kTagBytes, packet.data() + tag);
+  }
+  static void bring(std::span<std::byte> packet, const std::byte* from) {
+    if (from != nullptr && packet.size() > kPacketHeadBytes) {
+      std::memcpy(packet.data() + kPacketHeadBytes, from + kPacketHeadBytes, packet.size() - kPacketHeadBytes);
+    }
+  }
+
   Checksum checksum_;
   wire::Body body_;  // scratch
 };

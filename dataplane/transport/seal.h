@@ -17,6 +17,7 @@
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transport/hkdf.h"
 #include "dataplane/transport/keys.h"
+#include "dataplane/wire/frames.h"
 #include "dataplane/wire/packet.h"
 
 namespace godwit::transport {
@@ -31,10 +32,15 @@ struct SealConfig {
 
 /// What a packet of pages ends with.
 struct SealedPages {
-  std::size_t at = 0;                                      // where they begin in the packet, or would; 0: none
+  std::size_t at = 0;           // where they begin in the packet, or would; 0: none
+  std::span<std::byte> into{};  // where they are sent from if that is not behind the packet's text
   std::span<const std::span<const std::byte>> in_place{};  // where they lie if that is elsewhere
   std::span<const pages::PageHash> hashes{};  // clear text: hash_part() of each, of the packet's page or part
 };
+
+/// The header and what describes the pages of a packet of pages, at most.
+inline constexpr std::size_t kPacketHeadBytes = wire::kHeaderBytes + wire::ack_block_bytes(wire::kAckWordsMax) +
+                                                wire::kPrefixBytes + wire::kPagesPerPacketMax * wire::kPageDescBytes;
 
 class Sealer {
  public:
@@ -45,8 +51,8 @@ class Sealer {
   [[nodiscard]] virtual std::uint8_t flags() const = 0;
   [[nodiscard]] virtual bool encrypts() const = 0;
   /// `packet` is header, body and room for the tag; ready() has been asked for this number. A number is sealed once.
-  /// Pages in place: if encrypts(), `packet` has room for them, and each byte of them is read once; else `packet` is
-  /// without them, they will be sent in front of its tag, and only their hashes are looked at here.
+  /// Pages in place: if encrypts(), `packet` or `into` has room for them, and each byte of them is read once; else
+  /// `packet` is without them, they will be sent in front of its tag, and only their hashes are looked at here.
   virtual void seal(std::uint64_t packet_number, std::span<std::byte> packet, const SealedPages& pages = {}) = 0;
   /// The peer reports `largest` as received, in an authentic packet.
   virtual void on_reported(Instant now, std::uint64_t largest, Duration probe_timeout) = 0;
@@ -59,9 +65,10 @@ class Opener {
   virtual ~Opener() = default;
   /// Whether packets with these flags are sealed in the way that was agreed.
   [[nodiscard]] virtual bool takes(std::uint8_t flags) const = 0;
-  /// Decrypts in place. `header` is the packet's own; probe_timeout: of the path, now.
+  /// Decrypts in place. `header` is the packet's own; probe_timeout: of the path, now. `from`: where what is behind the
+  /// first kPacketHeadBytes is brought from, each byte read once; null: all is there.
   [[nodiscard]] virtual Opened open(Instant now, const wire::PacketHeader& header, std::span<std::byte> packet,
-                                    Duration probe_timeout) = 0;
+                                    Duration probe_timeout, const std::byte* from = nullptr) = 0;
   /// So many packets failed to open that the next one might succeed by chance.
   [[nodiscard]] virtual bool forgeries_used_up() const = 0;
   /// When tick() drops the last key; kNever when there is none.

@@ -19,6 +19,8 @@ inline constexpr std::size_t kAckFixedBytes = 24;
 inline constexpr std::size_t kPrefixBytes = 8;
 inline constexpr std::size_t kPageDescBytes = 24;
 inline constexpr std::size_t kPagesPerPacketMax = 2;
+/// Where pages begin in a packet of as many as there may be, without an ack block.
+inline constexpr std::size_t kPagesAt = kHeaderBytes + kPrefixBytes + kPagesPerPacketMax * kPageDescBytes;
 inline constexpr std::size_t kZeroRunBytes = 24;
 inline constexpr std::size_t kZeroRunsPerPacketMax = 32;
 inline constexpr std::size_t kMessageOffsetBytes = 8;
@@ -30,7 +32,7 @@ struct AckBlock {
   std::uint64_t largest = 0;       // largest packet number received
   std::uint64_t floor = 0;         // every one below is received or was given up by its sender; at most largest + 1
   std::uint64_t edge = 0;          // credit: the largest packet number that the peer may use; at least largest
-  std::uint32_t ack_delay_us = 0;  // since `largest` was received
+  std::uint32_t ack_delay_us = 0;  // since `largest` was received, or may have been
   /// Word i covers the numbers 64 * (largest / 64 - i) .. + 63; bit b is received. No bit above `largest` is set.
   std::uint8_t word_count = 0;
   std::array<std::uint64_t, kAckWordsMax> words{};

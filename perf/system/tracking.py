@@ -18,22 +18,20 @@ MIB = 256
 
 
 def sweeps_during(console, seconds):
-    """Rates of the whole sweeps that fell into the next seconds; the one that was under way when it began is left out."""
+    """Rates of the whole sweeps that fell into the next seconds, one at least; the one that was under way when it began is left out."""
     before = len(console.bench_rates())
     time.sleep(seconds)
+    wait_until("a whole sweep", lambda: len(console.bench_rates()) >= before + 2, 60)
     return console.bench_rates()[before + 1:]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json")
-    parser.add_argument("--turns", type=int, default=8)
-    options = parser.parse_args()
-    report = Report("tracking")
+def measure(turns, mode="bench", image=None):
+    """({"tracked": rates, "untracked": rates}, rate of the first sweep after the move) of a guest that writes, or of what another one's `mode` does."""
     with Lab() as lab:
+        lab.guest = image or lab.guest
         lab.start()
-        lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode="bench")
-        plain = PeerVm(lab, MIB + 128, f"console=ttyS0 quiet mb={MIB} rate=0 mode=bench", ram_files=True)
+        lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode=mode)
+        plain = PeerVm(lab, MIB + 128, f"console=ttyS0 quiet mb={MIB} rate=0 mode={mode}", ram_files=True)
         plain.qemu.qmp("stop")
         before = len(lab.console("guest", "host-b").bench_rates())
         lab.migrate("guest", "host-b", on_no_convergence="stop-anyway", rounds_max=2)
@@ -42,7 +40,7 @@ def main():
         first = console.bench_rates()[before + 1]  # the sweep in which the move fell is left out
         tracked = lab.qmp("guest", "host-b")
         rates = {"tracked": [], "untracked": []}
-        for _ in range(options.turns):
+        for _ in range(turns):
             rates["tracked"] += sweeps_during(console, 2)
             tracked("stop")
             plain.qemu.qmp("cont")
@@ -51,6 +49,16 @@ def main():
             tracked("cont")
         tracked.close()
         plain.end()
+    return rates, first
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json")
+    parser.add_argument("--turns", type=int, default=8)
+    options = parser.parse_args()
+    report = Report("tracking")
+    rates, first = measure(options.turns)
     for name, values in rates.items():
         report.row(guest=name, pages_per_s=median(values), best=max(values), worst=min(values), sweeps=len(values))
         report.metrics[f"pages_per_s.{name}"] = median(values)

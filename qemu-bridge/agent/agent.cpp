@@ -73,6 +73,11 @@ std::expected<std::unique_ptr<Agent>, std::string> Agent::start(config::BridgeCo
   if (!loaded) {
     return std::unexpected("cannot use the journal: " + loaded.error().text());
   }
+  const auto stores = agent->page_stores_.load();
+  if (!stores) {
+    return std::unexpected("cannot use the records of page stores: " + stores.error().text());
+  }
+  loaded->problems.insert(loaded->problems.end(), stores->begin(), stores->end());
   for (const auto& problem : loaded->problems) {
     spdlog::error("{}", problem);
   }
@@ -108,7 +113,10 @@ std::expected<std::unique_ptr<Agent>, std::string> Agent::start(config::BridgeCo
 }
 
 Agent::Agent(config::BridgeConfig config)
-    : config_(std::move(config)), qemu_version_(qemu_version_of(config_.qemu_binary)), journal_(config_.state_dir) {}
+    : config_(std::move(config)),
+      qemu_version_(qemu_version_of(config_.qemu_binary)),
+      journal_(config_.state_dir),
+      page_stores_(config_.state_dir, config_.lend_bytes) {}
 
 Agent::~Agent() {
   {
@@ -120,6 +128,7 @@ Agent::~Agent() {
     beater_.join();
   }
   housekeeping_.stop();
+  stores_queue_.stop();
   // Nobody calls a Vm any more once these two are gone; the Vms' own calls to them fail while they end.
   std::map<Id128, VmPtr> vms;
   {
@@ -148,7 +157,8 @@ VmServices Agent::vm_services() {
             send_event_and_remember(std::move(message), delivery);
           },
           [this](const Id128& uuid) { vm_gone(uuid); },
-          [this] { beat(); }};
+          [this] { beat(); },
+          [this] { return page_stores_.unfilled_bytes(); }};
 }
 
 std::expected<Agent::VmPtr, Error> Agent::add_vm(VmRecord record) {
@@ -194,7 +204,8 @@ std::vector<Agent::VmPtr> Agent::all_vms() const {
 AgentFigures Agent::figures() const {
   AgentFigures figures{.dataplane_connected = dataplane_->hello().has_value(),
                        .controlplane_connected = session_->registered(),
-                       .vms = {}};
+                       .vms = {},
+                       .stores = page_stores_.held()};
   for (const VmPtr& vm : all_vms()) {
     figures.vms.push_back(vm->running());
   }
@@ -244,8 +255,12 @@ void Agent::beat_loop() {
     dataplane::v1::ToDataplane request;
     request.mutable_list_images();
     auto images = dataplane_->call(std::move(request), {}, kImagesTime);
-    if (images) {
-      clear_leftovers(images->list_images(), version);
+    dataplane::v1::ToDataplane status_request;
+    status_request.mutable_get_status();
+    const auto status = dataplane_->call(std::move(status_request), {}, kImagesTime);
+    take_status(status ? &status->status() : nullptr);
+    if (images && status) {
+      clear_leftovers(status->status(), images->list_images(), version);
     }
     {
       const std::lock_guard lock(mutex_);
@@ -257,6 +272,7 @@ void Agent::beat_loop() {
     *heartbeat.mutable_host() = state.host();
     *heartbeat.mutable_vms() = state.vms();
     *heartbeat.mutable_images() = state.images();
+    *heartbeat.mutable_stores() = state.stores();
     session_->send(std::move(message), ControlSession::Delivery::kThisStream);
     for (const auto& vm : all_vms()) {
       vm->tick();
@@ -269,20 +285,25 @@ std::uint64_t Agent::vms_version() const {
   return vms_version_;
 }
 
-void Agent::clear_leftovers(const dataplane::v1::ListImagesResult& images, std::uint64_t version_before) {
-  dataplane::v1::ToDataplane request;
-  request.mutable_get_status();
-  const auto status = dataplane_->call(std::move(request), {}, kImagesTime);
+void Agent::take_status(const dataplane::v1::Status* status) {
+  page_stores_.take(status);
+  for (const auto& vm : all_vms()) {
+    vm->on_dataplane_status(status);
+  }
+}
+
+void Agent::clear_leftovers(const dataplane::v1::Status& status, const dataplane::v1::ListImagesResult& images,
+                            std::uint64_t version_before) {
   const std::lock_guard lock(mutex_);
   // What the data plane told and what is here must be of one moment.
-  if (!status || version_before != vms_version_ || !clearing_.empty()) {
+  if (version_before != vms_version_ || !clearing_.empty()) {
     return;
   }
   std::set<Id128> here;
   for (const auto& [uuid, vm] : vms_) {
     here.insert(uuid);
   }
-  for (auto& [uuid, leftover] : find_leftovers(status->status(), images, config_, here)) {
+  for (auto& [uuid, leftover] : find_leftovers(status, images, config_, here)) {
     clearing_.insert(uuid);
     housekeeping_.post([this, uuid = uuid, leftover = std::move(leftover)] {
       clear_leftover(*dataplane_, uuid, leftover);
@@ -308,7 +329,9 @@ controlplane::v1::Register Agent::make_register() {
     images = images_;
   }
   controlplane::v1::Register out;
-  *out.mutable_host() = host_info(config_, qemu_version_, dataplane_->hello(), images);
+  *out.mutable_host() =
+      host_info(config_, qemu_version_, dataplane_->hello(), images,
+                {.lent_bytes = page_stores_.lent_bytes(), .unfilled_bytes = page_stores_.unfilled_bytes()});
   if (certificate_) {
     out.mutable_host()->set_certificate_end_unix_us(certificate_->end_unix_us());
   }
@@ -317,6 +340,9 @@ controlplane::v1::Register Agent::make_register() {
   }
   if (images) {
     *out.mutable_images() = images->images();
+  }
+  for (auto& store : page_stores_.held()) {
+    *out.add_stores() = std::move(store);
   }
   return out;
 }
@@ -386,6 +412,18 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
     case Event::kGuestLost:
       spdlog::warn("data plane: guest lost: {}", printable(event.guest_lost().reason()));
       return;  // QEMU's own end tells the rest
+    case Event::kGathered:
+      if (const auto vm = vm_of(event.gathered().vm_uuid())) {
+        vm->on_gathered();
+      }
+      return beat();
+    case Event::kPagesLost:
+      spdlog::error("data plane: {} pages of a VM are lost", event.pages_lost().pages());
+      return beat();
+    case Event::kSubLost:
+    case Event::kStoreLost:
+    case Event::kSubFull:
+      return beat();  // the status tells it all
     case Event::EVENT_NOT_SET:
       return;
   }
@@ -394,14 +432,22 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
   }
 }
 
+void Agent::with_vm(const VmPtr& vm, const ToAgent& message, const char* what,
+                    const std::function<void(Vm&)>& command) {
+  if (vm) {
+    command(*vm);
+  } else {
+    reply_to(message.id())(
+        std::unexpected(make_error(Error::NO_SUCH_VM, std::string(what) + ": no such VM or migration on this host")));
+  }
+}
+
 void Agent::on_message(const ToAgent& message) {
-  const auto with_vm = [&](const VmPtr& vm, const char* what, auto&& command) {
-    if (vm) {
-      command(*vm);
-    } else {
-      reply_to(message.id())(
-          std::unexpected(make_error(Error::NO_SUCH_VM, std::string(what) + ": no such VM or migration on this host")));
-    }
+  if (page_store_command(message) || split_command(message)) {
+    return;
+  }
+  const auto with_vm = [&](const VmPtr& vm, const char* what, const std::function<void(Vm&)>& command) {
+    this->with_vm(vm, message, what, command);
   };
   switch (message.message_case()) {
     case ToAgent::kRegistered:
@@ -413,6 +459,9 @@ void Agent::on_message(const ToAgent& message) {
     case ToAgent::kStopVm:
       return with_vm(vm_of(message.stop_vm().uuid()), "StopVm",
                      [&](Vm& vm) { vm.stop(message.stop_vm().ownership(), reply_to(message.id())); });
+    case ToAgent::kGetVmHeat:
+      return with_vm(vm_of(message.get_vm_heat().uuid()), "GetVmHeat",
+                     [&](Vm& vm) { vm.heat(message.get_vm_heat().cells(), reply_to(message.id())); });
     case ToAgent::kPrepareSource:
       return with_vm(vm_of(message.prepare_source().vm_uuid()), "PrepareSource",
                      [&](Vm& vm) { vm.prepare_source(message.prepare_source(), reply_to(message.id())); });
@@ -437,6 +486,13 @@ void Agent::on_message(const ToAgent& message) {
     case ToAgent::kResumeTransfer:
       return with_vm(vm_of_migration(message.resume_transfer().migration_id()), "ResumeTransfer",
                      [&](Vm& vm) { vm.resume_transfer(message.resume_transfer(), reply_to(message.id())); });
+    case ToAgent::kSplitGuest:
+    case ToAgent::kEndSplit:
+    case ToAgent::kPrepareSub:
+    case ToAgent::kStartSub:
+    case ToAgent::kPrepareStore:
+    case ToAgent::kStartStore:
+    case ToAgent::kDropStore:  // were done above
     case ToAgent::MESSAGE_NOT_SET:
       return spdlog::warn("the control plane sent a message of a kind that this version does not know");
   }

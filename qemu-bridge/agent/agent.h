@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "controlplane/tls/certificate_watch.h"
+#include "qemu-bridge/agent/page_stores.h"
 #include "qemu-bridge/agent/vm.h"
 
 namespace godwit::bridge {
@@ -21,6 +22,7 @@ struct AgentFigures {
   bool dataplane_connected = false;
   bool controlplane_connected = false;
   std::vector<controlplane::v1::RunningVm> vms;
+  std::vector<controlplane::v1::HeldStore> stores;
 };
 
 class Agent {
@@ -41,7 +43,9 @@ class Agent {
   void beat();
   void beat_loop();
   std::uint64_t vms_version() const;
-  void clear_leftovers(const dataplane::v1::ListImagesResult& images, std::uint64_t version_before);
+  void clear_leftovers(const dataplane::v1::Status& status, const dataplane::v1::ListImagesResult& images,
+                       std::uint64_t version_before);
+  void take_status(const dataplane::v1::Status* status);
   VmServices vm_services();
   VmPtr vm_of(const std::string& uuid_bytes) const;
   VmPtr vm_of_migration(const std::string& migration_bytes) const;
@@ -57,6 +61,11 @@ class Agent {
   void prepare_destination(const controlplane::v1::ToAgent& message);
   void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
   void drop_image(const controlplane::v1::ToAgent& message);
+  /// What is asked of this host as a sub host; false: something else.
+  bool page_store_command(const controlplane::v1::ToAgent& message);
+  bool split_command(const controlplane::v1::ToAgent& message);
+  void with_vm(const VmPtr& vm, const controlplane::v1::ToAgent& message, const char* what,
+               const std::function<void(Vm&)>& command);
   Reply reply_to(std::uint64_t id);
   void send_event_and_remember(controlplane::v1::FromAgent message, ControlSession::Delivery delivery);
   void look_after_connection();
@@ -65,6 +74,7 @@ class Agent {
   const config::BridgeConfig config_;
   const std::string qemu_version_;
   Journal journal_;
+  PageStores page_stores_;
   std::unique_ptr<controlplane::CertificateWatch> certificate_;  // none where the connection needs none
 
   mutable std::mutex mutex_;
@@ -77,6 +87,7 @@ class Agent {
   bool beat_now_ = false;
   bool stopping_ = false;
 
+  SerialQueue stores_queue_;  // of page_stores_
   SerialQueue housekeeping_;  // destroys Vms, drops images, clears leftovers
   std::unique_ptr<DataplaneClient> dataplane_;
   std::unique_ptr<ControlSession> session_;

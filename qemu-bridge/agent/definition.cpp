@@ -99,6 +99,13 @@ std::expected<config::VmDefinition, std::string> definition_of(const controlplan
     }
     definition.regions.push_back(std::move(*checked));
   }
+  definition.resident_budget_bytes = proto.resident_budget_bytes();
+  for (const auto& host : proto.sub_hosts()) {
+    if (!is_name(host, "._-")) {
+      return bad("sub host", host, "is not 1 to 64 letters, digits, '.', '_' or '-'");
+    }
+    definition.sub_hosts.push_back(host);
+  }
   if (static_cast<std::size_t>(proto.arguments_size()) > kArgumentsMax) {
     return bad("number of arguments", std::to_string(proto.arguments_size()), "is over 1000");
   }
@@ -130,6 +137,10 @@ controlplane::v1::VmDefinition to_proto(const config::VmDefinition& definition) 
   }
   proto.set_user(definition.user);
   proto.set_qemu_binary(definition.qemu_binary);
+  proto.set_resident_budget_bytes(definition.resident_budget_bytes);
+  for (const auto& host : definition.sub_hosts) {
+    proto.add_sub_hosts(host);
+  }
   return proto;
 }
 

@@ -12,9 +12,10 @@ namespace godwit::bridge {
 
 using AttachKind = dataplane::v1::AttachGuest::Kind;
 
-/// Whether pages may be missing: then QEMU gets full userfaultfds, as many as its size asks for, and no tracker will do
-/// that cannot tell a missing page from an empty one.
-enum class Paging { kNone, kOnDemand };
+/// Whether pages may be missing, as they come with a migration or as they were evicted: then QEMU gets full
+/// userfaultfds, as many as its size asks for, and no tracker will do that cannot tell a missing page from an empty
+/// one.
+enum class Paging { kNone, kOnDemand, kEvictable };
 
 struct Attachment {
   dataplane::v1::AttachGuestResult result;

@@ -34,10 +34,11 @@ std::string qemu_version_of(const std::filesystem::path& binary) {
 
 controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const std::string& qemu_version,
                                      const std::optional<dataplane::v1::HelloResult>& hello,
-                                     const std::optional<dataplane::v1::ListImagesResult>& images) {
+                                     const std::optional<dataplane::v1::ListImagesResult>& images,
+                                     const Lending& lending) {
   controlplane::v1::HostInfo info;
   info.set_name(config.host);
-  HostMemory memory = host_memory(host_paths(config, Id128{}));
+  HostMemory memory = host_memory(host_paths(config, Id128{}), lending.unfilled_bytes);
   if (images && images->budget_bytes() > 0) {
     memory.total_bytes = std::min<std::uint64_t>(memory.total_bytes, images->budget_bytes());
     const std::uint64_t left = images->budget_bytes() - std::min(images->budget_bytes(), images->used_bytes());
@@ -47,6 +48,8 @@ controlplane::v1::HostInfo host_info(const config::BridgeConfig& config, const s
   info.set_memory_total_bytes(memory.total_bytes);
   info.set_memory_free_bytes(memory.free_bytes);
   info.set_hugepages_free_bytes(memory.hugepages_free_bytes);
+  info.set_memory_lend_bytes(config.lend_bytes);
+  info.set_memory_lent_bytes(lending.lent_bytes);
   utsname system{};
   if (::uname(&system) == 0) {
     info.set_kernel(system.release);

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kVersion = 1;
 constexpr std::size_t kFaultDescriptorsMax = 64;
+constexpr std::size_t kSubsMax = 4096;
 constexpr std::uint64_t kPagesMax = 1ULL << 52;
 constexpr std::array<std::string_view, 6> kPhaseNames{"preparing", "transferring", "switching",
                                                       "committed", "aborted",      "pulling"};
@@ -81,6 +82,40 @@ std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* js
   return files;
 }
 
+/// False: it is there, and not valid.
+bool parse_split(const Json& json, VmRecord& record) {
+  const Json* const split = json_member(json, "split");
+  const auto evictable = json_bool(json, "evictable");
+  const auto pin_in_qemu = json_bool(json, "pin_in_qemu");
+  // Absent before VMs could be split.
+  if ((!evictable && json.contains("evictable")) || (!pin_in_qemu && json.contains("pin_in_qemu"))) {
+    return false;
+  }
+  record.evictable = evictable.value_or(false);
+  record.pin_in_qemu = pin_in_qemu.value_or(false);
+  if (split == nullptr) {
+    return true;
+  }
+  const auto budget = json_uint(*split, "budget_bytes");
+  const auto gather = json_bool(*split, "gather");
+  const auto gathered = json_bool(*split, "gathered");
+  const Json* const subs = json_member(*split, "subs");
+  if (!budget || !gather || !gathered || subs == nullptr || !subs->is_array() || subs->size() > kSubsMax) {
+    return false;
+  }
+  record.split = SplitRecord{.budget_bytes = *budget, .subs = {}, .gather = *gather, .gathered = *gathered};
+  for (const Json& entry : *subs) {
+    const auto id = Id128::parse(json_string(entry, "store_id").value_or(""));
+    const auto number = json_uint(entry, "number");
+    const auto host = json_string(entry, "host");
+    if (!id || !number || *number >= kSubsMax || !host) {
+      return false;
+    }
+    record.split->subs.push_back({*id, static_cast<std::uint32_t>(*number), *host});
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string_view name_of(MigrationPhase phase) { return kPhaseNames.at(static_cast<std::size_t>(phase)); }
@@ -116,6 +151,18 @@ std::string to_text(const VmRecord& record) {
   for (const auto& descriptor : record.fault_descriptors) {
     json["fault_descriptors"].push_back(
         {{"in_qemu", descriptor.in_qemu}, {"first_page", descriptor.first_page}, {"pages", descriptor.pages}});
+  }
+  json["evictable"] = record.evictable;
+  json["pin_in_qemu"] = record.pin_in_qemu;
+  if (record.split) {
+    Json subs = Json::array();
+    for (const auto& sub : record.split->subs) {
+      subs.push_back({{"store_id", sub.store_id.text()}, {"number", sub.number}, {"host", sub.host}});
+    }
+    json["split"] = {{"budget_bytes", record.split->budget_bytes},
+                     {"subs", std::move(subs)},
+                     {"gather", record.split->gather},
+                     {"gathered", record.split->gathered}};
   }
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -176,6 +223,9 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
       return std::unexpected(parsed.error());
     }
     record.migration = *parsed;
+  }
+  if (!parse_split(*json, record)) {
+    return std::unexpected("'split' is not valid");
   }
   return record;
 }

@@ -50,6 +50,20 @@ struct FaultDescriptor {
   bool operator==(const FaultDescriptor&) const = default;
 };
 
+/// This host is the main host of a split VM; saved before the data plane is told.
+struct SplitSub {
+  Id128 store_id;
+  std::uint32_t number = 0;
+  std::string host;
+  bool operator==(const SplitSub&) const = default;
+};
+struct SplitRecord {
+  std::uint64_t budget_bytes = 0;
+  std::vector<SplitSub> subs;
+  bool gather = false;    // all of it is to come back
+  bool gathered = false;  // and has
+};
+
 struct VmRecord {
   config::VmDefinition definition;
   Id128 image_id;
@@ -66,6 +80,9 @@ struct VmRecord {
   std::map<std::string, std::string> ram_files;  // by region: where a retained image has its RAM (HostPaths::ram_files)
   std::optional<MigrationRecord> migration;
   std::vector<FaultDescriptor> fault_descriptors = {};  // empty: one userfaultfd for all pages
+  bool evictable = false;                               // attached so that it can be split
+  bool pin_in_qemu = false;                             // QEMU keeps the pipe of evictions open
+  std::optional<SplitRecord> split = std::nullopt;
 };
 
 class Journal {

@@ -32,8 +32,12 @@ constexpr Metric kFaultLatency{"godwit_bridge_fault_latency_seconds", Kind::kGau
 constexpr Metric kBlocked{"godwit_bridge_vcpu_blocked_seconds", Kind::kGauge, "vm",
                           "How long threads of QEMU have waited for pages, together"};
 
-constexpr std::array kAll{&kDataplane,    &kControlplane, &kVms,    &kMigrations,   &kPullConnected,
-                          &kPagesMissing, &kPulledPages,  &kFaults, &kFaultLatency, &kBlocked};
+constexpr Metric kLent{"godwit_bridge_lent_bytes", Kind::kGauge, "",
+                       "Memory of this host that is promised to split VMs which run elsewhere"};
+constexpr Metric kPageStores{"godwit_bridge_page_stores", Kind::kGauge, "state", "What holds it: connected, lost"};
+
+constexpr std::array kAll{&kLent,          &kPageStores,   &kDataplane,   &kControlplane, &kVms,          &kMigrations,
+                          &kPullConnected, &kPagesMissing, &kPulledPages, &kFaults,       &kFaultLatency, &kBlocked};
 
 double seconds(std::uint64_t us) { return static_cast<double>(us) / 1e6; }
 
@@ -85,6 +89,14 @@ metrics::Samples make_samples(const AgentFigures& figures) {
   }
   samples.add(kMigrations, {"source"}, sources);
   samples.add(kMigrations, {"destination"}, destinations);
+  std::uint64_t lent_bytes = 0, connected = 0;
+  for (const auto& store : figures.stores) {
+    lent_bytes += store.bytes_lent();
+    connected += store.status().connected() ? 1U : 0U;
+  }
+  samples.add(kLent, {}, lent_bytes);
+  samples.add(kPageStores, {"connected"}, connected);
+  samples.add(kPageStores, {"lost"}, std::uint64_t{figures.stores.size()} - connected);
   return samples;
 }
 

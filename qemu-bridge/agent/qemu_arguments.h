@@ -23,6 +23,7 @@ struct HostPaths {
   std::map<std::string, std::string> ram_files;  // by region; those not here are named by VM and region
 
   [[nodiscard]] std::filesystem::path qmp_socket() const { return run_dir / "qmp.sock"; }
+  [[nodiscard]] std::filesystem::path pin_pipe() const { return run_dir / "pin"; }
   [[nodiscard]] std::filesystem::path log_file() const { return run_dir / "qemu.log"; }
 };
 

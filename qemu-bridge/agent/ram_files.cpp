@@ -63,6 +63,9 @@ Need need_of(const config::VmDefinition& definition, const HostPaths& paths) {
         exists && old.st_blocks > 0 ? std::min(region.bytes, static_cast<std::uint64_t>(old.st_blocks) * 512) : 0;
     (region.backing == config::Backing::kHugetlbfs ? need.huge_bytes : need.small_bytes) += region.bytes - present;
   }
+  if (definition.resident_budget_bytes > 0) {
+    need.small_bytes = std::min(need.small_bytes, definition.resident_budget_bytes);
+  }
   return need;
 }
 
@@ -72,7 +75,7 @@ std::unexpected<std::string> failed(const std::string& what, const std::filesyst
 
 }  // namespace
 
-HostMemory host_memory(const HostPaths& paths) {
+HostMemory host_memory(const HostPaths& paths, std::uint64_t promised_bytes) {
   HostMemory memory;
   const std::string meminfo = read_file("/proc/meminfo").value_or("");
   memory.total_bytes = meminfo_bytes(meminfo, "MemTotal");
@@ -83,18 +86,21 @@ HostMemory host_memory(const HostPaths& paths) {
     memory.total_bytes = std::min(memory.total_bytes, std::uint64_t{files.f_blocks} * files.f_frsize);
     memory.free_bytes = std::min(memory.free_bytes, std::uint64_t{files.f_bavail} * files.f_frsize);
   }
+  memory.free_bytes -= std::min(memory.free_bytes, promised_bytes);
   memory.hugepages_free_bytes = paths.memory_dir_hugetlbfs.empty() ? 0 : hugepages_free_bytes();
   return memory;
 }
 
-std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths) {
+std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths,
+                          std::uint64_t promised_bytes) {
   const Need need = need_of(definition, paths);
-  const HostMemory memory = host_memory(paths);
+  const HostMemory memory = host_memory(paths, promised_bytes);
   return need.small_bytes - std::min(need.small_bytes, memory.free_bytes) + need.huge_bytes -
          std::min(need.huge_bytes, memory.hugepages_free_bytes);
 }
 
-std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths) {
+std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths,
+                                            std::uint64_t promised_bytes) {
   for (const auto& region : definition.regions) {
     if (region.backing == config::Backing::kHugetlbfs && paths.memory_dir_hugetlbfs.empty()) {
       return std::unexpected("region '" + region.name + "' is on hugetlbfs, and this host has none: set " +
@@ -102,7 +108,7 @@ std::expected<void, std::string> check_room(const config::VmDefinition& definiti
     }
   }
   const Need need = need_of(definition, paths);
-  const HostMemory memory = host_memory(paths);
+  const HostMemory memory = host_memory(paths, promised_bytes);
   if (need.small_bytes > memory.free_bytes) {
     return std::unexpected("too little memory: the guest needs " + mebibytes(need.small_bytes) + " more in " +
                            paths.memory_dir_tmpfs.string() + ", " + mebibytes(memory.free_bytes) + " are free");

@@ -16,13 +16,15 @@ struct HostMemory {
   std::uint64_t free_bytes = 0;
   std::uint64_t hugepages_free_bytes = 0;
 };
-HostMemory host_memory(const HostPaths& paths);
+HostMemory host_memory(const HostPaths& paths, std::uint64_t promised_bytes);
 
-/// What the regions still need beyond what their present files hold, and this host has not free. 0: all fits.
-std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths);
+/// What the regions (of a split VM: its budget) still need beyond what their present files hold, and this host has not
+/// free. 0: all fits. `promised_bytes`: of the free memory, what is lent to others and not used yet.
+std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths, std::uint64_t promised_bytes);
 
 /// The same as a refusal.
-std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths);
+std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths,
+                                            std::uint64_t promised_bytes);
 
 /// kKeep: a file of the right size stays as it is (a retained image); others are made anew.
 enum class OldFiles { kKeep, kReplace };

@@ -53,13 +53,22 @@ std::string run_state_after(const std::string& event) {
   return event == "RESUME" ? "running" : event == "SHUTDOWN" ? "shutdown" : "";
 }
 
+/// While the data plane tells nothing; and what of was gathered.
+void fill(dataplane::v1::SplitStatus& status, const SplitRecord& record) {
+  status.set_problem(record.gathered ? "" : "the data plane of this host is down, or does not keep to the budget yet");
+  for (const auto& sub : record.subs) {
+    status.add_subs()->set_store_id(sub.store_id.to_bytes());
+  }
+}
+
 }  // namespace
 
 Vm::Vm(VmServices services, VmRecord record)
     : services_(std::move(services)),
       uuid_(record.definition.uuid),
       paths_(host_paths(services_.config, uuid_)),
-      record_(std::move(record)) {
+      record_(std::move(record)),
+      accesses_(services_.config.heat) {
   paths_.ram_files = record_.ram_files;
   publish();
 }
@@ -81,6 +90,9 @@ RunningVm Vm::running() const {
   const std::lock_guard lock(summary_mutex_);
   RunningVm out = summary_;
   out.set_run_state(run_state_);
+  if (out.has_split() && !out.gathered() && split_status_) {
+    *out.mutable_split() = *split_status_;
+  }
   if (const auto status = pull ? pull->status() : std::nullopt) {
     *out.mutable_paging() = *status;
   }
@@ -105,6 +117,10 @@ void Vm::publish() {
     out.set_migration_id(record_.migration->id.to_bytes());
     out.set_role(record_.migration->role == MigrationRole::kSource ? dataplane::v1::ROLE_SOURCE
                                                                    : dataplane::v1::ROLE_DESTINATION);
+  }
+  out.set_gathered(record_.split && record_.split->gathered);
+  if (record_.split) {
+    fill(*out.mutable_split(), *record_.split);
   }
   {
     const std::lock_guard lock(summary_mutex_);
@@ -288,7 +304,9 @@ AgentResult Vm::do_start() {
     return AgentResult(std::unexpected(error));
   };
   drop_images();
-  if (auto room = make_room(bytes_total(record_.definition)); !room) {
+  const std::uint64_t total_bytes = bytes_total(record_.definition);
+  const std::uint64_t budget_bytes = record_.definition.resident_budget_bytes;
+  if (auto room = make_room(budget_bytes > 0 ? std::min(budget_bytes, total_bytes) : total_bytes); !room) {
     return undo(room.error());
   }
   if (auto launched = launch_qemu(StartKind::kBoot, record_.definition.machine); !launched) {
@@ -320,7 +338,9 @@ AgentResult Vm::do_attach() {
   if (auto facts = inspect(); !facts) {
     return undo(facts.error());
   }
-  auto attachment = attach_memory(dataplane::v1::AttachGuest::FRESH, Paging::kNone);
+  record_.evictable = record_.definition.resident_budget_bytes > 0;
+  auto attachment =
+      attach_memory(dataplane::v1::AttachGuest::FRESH, record_.evictable ? Paging::kEvictable : Paging::kNone);
   if (!attachment) {
     return undo(attachment.error());
   }
@@ -401,6 +421,7 @@ void Vm::on_exit() {
     return;
   }
   fail_migration(why);
+  emit_ended(why);
   bool image_retained = false;
   if (pull_) {
     static_cast<void>(pull_->finish(dataplane::v1::OUTCOME_ABANDONED));
@@ -433,19 +454,6 @@ void Vm::end_qemu() {
   }
 }
 
-std::optional<dataplane::v1::GuestStatus> Vm::find_attached() {
-  dataplane::v1::ToDataplane request;
-  request.mutable_get_status();
-  if (auto reply = services_.dataplane.call(std::move(request))) {
-    for (const auto& guest : reply->status().guests()) {
-      if (guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid) {
-        return guest;
-      }
-    }
-  }
-  return std::nullopt;
-}
-
 void Vm::detach_guest() {
   dataplane::v1::ToDataplane request;
   request.mutable_detach_guest()->set_vm_uuid(uuid_.to_bytes());
@@ -458,6 +466,8 @@ void Vm::remove_files() {
   if (record_.ours) {
     remove_ram_files(record_.definition, paths_);
   }
+  std::error_code error;
+  std::filesystem::remove(paths_.pin_pipe(), error);
 }
 
 /// Before anyone is told: whoever hears of it may send the VM back at once.
@@ -565,29 +575,20 @@ void Vm::reattach() {
   if (const auto known = find_attached(); known && !known->attaching()) {
     attached_.set_tracker(known->tracker());
     publish();
+    take_up_split();
     return;
   }
-  const Paging paging = serves_or_pulls() && !is_source() ? Paging::kOnDemand : Paging::kNone;
+  const Paging paging = serves_or_pulls() && !is_source() ? Paging::kOnDemand
+                        : record_.evictable               ? Paging::kEvictable
+                                                          : Paging::kNone;
   if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING, paging); !attachment) {
     spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,
                   text_of(attachment.error()));
   } else {
     spdlog::info("VM {}: attached to the data plane again{}{}", record_.definition.name,
                  attachment->result.history_lost() ? "; history lost: " : "", attachment->result.history_reason());
+    take_up_split();
   }
-}
-
-void Vm::fence(std::uint64_t ownership) {
-  queue_.post([this, ownership] {
-    if (over_ || !qmp_ || record_.migration || ownership <= record_.ownership) {
-      return;
-    }
-    spdlog::error("VM {}: the store gives it to another host (ownership {} > {}): stopping it here",
-                  record_.definition.name, ownership, record_.ownership);
-    if (auto stopped = bridge::stop(*qmp_); !stopped) {
-      end_process(record_.process, std::chrono::milliseconds(0));
-    }
-  });
 }
 
 }  // namespace godwit::bridge

@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "config/bridge_config.h"
+#include "qemu-bridge/agent/access_scans.h"
 #include "qemu-bridge/agent/control_session.h"
 #include "qemu-bridge/agent/destination_migration.h"
 #include "qemu-bridge/agent/guest_attachment.h"
@@ -31,6 +32,7 @@ struct VmServices {
   std::function<void(controlplane::v1::FromAgent, ControlSession::Delivery)> send;
   std::function<void(const Id128& uuid)> on_gone;  // from the queue; the Vm is to be destroyed
   std::function<void()> on_change;                 // what running() tells has changed
+  std::function<std::uint64_t()> promised_bytes = [] { return std::uint64_t{0}; };  // lent to others, not used yet
 };
 
 class Vm {
@@ -51,12 +53,22 @@ class Vm {
   void prepare_resume(const controlplane::v1::PrepareResume& command, Reply reply);
   void resume_transfer(const controlplane::v1::ResumeTransfer& command, Reply reply);
   void outcome(const controlplane::v1::Outcome& outcome, Reply reply);
+  void split_guest(const controlplane::v1::SplitGuest& command, Reply reply);
+  void end_split(const controlplane::v1::EndSplit& command, Reply reply);
+  void prepare_sub(const controlplane::v1::PrepareSub& command, Reply reply);
+  void start_sub(const controlplane::v1::StartSub& command, Reply reply);
+
+  /// Which parts of its memory are hot.
+  void heat(std::uint32_t cells, Reply reply);
   /// Takes over what an earlier run of the bridge left, by the record.
   void recover();
 
   void on_dataplane_up(const dataplane::v1::HelloResult& hello);
   void on_dataplane_down(const std::string& reason);
   void on_dataplane_event(const dataplane::v1::Event& event);
+  /// Each second; nullptr: the data plane does not answer.
+  void on_dataplane_status(const dataplane::v1::Status* status);
+  void on_gathered();
   /// A new stream to the control plane: repeat what it may have missed, ask what is undecided.
   void on_registered();
   /// Once a second: brings what the store decided into effect, connects a lost monitor again, asks while in doubt.
@@ -134,6 +146,23 @@ class Vm {
   void make_pull();
   void drop_pull();
 
+  // vm_split.cpp
+  AgentResult do_split_guest(const controlplane::v1::SplitGuest& command);
+  AgentResult do_end_split(const controlplane::v1::EndSplit& command);
+  AgentResult call_for_sub(dataplane::v1::ToDataplane request);
+  std::expected<void, Error> check_can_split();
+  std::expected<void, Error> make_evictable();
+  std::expected<std::pair<UniqueFd, UniqueFd>, Error> pin_pipe();
+  /// Tells the data plane what the record says.
+  std::expected<void, Error> tell_split();
+  void take_up_split();
+  void look_gathered();
+  void emit_ended(const std::string& why);
+
+  // vm_heat.cpp
+  void look_at_accesses();
+  AgentResult do_heat(std::uint32_t cells);
+
   void ask_outcome();
   void make_migration();
   void drop_migration();
@@ -154,11 +183,13 @@ class Vm {
   std::optional<controlplane::v1::Outcome> decided_;  // the store's word, until it is in effect
   std::string told_failure_;                          // the cause last told, until the control plane may have missed it
   std::string interrupted_by_ = "the bridge of this host was restarted";
-  bool in_doubt_ = false;  // contact or a process was lost in a migration: only the store knows how it stands
+  bool in_doubt_ = false;     // contact or a process was lost in a migration: only the store knows how it stands
+  bool gather_told_ = false;  // to the data plane that runs now
   bool over_ = false;
   bool gone_ = false;
   std::string qemu_version_;
   std::unique_ptr<ProcessWatch> watch_;
+  AccessScans accesses_;
 
   // The migration is made and dropped in the queue, under this lock; event handlers use it under this lock.
   mutable std::mutex migration_mutex_;
@@ -171,6 +202,7 @@ class Vm {
   controlplane::v1::RunningVm summary_;
   Id128 summary_migration_;
   std::string run_state_ = "prelaunch";
+  std::optional<dataplane::v1::SplitStatus> split_status_;
 
   std::atomic<bool> tick_waits_ = false;
 

@@ -51,6 +51,9 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
                                                                   std::to_string(command.ownership()) + " is not " +
                                                                   std::to_string(record_.ownership)));
   }
+  if (record_.split) {
+    return std::unexpected(make_error(Error::BAD_REQUEST, "PrepareSource: the VM is split: gather it first"));
+  }
   if (record_.migration && record_.migration->id != *id) {
     return std::unexpected(make_error(
         Error::BAD_REQUEST, "PrepareSource: migration " + record_.migration->id.text() + " of this VM is under way"));
@@ -93,7 +96,7 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
 std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
   const auto hello = services_.dataplane.hello();
   if (hello && hello->memory_budget_bytes() == 0) {
-    bytes = bytes_short(record_.definition, paths_);
+    bytes = bytes_short(record_.definition, paths_, services_.promised_bytes());
   }
   if (bytes > 0) {
     dataplane::v1::ToDataplane request;
@@ -103,7 +106,7 @@ std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
       return std::unexpected(made.error());
     }
   }
-  if (auto room = check_room(record_.definition, paths_); !room) {
+  if (auto room = check_room(record_.definition, paths_, services_.promised_bytes()); !room) {
     return std::unexpected(make_error(Error::NO_MEMORY, room.error()));
   }
   return {};
@@ -463,7 +466,34 @@ void Vm::on_dataplane_event(const dataplane::v1::Event& event) {
 void Vm::on_dataplane_down(const std::string& reason) {
   queue_.post([this, reason] {
     in_doubt_ = record_.migration.has_value() && !pull_;
+    gather_told_ = false;
     fail_migration("the data plane of this host went away (" + reason + ")");
+  });
+}
+
+std::optional<dataplane::v1::GuestStatus> Vm::find_attached() {
+  dataplane::v1::ToDataplane request;
+  request.mutable_get_status();
+  if (auto reply = services_.dataplane.call(std::move(request))) {
+    for (const auto& guest : reply->status().guests()) {
+      if (guest.vm_uuid() == uuid_.to_bytes() && guest.qemu_pid() == record_.process.pid) {
+        return guest;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+void Vm::fence(std::uint64_t ownership) {
+  queue_.post([this, ownership] {
+    if (over_ || !qmp_ || record_.migration || ownership <= record_.ownership) {
+      return;
+    }
+    spdlog::error("VM {}: the store gives it to another host (ownership {} > {}): stopping it here",
+                  record_.definition.name, ownership, record_.ownership);
+    if (auto stopped = bridge::stop(*qmp_); !stopped) {
+      end_process(record_.process, std::chrono::milliseconds(0));
+    }
   });
 }
 
@@ -527,7 +557,9 @@ void Vm::do_tick() {
     static_cast<void>(settle());
   } else {
     ask_outcome();
+    look_gathered();
   }
+  look_at_accesses();
 }
 
 void Vm::ask_outcome() {

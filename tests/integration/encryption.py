@@ -6,7 +6,7 @@ from tests.lab import metrics
 from tests.lab.lab import Lab
 
 from .movement import guest_at_home, home_and_away, moved, require_memory_for_hugepages
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 
 
 @scenario_beside_others
@@ -62,11 +62,11 @@ def huge_pages_in_place(device, **lab):
             check(in_place > sent * 0.8, f"{host} sent {sent} pages, {in_place} of them in place")
 
 
-@scenario
+@scenario_beside_others
 def huge_pages_in_place_af_packet():
     huge_pages_in_place("net_af_packet")
 
 
-@scenario
+@scenario_beside_others
 def huge_pages_in_place_memif_hashes():
     huge_pages_in_place("net_memif", tracker="hashes")

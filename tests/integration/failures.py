@@ -14,7 +14,7 @@ from tests.lab.network import DATA
 from tests.lab.processes import LabError, wait_until
 
 from .movement import SMALL, guest_at_home, moved
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario, scenario_beside_others
 
 # Slow enough that TRANSFERRING lasts some seconds.
 SLOW = {"bandwidth_limit": "200Mbit/s"}
@@ -140,13 +140,13 @@ def _register_kills():
                 kill_at(victim, state, 0.5 if state == "TRANSFERRING" else 0.0)
 
             body.__name__ = name
-            scenario(body)
+            (scenario_beside_others if state == "TRANSFERRING" else scenario)(body)  # the others last milliseconds
 
 
 _register_kills()
 
 
-@scenario
+@scenario_beside_others
 def network_cut_during_transfer():
     with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
@@ -157,7 +157,7 @@ def network_cut_during_transfer():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def short_network_cut_is_survived():
     with on_its_way() as (lab, migration):
         lab.network.cut("host-a", DATA)
@@ -168,7 +168,7 @@ def short_network_cut_is_survived():
         check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
 
 
-@scenario
+@scenario_beside_others
 def destination_qemu_dies():
     with on_its_way(into_s=0) as (lab, migration):
         for pid in wait_until("the destination's QEMU", lambda: lab.qemu_pids("host-b"), 10):
@@ -179,7 +179,7 @@ def destination_qemu_dies():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def cancelled():
     with on_its_way() as (lab, migration):
         lab.ctl("cancel", newest(lab.ctl("migrations"))["id"])
@@ -188,7 +188,7 @@ def cancelled():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def does_not_converge():
     with guest_at_home(rate=20000) as lab:
         try:
@@ -202,7 +202,7 @@ def does_not_converge():
         check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
 
 
-@scenario
+@scenario_beside_others
 def aborted_image_is_reused():
     """What an aborted attempt carried need not be carried again, and nothing stale of it is ever used."""
     with on_its_way(into_s=1.5, rate=100, plan={"bandwidth_limit": "400Mbit/s"}) as (lab, migration):
@@ -248,18 +248,18 @@ def state_of(lab, vm):
     return newest(rows)["state"] if rows else None
 
 
-@scenario
+@scenario_beside_others
 def ram_file_cut_short_at_the_destination():
     ram_file_cut_short("host-b", "cut short")
 
 
-@scenario
+@scenario_beside_others
 def ram_file_cut_short_at_the_source():
     # Whether the data plane reads beyond the end first or QEMU touches it and dies is chance.
     ram_file_cut_short("host-a", "cut short|QEMU of this VM has exited|QEMU has exited")
 
 
-@scenario
+@scenario_beside_others
 def images_outlive_their_data_plane():
     """A data plane that dies at rest costs nothing: the images that it kept are taken again, and so is the running guest's history."""
     with guest_at_home() as lab:

@@ -10,7 +10,7 @@ from tests.lab.lab import ROOT, Lab
 from tests.lab.processes import run, wait_until
 
 from .movement import guest_at_home
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 DATAPLANES = (("host-a", "source"), ("host-b", "destination"))
 DAEMONS = (("host-a", "dataplane"), ("host-b", "dataplane"), ("host-a", "bridge"), ("controlplane", "controlplane"))
@@ -127,7 +127,7 @@ def while_pulling(lab):
     return during
 
 
-@scenario
+@scenario_beside_others
 def metrics_of_a_migration():
     with guest_at_home(options={"metrics": True}) as lab:
         before = everyone(lab)
@@ -156,7 +156,7 @@ def metrics_of_a_migration():
         check_documented(before + during + after + while_pulling(lab))
 
 
-@scenario
+@scenario_beside_others
 def metrics_endpoints_bear_abuse():
     """Garbage changes nothing, and an idle data plane that is watched still sleeps."""
     with Lab(options={"metrics": True}) as lab:

@@ -8,7 +8,7 @@ from tests.lab.console import Console
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
-from .registry import Skip, check, check_equal, scenario, scenario_beside_others
+from .registry import Skip, check, check_equal, scenario_beside_others
 
 SMALL = {"mem_mib": 256, "mb": 96}
 
@@ -67,6 +67,14 @@ def a_b_a_mtu_1500():
 
 
 @scenario_beside_others
+def a_b_a_without_offloads():
+    """Interfaces that send nothing but single frames: what leaves as a super-frame the kernel takes apart."""
+    with Lab(options={"offloads": False}) as lab:
+        lab.start()
+        home_and_away(lab)
+
+
+@scenario_beside_others
 def a_b_a_ipv6():
     with Lab(options={"ipv6": True}) as lab:
         lab.start()
@@ -107,7 +115,7 @@ def other_devices_start():
             wait_until(f"a data plane on {device}", lambda: daemon.check_alive() or "ready:" in daemon.log(), 30)
 
 
-@scenario
+@scenario_beside_others
 def dpdk_on_hugepages():
     require_memory_for_hugepages()
     with Lab(options={"dpdk_hugepages": True, "hugepages": 300}) as lab:
@@ -156,7 +164,7 @@ def require_memory_for_hugepages():
         raise Skip("less than 4 GiB of memory for hugepages")
 
 
-@scenario
+@scenario_beside_others
 def hugetlbfs():
     require_memory_for_hugepages()
     with Lab(backing="hugetlbfs", options={"hugepages": 300}) as lab:

@@ -9,7 +9,7 @@ from tests.lab.processes import processes_naming, run, wait_until
 from tests.lab.terminal import CTRL_C, Terminal
 
 from .movement import guest_at_home
-from .registry import Skip, check, check_equal, scenario
+from .registry import Skip, check, check_equal, scenario, scenario_beside_others
 
 PROGRESS = r"\[#*\.*\] +\d+ %  [\d.]+ .?bit/s  round \d+  [\d.]+( [kM])? pages left  about [\d.]+ \w+ left"
 QUESTION = r"cancel the migration\? \[y\]es, \[n\]o; Ctrl-C again leaves it running: "
@@ -24,7 +24,7 @@ def state_of_newest(lab):
     return lab.ctl("migrations")[0]["state"]
 
 
-@scenario
+@scenario_beside_others
 def migrate_on_a_terminal():
     """Progress; Ctrl-C asks: no goes on, a second Ctrl-C leaves the migration running, yes cancels it."""
     with guest_at_home() as lab:

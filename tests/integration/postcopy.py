@@ -71,6 +71,7 @@ def hybrid_switches(rate, switched, **plan):
         check_equal(figures["pages_missing"], 0, "pages missing in the end")
         check_equal(runs_in_one_place(lab, "guest"), "host-b", "host")
         moved(lab, "guest", "host-a", verify="full")
+        return summary
 
 
 @scenario_beside_others
@@ -81,6 +82,13 @@ def hybrid_on_request():
         lab.ctl("switch-to-postcopy", newest(lab.ctl("migrations"))["id"])
 
     hybrid_switches(200, ask, postcopy_after_rounds=0)
+
+
+@scenario_beside_others
+def hybrid_after_a_round():
+    summary = hybrid_switches(2000, lambda lab: None, postcopy_after_rounds=1, downtime_limit="1ms")
+    # Of the next the beginning may have been sent until the guest stood still.
+    check(summary["stats"]["round"] <= 3, f"{summary['stats']['round']} rounds")
 
 
 @scenario_beside_others
@@ -126,7 +134,7 @@ def _register_kills():
 _register_kills()
 
 
-@scenario
+@scenario_beside_others
 def postcopy_network_cut_pulling():
     def cut(lab):
         lab.network.cut("host-a", DATA)

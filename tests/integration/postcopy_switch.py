@@ -12,7 +12,7 @@ from tests.lab.processes import wait_until
 from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, stray_memory, wait_state
 from .movement import guest_at_home, moved
 from .postcopy import SLOW
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario, scenario_beside_others
 from .switchover import MANAGEMENT, at_switch, loaded, state_now, strike, strike_when_committed, strike_when_stopped, thawed
 
 VICTIMS = (["bridge host-a"], ["bridge host-b"], ["dataplane host-a"], ["dataplane host-b"], ["controlplane"])
@@ -48,7 +48,7 @@ def postcopy_kills_preparing():
     struck_in("PREPARING", 0.0, SLOW)
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_transferring():
     struck_in("TRANSFERRING", 0.4, ROUNDS)
 
@@ -58,7 +58,7 @@ def postcopy_kills_switching():
     struck_in("SWITCHING", 0.0, SLOW)
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_stopped():
     with guest_at_home(rate=200) as lab:
         for victims in VICTIMS:
@@ -67,7 +67,7 @@ def postcopy_kills_stopped():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_committed():
     with guest_at_home(rate=200) as lab:
         for unheard in ("host-a", "host-b"):
@@ -78,7 +78,7 @@ def postcopy_kills_committed():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def postcopy_source_qemu_dies_in_the_switch():
     """The destination may be told to run without all of its pages at any moment now: the memory of a QEMU that dies then is kept until the word has been heard."""
     with guest_at_home(rate=200) as lab:

@@ -11,7 +11,7 @@ from tests.lab.processes import wait_until
 from .failures import Background, wait_state
 from .movement import SMALL, guest_at_home, moved, require_memory_for_hugepages
 from .postcopy import paging, pulled
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 from .variants import disk_with_known_content
 
 ROUND_TRIPS = int(os.environ.get("GODWIT_ROUND_TRIPS", "50"))
@@ -68,7 +68,7 @@ def _register_trackers():
 _register_trackers()
 
 
-@scenario
+@scenario_beside_others
 def postcopy_hugetlbfs():
     require_memory_for_hugepages()
     with Lab(backing="hugetlbfs", options={"hugepages": 300}) as lab:
@@ -76,7 +76,7 @@ def postcopy_hugetlbfs():
         there_and_back(lab)
 
 
-@scenario
+@scenario_beside_others
 def postcopy_hugetlbfs_write_protect_events():
     require_memory_for_hugepages()
     with Lab(backing="hugetlbfs", tracker="write-protect-events", options={"hugepages": 300}) as lab:
@@ -90,6 +90,14 @@ def postcopy_several_of_everything():
     with Lab(mtu=1500, options={"lcores": 2, "device": "net_memif"}) as lab:
         lab.start()
         there_and_back(lab, vcpus=2, regions=2)
+
+
+@scenario_beside_others
+def postcopy_several_userfaultfds():
+    """More processors than one userfaultfd is to serve: the pages are divided among two."""
+    with Lab() as lab:
+        lab.start()
+        there_and_back(lab, vcpus=9)
 
 
 @scenario_beside_others

@@ -14,7 +14,7 @@ def scenario(function):
 
 
 def scenario_beside_others(function):
-    """It waits for events, hits no moment, and changes nothing of the machine that another lab sees, as the pool of huge pages."""
+    """It waits for events, and the moments that it hits are held (a process stopped, a slow link): another scenario on the other core changes nothing."""
     BESIDE_OTHERS.add(function.__name__)
     return scenario(function)
 

@@ -12,7 +12,7 @@ from tests.lab.processes import LabError, wait_until
 
 from .failures import Background, everything_works_again, newest, on_its_way, restart, runs_in_one_place, state_now
 from .movement import guest_at_home
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 MANAGEMENT = "mgmt0"
 
@@ -117,24 +117,24 @@ def _register():
             for when, body in {"stopped": lambda v=tuple(victims): stopped_and_struck(*v),
                                "committed": lambda k=key, v=tuple(victims): committed_and_struck(k, *v)}.items():
                 body.__name__ = f"kill_{name}_{host}_{when}"
-                scenario(body)
+                scenario_beside_others(body)
 
 
 _register()
 
 
-@scenario
+@scenario_beside_others
 def kill_controlplane_stopped():
     stopped_and_struck("controlplane")
 
 
-@scenario
+@scenario_beside_others
 def kill_controlplane_committed():
     """The destination learns of the commit, the source does not, and the one who decided dies."""
     committed_and_struck("host-a", "controlplane")
 
 
-@scenario
+@scenario_beside_others
 def destination_qemu_dies_when_stopped():
     with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
@@ -148,7 +148,7 @@ def destination_qemu_dies_when_stopped():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def everything_dies_when_loaded():
     """All daemons of the cluster at once, both QEMUs standing still, the word unspoken."""
     with guest_at_home(rate=200) as lab:
@@ -159,7 +159,7 @@ def everything_dies_when_loaded():
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def cancelled_when_stopped():
     with guest_at_home(rate=200) as lab:
         migration = at_switch(lab, "dataplane host-b")
@@ -191,12 +191,12 @@ def without_control_plane(when):
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def controlplane_away_when_stopped():
     without_control_plane("stopped")
 
 
-@scenario
+@scenario_beside_others
 def controlplane_away_when_loaded():
     without_control_plane("loaded")
 
@@ -226,13 +226,13 @@ def _register_cuts():
         for state in ("PREPARING", "TRANSFERRING", "SWITCHING"):
             body = lambda h=host, s=state: without_management_network(h, s)  # noqa: E731
             body.__name__ = f"management_cut_{host.replace('-', '_')}_{state.lower()}"
-            scenario(body)
+            scenario_beside_others(body)
 
 
 _register_cuts()
 
 
-@scenario
+@scenario_beside_others
 def network_cut_when_stopped():
     """The data network goes while the guest stands still, and stays away."""
     with guest_at_home(rate=200) as lab:

@@ -13,7 +13,7 @@ from tests.lab.slow_disk import SlowReads
 
 from .movement import SMALL, balloon_taken_and_given_back, home_and_away, moved, require_memory_for_hugepages
 from .refusals import UUID, refused
-from .registry import Skip, check, check_equal, scenario
+from .registry import Skip, check, check_equal, scenario, scenario_beside_others
 
 
 def retained(lab, host):
@@ -30,7 +30,7 @@ def arrived(lab, vm, destination, **plan):
     return summary
 
 
-@scenario
+@scenario_beside_others
 def opposite_directions_at_once():
     """Two guests change places, twice, each over the other's way."""
     with Lab() as lab:
@@ -58,7 +58,7 @@ def opposite_directions_at_once():
             check(stats["pages_reused"] > stats["pages_total"] * 0.8, f"{vm} reused only {stats['pages_reused']} pages on its way home")
 
 
-@scenario
+@scenario_beside_others
 def least_recently_used_image_goes():
     """A host keeps within its memory budget: for a guest that starts, the image that was used longest ago goes, and no other."""
     with Lab(options={"memory_budget": {"host-a": "450MiB"}}) as lab:
@@ -78,7 +78,7 @@ def least_recently_used_image_goes():
         check(ok, text)
 
 
-@scenario
+@scenario_beside_others
 def mtu_differs_between_hosts():
     """The larger packets of one host would not reach the other."""
     with Lab(options={"mtu": {"host-b": 1500}}) as lab:
@@ -93,17 +93,17 @@ def hugetlbfs_with(tracker):
         home_and_away(lab)
 
 
-@scenario
+@scenario_beside_others
 def hugetlbfs_write_protect_events():
     hugetlbfs_with("write-protect-events")
 
 
-@scenario
+@scenario_beside_others
 def hugetlbfs_hashes():
     hugetlbfs_with("hashes")
 
 
-@scenario
+@scenario_beside_others
 def free_page_reporting():
     """The guest gives free memory back by itself: what was in it is not to come back from an image."""
     with Lab() as lab:
@@ -115,12 +115,12 @@ def free_page_reporting():
             time.sleep(2)
 
 
-@scenario
+@scenario_beside_others
 def balloon_with_write_protect_events():
     balloon_taken_and_given_back(tracker="write-protect-events")
 
 
-@scenario
+@scenario_beside_others
 def balloon_with_hashes():
     balloon_taken_and_given_back(tracker="hashes")
 
@@ -149,13 +149,13 @@ def ram_without_a_name(**lab_options):
             theirs.wait()
 
 
-@scenario
+@scenario_beside_others
 def memfd_moves_but_keeps_no_image():
     """RAM without a name cannot wait for its guest's return: said so, and the way home carries everything."""
     ram_without_a_name()
 
 
-@scenario
+@scenario_beside_others
 def memfd_under_the_units_capabilities():
     """The way to such RAM is through /proc: what the bridge's unit may do is enough."""
     ram_without_a_name(options={"as_units": True})
@@ -173,7 +173,7 @@ def kvm():
         home_and_away(lab, accel="kvm")
 
 
-@scenario
+@scenario_beside_others
 def direct_io_is_tracked_by_hashes():
     """A disk without host cache reads into pages that write protection does not see: only hashes may track such a guest."""
     with Lab() as lab:
@@ -197,7 +197,7 @@ def disk_with_known_content(path, mib):
         os.fsync(file.fileno())
 
 
-@scenario
+@scenario_beside_others
 def direct_io_reads_under_way_arrive():
     """Disk reads that began before a page was looked at and land after it: the guest finds them on the other side."""
     if SlowReads.missing():

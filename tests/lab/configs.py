@@ -112,7 +112,9 @@ def bridge(lab, host):
     return secured(lab, host, from_sample("bridge.toml", {
         "host": text(host), "dataplane_socket": text(directory + "/dataplane.sock"), "controlplane": text(lab.network.control_address(host) + ":7300"),
         "run_dir": text(directory), "state_dir": text(directory + "/state"), "memory_dir_tmpfs": text(lab.memory_dir(host)),
-        "memory_dir_hugetlbfs": text(lab.memory_dir(host) + "/huge") if lab.backing == "hugetlbfs" else None},
+        "memory_dir_hugetlbfs": text(lab.memory_dir(host) + "/huge") if lab.backing == "hugetlbfs" else None,
+        "memory.lend": text(lab.options.get("lend", "0")),
+        "heat.period": text("1s")},
         without=("tls", "tracking", "log", "metrics")) + tracking_and_log(lab) + metrics(lab, "bridge"))
 
 

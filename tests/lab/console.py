@@ -8,7 +8,7 @@ STATUS = re.compile(r"GODWIT ms=(\d+) writes=(\d+) checked=(\d+) sweeps=(\d+) ba
 DISK = re.compile(r"GODWIT DISK reads=(\d+)")
 DEVICES = re.compile(r"GODWIT DEVICES echoes=(\d+) random=(\d+)")
 BEAT = re.compile(r"GODWIT BEAT n=(\d+)")
-BENCH = re.compile(r"GODWIT BENCH sweep=(\d+) pages_per_s=(\d+)")
+BENCH = re.compile(r"GODWIT BENCH sweep=(\d+) \w+_per_s=(\d+)")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def program(name):
     return path
 
 
+HUGEPAGES_LOCK = "/run/lock/godwit-lab-hugepages"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -66,11 +67,12 @@ class Lab:
         self.backing, self.tracker, self.keep, self.options = backing, tracker, keep, options or {}
         self.directory = f"/tmp/godwit-lab-{self.id}-{uuid.uuid4().hex[:8]}"
         self.shm = f"/dev/shm/{os.path.basename(self.directory)}"
-        self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False))
+        self.network = Network(self.id, self.hosts, mtu, shape_bps, self.options.get("ipv6", False), self.options.get("offloads", True))
         self.guest = os.path.join(BUILD, "guest")
         self.daemons = {}
         self.uuids = {}
         self.hugepages_before = None
+        self.hugepages_lock = None
         self.closed = False
 
     # ---- life -------------------------------------------------------------------------------------------------------
@@ -123,6 +125,9 @@ class Lab:
         return json.loads(run(program("ctl"), "pki", verb, "--directory", f"{self.directory}/{directory}", *arguments, "--json").stdout)
 
     def _reserve_hugepages(self):
+        """The pool is the machine's: one lab at a time changes it, and what it holds is given back before the next may."""
+        self.hugepages_lock = open(HUGEPAGES_LOCK, "w")
+        fcntl.flock(self.hugepages_lock, fcntl.LOCK_EX)
         with open("/proc/sys/vm/nr_hugepages") as file:
             self.hugepages_before = int(file.read())
         want = self.hugepages_before + self.options.get("hugepages", 512)
@@ -161,12 +166,14 @@ class Lab:
         if self.hugepages_before is not None:
             with open("/proc/sys/vm/nr_hugepages", "w") as file:
                 file.write(str(self.hugepages_before))
+        if self.hugepages_lock is not None:
+            self.hugepages_lock.close()
 
     def _save_logs(self):
         """Keeps the daemons' logs of a failed run where CI and people find them."""
         target = os.environ.get("GODWIT_LAB_LOGS", os.path.join(BUILD, "lab-logs", os.path.basename(self.directory)))
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*", "*.key", "dpdk_telemetry*"), ignore_dangling_symlinks=True)
+        shutil.copytree(self.directory, target, ignore=shutil.ignore_patterns("*.sock", "*.qmp", "*.db*", "*.key", "dpdk_telemetry*", "pin"), ignore_dangling_symlinks=True)
         print(f"logs of the failed lab: {target}")
 
     # ---- daemons ----------------------------------------------------------------------------------------------------

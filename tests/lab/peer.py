@@ -9,7 +9,7 @@ from .console import Console
 from .network import PEER
 from .processes import Daemon, LabError, wait_until
 
-CAPABILITIES = ("events", "multifd", "auto-converge", "postcopy-ram", "postcopy-preempt", "postcopy-blocktime")  # all others stay off
+CAPABILITIES = ("events", "multifd", "xbzrle", "auto-converge", "postcopy-ram", "postcopy-preempt", "postcopy-blocktime")  # all others stay off
 
 
 class Qmp:
@@ -62,19 +62,22 @@ class Qmp:
 
 
 class PeerQemu:
-    """One stock QEMU with the guest, in a host's namespace, its console appended to a file of that host."""
+    """One stock QEMU with the guest, in a host's namespace, its console appended to a file of that host.
+
+    ${base} in `arguments` becomes the path from which the names of this QEMU's files begin.
+    """
 
     count = 0
 
-    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True):
+    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True, arguments=()):
         PeerQemu.count += 1
-        base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
+        self.base = base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
         self.host, self.qmp_path, self.ram_file = host, base + ".qmp", ram_file
         self.console = Console(f"{lab.directory}/{host}/peer-console.log")
         command = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", "-m", str(mem_mib), "-nodefaults", "-no-user-config",
                    "-kernel", f"{lab.guest}/vmlinuz", "-initrd", f"{lab.guest}/initramfs.gz", "-append", append, "-display", "none",
                    "-chardev", f"file,id=con,path={self.console.path},append=on", "-serial", "chardev:con", "-monitor", "none",
-                   "-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+                   "-qmp", f"unix:{self.qmp_path},server=on,wait=off", *[argument.replace("${base}", base) for argument in arguments]]
         if ram_file:
             command[2] += ",memory-backend=m"
             command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
@@ -91,15 +94,15 @@ class PeerQemu:
 class PeerVm:
     """The guest under stock QEMU: boot it, migrate it there and back, see how it fares."""
 
-    def __init__(self, lab, mem_mib, append, ram_files=False):
-        self.lab, self.mem_mib, self.append, self.ram_files = lab, mem_mib, append, ram_files
+    def __init__(self, lab, mem_mib, append, ram_files=False, arguments=()):
+        self.lab, self.mem_mib, self.append, self.ram_files, self.arguments = lab, mem_mib, append, ram_files, arguments
         self.port = 4400
         self.qemu = self._qemu(lab.hosts[0], incoming=False)
         wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
 
     def _qemu(self, host, incoming, paused=True):
         ram = f"{self.lab.memory_dir(host)}/peer.ram" if self.ram_files else None
-        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused)
+        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused, self.arguments)
 
     def _pair(self, destination, paused, capabilities, parameters):
         """This QEMU, one at the destination that waits for it (and for `cont`, if it is to be paused), both set up alike, and their address."""
@@ -121,9 +124,9 @@ class PeerVm:
         self.qemu = dest
         return result
 
-    def migrate(self, destination, multifd=0):
+    def migrate(self, destination, multifd=0, xbzrle=False):
         """Pre-copy to another host; returns its figures. The guest's fate is for healthy() to tell."""
-        capabilities, parameters = (["multifd"], {"multifd-channels": multifd}) if multifd else ([], {})
+        capabilities, parameters = (["multifd"], {"multifd-channels": multifd}) if multifd else (["xbzrle"] if xbzrle else [], {})
         source, dest, uri = self._pair(destination, True, capabilities, parameters)
         dest.qmp("migrate-incoming", uri=uri)
         wire = self.lab.network.wire_bytes(PEER)

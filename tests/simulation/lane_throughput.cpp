@@ -71,6 +71,41 @@ TEST(LaneThroughput, FillsThePath) {
 }
 
 /// Two flows share one link; the second comes when the first has all of it.
+// What waits in the network for a demand page is little, and what the scheduler does is not taken for it: as much comes
+// through as with a long queue.
+TEST(LaneThroughput, BackgroundKeepsTheQueueShortAndFillsThePath) {
+  constexpr std::size_t kTbfQueue = kGigabit / 8 / 20;
+  struct Background {
+    Path path;
+    std::uint32_t in_flight_max;  // packets, on average
+  };
+  const Background paths[] = {
+      {{"idle", 8972, 0, 0, 0, {}, {}, 25 * kGigabit, 0}, 70},
+      {{"shaped", 8972, kGigabit, kTbfQueue, 0, {}, {}, 940'000'000, 0}, 16},
+      {{"shaped and away", 8972, kGigabit, kTbfQueue, 0, milliseconds(4), milliseconds(4), 850'000'000, 1000}, 60},
+      {{"seldom away", 8972, 0, 0, 0, milliseconds(20), milliseconds(4), 20 * kGigabit, 0}, 200},
+      {{"away half of the time", 8972, 0, 0, 0, milliseconds(4), milliseconds(4), 9 * kGigabit, 0}, 200},
+      {{"hardly ever there", 8972, 0, 0, 0, milliseconds(2), milliseconds(8), 5 * kGigabit, 0}, 300},
+  };
+  for (const Background& background : paths) {
+    SCOPED_TRACE(background.path.description);
+    BulkPath path = bulk_path(background.path);
+    path.background = true;
+    BulkFlows run(path);
+    run.add_flow();
+    constexpr std::uint64_t kLooks = 1000;
+    std::uint64_t in_flight = 0;
+    for (std::uint64_t i = 0; i < kLooks; ++i) {
+      run.run(milliseconds(1));
+      in_flight += run.source(0).in_flight_packets();
+    }
+    std::cout << background.path.description << ": " << run.acknowledged_bits(0) / 1'000'000 << " Mbit/s, in flight "
+              << in_flight / kLooks << '\n';
+    EXPECT_GE(run.acknowledged_bits(0), background.path.goodput_min_bps);
+    EXPECT_LE(in_flight / kLooks, background.in_flight_max);
+  }
+}
+
 TEST(LaneThroughput, SharesThePath) {
   struct Case {
     const char* description;

@@ -17,7 +17,7 @@ import tempfile
 from tests.simulation.mutations.catalogue import MUTATIONS
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-SIMULATIONS = ('lane-sim', 'transfer-sim')
+SIMULATIONS = ('lane-sim', 'transfer-sim', 'split-sim')
 
 
 def copy_tree(to):

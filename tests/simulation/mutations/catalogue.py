@@ -14,6 +14,7 @@ class Mutation:
 
 TRANSPORT = 'dataplane/transport/'
 TRANSFER = 'dataplane/transfer/'
+SPLIT = 'dataplane/split/'
 
 MUTATIONS = (
     Mutation('old-rounds', 'packets that their sender gave up are applied (old rounds)', TRANSPORT + 'lane_receive.cpp',
@@ -137,4 +138,16 @@ MUTATIONS = (
              'opened_ && outstanding_ == 0 &&', 'opened_ &&'),
     Mutation('missing-claimed', 'after an abort what is missing keeps its generation', TRANSFER + 'destination_paging.cpp',
              'self->table_.set_written(doubtful, pages::kUnknownGeneration);', 'static_cast<void>(doubtful);'),
+    Mutation('late-answer', 'an answer of an older version of a page is placed', SPLIT + 'main_host_fetch.cpp',
+             'if (!copy || copy->sub != asked.sub || copy->version != asked.version) {', 'if (!copy) {'),
+    Mutation('leaving-overlooked', 'a page on its way out is taken from the store that had it before', SPLIT + 'main_host_fetch.cpp',
+             'if (!memory_.wants(page) || leaving_version(page)) {', 'if (!memory_.wants(page)) {'),
+    Mutation('forgotten-before-held', 'a page counts as held when it is sent', SPLIT + 'main_host.cpp',
+             '  ++stats_.sent_pages;\n', '  ++stats_.sent_pages;\n  memory_.forget_leaving(page, *version);\n'),
+    Mutation('copy-while-replaced', 'a copy counts while another version of it is on its way to the same store', SPLIT + 'main_host.cpp',
+             '    clear_copy(page);\n  }\n  outgoing_[page]', '  }\n  outgoing_[page]'),
+    Mutation('list-ignored', 'what a store lists is not held against what it should have', SPLIT + 'main_host.cpp',
+             'if (!copy || copy->sub != link.sub() || link.listed().test(page)) {', 'if (!copy || copy->sub != link.sub() || page < copies_.page_count()) {'),
+    Mutation('dropped-while-leaving', 'a version that may be put again is dropped', SPLIT + 'main_host.cpp',
+             'if (!leaves) {', 'if (!leaves || entry.version != 0) {'),
 )

@@ -156,6 +156,16 @@ TEST(DataplaneConfigFile, MetricsAndTelemetry) {
               ElementsAre(HasSubstr("telemetry.dpdk: expected true or false")));
 }
 
+TEST(BridgeConfigFile, HeatHasLimits) {
+  const std::string head = "host = 'a'\ncontrolplane = 'unix:/run/c.sock'\n[heat]\n";
+  const auto loaded = parse_text<BridgeConfig>(head + "core_percent = 0\nperiod = '2min'", "f");
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded->heat.core_percent, 0U);
+  EXPECT_EQ(loaded->heat.period, milliseconds(120'000));
+  EXPECT_THAT(mistakes<BridgeConfig>(head + "core_percent = 101"), ElementsAre(HasSubstr("heat.core_percent")));
+  EXPECT_THAT(mistakes<BridgeConfig>(head + "period = '999ms'"), ElementsAre(HasSubstr("heat.period")));
+}
+
 TEST(BridgeConfigFile, ProtectedOrSaidToBeInsecureOnTheNetwork) {
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'unix:/run/c.sock'"), IsEmpty());
   EXPECT_THAT(mistakes<BridgeConfig>("host = 'a'\ncontrolplane = 'c:7300'"),

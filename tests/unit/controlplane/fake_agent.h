@@ -49,6 +49,11 @@ class FakeAgent {
     images_ = std::move(images);
   }
 
+  void set_stores(std::vector<api::HeldStore> stores) {
+    const std::lock_guard lock(mutex_);
+    stores_ = std::move(stores);
+  }
+
   api::Registered connect() {
     context_ = std::make_unique<grpc::ClientContext>();
     context_->set_wait_for_ready(true);
@@ -180,10 +185,14 @@ class FakeAgent {
     for (const auto& image : images_) {
       *message.add_images() = image;
     }
+    for (const auto& store : stores_) {
+      *message.add_stores() = store;
+    }
   }
 
   std::vector<api::RunningVm> vms_;
   std::vector<dpapi::Image> images_;
+  std::vector<api::HeldStore> stores_;
   std::unique_ptr<api::Agents::Stub> stub_;
   std::unique_ptr<grpc::ClientContext> context_;
   std::unique_ptr<grpc::ClientReaderWriter<api::FromAgent, api::ToAgent>> stream_;

@@ -229,7 +229,8 @@ TEST_F(PullTest, ACutFlowBeginsAgainUnderANewSecretEachTime) {
   report(*b_, id, false, kMissing, false, "the peer is silent");
   const std::string second = expect_resume(id);
   EXPECT_NE(second, secret_);
-  const api::Migration begun = migration(id);
+  const api::Migration begun =
+      watch_until(id, [](const auto& m) { return m.note().find("no pages flow") != std::string::npos; });
   EXPECT_FALSE(begun.connected()) << "nothing has come on it yet";
   EXPECT_FALSE(vm().paging().connected());
   EXPECT_NE(begun.note().find("no pages flow: the peer is silent"), std::string::npos) << begun.note();

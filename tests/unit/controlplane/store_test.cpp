@@ -282,6 +282,40 @@ TEST_F(StoreTest, WhilePullingTheVmIsTheDestinationsAndMovesNowhere) {
   EXPECT_TRUE(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 2}).has_value());
 }
 
+TEST_F(StoreTest, ASplitVmMovesNowhereAndIsKnownAfterReopening) {
+  const VmRecord vm = start(uuid_);
+  const SplitRecord split{.vm_uuid = uuid_, .ownership = 1, .budget_bytes = 4096, .state = api::SPLIT};
+  PageStoreRecord page_store{.id = Id128::random(),
+                             .vm_uuid = uuid_,
+                             .vm_name = "demo",
+                             .main_host = "host-a",
+                             .sub_host = "host-b",
+                             .ownership = 1,
+                             .bytes_lent = 8192,
+                             .state = api::PAGE_STORE_PREPARING};
+  const MigrationRecord moving = begin(vm);
+  EXPECT_EQ(store_->save_split(split, {&page_store, 1}).error().code, Code::kMigrationActive);
+  bring_to(moving, api::ABORTED);
+  ASSERT_TRUE(store_->save_split(split, {&page_store, 1}).has_value());
+  EXPECT_EQ(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1}).error().code,
+            Code::kSplit);
+  ASSERT_TRUE(store_->set_page_store_state(page_store.id, api::PAGE_STORE_CONNECTED).has_value());
+  open();
+  ASSERT_EQ(store_->splits().value().size(), 1U);
+  EXPECT_EQ(store_->splits().value()[0].budget_bytes, 4096U);
+  ASSERT_EQ(store_->page_stores().value().size(), 1U);
+  EXPECT_EQ(store_->page_stores().value()[0].state, api::PAGE_STORE_CONNECTED);
+  EXPECT_EQ(store_->page_stores().value()[0].bytes_lent, 8192U);
+  ASSERT_TRUE(store_->end_split(uuid_).has_value());
+  EXPECT_EQ(store_->page_stores().value().at(0).state, api::PAGE_STORE_RETIRING) << "until its host has confirmed";
+  EXPECT_TRUE(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1}).has_value());
+  ASSERT_TRUE(store_->forget_page_store(page_store.id).has_value());
+  EXPECT_TRUE(store_->page_stores().value().empty());
+  SplitRecord late = split;
+  late.ownership = 2;
+  EXPECT_EQ(store_->save_split(late, {}).error().code, Code::kOwnershipMoved);
+}
+
 /// Makes of today's file one as version 1 wrote it: its table knew no state above 5.
 void make_version_1(const std::filesystem::path& file) {
   sqlite3* database = nullptr;
@@ -291,7 +325,8 @@ void make_version_1(const std::filesystem::path& file) {
                          "PRAGMA writable_schema = ON;"
                          "UPDATE sqlite_schema SET sql = replace(sql, 'BETWEEN 1 AND 7', 'BETWEEN 1 AND 5');"
                          "UPDATE sqlite_schema SET sql = replace(sql, '(state < 4 OR state = 6)', 'state < 4');"
-                         "PRAGMA writable_schema = OFF; PRAGMA user_version = 1",
+                         "PRAGMA writable_schema = OFF; DROP TABLE page_stores; DROP TABLE splits;"
+                         "PRAGMA user_version = 1",
                          nullptr, nullptr, &error),
             SQLITE_OK)
       << error;

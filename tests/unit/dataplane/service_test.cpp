@@ -164,5 +164,81 @@ TEST_F(ServiceTest, GuestsThatComeAtOnceSeeEachOthersMemory) {
   EXPECT_FALSE(std::filesystem::exists(directory_ + "/i.ram")) << "4 + 5 + 5 MiB are more than the budget of 12";
 }
 
+/// A scan of 512 pages by the module that found the first of each word.
+api::ToDataplane module_scan(char vm) {
+  api::ToDataplane request;
+  api::NoteAccesses& note = *request.mutable_note_accesses();
+  note.set_vm_uuid(id(vm));
+  note.set_ownership(7);
+  note.set_source(api::ACCESS_MODULE);
+  for (int word = 0; word < 8; ++word) {
+    note.mutable_accessed()->append("\1\0\0\0\0\0\0\0", 8);
+  }
+  note.set_ends(true);
+  return request;
+}
+
+api::ToDataplane heat_query(char vm, std::uint32_t cells) {
+  api::ToDataplane request;
+  request.mutable_get_heat()->set_vm_uuid(id(vm));
+  request.mutable_get_heat()->set_cells(cells);
+  return request;
+}
+
+TEST_F(ServiceTest, AccessesBecomeHeatAndAMigrationWaitsForTheScan) {
+  const api::Reply* const attached = attach('a', 2 * kMiB);
+  if (attached == nullptr) {
+    GTEST_SKIP() << qemus_.back()->error();
+  }
+  ASSERT_TRUE(run_until_answered(1));
+  const api::Reply* const noted = send(module_scan('a'), {});
+  const api::Reply* const busy = send(module_scan('a'), {});
+  api::ToDataplane preparing;
+  preparing.mutable_prepare_migration()->set_migration_id(id('m'));
+  preparing.mutable_prepare_migration()->set_vm_uuid(id('a'));
+  const api::Reply* const prepared = send(std::move(preparing), {});
+  EXPECT_EQ(busy->error().code(), api::Error::BAD_REQUEST) << "one at a time";
+  EXPECT_EQ(prepared->error().code(), api::Error::NONE) << "not answered while the tracker is being read";
+  ASSERT_TRUE(run_until_answered(4));
+  EXPECT_EQ(noted->note_accesses().pages(), 8U);
+  EXPECT_EQ(prepared->error().code(), api::Error::STALE_OWNERSHIP);
+  const api::Reply* const each = send(heat_query('a', 4096), {});
+  const api::Reply* const eighths = send(heat_query('a', 8), {});
+  ASSERT_TRUE(run_until_answered(6));
+  ASSERT_EQ(each->heat().cells().size(), 512U);
+  for (std::size_t page = 0; page < 512; ++page) {
+    ASSERT_EQ(static_cast<std::uint8_t>(each->heat().cells()[page]), page % 64 == 0 ? 128 : 0) << page;
+  }
+  EXPECT_EQ(eighths->heat().cells(), std::string(8, '\2'));
+  EXPECT_EQ(each->heat().scans(), 1U);
+  EXPECT_EQ(each->heat().source(), api::ACCESS_MODULE);
+}
+
+TEST_F(ServiceTest, AccessesThatCannotBeAreRefused) {
+  const api::Reply* const attached = attach('a', 2 * kMiB);
+  if (attached == nullptr) {
+    GTEST_SKIP() << qemus_.back()->error();
+  }
+  ASSERT_TRUE(run_until_answered(1));
+  const auto refused = [&](const std::function<void(api::NoteAccesses&)>& change) {
+    api::ToDataplane request = module_scan('a');
+    change(*request.mutable_note_accesses());
+    return send(std::move(request), {})->error().code();
+  };
+  EXPECT_EQ(refused([](auto& note) { note.set_ownership(6); }), api::Error::STALE_OWNERSHIP);
+  EXPECT_EQ(refused([](auto& note) { note.set_vm_uuid(id('b')); }), api::Error::NO_SUCH_VM);
+  EXPECT_EQ(refused([](auto& note) { note.set_vm_uuid("short"); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.set_source(api::ACCESS_UNKNOWN); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.set_first_page(8); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.set_first_page(64); }), api::Error::BAD_REQUEST) << "beyond the last page";
+  EXPECT_EQ(refused([](auto& note) { note.set_first_page(~std::uint64_t{63}); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.mutable_accessed()->pop_back(); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.set_accessed(std::string((128U << 10) + 8, 0)); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(refused([](auto& note) { note.set_source(api::ACCESS_WRITES); }), api::Error::BAD_REQUEST);
+  EXPECT_EQ(send(heat_query('a', 0), {})->error().code(), api::Error::BAD_REQUEST);
+  EXPECT_EQ(send(heat_query('a', 4097), {})->error().code(), api::Error::BAD_REQUEST);
+  EXPECT_EQ(send(heat_query('b', 1), {})->error().code(), api::Error::NO_SUCH_VM);
+}
+
 }  // namespace
 }  // namespace godwit::daemon

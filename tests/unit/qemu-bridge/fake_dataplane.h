@@ -53,6 +53,7 @@ class FakeDataplane {
     guest_.clear();
     attached_.Clear();
     sessions_.clear();
+    splits_.clear();
     listen();
   }
   /// Keeps the destination's memory from ever being ready.
@@ -85,6 +86,25 @@ class FakeDataplane {
     event.mutable_complete()->mutable_stats()->mutable_paging()->set_pages_demand(5);
     send_event(std::move(event));
   }
+  /// All pages of a VM that was told to gather are back.
+  void gathered(const Id128& vm, bool say_so) {
+    {
+      const std::lock_guard lock(mutex_);
+      splits_.erase(vm.to_bytes());
+    }
+    dataplane::v1::Event event;
+    event.mutable_gathered()->set_vm_uuid(vm.to_bytes());
+    if (say_so) {
+      send_event(std::move(event));
+    }
+  }
+  /// The machine was booted anew: the files of page stores are gone.
+  void lose_stores() {
+    const std::lock_guard lock(mutex_);
+    stores_.clear();
+  }
+  void refuse_split(bool refused) { refuse_split_ = refused; }
+  int split_descriptors() const { return split_descriptors_; }
   /// Answers every AttachGuest with an error.
   void refuse_attach() { refuse_attach_ = true; }
   /// Both hosts' RAM is one file: nothing to copy, so what is left is QEMU's and the bridges' own time.
@@ -212,14 +232,18 @@ class FakeDataplane {
         paging.set_connected(true);
         paging.clear_reason();
       });
-    } else if (request.has_get_status()) {
+    } else if (request.has_split_guest()) {
+      split_descriptors_ = static_cast<int>(descriptors.size());
+      split(request.split_guest(), reply);
+    } else if (request.has_prepare_sub()) {
+      reply.mutable_prepare_sub()->mutable_endpoint()->set_flow_id(++flow_ids_);
+    } else if (request.has_prepare_store()) {
+      prepare_store(request.prepare_store(), reply);
+    } else if (request.has_drop_store()) {
       const std::lock_guard lock(mutex_);
-      *reply.mutable_status() = attached_;
-      for (const auto& [id, paging] : paging_) {
-        if (sessions_.contains(id)) {
-          *reply.mutable_status()->add_paging() = paging;
-        }
-      }
+      stores_.erase(request.drop_store().store_id());
+    } else if (request.has_get_status()) {
+      tell_status(*reply.mutable_status());
     } else if (request.has_list_images()) {
       reply.mutable_list_images();
     }
@@ -237,11 +261,52 @@ class FakeDataplane {
     changed_.notify_all();
   }
 
+  void tell_status(dataplane::v1::Status& status) {
+    const std::lock_guard lock(mutex_);
+    status = attached_;
+    for (const auto& [id, paging] : paging_) {
+      if (sessions_.contains(id)) {
+        *status.add_paging() = paging;
+      }
+    }
+    for (const auto& [vm, split] : splits_) {
+      *status.add_splits() = split;
+    }
+    for (const auto& [id, store] : stores_) {
+      *status.add_stores() = store;
+    }
+  }
+
   using Error = dataplane::v1::Error;
 
   static void refuse(dataplane::v1::Reply& reply, Error::Code code, const char* text) {
     reply.mutable_error()->set_code(code);
     reply.mutable_error()->set_text(text);
+  }
+
+  void split(const dataplane::v1::SplitGuest& request, dataplane::v1::Reply& reply) {
+    if (refuse_split_) {
+      return refuse(reply, Error::BAD_REQUEST, "the test refuses the split");
+    }
+    const std::lock_guard lock(mutex_);
+    auto& status = splits_[request.vm_uuid()];
+    status.set_vm_uuid(request.vm_uuid());
+    status.set_budget_bytes(request.budget_bytes());
+    status.set_pages_total(1);
+    status.set_gathering(request.gather());
+    *reply.mutable_split_guest()->mutable_status() = status;
+  }
+
+  void prepare_store(const dataplane::v1::PrepareStore& request, dataplane::v1::Reply& reply) {
+    const std::lock_guard lock(mutex_);
+    if (!request.create() && !stores_.contains(request.store_id())) {
+      return refuse(reply, Error::NO_SUCH_STORE, "no files of it");
+    }
+    auto& store = stores_[request.store_id()];
+    store.set_store_id(request.store_id());
+    store.set_budget_bytes(request.budget_bytes());
+    store.set_resident_bytes(4096);
+    reply.mutable_prepare_store()->mutable_endpoint()->set_flow_id(++flow_ids_);
   }
 
   void commit(const dataplane::v1::CommitMigration& request, dataplane::v1::Reply& reply) {
@@ -362,6 +427,10 @@ class FakeDataplane {
   dataplane::v1::Status attached_;                             // of the thread
   std::map<std::string, dataplane::v1::Role> sessions_;        // of the thread; by migration
   std::map<std::string, dataplane::v1::PagingStatus> paging_;  // survives restart(): the files
+  std::map<std::string, dataplane::v1::SplitStatus> splits_;
+  std::map<std::string, dataplane::v1::StoreStatus> stores_;  // survives restart(): the files
+  std::atomic<bool> refuse_split_ = false;
+  std::atomic<int> split_descriptors_ = 0;
   std::uint32_t flow_ids_ = 0;
   std::vector<Request> requests_;
   bool stopping_ = false;

@@ -73,6 +73,9 @@ class TestHost {
                                                                             .on_event =
                                                                                 [this](const auto& event) {
                                                                                   if (const auto vm = present()) {
+                                                                                    if (event.has_gathered()) {
+                                                                                      return vm->on_gathered();
+                                                                                    }
                                                                                     vm->on_dataplane_event(event);
                                                                                   }
                                                                                 }})) {
@@ -183,6 +186,11 @@ class TestHost {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, kPatience, [&] { return gone_; });
   }
+  /// The guest of a split VM ended.
+  bool wait_vm_ended() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, kPatience, [&] { return vm_ended_; });
+  }
   bool wait_asked() {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, kPatience, [&] { return asked_ > 0; });
@@ -231,6 +239,7 @@ class TestHost {
       events_.push_back(message.event());
     }
     asked_ += message.has_ask_outcome() ? 1 : 0;
+    vm_ended_ = vm_ended_ || message.has_vm_ended();
     changed_.notify_all();
   }
 
@@ -249,6 +258,7 @@ class TestHost {
   std::vector<Event> events_;
   std::vector<ProcessId> pids_;
   int asked_ = 0;
+  bool vm_ended_ = false;
   bool gone_ = false;
   std::unique_ptr<DataplaneClient> client_;
 };

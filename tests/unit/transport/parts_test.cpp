@@ -112,6 +112,16 @@ TEST(AckRanges, Policy) {
   }
 }
 
+TEST(AckRanges, ThePeerIsToldOfAPauseOfOurs) {
+  AckRanges acks(AckPolicy::kDelayed);
+  const Instant now{1'000'000'000};
+  acks.on_received(now, 0, true, true, milliseconds(3));
+  EXPECT_EQ(acks.build(now + microseconds(20), 100).ack_delay_us, 3020U);
+  EXPECT_EQ(acks.deadline(), kNever);
+  acks.on_received(now, 1, true, false, milliseconds(3));
+  EXPECT_EQ(acks.deadline(), now + kAckDelayMax) << "and it does not wait less for that";
+}
+
 TEST(RangeSet, AgreesWithASet) {
   std::mt19937_64 random(5);
   for (int run = 0; run < 200; ++run) {

@@ -38,9 +38,9 @@ struct Sender {
     }
   }
   AckOutcome ack(const std::vector<std::uint64_t>& numbers) { return ack_block(ack_of(numbers)); }
-  AckOutcome ack_block(const wire::AckBlock& block) {
+  AckOutcome ack_block(const wire::AckBlock& block, Duration waited = {}) {
     const AckOutcome outcome =
-        recovery.on_ack(now, block, [&](const SentContent& c) { acknowledged.push_back(c.offset); });
+        recovery.on_ack(now, block, waited, [&](const SentContent& c) { acknowledged.push_back(c.offset); });
     detect();
     return outcome;
   }
@@ -221,6 +221,23 @@ TEST(LossRecovery, LateAcksOfProbesShowASlowPath) {
   EXPECT_GE(s.recovery.probe_deadline(), s.now + took);
 }
 
+TEST(LossRecovery, PausesOfEitherEndAreNoDelayOfThePath) {
+  Sender s;
+  const auto sample_after = [&s](Duration rtt, Duration peer_paused, Duration we_paused) {
+    s.send(1);
+    s.now = s.now + rtt;
+    wire::AckBlock ack = ack_of({s.recovery.next_number() - 1});
+    ack.ack_delay_us = static_cast<std::uint32_t>(peer_paused.us());
+    return s.ack_block(ack, we_paused).rtt;
+  };
+  EXPECT_EQ(sample_after(microseconds(100), {}, {}), microseconds(100));
+  EXPECT_EQ(sample_after(milliseconds(5), milliseconds(4), {}), milliseconds(1));
+  EXPECT_EQ(sample_after(milliseconds(5), {}, milliseconds(4)), milliseconds(1));
+  EXPECT_EQ(sample_after(milliseconds(9), milliseconds(4), milliseconds(4)), milliseconds(1));
+  EXPECT_EQ(sample_after(milliseconds(5), milliseconds(4), milliseconds(4)), microseconds(100))
+      << "what they explain too much is not taken off the path";
+}
+
 TEST(LossRecovery, PersistentCongestionIsThreeProbeTimeoutsOfLoss) {
   for (const std::uint32_t probes : {kPersistentCongestionProbes - 1, kPersistentCongestionProbes}) {
     Sender s;
@@ -255,7 +272,7 @@ TEST(LossRecovery, RingFillsAndFrees) {
   const std::uint64_t sent = s.recovery.next_number();
   EXPECT_GE(sent, LossRecovery::kRingPackets - 64);
   wire::AckBlock ack{.largest = sent - 1, .floor = sent};
-  EXPECT_EQ(s.recovery.on_ack(s.now, ack, kIgnore).acknowledged, sent);
+  EXPECT_EQ(s.recovery.on_ack(s.now, ack, {}, kIgnore).acknowledged, sent);
   EXPECT_TRUE(s.recovery.has_room());
 }
 

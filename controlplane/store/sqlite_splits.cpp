@@ -1,0 +1,112 @@
+#include "controlplane/store/sqlite_splits.h"
+
+namespace godwit::controlplane {
+namespace {
+
+#define SPLIT_COLUMNS "vm_uuid, ownership, budget_bytes, state"
+#define PAGE_STORE_COLUMNS "id, vm_uuid, vm_name, main_host, sub_host, ownership, number, bytes_lent, state"
+
+SplitRecord split_of(Use& use) {
+  SplitRecord split;
+  split.vm_uuid = use.id();
+  split.ownership = static_cast<std::uint64_t>(use.number());
+  split.budget_bytes = static_cast<std::uint64_t>(use.number());
+  split.state = static_cast<api::SplitState>(use.number());
+  return split;
+}
+
+PageStoreRecord page_store_of(Use& use) {
+  PageStoreRecord record;
+  record.id = use.id();
+  record.vm_uuid = use.id();
+  record.vm_name = use.bytes();
+  record.main_host = use.bytes();
+  record.sub_host = use.bytes();
+  record.ownership = static_cast<std::uint64_t>(use.number());
+  record.number = static_cast<std::uint32_t>(use.number());
+  record.bytes_lent = static_cast<std::uint64_t>(use.number());
+  record.state = static_cast<api::PageStoreState>(use.number());
+  return record;
+}
+
+template <typename Record>
+std::optional<std::vector<Record>> rows(Use& use, Record (*read)(Use&)) {
+  std::vector<Record> records;
+  int result = 0;
+  while ((result = use.step()) == SQLITE_ROW) {
+    records.push_back(read(use));
+  }
+  return result == SQLITE_DONE ? std::optional(std::move(records)) : std::nullopt;
+}
+
+bool done(Use& use) { return use.step() == SQLITE_DONE; }
+
+}  // namespace
+
+bool SqliteSplits::prepare(sqlite3* database) {
+  const std::array<std::pair<Statement*, const char*>, 9> statements{{
+      {&splits_, "SELECT " SPLIT_COLUMNS " FROM splits"},
+      {&split_of_vm_, "SELECT 1 FROM splits WHERE vm_uuid = ?"},
+      {&write_split_, "INSERT OR REPLACE INTO splits (" SPLIT_COLUMNS ") VALUES (?, ?, ?, ?)"},
+      {&erase_split_, "DELETE FROM splits WHERE vm_uuid = ?"},
+      {&page_stores_, "SELECT " PAGE_STORE_COLUMNS " FROM page_stores ORDER BY vm_name, number"},
+      {&add_page_store_, "INSERT INTO page_stores (" PAGE_STORE_COLUMNS ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"},
+      {&retire_, "UPDATE page_stores SET state = 4 WHERE vm_uuid = ?"},
+      {&set_state_, "UPDATE page_stores SET state = ? WHERE id = ?"},
+      {&forget_, "DELETE FROM page_stores WHERE id = ?"},
+  }};
+  for (const auto& [statement, sql] : statements) {
+    sqlite3_stmt* prepared = nullptr;
+    if (sqlite3_prepare_v3(database, sql, -1, SQLITE_PREPARE_PERSISTENT, &prepared, nullptr) != SQLITE_OK) {
+      return false;
+    }
+    statement->reset(prepared);
+  }
+  return true;
+}
+
+std::optional<std::vector<SplitRecord>> SqliteSplits::splits() {
+  Use use(splits_);
+  return rows(use, split_of);
+}
+
+std::optional<std::vector<PageStoreRecord>> SqliteSplits::page_stores() {
+  Use use(page_stores_);
+  return rows(use, page_store_of);
+}
+
+std::optional<bool> SqliteSplits::is_split(const Id128& vm_uuid) {
+  Use use(split_of_vm_);
+  const int result = use.id(vm_uuid).step();
+  return result == SQLITE_ROW || result == SQLITE_DONE ? std::optional(result == SQLITE_ROW) : std::nullopt;
+}
+
+bool SqliteSplits::write(const SplitRecord& split) {
+  Use use(write_split_);
+  return done(use.id(split.vm_uuid).number(split.ownership).number(split.budget_bytes).number(split.state));
+}
+
+bool SqliteSplits::add(const PageStoreRecord& page_store) {
+  Use use(add_page_store_);
+  use.id(page_store.id).id(page_store.vm_uuid).text(page_store.vm_name).text(page_store.main_host);
+  use.text(page_store.sub_host).number(page_store.ownership).number(page_store.number);
+  return done(use.number(page_store.bytes_lent).number(page_store.state));
+}
+
+bool SqliteSplits::end(const Id128& vm_uuid) {
+  Use erase(erase_split_);
+  Use retire(retire_);
+  return done(erase.id(vm_uuid)) && done(retire.id(vm_uuid));
+}
+
+bool SqliteSplits::set_state(const Id128& page_store, api::PageStoreState state) {
+  Use use(set_state_);
+  return done(use.number(state).id(page_store));
+}
+
+bool SqliteSplits::forget(const Id128& page_store) {
+  Use use(forget_);
+  return done(use.id(page_store));
+}
+
+}  // namespace godwit::controlplane

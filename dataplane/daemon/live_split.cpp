@@ -1,0 +1,302 @@
+#include "dataplane/daemon/live_split.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "base/check.h"
+
+namespace godwit::daemon {
+namespace {
+
+constexpr const char* kMissing = ".split-missing";
+constexpr const char* kLeaving = ".split-leaving";
+constexpr const char* kPlaces = ".split-places";
+constexpr memory::GuestStateFile::Kind kPlacesKind{0x6777706c61636573, 1, "file of where pages are"};  // "gwplaces"
+/// On their way out at once: 8 MiB, some milliseconds of a 10 Gbit/s link.
+constexpr std::uint32_t kSlots = 2048;
+/// Faults that could not be answered when they were read raise no event again.
+constexpr Duration kFaultsAgain = milliseconds(10);
+constexpr Duration kUnansweredAgain = microseconds(200);
+constexpr Duration kPublishEvery = milliseconds(100);
+constexpr std::chrono::milliseconds kAtOnce(0);
+constexpr std::chrono::milliseconds kLookAgain(1);     // how much is resident, where nothing is to be done
+constexpr std::chrono::milliseconds kNothingLeft(20);  // everything that may go is out
+
+}  // namespace
+
+std::string LiveSplit::file(const char* ending) const {
+  return directory_ + "/" + Id128(std::bit_cast<std::array<std::uint8_t, 16>>(of_.vm_uuid)).text() + ending;
+}
+
+bool LiveSplit::left_behind(const std::string& directory, const Id128& vm) {
+  struct stat status {};
+  return stat((directory + "/" + vm.text() + kMissing).c_str(), &status) == 0;
+}
+
+void LiveSplit::remove_files(const std::string& directory, const Id128& vm) {
+  for (const char* ending : {kMissing, kLeaving, kPlaces}) {
+    static_cast<void>(memory::GuestStateFile::remove(directory + "/" + vm.text() + ending));
+  }
+}
+
+LiveSplit::LiveSplit(LiveGuest& guest, std::string directory, const memory::MissingOf& of)
+    : guest_(guest),
+      directory_(std::move(directory)),
+      of_(of),
+      request_(guest.pager_request()),
+      room_(guest.ram(), 0),
+      policy_(std::make_unique<memory::SecondChance>(guest.page_count())) {
+  request_.sees_kernel_accesses = true;
+  request_.file = file(kMissing);
+  request_.of = of;
+  request_.room = &room_;
+}
+
+LiveSplit::~LiveSplit() { stop_evicting(); }
+
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::create(LiveGuest& guest,
+                                                                           const std::string& directory,
+                                                                           const memory::MissingOf& of,
+                                                                           memory::PinPipe pipe) {
+  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of));
+  auto opened = made->open_rest(true, std::move(pipe));
+  if (opened) {
+    opened = made->open_pager(true);
+  }
+  if (!opened) {
+    return std::unexpected(opened.error());
+  }
+  return made;
+}
+
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::take_over(LiveGuest& guest,
+                                                                              const std::string& directory,
+                                                                              const memory::MissingOf& of) {
+  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of));
+  if (auto opened = made->open_pager(false); !opened) {
+    return std::unexpected(opened.error());
+  }
+  return made;
+}
+
+std::expected<void, memory::Error> LiveSplit::open_pager(bool fresh) {
+  auto pager = fresh ? memory::DemandPager::create(request_) : memory::DemandPager::take_over(request_);
+  if (!pager) {
+    return std::unexpected(pager.error());
+  }
+  pager_ = std::move(*pager);
+  return fresh ? pager_->arm() : std::expected<void, memory::Error>{};
+}
+
+std::expected<void, memory::Error> LiveSplit::open_rest(bool fresh, memory::PinPipe pipe) {
+  auto leaving = fresh ? memory::LeavingPages::create(file(kLeaving), of_, kSlots, std::move(pipe), 1)
+                       : memory::LeavingPages::adopt(file(kLeaving), of_, kSlots, std::move(pipe), pager_->missing());
+  if (!leaving) {
+    return std::unexpected(leaving.error());
+  }
+  const std::size_t bytes = split::PageCopies::bytes(of_.page_count);
+  auto places = fresh ? memory::GuestStateFile::create(file(kPlaces), kPlacesKind, of_, bytes)
+                      : memory::GuestStateFile::adopt(file(kPlaces), kPlacesKind, of_, bytes);
+  if (!places) {
+    return std::unexpected(places.error());
+  }
+  places->let_take_over();
+  leaving_ = std::make_unique<memory::LeavingPages>(std::move(*leaving));
+  places_ = std::make_unique<memory::GuestStateFile>(std::move(*places));
+  return {};
+}
+
+std::expected<void, memory::Error> LiveSplit::continue_with(memory::PinPipe pipe) {
+  return open_rest(false, std::move(pipe));
+}
+
+void LiveSplit::begin(Inbox& lcore, SplitTold told) {
+  GW_ASSERT(!begun() && complete());
+  lcore_ = &lcore;
+  told_ = std::move(told);
+  main_ = std::make_unique<split::MainHost>(*this, split::PageCopies(places_->body(), of_.page_count),
+                                            pager_->missing(), *this);
+  thread_ = std::jthread([this](const std::stop_token& stop) { keep_evicting(stop); });
+  begun_.store(true, std::memory_order_release);
+}
+
+std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limits) {
+  const std::scoped_lock lock(evicting_, mutex_);
+  auto evictor = memory::Evictor::create({.ram = request_.ram,
+                                          .tracker = request_.tracker,
+                                          .pager = pager_.get(),
+                                          .leaving = leaving_.get(),
+                                          .policy = policy_.get(),
+                                          .high_pages = limits.high_pages,
+                                          .low_pages = limits.low_pages});
+  if (!evictor) {
+    return std::unexpected(evictor.error());
+  }
+  evictor_ = std::move(*evictor);
+  limits_ = limits;
+  room_.set_budget(limits.gather ? UINT64_MAX / 2 : limits.budget_pages);
+  changed_.notify_all();
+  return {};
+}
+
+std::expected<void, memory::Error> LiveSplit::end() {
+  stop_evicting();
+  if (auto ended = pager_->end(); !ended) {
+    return ended;
+  }
+  // What was placed here without being written shows in no scan.
+  if (auto refreshed = guest_.refresh_present(); !refreshed) {
+    return std::unexpected(memory::Error{memory::ErrorCode::kKernel, refreshed.error().text});
+  }
+  return {};
+}
+
+// ---- the evictor's thread ----
+
+void LiveSplit::stop_evicting() {
+  if (thread_.joinable()) {
+    thread_.request_stop();
+    thread_.join();
+  }
+}
+
+void LiveSplit::keep_evicting(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    if (const auto wait = evict_once(); wait.count() > 0) {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, stop, wait, [] { return false; });
+    }
+  }
+}
+
+/// When it is to be tried again.
+std::chrono::milliseconds LiveSplit::evict_once() {
+  const std::lock_guard evicting(evicting_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!evictor_ || limits_.gather || !problem_.empty()) {
+      return kLookAgain;
+    }
+  }
+  const auto wanted = evictor_->wanted();
+  if (!wanted || !*wanted) {
+    if (!wanted) {
+      fail(wanted.error().text);
+    }
+    return kLookAgain;
+  }
+  auto batch = evictor_->evict_batch();
+  if (!batch) {
+    fail(batch.error().text);
+    return kLookAgain;
+  }
+  if (batch->pages.empty() && !batch->somebody_waits) {
+    return batch->nothing_left ? kNothingLeft : batch->zero_pages.empty() ? kLookAgain : kAtOnce;
+  }
+  std::vector<pages::PageNumber> out;
+  for (const memory::LeavingPage& page : batch->pages) {
+    out.push_back(page.page);
+  }
+  // It wakes the lcore too, for whoever waits.
+  lcore_->post([this, out = std::move(out)] { main_->evicted(out); });
+  return kAtOnce;
+}
+
+void LiveSplit::fail(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (problem_.empty()) {
+    problem_ = why;
+  }
+}
+
+// ---- the home lcore ----
+
+bool LiveSplit::poll_faults(Instant now) {
+  demanded_.clear();
+  if (const auto read = pager_->read_faults(demanded_); !read && read.error().code != memory::ErrorCode::kNoMemory) {
+    fail(read.error().text);
+  }
+  main_->demand(demanded_);
+  const bool busy = main_->turn(now) || !demanded_.empty();
+  if (!main_->failure().empty()) {
+    fail(main_->failure());
+  }
+  publish(now);
+  return busy;
+}
+
+void LiveSplit::publish(Instant now) {
+  if (now < publish_at_) {
+    return;
+  }
+  publish_at_ = now + kPublishEvery;
+  bool gather = false;
+  {
+    const std::lock_guard lock(mutex_);
+    gather = limits_.gather;
+    figures_.main = main_->stats();
+    figures_.leaving_pages = kSlots - leaving_->free();
+    for (const split::SubId sub : main_->subs()) {
+      figures_.subs[sub] = main_->sub_stats(sub);
+    }
+  }
+  main_->gather(gather);
+  if (gather && !gathered_ && main_->all_here()) {
+    gathered_ = true;
+    told_.gathered();
+  }
+}
+
+Instant LiveSplit::deadline(Instant polled_at) const {
+  const Instant faults = polled_at + (pager_->has_unanswered() ? kUnansweredAgain : kFaultsAgain);
+  return std::min(faults, main_->deadline());
+}
+
+std::expected<split::MainMemory::Placed, std::string> LiveSplit::place(pages::PageNumber page, pages::PageBytes bytes) {
+  const memory::PageWrite write{page, 0, bytes};
+  placed_.clear();
+  const auto placed = pager_->place(0, {&write, 1}, &placed_);
+  if (!placed_.empty()) {
+    policy_->note_used(page);
+    return Placed::kPlaced;
+  }
+  if (!placed && placed.error().code != memory::ErrorCode::kNoMemory) {
+    return std::unexpected(placed.error().text);
+  }
+  return placed && *placed ? Placed::kNotWanted : Placed::kAgain;
+}
+
+std::vector<split::Entry> LiveSplit::all_leaving() const {
+  std::vector<split::Entry> all;
+  for (const memory::LeavingPage& page : leaving_->all()) {
+    all.push_back({.page = page.page, .version = page.version});
+  }
+  return all;
+}
+
+// ---- any thread ----
+
+SplitLimits LiveSplit::limits() const {
+  const std::lock_guard lock(mutex_);
+  return limits_;
+}
+
+std::string LiveSplit::problem() const {
+  const std::lock_guard lock(mutex_);
+  return problem_;
+}
+
+SplitFigures LiveSplit::figures() const {
+  const std::lock_guard lock(mutex_);
+  SplitFigures figures = figures_;
+  figures.pager = pager_->stats();
+  if (evictor_) {
+    figures.evictor = evictor_->stats();
+  }
+  return figures;
+}
+
+}  // namespace godwit::daemon

@@ -1,0 +1,222 @@
+#pragma once
+// The main host's side of a split VM, as a sans-IO state machine: pages that were evicted go to page stores, those that
+// somebody waits for come back. One flow a store: evicted pages leave on its bulk lane, all else goes over the priority
+// lane, on which the pages asked for come back.
+//
+// Owner: whoever pages the guest. Thread: the one that reads the guest's faults, which alone places pages; links are
+// made, used and ended there. What the evictor took out is told by evicted(). Units: pages. Failure: that of one store
+// ends its link (MainEvents::on_sub_lost), no other; what is on its way out stays with its owner until a store has it.
+//
+// Why no page is ever older than it must be:
+//   * A page is missing, not being placed or evicted, and not among those on their way out: then a store has confirmed
+//     what the guest last wrote, and the copies (page_copies.h) say which version that is and where. Nobody but this
+//     thread ends that state.
+//   * So an answer is placed only then, and only if it is of that very version: whatever came late, twice, or from a
+//     store that was forgotten, is of another.
+//   * Content that a lane may send again is kept for it, apart from everything else, until it has been acknowledged; a
+//     page is with a lane once at a time.
+//   * A copy counts for nothing from when another version of its page is sent to the same store until the answer.
+//
+// A page that was fetched stays in its store. If it is evicted again with the same hash, nothing is sent. A store that
+// is full is told to drop copies of pages that are resident, before it counts as full.
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "base/time.h"
+#include "dataplane/pages/bitmap.h"
+#include "dataplane/placement/page_directory.h"
+#include "dataplane/split/main_link.h"
+#include "dataplane/split/messages.h"
+#include "dataplane/split/page_copies.h"
+#include "dataplane/transport/lane.h"
+
+namespace godwit::split {
+
+/// The guest's memory as the main host's side needs it.
+class MainMemory {
+ public:
+  enum class Placed : std::uint8_t {
+    kPlaced,
+    kAgain,      // no room, or its mapping is being changed: later
+    kNotWanted,  // it is here, or being placed or evicted
+  };
+  virtual ~MainMemory() = default;
+  [[nodiscard]] virtual bool is_missing(pages::PageNumber page) const = 0;
+  /// Missing, and neither being placed nor evicted.
+  [[nodiscard]] virtual bool wants(pages::PageNumber page) const = 0;
+  [[nodiscard]] virtual std::uint64_t missing_count() const = 0;
+  virtual std::expected<Placed, std::string> place(pages::PageNumber page, pages::PageBytes bytes) = 0;
+  // ---- pages on their way out ----
+  /// Copies it and returns its version, if it is among them.
+  virtual std::optional<Version> find_leaving(pages::PageNumber page, pages::MutablePageBytes out) const = 0;
+  virtual void forget_leaving(pages::PageNumber page, Version version) = 0;
+  /// All of them: what no store has confirmed.
+  [[nodiscard]] virtual std::vector<Entry> all_leaving() const = 0;
+};
+
+class MainEvents {
+ public:
+  virtual ~MainEvents() = default;
+  /// No link to this store any more.
+  virtual void on_sub_lost(SubId sub, const std::string& why) = 0;
+  virtual void on_sub_full(SubId sub) = 0;
+  /// So many, all told, that this store should have and does not.
+  virtual void on_pages_lost(SubId sub, std::uint64_t pages) = 0;
+};
+
+struct SubStats {
+  bool connected = false;
+  std::uint64_t held_pages = 0;     // missing here, and there
+  std::uint64_t copied_pages = 0;   // resident, and there
+  std::uint64_t leaving_pages = 0;  // queued for it, or sent and not confirmed
+  std::uint64_t lost_pages = 0;
+  bool full = false;
+};
+
+struct MainStats {
+  std::uint64_t refetched_pages = 0, recalled_pages = 0, prefetched_pages = 0, unsent_pages = 0, sent_pages = 0;
+  std::uint64_t late_pages = 0;     // came, and were not placed
+  std::uint64_t waiting_pages = 0;  // somebody waits for them, now
+};
+
+class MainHost {
+ public:
+  /// `copies`, and what is missing and leaving, as a former process left them. All outlive this.
+  MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events);
+  ~MainHost();
+  MainHost(const MainHost&) = delete;
+  MainHost& operator=(const MainHost&) = delete;
+
+  /// Once for each store.
+  void add_sub(SubId sub, const StoreId& store);
+  [[nodiscard]] bool has_sub(SubId sub) const { return subs_.contains(sub); }
+  /// Everything comes back, and nothing is sent any more; it is all here when nothing is missing.
+  void gather(bool on) { gather_ = on; }
+
+  // ---- a link: the user of two lanes of one flow ----
+  /// In place of a former one, whose lanes are called no more.
+  transport::LaneUser& begin_link(SubId sub);
+  /// Its lanes are there, and outlive it.
+  void start_link(Instant now, SubId sub, transport::Lane& priority, transport::Lane& bulk);
+  /// Before its lanes go.
+  void end_link(SubId sub);
+
+  // ---- what happens to pages ----
+  /// The evictor has taken these out: they are on their way out, unless they came back meanwhile.
+  void evicted(std::span<const pages::PageNumber> pages);
+  /// Somebody waits for these.
+  void demand(std::span<const pages::PageNumber> pages);
+
+  /// After packets, faults and evictions, before lanes are polled; when deadline() is reached. True: it did something.
+  bool turn(Instant now);
+  [[nodiscard]] Instant deadline() const;
+
+  [[nodiscard]] const placement::PageDirectory& directory() const { return directory_; }
+  [[nodiscard]] const PageCopies& copies() const { return copies_; }
+  [[nodiscard]] std::vector<SubId> subs() const;
+  [[nodiscard]] SubStats sub_stats(SubId sub) const;
+  [[nodiscard]] MainStats stats() const;
+  /// Why nothing is placed any more; empty: it is.
+  [[nodiscard]] const std::string& failure() const { return failure_; }
+  /// Nothing is missing, and nothing on its way: all is here.
+  [[nodiscard]] bool all_here() const;
+
+ private:
+  friend class MainLink;
+
+  struct Sub {
+    StoreId store{};
+    std::unique_ptr<MainLink> link;
+    std::deque<pages::PageNumber> to_put;
+    bool full = false;
+    bool told_full = false;
+    Instant full_until{};             // then it is tried again
+    pages::PageNumber drop_hand = 0;  // of copies
+    std::uint64_t lost = 0;
+  };
+  struct Outgoing {  // sent, and no answer yet
+    Version version = 0;
+    SubId sub = 0;
+    pages::PageHash hash = 0;
+  };
+  struct Asked {
+    SubId sub = 0;
+    Version version = 0;
+    std::uint32_t ticket = 0;
+    bool demand = false;
+  };
+  struct Parked {
+    Version version = 0;
+    std::vector<std::byte> bytes;
+  };
+
+  // ---- out (main_host.cpp) ----
+  void assign(pages::PageNumber page);
+  [[nodiscard]] std::optional<SubId> choose_sub(pages::PageNumber page) const;
+  /// A page of this link's queue with its content; false: none now.
+  bool next_put(MainLink& link, PutPage& out);
+  bool prepare_put(MainLink& link, pages::PageNumber page, PutPage& out);
+  /// It leaves in this version, and the store of the copy holds it.
+  void confirm(pages::PageNumber page, Version leaving, const Copy& copy);
+  void on_result(MainLink& link, const Entry& entry);
+  void on_held(MainLink& link, pages::PageNumber page, const Copy& copy);
+  void on_full(MainLink& link);
+  std::size_t drop_copies(Sub& sub, MainLink& link);
+  void set_copy(pages::PageNumber page, const Copy& copy);
+  void clear_copy(pages::PageNumber page);
+  [[nodiscard]] std::optional<Version> leaving_version(pages::PageNumber page) const;
+
+  // ---- in (main_host_fetch.cpp) ----
+  bool serve(pages::PageNumber page);
+  void ask(pages::PageNumber page, bool demand);
+  void ask_neighbours(pages::PageNumber page);
+  void gather_more();
+  [[nodiscard]] bool awaits(const MainLink& link, std::uint32_t ticket, pages::PageNumber page) const;
+  void on_answer(MainLink& link, pages::PageNumber page, pages::PageBytes bytes);
+  void on_lacks(MainLink& link, const Entry& entry);
+  [[nodiscard]] std::optional<Copy> copy_that_counts(pages::PageNumber page) const;
+  void place(pages::PageNumber page, Version version, pages::PageBytes bytes, bool demand);
+  void place_parked();
+  void lose(pages::PageNumber page, SubId sub);
+
+  // ---- links (main_host.cpp) ----
+  void on_listed(MainLink& link, std::span<const Entry> entries);
+  void on_list_end(MainLink& link);
+  void lose_link(SubId sub);
+  void assign_again();
+
+  MainMemory& memory_;
+  PageCopies copies_;
+  MainEvents& events_;
+  placement::PageDirectory directory_;
+  std::map<SubId, Sub> subs_;
+  bool gather_ = false;
+  pages::PageNumber gather_hand_ = 0;
+
+  std::unordered_set<pages::PageNumber> queued_;  // in a to_put, or in unassigned_
+  std::deque<pages::PageNumber> unassigned_;      // no store can take them now
+  std::unordered_map<pages::PageNumber, Outgoing> outgoing_;
+  std::unordered_set<pages::PageNumber> wanted_;  // somebody waits
+  std::unordered_map<pages::PageNumber, Asked> asked_;
+  std::unordered_map<pages::PageNumber, Parked> parked_;  // came, and there was no room
+  std::unordered_set<pages::PageNumber> lost_;
+  std::map<SubId, std::uint64_t> copied_;  // entries of copies_
+  pages::PageNumber last_demand_ = UINT64_MAX;
+  std::uint64_t run_ = 0;  // demands in order, up to now
+  std::string failure_;    // of memory: nothing is placed any more
+  bool did_ = false;
+  Instant now_{};                        // of the last turn
+  mutable std::vector<std::byte> page_;  // of find_leaving()
+  Version version_newest_ = 0;           // that was seen
+  MainStats stats_;
+};
+
+}  // namespace godwit::split

@@ -1,0 +1,63 @@
+#pragma once
+// Of each page of a split VM, the newest content that a page store has confirmed and nobody has replaced since: whose,
+// in which version, and its hash. Of a page that is missing and not on its way out that is where it is; of one that is
+// resident it is a copy, good for as long as the content is the same.
+//
+// A view of memory that its owner keeps, in a file that outlives the process: 16 bytes a page, all zero at first. At
+// any kill an entry is as it was, as it is to be, or none; none is harmless, as a page whose entry changes is resident
+// or on its way out. Thread: one. No failure.
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "base/check.h"
+#include "dataplane/pages/page_digest.h"
+#include "dataplane/placement/page_directory.h"
+#include "dataplane/split/messages.h"
+
+namespace godwit::split {
+
+using placement::SubId;
+
+struct Copy {
+  SubId sub = 0;
+  Version version = 0;
+  pages::PageHash hash = 0;
+};
+
+class PageCopies {
+ public:
+  static std::size_t bytes(std::uint64_t page_count) { return page_count * sizeof(Entry); }
+  /// At least bytes(page_count), aligned to 8, and not moved.
+  PageCopies(std::span<std::byte> memory, std::uint64_t page_count)
+      : entries_(reinterpret_cast<Entry*>(memory.data()), page_count) {
+    GW_ASSERT(memory.size() >= bytes(page_count));
+  }
+
+  [[nodiscard]] std::uint64_t page_count() const { return entries_.size(); }
+  [[nodiscard]] std::optional<Copy> get(pages::PageNumber page) const {
+    const Entry& entry = entries_[page];
+    if (entry.word == 0) {
+      return std::nullopt;
+    }
+    return Copy{.sub = static_cast<SubId>(entry.word & UINT16_MAX), .version = entry.word >> 16, .hash = entry.hash};
+  }
+  void set(pages::PageNumber page, const Copy& copy) {
+    clear(page);
+    std::atomic_ref(entries_[page].hash).store(copy.hash);
+    std::atomic_ref(entries_[page].word).store(copy.version << 16 | copy.sub);
+  }
+  void clear(pages::PageNumber page) { std::atomic_ref(entries_[page].word).store(0); }
+
+ private:
+  struct Entry {
+    std::uint64_t word;  // version 48 bits, sub 16; 0: none
+    std::uint64_t hash;
+  };
+  std::span<Entry> entries_;
+};
+
+}  // namespace godwit::split

@@ -1,0 +1,140 @@
+// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, nine gets to a set, and
+// every answer checked. Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
+//
+// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS
+// What a value holds is a function of key and version; the load knows each key's version. It waits for each answer.
+// After all keys are set once: "GODWIT FILLED pages=0", then about four times a second
+//   GODWIT APP done=<operations> bad=<wrong answers>
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { kKeysMax = 1 << 20, kValueBytes = 1024, kAtOnce = 32 };
+static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
+static uint32_t versions[kKeysMax], keys;
+static FILE *in, *out;
+static int redis;
+static uint64_t done, bad;
+
+static uint64_t now_us(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void connect_to(uint16_t port) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  for (;;) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    if (connect(fd, (struct sockaddr*)&address, sizeof address) == 0) {
+      setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+      in = fdopen(fd, "r"), out = fdopen(dup(fd), "w");
+      return;
+    }
+    close(fd);
+    usleep(100000);
+  }
+}
+
+// Text, so that nothing in between takes it for an end.
+static void make_value(char* value, uint32_t key, uint32_t version) {
+  for (int i = 0; i < kValueBytes; i += 16) {
+    char word[17];
+    snprintf(word, sizeof word, "%016" PRIx64, ((((uint64_t)key << 32) | version) + (uint64_t)i) * kMix);
+    memcpy(value + i, word, 16);
+  }
+}
+
+static void ask_set(uint32_t key) {
+  char value[kValueBytes];
+  make_value(value, key, versions[key]);
+  if (redis)
+    fprintf(out, "*3\r\n$3\r\nSET\r\n$8\r\nk%07u\r\n$%d\r\n", key, kValueBytes);
+  else
+    fprintf(out, "set k%07u 0 0 %d\r\n", key, kValueBytes);
+  fwrite(value, 1, kValueBytes, out);
+  fputs("\r\n", out);
+}
+
+static void take_line(char* line, int size) {
+  if (fgets(line, size, in)) return;
+  printf("GODWIT BAD the server has closed the connection\nGODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done,
+         bad + 1);
+  fflush(stdout);
+  for (;;) pause();
+}
+
+static void wrong(const char* what, uint32_t key) {
+  if (bad++ < 20) printf("GODWIT BAD %s of key %u\n", what, key);
+}
+
+static void take_set(uint32_t key) {
+  char line[64];
+  take_line(line, sizeof line);
+  if (strcmp(line, redis ? "+OK\r\n" : "STORED\r\n") != 0) wrong("set", key);
+}
+
+static void get(uint32_t key) {
+  char line[128], want[kValueBytes], value[kValueBytes + 2];
+  fprintf(out, redis ? "*2\r\n$3\r\nGET\r\n$8\r\nk%07u\r\n" : "get k%07u\r\n", key);
+  fflush(out);
+  take_line(line, sizeof line);
+  if (strncmp(line, redis ? "$1024" : "VALUE", 5) != 0) return wrong("get", key);
+  make_value(want, key, versions[key]);
+  if (fread(value, 1, sizeof value, in) != sizeof value || memcmp(value, want, kValueBytes) != 0) wrong("value", key);
+  if (!redis) take_line(line, sizeof line);  // END
+}
+
+static void fill(void) {
+  for (uint32_t key = 0; key < keys; key += kAtOnce) {
+    for (uint32_t i = 0; i < kAtOnce; i++) ask_set(key + i);
+    fflush(out);
+    for (uint32_t i = 0; i < kAtOnce; i++) take_set(key + i);
+  }
+}
+
+int main(int argc, char** argv) {
+  if (argc != 4) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS\n"), 2;
+  redis = strcmp(argv[1], "redis") == 0;
+  const uint64_t rate = strtoull(argv[2], 0, 10);
+  keys = (uint32_t)strtoul(argv[3], 0, 10);
+  if (keys == 0 || keys > kKeysMax || keys % kAtOnce != 0) return fprintf(stderr, "kv_load: KEYS\n"), 2;
+  connect_to(redis ? 6379 : 11211);
+  fill();
+  printf("GODWIT FILLED pages=0\n");
+  fflush(stdout);
+  uint64_t s = 88172645463325252ull, begin = now_us(), said = 0, begun = 0;
+  for (;; usleep(2000)) {
+    const uint64_t now = now_us();
+    uint64_t due = (now - begin) * rate / 1000000;
+    if (due > begun + rate)
+      begin += (due - begun - rate) * 1000000 / rate, due = begun + rate;  // a pause is not made up for
+    for (; begun < due; begun++, done++) {
+      s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+      const double u = (double)(s >> 11) / 9007199254740992.0;
+      const uint32_t key = (uint32_t)(keys * u * u * u);
+      if (begun % 10 == 0) {
+        versions[key]++;
+        ask_set(key);
+        fflush(out);
+        take_set(key);
+      } else {
+        get(key);
+      }
+      if (now_us() - said < 250000) continue;
+      said = now_us();
+      printf("GODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done, bad);
+      fflush(stdout);
+    }
+  }
+}

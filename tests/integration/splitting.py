@@ -1,0 +1,81 @@
+"""A guest that is larger than what its host may hold: the rest lies on sub hosts, and comes back when it is touched."""
+
+import os
+import threading
+
+from tests.lab.lab import Lab
+from tests.lab.processes import LabError, wait_until
+
+from .failures import restart
+from .movement import SMALL
+from .registry import check, check_equal, scenario
+
+BUDGET_BYTES = 64 << 20
+BATCH_BYTES = 64 * 4096  # dataplane/memory/evictor.h
+
+
+class Resident:
+    """Looks at the RAM files of the main host, all the time, and remembers the most that was allocated."""
+
+    def __init__(self, lab, host):
+        self.files = [f"{lab.memory_dir(host)}/{name}" for name in os.listdir(lab.memory_dir(host)) if name.endswith(".ram")]
+        self.most_bytes, self.ended = 0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def _look(self):
+        while not self.ended.wait(0.005):
+            self.most_bytes = max(self.most_bytes, sum(os.stat(file).st_blocks * 512 for file in self.files))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
+def split_of(lab):
+    return lab.ctl("vm", "show", "guest")["split"]
+
+
+def connected(lab):
+    split = split_of(lab)
+    return bool(split) and [sub["state"] for sub in split["subs"]] == ["CONNECTED"] * 2
+
+
+def self_check(lab):
+    ok, text = lab.verdict("guest", "host-a")
+    check(ok, f"guest: {text}")
+
+
+@scenario
+def split_and_gathered():
+    with Lab(hosts=3, options={"lend": "512MiB"}) as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b", "--sub", "host-c")
+        wait_until("both sub hosts to be connected", lambda: connected(lab), 30, 0.1)
+        wait_until("the guest to be within its budget", lambda: 0 < split_of(lab)["resident_bytes"] <= BUDGET_BYTES, 60, 0.1)
+        with Resident(lab, "host-a") as resident:
+            self_check(lab)
+            try:
+                lab.migrate("guest", "host-b")
+                raise AssertionError("a split guest was moved")
+            except LabError as error:
+                check("gather" in str(error), f"what was said: {error}")
+            lab.kill("dataplane host-b")
+            wait_until("the operator to be told", lambda: split_of(lab)["warnings"], 30, 0.1)
+            restart(lab, "dataplane host-b")
+            wait_until("the sub host to be connected again", lambda: connected(lab), 60, 0.1)
+            self_check(lab)
+        most_bytes = resident.most_bytes
+        print(f"at most {most_bytes >> 10} KiB were resident", flush=True)
+        check(most_bytes <= BUDGET_BYTES + BATCH_BYTES, f"{most_bytes} bytes were resident")
+        check(split_of(lab)["refetched_pages"] > 0, "no page came back: there was nothing to prove")
+        lab.ctl("vm", "gather", "guest")
+        wait_until("all of it to be back", lambda: split_of(lab) is None, 120, 0.1)
+        self_check(lab)
+        for host in ("host-b", "host-c"):
+            wait_until(f"{host} to have freed it", lambda host=host: not os.listdir(f"{lab.directory}/{host}/state/stores"), 30, 0.1)
+        check_equal([host["memory_lent_bytes"] for host in lab.ctl("hosts")], [0, 0, 0], "what is still lent")

@@ -1,0 +1,343 @@
+// The control plane and split VMs: which hosts are asked, in which order a flow begins, that it begins again without
+// end, and that page stores go when nobody can need them, and not before. Fake agents on real gRPC streams play the
+// hosts.
+#include <set>
+
+#include "tests/unit/controlplane/service_fixture.h"
+
+namespace godwit::controlplane::testing {
+namespace {
+
+constexpr std::uint64_t kMiB = 1 << 20;
+constexpr std::uint64_t kBudget = 32 * kMiB;
+
+class SplitTest : public ServiceTest {
+ protected:
+  void SetUp() override {
+    Cluster::SetUp();
+    c_ = std::make_unique<FakeAgent>(config_.listen[0], "host-c");
+    for (FakeAgent* sub : {b_.get(), c_.get()}) {
+      sub->info.set_memory_lend_bytes(256 * kMiB);
+    }
+  }
+  void TearDown() override {
+    c_.reset();
+    Cluster::TearDown();
+  }
+  void connect_all() {
+    c_->connect();
+    connect_and_start_vm();
+  }
+
+  static api::SplitVmRequest order(std::uint64_t budget, const std::vector<std::string>& subs) {
+    api::SplitVmRequest request;
+    request.set_vm("demo");
+    request.set_budget_bytes(budget);
+    for (const auto& sub : subs) {
+      request.add_sub_hosts(sub);
+    }
+    return request;
+  }
+  auto split(std::uint64_t budget, const std::vector<std::string>& subs) {
+    return call(&api::Operators::Stub::SplitVm, order(budget, subs));
+  }
+  std::string refused(std::uint64_t budget, const std::vector<std::string>& subs) {
+    const grpc::Status status = split(budget, subs).get().first;
+    EXPECT_FALSE(status.ok());
+    return status.error_message();
+  }
+
+  /// The main host's part, as its bridge reports it from now on.
+  void main_reports(bool connected, std::uint64_t budget = kBudget, bool gathering = false) {
+    api::RunningVm vm;
+    vm.set_uuid(uuid_.to_bytes());
+    vm.set_name("demo");
+    vm.set_run_state("running");
+    vm.set_ownership(1);
+    auto& status = *vm.mutable_split();
+    status.set_budget_bytes(budget);
+    status.set_pages_total(kVmBytes / 4096);
+    status.set_resident_bytes(budget);
+    status.set_gathering(gathering);
+    for (const auto& [id, number] : stores_) {
+      auto& sub = *status.add_subs();
+      sub.set_store_id(id);
+      sub.set_sub(number);
+      sub.set_connected(connected);
+      sub.set_reason(connected ? "" : "the flow died");
+      sub.set_pages_held(100);
+    }
+    a_->set_vms({vm});
+    a_->report();
+  }
+  static void sub_reports(FakeAgent& sub, const std::string& id, bool connected) {
+    api::HeldStore store;
+    store.mutable_status()->set_store_id(id);
+    store.mutable_status()->set_connected(connected);
+    sub.set_stores({store});
+    sub.report();
+  }
+  static api::AgentReply at(const char* address) {
+    api::AgentReply reply;
+    reply.mutable_flow_prepared()->mutable_endpoint()->set_address(address);
+    return reply;
+  }
+
+  /// Plays one connection; returns its secret.
+  std::string expect_flow(FakeAgent& sub, bool create) {
+    const Agent prepare = sub.expect(Agent::kPrepareStore);
+    const std::string id = prepare.prepare_store().store_id();
+    EXPECT_EQ(prepare.prepare_store().create(), create);
+    sub.reply(prepare, at("10.0.0.2"));
+    const Agent at_main = a_->expect(Agent::kPrepareSub);
+    EXPECT_EQ(at_main.prepare_sub().store_id(), id);
+    EXPECT_EQ(sub.unread(), 0U);
+    a_->reply(at_main, at("10.0.0.1"));
+    const Agent start = sub.expect(Agent::kStartStore);
+    EXPECT_EQ(start.start_store().peer().address(), "10.0.0.1");
+    EXPECT_EQ(start.start_store().secret().size(), 32U);
+    EXPECT_EQ(a_->unread(), 0U) << "sub host first";
+    sub.reply(start);
+    const Agent start_main = a_->expect(Agent::kStartSub);
+    EXPECT_EQ(start_main.start_sub().peer().address(), "10.0.0.2");
+    EXPECT_EQ(start_main.start_sub().secret(), start.start_store().secret());
+    sub_reports(sub, id, true);
+    main_reports(true);
+    a_->reply(start_main);
+    return start.start_store().secret();
+  }
+
+  /// The VM is split over host-a and host-b, and connected.
+  void split_over_b() {
+    connect_all();
+    auto answer = split(kBudget, {"host-b"});
+    const Agent prepare = b_->expect(Agent::kPrepareStore);
+    EXPECT_TRUE(prepare.prepare_store().create());
+    EXPECT_GE(prepare.prepare_store().bytes_lent(), kVmBytes - kBudget);
+    EXPECT_EQ(prepare.prepare_store().pages(), kVmBytes / 4096);
+    EXPECT_EQ(a_->unread(), 0U) << "the sub host has not agreed yet";
+    store_ = prepare.prepare_store().store_id();
+    stores_[store_] = 0;
+    b_->reply(prepare, at("10.0.0.2"));
+    const Agent begin = a_->expect(Agent::kSplitGuest);
+    EXPECT_EQ(begin.split_guest().budget_bytes(), kBudget);
+    EXPECT_EQ(begin.split_guest().subs_size(), 1);
+    EXPECT_EQ(begin.split_guest().subs(0).store_id(), store_);
+    main_reports(false);
+    a_->reply(begin);
+    const auto [status, response] = answer.get();
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    first_secret_ = expect_flow(*b_, true);
+    wait_for([](const api::Split& shown) { return shown.subs(0).state() == api::PAGE_STORE_CONNECTED; });
+  }
+  /// Until the operator is shown that.
+  template <typename Wanted>
+  api::Split wait_for(Wanted wanted) {
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    api::Split shown = vm().split();
+    while (!(shown.subs_size() > 0 && wanted(shown)) && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): polls a bounded wait
+      shown = vm().split();
+    }
+    EXPECT_TRUE(shown.subs_size() > 0 && wanted(shown)) << shown.ShortDebugString();
+    return shown;
+  }
+  void expect_dropped(FakeAgent& sub) {
+    const Agent drop = sub.expect(Agent::kDropStore);
+    EXPECT_EQ(drop.drop_store().store_id(), store_);
+    sub.set_stores({});
+    sub.report();
+    sub.reply(drop);
+  }
+  void stop_vm() {
+    api::StopVmRequest request;
+    request.set_vm("demo");
+    auto stopped = call(&api::Operators::Stub::StopVm, request);
+    const Agent stop = a_->expect(Agent::kStopVm);
+    a_->set_vms({});
+    a_->report();
+    a_->reply(stop);
+    EXPECT_TRUE(stopped.get().first.ok());
+  }
+  void restart_all() {
+    c_->disconnect();
+    restart();
+    for (FakeAgent* agent : {a_.get(), b_.get(), c_.get()}) {
+      agent->connect();
+    }
+  }
+
+  std::unique_ptr<FakeAgent> c_;
+  std::string store_, first_secret_;
+  std::map<std::string, std::uint32_t> stores_;
+};
+
+TEST_F(SplitTest, TheOperatorSeesWhereItLies) {
+  split_over_b();
+  const api::Split shown = vm().split();
+  EXPECT_EQ(shown.state(), api::SPLIT);
+  EXPECT_EQ(shown.budget_bytes(), kBudget);
+  EXPECT_EQ(shown.status().resident_bytes(), kBudget);
+  EXPECT_EQ(shown.subs(0).host(), "host-b");
+  EXPECT_EQ(shown.subs(0).pages(), 100U);
+  EXPECT_EQ(shown.warnings_size(), 0) << shown.ShortDebugString();
+}
+
+TEST_F(SplitTest, HostsAreChosenWhereNoneIsNamed) {
+  connect_all();
+  auto answer = split(kBudget, {});
+  // One of them suffices; either lends as much.
+  const Agent prepare = b_->expect(Agent::kPrepareStore);
+  b_->refuse(prepare, dpapi::Error::NO_MEMORY, "no room after all");
+  EXPECT_NE(answer.get().first.error_message().find("no room after all"), std::string::npos);
+  store_ = prepare.prepare_store().store_id();
+  expect_dropped(*b_);
+  EXPECT_EQ(c_->unread(), 0U);
+  EXPECT_EQ(a_->unread(), 0U) << "the main host is asked last";
+  EXPECT_FALSE(vm().has_split());
+}
+
+TEST_F(SplitTest, WhatCannotBeIsRefusedAndNobodyHears) {
+  connect_all();
+  EXPECT_NE(refused(kVmBytes, {}).find("nothing to split"), std::string::npos);
+  EXPECT_NE(refused(4096, {}).find("at least 16 MiB"), std::string::npos);
+  EXPECT_NE(refused(kBudget, {"host-a"}).find("its main host"), std::string::npos);
+  EXPECT_NE(refused(kBudget, {"host-z"}).find("no host \"host-z\""), std::string::npos);
+  EXPECT_NE(refused(kBudget, {"host-b", "host-b"}).find("twice"), std::string::npos);
+  EXPECT_EQ(a_->unread() + b_->unread() + c_->unread(), 0U);
+}
+
+TEST_F(SplitTest, AFlowThatDiesBeginsAgainWithoutEndAndWithANewSecret) {
+  split_over_b();
+  std::set<std::string> secrets{first_secret_};
+  for (int i = 0; i < 2; ++i) {
+    main_reports(false);
+    const api::Split lost = wait_for([](const auto& shown) { return shown.subs(0).state() == api::PAGE_STORE_LOST; });
+    ASSERT_EQ(lost.warnings_size(), 1);
+    EXPECT_NE(lost.warnings(0).find("the flow died"), std::string::npos) << lost.warnings(0);
+    EXPECT_TRUE(secrets.insert(expect_flow(*b_, false)).second) << "a secret came twice";
+    wait_for([](const auto& shown) { return shown.subs(0).state() == api::PAGE_STORE_CONNECTED; });
+  }
+}
+
+TEST_F(SplitTest, ASubHostThatLostItsPagesIsNeverBegunAnew) {
+  split_over_b();
+  b_->set_stores({});
+  b_->report();
+  const Agent prepare = b_->expect(Agent::kPrepareStore);
+  EXPECT_FALSE(prepare.prepare_store().create());
+  b_->refuse(prepare, dpapi::Error::NO_SUCH_STORE, "it has lost them");
+  const auto shown = wait_for([](const auto& s) {
+    return s.warnings_size() == 1 && s.warnings(0).find("it has lost them") != std::string::npos;
+  });
+  EXPECT_NE(shown.warnings(0).find("100 pages"), std::string::npos) << shown.warnings(0);
+  const Agent again = b_->expect(Agent::kPrepareStore);
+  EXPECT_FALSE(again.prepare_store().create());
+}
+
+TEST_F(SplitTest, ARestartOfTheControlPlaneForgetsNothing) {
+  split_over_b();
+  restart_all();
+  EXPECT_EQ(wait_for([](const auto& s) { return s.subs(0).state() == api::PAGE_STORE_CONNECTED; }).state(), api::SPLIT);
+  main_reports(false);
+  EXPECT_NE(expect_flow(*b_, false), first_secret_);
+}
+
+TEST_F(SplitTest, AMainHostWhoseDataPlaneForgotIsToldAgain) {
+  split_over_b();
+  runs_at(*a_, {});
+  const Agent again = a_->expect(Agent::kSplitGuest);
+  EXPECT_EQ(again.split_guest().budget_bytes(), kBudget);
+  EXPECT_FALSE(again.split_guest().gather());
+  ASSERT_EQ(again.split_guest().subs_size(), 1);
+  EXPECT_EQ(again.split_guest().subs(0).store_id(), store_);
+}
+
+TEST_F(SplitTest, ASplitVmDoesNotMove) {
+  split_over_b();
+  const auto [status, id] = migrate("host-c");
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(status.error_message().find("vm gather demo"), std::string::npos) << status.error_message();
+}
+
+TEST_F(SplitTest, AVmThatMovesIsNotSplit) {
+  connect_all();
+  EXPECT_FALSE(drive_to(Stage::kPreparingSource, *a_, *b_).empty());
+  EXPECT_NE(refused(kBudget, {"host-b"}).find("is in migration"), std::string::npos);
+}
+
+TEST_F(SplitTest, AStoppedVmFreesItsStoresAlsoAtAHostThatWasAway) {
+  split_over_b();
+  b_->disconnect();
+  wait_for([](const auto& shown) { return shown.warnings_size() == 1; });
+  stop_vm();
+  EXPECT_FALSE(vm().has_split());
+  server_.reset();
+  a_->disconnect();
+  c_->disconnect();
+  start();
+  b_->connect();
+  expect_dropped(*b_);
+}
+
+TEST_F(SplitTest, AGuestThatEndsByItselfFreesItsStores) {
+  split_over_b();
+  api::FromAgent message;
+  message.mutable_vm_ended()->set_uuid(uuid_.to_bytes());
+  message.mutable_vm_ended()->set_ownership(2);
+  a_->write(message);  // of another life
+  a_->set_vms({});
+  a_->report();
+  wait_for([](const auto& shown) { return shown.warnings_size() > 0; });
+  EXPECT_EQ(b_->unread(), 0U) << "that nobody tells of the guest does not mean that it is over";
+  message.mutable_vm_ended()->set_ownership(1);
+  a_->write(message);
+  expect_dropped(*b_);
+}
+
+TEST_F(SplitTest, GatheringDropsTheStoresOnlyWhenAllIsBack) {
+  split_over_b();
+  api::GatherVmRequest request;
+  request.set_vm("demo");
+  auto gathered = call(&api::Operators::Stub::GatherVm, request);
+  const Agent order = a_->expect(Agent::kSplitGuest);
+  EXPECT_TRUE(order.split_guest().gather());
+  EXPECT_EQ(order.split_guest().subs_size(), 1);
+  EXPECT_TRUE(gathered.get().first.ok());
+  main_reports(true, kBudget, true);
+  a_->reply(order);
+  wait_for([](const auto& shown) { return shown.state() == api::GATHERING && shown.status().gathering(); });
+  EXPECT_EQ(b_->unread(), 0U);
+  api::RunningVm vm_now;
+  vm_now.set_uuid(uuid_.to_bytes());
+  vm_now.set_name("demo");
+  vm_now.set_ownership(1);
+  vm_now.set_gathered(true);
+  vm_now.mutable_split()->add_subs()->set_store_id(std::string(16, 'x'));  // of an earlier split
+  a_->set_vms({vm_now});
+  a_->report();
+  const Agent again = a_->expect(Agent::kSplitGuest);
+  EXPECT_TRUE(again.split_guest().gather());
+  EXPECT_EQ(b_->unread(), 0U) << "what was gathered was something else";
+  vm_now.mutable_split()->mutable_subs(0)->set_store_id(store_);
+  a_->set_vms({vm_now});
+  a_->report();
+  a_->reply(again);
+  EXPECT_EQ(a_->expect(Agent::kEndSplit).end_split().ownership(), 1U);
+  runs_at(*a_, {});
+  expect_dropped(*b_);
+  EXPECT_FALSE(vm().has_split());
+}
+
+TEST_F(SplitTest, GatheringNeedsRoom) {
+  a_->info.set_memory_free_bytes(8 * kMiB);
+  split_over_b();
+  api::GatherVmRequest request;
+  request.set_vm("demo");
+  const auto status = call(&api::Operators::Stub::GatherVm, request).get().first;
+  EXPECT_NE(status.error_message().find("not enough memory"), std::string::npos) << status.error_message();
+  EXPECT_EQ(vm().split().state(), api::SPLIT);
+}
+
+}  // namespace
+}  // namespace godwit::controlplane::testing

@@ -1,0 +1,234 @@
+// Goal: a guest within a resident budget whose other pages are in a page store on another host, between two daemons
+// over a veth pair: every byte that the guest sees is what it wrote last, whatever dies meanwhile, and its RAM file is
+// never above the budget. Method: the test is both bridges and the QEMU; as the guest it reads and writes its memory,
+// and waits in the fault like a vCPU.
+
+#include <signal.h>
+#include <sys/stat.h>
+
+#include <cstring>
+
+#include "tests/unit/dataplane/round_trip.h"
+
+namespace godwit::tests {
+namespace {
+
+constexpr std::uint64_t kBudget = 16U << 20;
+const std::string kStore = id_of('p');
+
+class SplitVm : public RoundTrip {
+ protected:
+  void SetUp() override {
+    RoundTrip::SetUp();
+    ASSERT_EQ(pipe2(pipe_.data(), O_CLOEXEC), 0);
+  }
+  void TearDown() override {
+    RoundTrip::TearDown();
+    for (const int end : pipe_) {
+      close(end);
+    }
+  }
+
+  api::AttachGuestResult attach_split(api::AttachGuest::Kind kind) {
+    auto request = attach_request(0, kind, 1);
+    request.mutable_attach_guest()->set_split(true);
+    return ask(0, request, guests_[0]->descriptors()).attach_guest();
+  }
+  api::SplitStatus split(bool gather = false) {
+    api::ToDataplane request;
+    api::SplitGuest& split = *request.mutable_split_guest();
+    split.set_vm_uuid(id_of('v'));
+    split.set_ownership(1);
+    split.set_budget_bytes(kBudget);
+    split.set_gather(gather);
+    split.add_stores()->set_store_id(kStore);
+    return ask(0, request, {pipe_[0], pipe_[1]}).split_guest().status();
+  }
+  void connect(bool create, char secret) {
+    api::ToDataplane request;
+    api::PrepareStore& store = *request.mutable_prepare_store();
+    store.set_store_id(kStore);
+    store.set_vm_uuid(id_of('v'));
+    store.set_ownership(1);
+    store.set_pages(kPages);
+    store.set_budget_bytes(kBytes * 2);
+    store.set_create(create);
+    const auto there = ask(1, request).prepare_store().endpoint();
+    api::PrepareSub& sub = *request.mutable_prepare_sub();
+    sub.set_vm_uuid(id_of('v'));
+    sub.set_ownership(1);
+    sub.set_store_id(kStore);
+    const auto here = ask(0, request).prepare_sub().endpoint();
+    api::StartStore& start_store = *request.mutable_start_store();
+    start_store.set_store_id(kStore);
+    *start_store.mutable_peer() = here;
+    start_store.set_secret(std::string(32, secret));
+    ask(1, request);
+    api::StartSub& start_sub = *request.mutable_start_sub();
+    start_sub.set_vm_uuid(id_of('v'));
+    start_sub.set_store_id(kStore);
+    *start_sub.mutable_peer() = there;
+    start_sub.set_secret(std::string(32, secret));
+    ask(0, request);
+  }
+  api::Status status(std::size_t host) {
+    api::ToDataplane request;
+    request.mutable_get_status();
+    return ask(host, request).status();
+  }
+  /// Until it holds; false: never.
+  bool until(const std::function<bool(const api::SplitStatus&)>& holds) {
+    for (int tries = 0; tries < 200'000; ++tries) {
+      const auto now = status(0);
+      if (now.splits_size() == 1 && holds(now.splits(0))) {
+        return true;
+      }
+    }
+    return false;
+  }
+  bool begin_split() {
+    make_guest(0);
+    if (IsSkipped()) {
+      return false;
+    }
+    fill(0);
+    expected_.assign(guests_[0]->data().begin(), guests_[0]->data().end());
+    attach_split(api::AttachGuest::FRESH);
+    split();
+    connect(true, 's');
+    return !HasFailure();
+  }
+  void restart(std::size_t host) {
+    hosts_.kill_daemon(host, SIGKILL);
+    bridges_[host].disconnect();
+    ASSERT_EQ(hosts_.start_daemon(host), "");
+    ASSERT_TRUE(bridges_[host].connect(hosts_.socket(host))) << hosts_.log(host);
+  }
+
+  [[nodiscard]] std::uint64_t resident() const {
+    struct stat file {};
+    EXPECT_EQ(stat((hosts_.directory(0) + "/vm.ram").c_str(), &file), 0);
+    return static_cast<std::uint64_t>(file.st_blocks) * 512;
+  }
+  /// As the guest: every page must be as it was written last. Some are written on the way.
+  void run_guest(std::uint64_t round) {
+    std::uint64_t wrong = 0;
+    for (std::uint64_t i = 0; i < kPages; ++i) {
+      const std::uint64_t page = i * 5 % kPages;  // not in order
+      std::byte* const here = guests_[0]->data().data() + page * 4096;
+      wrong += std::memcmp(here, expected_.data() + page * 4096, 4096) != 0 ? 1U : 0U;
+      if (page % 7 == round % 7) {
+        const std::uint64_t value = page * 1000 + round;
+        std::memcpy(here + 128, &value, sizeof value);
+        std::memcpy(expected_.data() + page * 4096 + 128, &value, sizeof value);
+      }
+      if (i % 64 == 0) {
+        resident_most_ = std::max(resident_most_, resident());
+      }
+    }
+    EXPECT_EQ(wrong, 0U) << "pages are not what the guest wrote last";
+  }
+
+  std::array<int, 2> pipe_{-1, -1};
+  std::vector<std::byte> expected_;
+  std::uint64_t resident_most_ = 0;
+};
+
+TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  for (std::uint64_t round = 1; round <= 3; ++round) {
+    run_guest(round);
+  }
+  EXPECT_LE(resident_most_, kBudget);
+  const api::SplitStatus now = status(0).splits(0);
+  EXPECT_GT(now.refetched_pages(), kPages);
+  EXPECT_GT(now.evicted_unsent_pages(), 0U) << "pages that came back and were only read are sent again";
+  EXPECT_EQ(now.problem(), "");
+  EXPECT_EQ(now.subs(0).pages_lost(), 0U);
+  EXPECT_TRUE(now.subs(0).connected());
+  const api::Status at_sub = status(1);
+  ASSERT_EQ(at_sub.stores_size(), 1);
+  EXPECT_TRUE(at_sub.stores(0).open() && at_sub.stores(0).connected());
+
+  api::ToDataplane request;
+  request.mutable_prepare_migration()->set_migration_id(id_of('1'));
+  request.mutable_prepare_migration()->set_vm_uuid(id_of('v'));
+  request.mutable_prepare_migration()->set_ownership(1);
+  request.mutable_prepare_migration()->set_role(api::ROLE_SOURCE);
+  request.mutable_prepare_migration()->set_epoch_base(10);
+  request.mutable_prepare_migration()->set_epoch_count(1000);
+  const auto refused = bridges_[0].ask(request);
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->error().code(), api::Error::BAD_REQUEST);
+  EXPECT_NE(refused->error().text().find("is split"), std::string::npos) << refused->error().text();
+  api::ToDataplane scan;
+  scan.mutable_note_accesses()->set_vm_uuid(id_of('v'));
+  scan.mutable_note_accesses()->set_ownership(1);
+  scan.mutable_note_accesses()->set_source(api::ACCESS_WRITES);
+  scan.mutable_note_accesses()->set_ends(true);
+  const auto not_scanned = bridges_[0].ask(scan);
+  ASSERT_TRUE(not_scanned);
+  EXPECT_NE(not_scanned->error().text().find("is split"), std::string::npos) << not_scanned->error().text();
+
+  split(true);
+  api::Event event;
+  ASSERT_TRUE(wait(0, api::Event::kGathered, &event));
+  run_guest(4);
+  EXPECT_EQ(status(0).splits_size(), 0);
+  EXPECT_GT(ask(0, scan).note_accesses().pages(), 0U);
+  request.mutable_drop_store()->set_store_id(kStore);
+  ask(1, request);
+  EXPECT_EQ(status(1).stores_size(), 0);
+}
+
+TEST_F(SplitVm, NoKillLosesAPage) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  run_guest(1);
+  restart(1);
+  ASSERT_EQ(status(1).stores_size(), 1);
+  EXPECT_FALSE(status(1).stores(0).open()) << "its files are there";
+  connect(false, 't');
+  run_guest(2);
+  restart(0);
+  EXPECT_GT(attach_split(api::AttachGuest::CONTINUING).pages_missing(), kPages / 4);
+  split();
+  connect(false, 'u');
+  run_guest(3);
+  EXPECT_LE(resident_most_, kBudget);
+  EXPECT_EQ(status(0).splits(0).subs(0).pages_lost(), 0U);
+  split(true);
+  api::Event event;
+  ASSERT_TRUE(wait(0, api::Event::kGathered, &event));
+  run_guest(4);
+}
+
+TEST_F(SplitVm, AStoreThatIsGoneIsToldPageByPage) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.subs(0).pages_held() > kPages / 4; }));
+  api::ToDataplane request;
+  request.mutable_drop_store()->set_store_id(kStore);
+  ask(1, request);
+  request.mutable_prepare_store()->set_store_id(kStore);
+  request.mutable_prepare_store()->set_vm_uuid(id_of('v'));
+  request.mutable_prepare_store()->set_pages(kPages);
+  request.mutable_prepare_store()->set_budget_bytes(kBytes);
+  const auto reply = bridges_[1].ask(request);
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->error().code(), api::Error::NO_SUCH_STORE) << reply->error().text();
+  connect(true, 't');
+  ASSERT_TRUE(wait(0, api::Event::kPagesLost));
+  EXPECT_TRUE(until([](const api::SplitStatus& now) {
+    return now.subs(0).pages_lost() > kPages / 4 && now.subs(0).pages_lost() <= now.pages_missing();
+  }));
+}
+
+}  // namespace
+}  // namespace godwit::tests
