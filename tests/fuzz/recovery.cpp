@@ -94,8 +94,9 @@ class Model {
       }
     }
     std::vector<std::uint64_t> acknowledged;
-    const auto outcome =
-        recovery_.on_ack(now_, ack, [&](const SentContent& content) { acknowledged.push_back(content.offset); });
+    const Duration waited = microseconds(input.number<std::uint16_t>());
+    const auto outcome = recovery_.on_ack(now_, ack, waited,
+                                          [&](const SentContent& content) { acknowledged.push_back(content.offset); });
     FUZZ_CHECK(acknowledged == expected);
     FUZZ_CHECK(outcome.acknowledged == expected.size());
     FUZZ_CHECK(!outcome.rtt || outcome.rtt->ns >= 0);
