@@ -56,6 +56,7 @@ void Migrations::freeze() {
     timers_.cancel(m->timer);
     timers_.cancel(m->absence_timer);
     timers_.cancel(m->resume_timer);
+    timers_.cancel(m->source_timer);
   }
   active_.clear();
 }
