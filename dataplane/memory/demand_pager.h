@@ -8,8 +8,9 @@
 // times in nanoseconds. Failure: error values; nothing is ever lost by one, as what could not be placed stays missing.
 //
 // What a caller must keep to:
-//   * From the first add_missing() to arm() nobody touches guest RAM: not QEMU, and not the transfer through GuestRam,
-//     as on a tmpfs of huge pages a write brings its neighbours into being. From then on pages come by place() only.
+//   * From the first add_missing() to arm() nobody touches guest RAM: not QEMU, unless guard() says true, and not the
+//     transfer through GuestRam, as on a tmpfs of huge pages a write brings its neighbours into being. From then on
+//     pages come by place() only.
 //   * From arm() to end() somebody reads faults; accesses to missing pages wait for it.
 //   * The source serves every page that it is asked for until end(): after a crash pages may be asked for again.
 //   * The tracker reports what the guest writes. A page placed here is unwritten, and keeps the generation that the
