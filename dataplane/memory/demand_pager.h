@@ -97,8 +97,8 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> add_missing(const pages::Bitmap& pages);
   /// These pages are zero.
   std::expected<void, Error> add_zero(const pages::Bitmap& pages);
-  /// From here on whoever touches memory that is not present waits for arm(). True: none is, so that nothing can be read
-  /// that may still change at the source.
+  /// From here on whoever touches memory that is not present waits for arm(). True: none is, so that nothing can be
+  /// read that may still change at the source.
   std::expected<bool, Error> guard();
   /// From here on whoever touches a missing page waits.
   std::expected<void, Error> arm();
