@@ -67,6 +67,7 @@ class NotingPaging final : public transfer::PagingGuest {
   std::expected<void, GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) override {
     return paging_.punch(missing, zero);
   }
+  std::expected<bool, GuestError> guard() override { return paging_.guard(); }
   std::expected<void, GuestError> arm(const pages::Bitmap& missing) override { return paging_.arm(missing); }
   std::expected<void, GuestError> disarm() override { return paging_.disarm(); }
   std::expected<void, GuestError> read_events(transfer::PagingEvents& out) override {

@@ -81,6 +81,9 @@ void Migrations::handle_active_event(Active& m, bool source, const api::Migratio
         }
         if (event.kind() == api::MigrationEvent::RESUMED) {
           forget_failure(m.record);
+          if (m.source_timer != Timers::kNone) {
+            tell_source(m);
+          }
         }
         settle(m.record.id, source, printable(event.text()));
       }

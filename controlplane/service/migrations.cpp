@@ -15,6 +15,8 @@ namespace {
 
 constexpr std::size_t kSecretBytes = 32;
 constexpr Duration kStoreRetry = milliseconds(1000);
+// The source hears of a commit when the guest runs, or after this: until then the destination has the processors.
+constexpr Duration kResumeWait = milliseconds(20);
 
 }  // namespace
 
@@ -54,6 +56,7 @@ void Migrations::freeze() {
     timers_.cancel(m->timer);
     timers_.cancel(m->absence_timer);
     timers_.cancel(m->resume_timer);
+    timers_.cancel(m->source_timer);
   }
   active_.clear();
 }
@@ -329,7 +332,11 @@ void Migrations::announce(Active& m) {
   // The guest stands still until the destination hears of a commit, or the source of an abort.
   const bool committed = is_committed(m.record.state);
   tell_outcome(m.record, !committed);
-  tell_outcome(m.record, committed);
+  if (committed && !m.pulled) {
+    arm(m, m.source_timer, kResumeWait, [this](Active& now) { tell_source(now); });
+  } else {
+    tell_outcome(m.record, committed);
+  }
   timers_.cancel(m.absence_timer);
   timers_.cancel(m.timer);
   m.note = pulling ? pull_note(m) : committed ? "committed" : "aborted";
@@ -353,6 +360,11 @@ void Migrations::announce(Active& m) {
   });
   notify(m);
   end_if_settled(m);
+}
+
+void Migrations::tell_source(Active& m) {
+  timers_.cancel(m.source_timer);
+  tell_outcome(m.record, true);
 }
 
 void Migrations::tell_outcome(const MigrationRecord& record, bool source) {
@@ -461,6 +473,7 @@ void Migrations::end(Active& m) {
   timers_.cancel(m.timer);
   timers_.cancel(m.absence_timer);
   timers_.cancel(m.resume_timer);
+  timers_.cancel(m.source_timer);
   api::Migration last = to_api(m.record);
   last.set_note(m.note);
   for (const auto& watcher : m.watchers) {

@@ -123,6 +123,7 @@ class Migrations {
     Timers::Id timer = Timers::kNone;          // of the step
     Timers::Id absence_timer = Timers::kNone;  // of a lost host
     Timers::Id resume_timer = Timers::kNone;   // of Resume::kWaiting
+    Timers::Id source_timer = Timers::kNone;   // of a commit that the source has not been told
     std::vector<std::shared_ptr<MigrationWatcher>> watchers;
   };
 
@@ -142,6 +143,7 @@ class Migrations {
   void decide(Active& m, api::MigrationState outcome, const std::string& reason);
   void announce(Active& m);
   void tell_outcome(const MigrationRecord& record, bool source);
+  void tell_source(Active& m);
   void outcome_answered(const Id128& id, bool source, const std::expected<api::AgentReply, ServiceError>& answer);
   void settle(const Id128& id, bool source, const std::string& note);
   void update_view(const MigrationRecord& record, bool source);

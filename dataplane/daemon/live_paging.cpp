@@ -74,6 +74,11 @@ std::expected<void, transfer::GuestError> LivePaging::punch(const pages::Bitmap&
   return {};
 }
 
+std::expected<bool, transfer::GuestError> LivePaging::guard() {
+  const auto guarded = pager_->guard();
+  return guarded ? std::expected<bool, transfer::GuestError>(*guarded) : guest_error(guarded.error());
+}
+
 std::expected<void, transfer::GuestError> LivePaging::arm(const pages::Bitmap& missing) {
   // A page that only one of us takes for missing would be made up of zeros, or never come.
   pages::Bitmap differing = pager_->missing();

@@ -38,6 +38,7 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
                                                                              const memory::MissingOf& of,
                                                                              std::uint32_t lcores);
   std::expected<void, transfer::GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) override;
+  std::expected<bool, transfer::GuestError> guard() override;
   std::expected<void, transfer::GuestError> arm(const pages::Bitmap& missing) override;
   /// Nothing when it is done already, or was never armed.
   std::expected<void, transfer::GuestError> disarm() override;

@@ -50,6 +50,12 @@ void EventRelay::on_device_state(std::span<const std::byte> data, bool end) {
   post(std::move(event));
 }
 
+void EventRelay::on_memory_guarded() {
+  api::Event event;
+  event.mutable_memory_guarded()->set_migration_id(migration_id_);
+  post(std::move(event));
+}
+
 void EventRelay::on_memory_ready(std::uint64_t pages_checked) {
   api::Event event;
   event.mutable_memory_ready()->set_migration_id(migration_id_);

@@ -34,6 +34,7 @@ class EventRelay final : public transfer::MigrationEvents {
   void on_ready_to_switch(Duration estimated_downtime) override;
   void on_source_done(const transfer::Stats& stats) override;
   void on_device_state(std::span<const std::byte> data, bool end) override;
+  void on_memory_guarded() override;
   void on_memory_ready(std::uint64_t pages_checked) override;
   void on_failed(transfer::Failure failure, const std::string& text) override;
   void on_connection_lost(const std::string& text) override;

@@ -99,16 +99,37 @@ DemandPager::~DemandPager() {
   }
 }
 
-std::expected<void, Error> DemandPager::arm() {
-  count_units();
-  // Before the first fault: what nobody owns is dropped when read.
-  userfaults_->reader().hand_paging_to(this);
-  attached_ = true;
+std::expected<void, Error> DemandPager::catch_faults() {
   for (const Region& region : ram_.regions()) {
     const bool huge = region.page_bytes == kHugePageSize;
     if (auto done = userfaults_->register_missing({region.qemu_address, region.bytes}, huge, protects_); !done) {
       return done;
     }
+  }
+  return {};
+}
+
+std::expected<bool, Error> DemandPager::guard() {
+  if (auto caught = catch_faults(); !caught) {
+    return std::unexpected(caught.error());
+  }
+  guarded_ = true;
+  // Looked at afterwards: now nothing can come into being any more.
+  pages::Bitmap present(ram_.page_count());
+  if (auto found = ram_.find_present(present); !found) {
+    return std::unexpected(found.error());
+  }
+  return !present.any();
+}
+
+std::expected<void, Error> DemandPager::arm() {
+  count_units();
+  // Before the first fault: what nobody owns is dropped when read.
+  userfaults_->reader().hand_paging_to(this);
+  attached_ = true;
+  // Whoever has waited since guard() faults again: the tracker's reader may have dropped it.
+  if (auto done = guarded_ ? wake_all() : catch_faults(); !done) {
+    return done;
   }
   missing_.let_take_over();
   return {};

@@ -8,8 +8,9 @@
 // times in nanoseconds. Failure: error values; nothing is ever lost by one, as what could not be placed stays missing.
 //
 // What a caller must keep to:
-//   * From the first add_missing() to arm() nobody touches guest RAM: not QEMU, and not the transfer through GuestRam,
-//     as on a tmpfs of huge pages a write brings its neighbours into being. From then on pages come by place() only.
+//   * From the first add_missing() to arm() nobody touches guest RAM: not QEMU, unless guard() says true, and not the
+//     transfer through GuestRam, as on a tmpfs of huge pages a write brings its neighbours into being. From then on
+//     pages come by place() only.
 //   * From arm() to end() somebody reads faults; accesses to missing pages wait for it.
 //   * The source serves every page that it is asked for until end(): after a crash pages may be asked for again.
 //   * The tracker reports what the guest writes. A page placed here is unwritten, and keeps the generation that the
@@ -96,6 +97,9 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<void, Error> add_missing(const pages::Bitmap& pages);
   /// These pages are zero.
   std::expected<void, Error> add_zero(const pages::Bitmap& pages);
+  /// From here on whoever touches memory that is not present waits for arm(). True: none is, so that nothing can be
+  /// read that may still change at the source.
+  std::expected<bool, Error> guard();
   /// From here on whoever touches a missing page waits.
   std::expected<void, Error> arm();
 
@@ -165,6 +169,7 @@ class DemandPager final : private MissingFaultEvents {
   static std::expected<std::shared_ptr<UserfaultSet>, Error> check(const PagerRequest& request);
   static std::uint64_t now_ns();
   std::expected<void, Error> wake_all();
+  std::expected<void, Error> catch_faults();
 
   // demand_pager_prepare.cpp
   std::expected<void, Error> take_away(PageRange pages);
@@ -231,6 +236,7 @@ class DemandPager final : private MissingFaultEvents {
   std::vector<PerLcore> lcores_;
   SingleWriter<std::uint64_t> faults_, removed_;
   bool attached_ = false;
+  bool guarded_ = false;
   std::atomic<bool> ending_{false};
 
   mutable std::mutex faults_mutex_;  // all below

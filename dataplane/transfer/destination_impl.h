@@ -122,6 +122,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void take_set(MissingSet set);
   void punch(MissingSet& set, pages::Bitmap& not_carried, std::optional<GuestError>& guest_error,
              std::string& peer_error);
+  void guard(bool& guarded, std::optional<GuestError>& guest_error);
   void acknowledge_set_if_due();
   void arm_if_due();
   void arm(const wire::AllAnnounced& announced, const std::vector<PageRun>& unhashed, Armed& result);

@@ -51,6 +51,7 @@ void Destination::Impl::take_set(MissingSet set) {
   struct Job {
     MissingSet set;
     pages::Bitmap not_carried;
+    bool ahead = false, guarded = false;
     std::optional<GuestError> guest_error;
     std::string peer_error;
   };
@@ -64,6 +65,7 @@ void Destination::Impl::take_set(MissingSet set) {
   job->set = std::move(set);
   if (job->set.round == 1) {
     job->not_carried = not_carried();
+    job->ahead = mode_ == wire::TransferMode::kPostcopy;
     completing_ = true;
   } else if (!first_round_complete_ && !completing_) {
     complete_first_round();
@@ -73,6 +75,9 @@ void Destination::Impl::take_set(MissingSet set) {
       [self = shared_from_this(), job] {
         if (!self->failed_.load(std::memory_order_relaxed)) {
           self->punch(job->set, job->not_carried, job->guest_error, job->peer_error);
+        }
+        if (job->ahead && !job->guest_error && job->peer_error.empty()) {
+          self->guard(job->guarded, job->guest_error);
         }
       },
       [weak = weak_from_this(), job] {
@@ -91,8 +96,11 @@ void Destination::Impl::take_set(MissingSet set) {
         if (job->set.round == 1) {
           self->completing_ = false;
           self->first_round_complete_ = true;
-          self->ahead_punched_ = self->mode_ == wire::TransferMode::kPostcopy;
+          self->ahead_punched_ = job->ahead;
           self->hash_rest(std::move(job->not_carried));
+          if (job->guarded) {
+            self->events_.on_memory_guarded();
+          }
         }
       });
 }
@@ -132,6 +140,15 @@ void Destination::Impl::punch(MissingSet& set, pages::Bitmap& not_carried, std::
   missing_ |= *missing;
   missing_.and_not(*zero);
   sets_.push_back({.round = set.round, .missing_pieces = {}, .zero_pieces = {}, .missing = std::move(*missing)});
+}
+
+// A job.
+void Destination::Impl::guard(bool& guarded, std::optional<GuestError>& guest_error) {
+  if (const auto done = paging_->guard(); done) {
+    guarded = *done;
+  } else {
+    guest_error = done.error();
+  }
 }
 
 void Destination::Impl::acknowledge_set_if_due() {

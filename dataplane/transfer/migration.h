@@ -119,6 +119,9 @@ class MigrationEvents {
   virtual void on_failed(Failure, const std::string& /*text*/) {}            // either, once
   // ---- post-copy: on_memory_ready is told when what is missing can be faulted in; on_source_done is not told ----
   virtual void on_connection_lost(const std::string& /*text*/) {}  // either: waits for cancel(), or detach(), resume()
+  /// Destination, at most once and before on_memory_ready: the device state may be loaded, but for its end. Who reads
+  /// guest memory for that waits until the memory is ready.
+  virtual void on_memory_guarded() {}
   /// Either, once: nothing is missing any more. `equal`: false if what came was to be verified and is not the source's.
   virtual void on_complete(const Stats&, bool /*equal*/) {}
 };

@@ -39,6 +39,9 @@ class PagingGuest {
   // ---- jobs, before the guest runs here ----
   /// Takes pages out of RAM; `missing` and `zero` are disjoint. The pages of `zero` read as zero from now on.
   virtual std::expected<void, GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) = 0;
+  /// After the first punch(): from now on whoever touches memory that is not there waits for arm(). True: none is
+  /// there, so nothing that may still change at the source can be read here.
+  virtual std::expected<bool, GuestError> guard() = 0;
   /// From now on `missing`, all of it punched, is the missing set; faults wait for it.
   virtual std::expected<void, GuestError> arm(const pages::Bitmap& missing) = 0;
 

@@ -124,7 +124,7 @@ void Lane::Impl::on_ack(Instant now, const wire::AckBlock& ack, Duration waited)
     return;
   }
   detect_lost(now);
-  swift_.on_acknowledged(outcome.acknowledged, outcome.rtt, recovery_.reported_end(), recovery_.next_number());
+  swift_.on_acknowledged(now, outcome.acknowledged, outcome.rtt, recovery_.reported_end(), recovery_.next_number());
 }
 
 void Lane::Impl::detect_lost(Instant now) {

@@ -54,9 +54,10 @@ Duration Swift::target_delay() const {
   return base_delay_ + noise_ + Duration{scaling};
 }
 
-void Swift::on_acknowledged(std::uint32_t acknowledged, std::optional<Duration> delay, std::uint64_t reported_end,
-                            std::uint64_t next_number) {
+void Swift::on_acknowledged(Instant now, std::uint32_t acknowledged, std::optional<Duration> delay,
+                            std::uint64_t reported_end, std::uint64_t next_number) {
   acknowledged_ += acknowledged;
+  round_acknowledged_ += acknowledged;
   if (delay) {
     delay_min_ns_ = std::min(delay_min_ns_, delay->ns);
   }
@@ -64,7 +65,7 @@ void Swift::on_acknowledged(std::uint32_t acknowledged, std::optional<Duration> 
     window_ = std::min(window_ + acknowledged, window_max_);
   }
   if (reported_end > round_end_) {
-    end_round();
+    end_round(now);
     round_end_ = next_number;
   }
 }
@@ -77,13 +78,14 @@ void Swift::on_lost(std::uint32_t lost) {
   }
 }
 
-void Swift::end_round() {
+void Swift::end_round(Instant now) {
   const std::int64_t target = target_delay().ns;
   // Without a sample a round says nothing. A queue stays for more than one round, a pause of a poller does not.
   const bool above = delay_min_ns_ == INT64_MAX ? was_above_ : delay_min_ns_ > target;
   const bool queued = above && was_above_ && delay_min_ns_ != INT64_MAX;
   was_above_ = above;
   note_path_delay();
+  note_rate(now);
   const std::int64_t tolerated = sees_queue() ? kLossToleratedPermille : kLossToleratedUnqueuedPermille;
   const std::uint32_t resolved = lost_ + acknowledged_;
   const std::int64_t loss_permille = resolved < kLossSamplePackets ? 0 : std::int64_t{lost_} * 1000 / resolved;
@@ -113,6 +115,24 @@ void Swift::note_path_delay() {
   path_delay_ns_ = std::min(path_delay_ns_, delay_min_ns_);
 }
 
+void Swift::note_rate(Instant now) {
+  if (rate_rounds_++ == kRateRounds) {
+    rate_rounds_ = 0;
+    rate_before_ = std::exchange(rate_, 0);
+  }
+  const Duration round = now - std::exchange(round_began_, now);
+  if (round.ns > 0) {
+    rate_ = std::max(rate_, std::int64_t{round_acknowledged_} * kShortQueue.ns / round.ns);
+  }
+  round_acknowledged_ = 0;
+}
+
+std::uint32_t Swift::short_queue_window_min() const {
+  const std::int64_t brought = std::max(rate_, rate_before_);
+  return static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(brought, std::min(kShortQueueWindowMin, window_max_), window_max_));
+}
+
 bool Swift::sees_queue() const {
   const std::int64_t empty = empty_path_ns();
   // Without a sample nothing is known, and loss is a bad sign. A quarter more than the empty path, ends included.
@@ -129,7 +149,7 @@ void Swift::cut(std::int64_t permille) {
   const auto by = static_cast<std::uint32_t>(window_ * permille / 1000);
   // Loss may still take it down.
   const bool by_queue_alone = short_queue_ && lost_ == 0;
-  window_ = std::max(window_ - by, by_queue_alone ? std::min(window_, kShortQueueWindowMin) : kWindowMin);
+  window_ = std::max(window_ - by, by_queue_alone ? std::min(window_, short_queue_window_min()) : kWindowMin);
   slow_start_ = false;
   good_rounds_ = 0;
   cut_ = true;

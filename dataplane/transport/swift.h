@@ -29,8 +29,11 @@ inline constexpr std::uint32_t kPathRounds = 1024;
 
 /// What may wait on a path whose queue is kept short, or a quarter of its delay if that is more.
 inline constexpr Duration kShortQueue = microseconds(200);
-/// Fewer would leave the path idle whenever a poller on a shared CPU comes late.
+/// Fewer would leave the path idle whenever a poller on a shared CPU comes late; and so would fewer than the path has
+/// lately brought in kShortQueue, which the target allows to wait anyway.
 inline constexpr std::uint32_t kShortQueueWindowMin = 8;
+/// What a path brings is the most of so many rounds, twice.
+inline constexpr std::uint32_t kRateRounds = 8;
 
 class Swift {
  public:
@@ -45,17 +48,19 @@ class Swift {
   /// The window, and nothing else, kept a packet from being sent.
   void on_limited() { limited_ = true; }
   /// acknowledged > 0. reported_end, next_number: of packet numbers; they delimit round trips.
-  void on_acknowledged(std::uint32_t acknowledged, std::optional<Duration> delay, std::uint64_t reported_end,
-                       std::uint64_t next_number);
+  void on_acknowledged(Instant now, std::uint32_t acknowledged, std::optional<Duration> delay,
+                       std::uint64_t reported_end, std::uint64_t next_number);
   void on_lost(std::uint32_t lost);
   /// RFC 9002 §7.6.2: begins again with the smallest window.
   void on_persistent_congestion();
 
  private:
-  void end_round();
+  void end_round(Instant now);
   /// The round's smallest delay is clearly that of more than the empty path.
   [[nodiscard]] bool sees_queue() const;
   void note_path_delay();
+  void note_rate(Instant now);
+  [[nodiscard]] std::uint32_t short_queue_window_min() const;
   /// INT64_MAX: not known.
   [[nodiscard]] std::int64_t empty_path_ns() const { return std::min(path_delay_ns_, path_delay_before_ns_); }
   void cut(std::int64_t permille);
@@ -72,12 +77,18 @@ class Swift {
   std::int64_t path_delay_ns_ = INT64_MAX;
   std::int64_t path_delay_before_ns_ = INT64_MAX;
   std::uint32_t path_rounds_ = 0;
+  // Most that a round trip brought, as packets in kShortQueue: of kRateRounds under way, and before.
+  std::int64_t rate_ = 0;
+  std::int64_t rate_before_ = 0;
+  std::uint32_t rate_rounds_ = 0;
   // since loss was last judged
   std::uint32_t acknowledged_ = 0;
   std::uint32_t lost_ = 0;
   // of the round trip under way
   std::uint64_t round_end_ = 0;
+  Instant round_began_{};
   std::int64_t delay_min_ns_ = INT64_MAX;
+  std::uint32_t round_acknowledged_ = 0;
   bool limited_ = false;
   bool cut_ = false;
   bool was_above_ = false;  // the round before: its smallest delay was above the target

@@ -360,6 +360,9 @@ void Agent::send_event_and_remember(FromAgent message, ControlSession::Delivery 
 
 Reply Agent::reply_to(std::uint64_t id) {
   return [this, id](AgentResult result) {
+    if (id == 0 && result) {
+      return;  // nobody waits for it
+    }
     FromAgent message;
     if (result) {
       *message.mutable_reply() = std::move(*result);
@@ -384,6 +387,9 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
       break;
     case Event::kReadyToSwitch:
       migration = event.ready_to_switch().migration_id();
+      break;
+    case Event::kMemoryGuarded:
+      migration = event.memory_guarded().migration_id();
       break;
     case Event::kMemoryReady:
       migration = event.memory_ready().migration_id();

@@ -106,7 +106,7 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
     fail(make_error(Error::PEER, event.connection_lost().reason()));  // nothing of it is committed yet
     return;
   }
-  if (!event.has_device_state() && !event.has_memory_ready()) {
+  if (!event.has_device_state() && !event.has_memory_guarded() && !event.has_memory_ready()) {
     return;
   }
   const std::lock_guard stream_lock(stream_mutex_);
@@ -119,6 +119,10 @@ void DestinationMigration::on_dataplane_event(const dataplane::v1::Event& event)
       spdlog::debug("migration {}: device state whole", id_.text());
     }
     stream_->arrive(std::as_bytes(std::span(data.data(), data.size())), event.device_state().end());
+    return;
+  }
+  if (event.has_memory_guarded()) {
+    stream_->release_all_but_end();
     return;
   }
   {

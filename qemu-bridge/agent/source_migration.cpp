@@ -304,7 +304,6 @@ void SourceMigration::guest_stopped(std::int64_t unix_us) {
       spdlog::warn("GuestStopped: {}", text_of(reply.error()));
     }
   });
-  reports_.emit(make_event(MigrationEvent::PROGRESS));
 }
 
 void SourceMigration::stream_ended(const std::expected<std::uint64_t, SourceStream::Error>& result) {
@@ -332,6 +331,7 @@ void SourceMigration::end_stream_if_complete() {
   }
   spdlog::debug("migration {}: device state whole", id_.text());
   sender_->end();
+  reports_.emit(make_event(MigrationEvent::PROGRESS));  // when it stopped; not before what the destination waits for
 }
 
 void SourceMigration::on_dataplane_event(const dataplane::v1::Event& event) {

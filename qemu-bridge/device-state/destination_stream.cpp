@@ -64,6 +64,12 @@ std::string DestinationStream::arrive_locked(std::span<const std::byte> bytes, b
   return {};
 }
 
+void DestinationStream::release_all_but_end() {
+  const std::lock_guard lock(mutex_);
+  guarded_ = true;
+  changed_.notify_all();
+}
+
 void DestinationStream::release() {
   const std::lock_guard lock(mutex_);
   released_ = true;
@@ -82,15 +88,21 @@ void DestinationStream::fail(std::string text) {
   on_failed_(std::move(text));
 }
 
+/// Of what is held; under the mutex.
+std::uint64_t DestinationStream::allowed() const {
+  const std::uint64_t held = held_.size() - held_begin_;
+  if (released_) {
+    return held;
+  }
+  const std::uint64_t live = live_count_ > poured_ ? live_count_ - poured_ : 0;
+  return std::max(std::min(held, live), guarded_ && held > kEndBytes ? held - kEndBytes : 0);
+}
+
 void DestinationStream::write_loop() {
   std::vector<std::byte> part;
   while (true) {
     {
       std::unique_lock lock(mutex_);
-      const auto allowed = [&] {
-        const std::uint64_t held = held_.size() - held_begin_;
-        return released_ ? held : std::min(held, live_count_ > poured_ ? live_count_ - poured_ : 0);
-      };
       changed_.wait(lock, [&] {
         return stopping_ || failed_ || allowed() > 0 || (released_ && ended_ && held_begin_ == held_.size());
       });

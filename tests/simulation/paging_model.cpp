@@ -38,6 +38,19 @@ std::expected<void, transfer::GuestError> PagingModel::punch(const pages::Bitmap
   return {};
 }
 
+std::expected<bool, transfer::GuestError> PagingModel::guard() {
+  verdict_.require(!armed_, "guard", "memory is guarded that a guest may use already");
+  guarded_ = true;
+  for (pages::PageNumber page = 0; page < memory_.page_count(); ++page) {
+    const PageContent& content = memory_.page(page);
+    if (std::ranges::any_of(content, [&](std::byte b) { return b != content[0]; }) ||
+        (content[0] != kNothing && content[0] != std::byte{0})) {
+      return false;
+    }
+  }
+  return true;
+}
+
 std::expected<void, transfer::GuestError> PagingModel::arm(const pages::Bitmap& missing) {
   missing_ = missing;
   armed_ = true;

@@ -30,12 +30,14 @@ class PagingModel final : public transfer::PagingGuest {
 
   // ---- PagingGuest ----
   std::expected<void, transfer::GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) override;
+  std::expected<bool, transfer::GuestError> guard() override;
   std::expected<void, transfer::GuestError> arm(const pages::Bitmap& missing) override;
   std::expected<void, transfer::GuestError> disarm() override;
   std::expected<void, transfer::GuestError> read_events(transfer::PagingEvents& out) override;
   std::expected<void, transfer::GuestError> place(std::uint32_t, std::span<transfer::PageWrite> pages) override;
   std::expected<void, transfer::GuestError> place_zero(std::uint32_t, pages::PageNumber first, std::uint64_t count,
                                                        std::vector<transfer::PageRun>& placed) override;
+  [[nodiscard]] bool guarded() const { return guarded_; }
   [[nodiscard]] bool missing(pages::PageNumber page) const override { return missing_.test(page); }
 
  private:
@@ -47,6 +49,7 @@ class PagingModel final : public transfer::PagingGuest {
   pages::Bitmap missing_;
   transfer::PagingEvents events_;
   bool armed_ = false;
+  bool guarded_ = false;
   std::uint32_t refuse_one_in_ = 0;
 };
 

@@ -387,6 +387,32 @@ TEST_P(DemandPagerTest, ASleeperIsWokenByTheDescriptors) {
   EXPECT_TRUE(g_.guest->finish());
 }
 
+TEST_P(DemandPagerTest, BehindTheGuardNothingIsReadBeforeItIsArmed) {
+  ASSERT_NO_FATAL_FAILURE(g_.start());
+  ASSERT_NO_FATAL_FAILURE(g_.prepare(all));
+  const auto guarded = g_.pager->guard();
+  ASSERT_TRUE(guarded) << guarded.error().text;
+  EXPECT_TRUE(*guarded);
+  g_.guest->begin_read(9);
+  pollfd descriptor{g_.pager->descriptors().at(0), POLLIN, 0};
+  if (GetParam().kind != TrackerKind::kWriteProtectEvents) {  // whose reader takes the fault, and drops it
+    EXPECT_EQ(::poll(&descriptor, 1, -1), 1);
+  }
+  ASSERT_NO_FATAL_FAILURE(g_.arm());
+  while (g_.demanded.empty()) {
+    g_.serve_once();
+  }
+  EXPECT_TRUE(g_.guest->finish());
+}
+
+TEST_P(DemandPagerTest, TheGuardSaysIfSomethingIsPresent) {
+  ASSERT_NO_FATAL_FAILURE(g_.start());
+  ASSERT_NO_FATAL_FAILURE(g_.prepare(some));
+  const auto guarded = g_.pager->guard();
+  ASSERT_TRUE(guarded) << guarded.error().text;
+  EXPECT_FALSE(*guarded);
+}
+
 TEST_P(DemandPagerTest, QemuThatExitedIsToldAndPagesStayMissing) {
   ASSERT_NO_FATAL_FAILURE(start(all));
   g_.guest->kill();

@@ -120,6 +120,20 @@ TEST_F(Destination, PoursOnlyTheLivePartBeforeTheMemoryIsReady) {
   EXPECT_EQ(read_all(qemu_.get()), "devices");
 }
 
+TEST_F(Destination, TheEndWaitsForTheMemoryThatIsOnlyGuarded) {
+  const std::string state(100, 's'), end(DestinationStream::kEndBytes, 'e');
+  stream_->release_all_but_end();
+  stream_->arrive(bytes_of(encode_data_frame(bytes_of(state + end))), true);
+  EXPECT_EQ(read_exactly(qemu_.get(), state.size()), state);
+  char byte = 0;
+  EXPECT_LT(::recv(qemu_.get(), &byte, 1, MSG_DONTWAIT), 0) << "the load could complete";
+  while (stream_->poured() != state.size()) {  // counted just after it was sent
+    std::this_thread::yield();
+  }
+  stream_->release();
+  EXPECT_EQ(read_all(qemu_.get()), end);
+}
+
 TEST_F(Destination, NoEndUnlessItCame) {
   stream_->release();
   stream_->arrive(bytes_of(encode_data_frame(bytes_of("half"))), false);

@@ -50,6 +50,7 @@ struct Events final : MigrationEvents {
     state_bytes += bytes.size();
     ended = ended || end;
   }
+  void on_memory_guarded() override { ++guarded; }
   void on_memory_ready(std::uint64_t checked) override {
     ++memory_ready;
     pages_checked = checked;
@@ -68,7 +69,7 @@ struct Events final : MigrationEvents {
     stats = s;
     equal = e;
   }
-  int ready = 0, done = 0, memory_ready = 0, failed = 0, lost = 0, complete = 0;
+  int ready = 0, done = 0, guarded = 0, memory_ready = 0, failed = 0, lost = 0, complete = 0;
   bool equal = false;
   std::uint64_t state_bytes = 0, pages_checked = 0;
   bool ended = false;

@@ -373,6 +373,22 @@ TEST_F(DestinationPostcopyTest, TheTableIsTheGuestsWhenItMayRun) {
   EXPECT_EQ(paging.missing_pages(), set_of({3, 4}));
 }
 
+TEST_F(DestinationPostcopyTest, TheDeviceStateMayComeAheadWhereNothingIsPresent) {
+  open(wire::TransferMode::kPostcopy);
+  EXPECT_EQ(s.events.guarded, 0);
+  announce(set_of({3, 4, 5}), set_of({6}), 1);
+  EXPECT_EQ(s.events.guarded, 1);
+  EXPECT_EQ(s.events.memory_ready, 0);
+}
+
+TEST_F(DestinationPostcopyTest, TheDeviceStateWaitsWhereAPageIsPresent) {
+  s.memory.fill(9, std::byte{5});
+  open(wire::TransferMode::kPostcopy);
+  announce(set_of({3, 4, 5}), set_of({6}), 1);
+  EXPECT_TRUE(paging.guarded());
+  EXPECT_EQ(s.events.guarded, 0) << "page 9 may have been written since";
+}
+
 TEST_F(DestinationPostcopyTest, WhatIsPunchedIsUnknownIfTheMigrationFails) {
   open(wire::TransferMode::kPostcopy);
   announce(set_of({3, 4}), set_of({6}), 1);

@@ -294,6 +294,7 @@ TEST(Rtt, FollowsTheRfc) {
 struct Rounds {
   Swift swift{microseconds(500), milliseconds(2), 1024};
   std::uint64_t next = 0;
+  Instant now{};
   /// One round trip in which the whole window is acknowledged at this delay.
   void run(Duration delay, std::uint32_t lost = 0, bool limited = true) {
     const std::uint32_t window = swift.window();
@@ -305,7 +306,8 @@ struct Rounds {
     }
     const std::uint64_t reported_end = next + 1;  // the first packet sent after the last round's end
     next = reported_end + window;
-    swift.on_acknowledged(window - std::min(lost, window - 1), delay, reported_end, next);
+    now = now + delay;
+    swift.on_acknowledged(now, window - std::min(lost, window - 1), delay, reported_end, next);
   }
 };
 
@@ -349,6 +351,24 @@ TEST(Swift, AShortQueueIsHardlyMoreThanTheEmptyPath) {
   short_queue.swift.keep_queue_short(false);
   short_queue.run(microseconds(600));
   EXPECT_GT(short_queue.swift.window(), kShortQueueWindowMin);
+}
+
+TEST(Swift, PausesLeaveAShortQueueWhatThePathBrings) {
+  Rounds r;
+  r.swift.keep_queue_short(true);
+  for (int i = 0; i < 3; ++i) {
+    r.run(microseconds(200));
+  }
+  const std::uint32_t brought = r.swift.window() / 2;  // in the last of them, as slow start goes
+  r.run(milliseconds(3));
+  for (std::uint32_t i = 0; i < kRateRounds; ++i) {
+    r.run(milliseconds(3));
+    EXPECT_GE(r.swift.window(), brought);
+  }
+  for (std::uint32_t i = 0; i < 2 * kRateRounds; ++i) {
+    r.run(milliseconds(3));
+  }
+  EXPECT_LT(r.swift.window(), brought) << "the path brings no more";
 }
 
 TEST(Swift, CutsByHowFarAboveTheTarget) {
