@@ -113,6 +113,9 @@ Client::Result<api::StopVmResponse> Client::stop_vm(const api::StopVmRequest& re
 Client::Result<api::SplitVmResponse> Client::split_vm(const api::SplitVmRequest& request) {
   return connection_->call(&Stub::SplitVm, request, kCommandLimit);
 }
+Client::Result<api::DrainHostResponse> Client::drain_host(const api::DrainHostRequest& request) {
+  return connection_->call(&Stub::DrainHost, request, kCommandLimit);
+}
 Client::Result<api::GatherVmResponse> Client::gather_vm(const api::GatherVmRequest& request) {
   return connection_->call(&Stub::GatherVm, request, kListLimit);
 }

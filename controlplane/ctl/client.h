@@ -32,6 +32,7 @@ class Client {
   [[nodiscard]] Result<api::StopVmResponse> stop_vm(const api::StopVmRequest& request);
   [[nodiscard]] Result<api::GetHeatResponse> heat(const api::GetHeatRequest& request);
   [[nodiscard]] Result<api::SplitVmResponse> split_vm(const api::SplitVmRequest& request);
+  [[nodiscard]] Result<api::DrainHostResponse> drain_host(const api::DrainHostRequest& request);
   [[nodiscard]] Result<api::GatherVmResponse> gather_vm(const api::GatherVmRequest& request);
   [[nodiscard]] Result<api::MigrateResponse> migrate(const api::MigrateRequest& request);
   [[nodiscard]] Result<api::CancelMigrationResponse> cancel_migration(const std::string& migration_id);

@@ -137,6 +137,7 @@ Json to_json(const api::Split& split) {
           {"resident_bytes", status.resident_bytes()},
           {"pages_missing", status.pages_missing()},
           {"pages_leaving", status.pages_leaving()},
+          {"moved_pages", status.moved_pages()},
           {"evicted_pages", status.evicted_pages()},
           {"refetched_pages", status.refetched_pages()},
           {"paging", to_json(status.paging())}};
@@ -343,6 +344,26 @@ std::string vm_text(const api::Vm& vm) {
     text += fmt::format("  warning: {}\n", printable(warning));
   }
   return text;
+}
+
+std::string drain_text(const api::DrainHostResponse& response) {
+  std::string text = response.parts_size() == 0 ? "it holds nothing of any VM\n" : "";
+  for (const auto& part : response.parts()) {
+    text += fmt::format("VM {}: {}\n", or_dash(part.vm_name()),
+                        !part.refusal().empty()        ? "stays: " + printable(part.refusal())
+                        : !part.migration_id().empty() ? "moves: godwitctl watch " + id_text(part.migration_id())
+                                                       : "its pages go to other sub hosts (godwitctl vm show)");
+  }
+  return text;
+}
+
+Json to_json(const api::DrainHostResponse& response) {
+  Json parts = Json::array();
+  for (const auto& part : response.parts()) {
+    parts.push_back(
+        {{"vm_name", part.vm_name()}, {"migration_id", id_text(part.migration_id())}, {"refusal", part.refusal()}});
+  }
+  return {{"parts", parts}};
 }
 
 std::string images_table(const api::ListImagesResponse& response) {

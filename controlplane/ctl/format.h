@@ -35,6 +35,10 @@ using Json = nlohmann::ordered_json;
 [[nodiscard]] std::string images_table(const api::ListImagesResponse& response);
 [[nodiscard]] std::string migrations_table(const api::ListMigrationsResponse& response);
 
+/// A line for each part: where it is to be followed, or why it stays.
+[[nodiscard]] std::string drain_text(const api::DrainHostResponse& response);
+
+[[nodiscard]] Json to_json(const api::DrainHostResponse& response);
 [[nodiscard]] Json to_json(const api::Host& host);
 [[nodiscard]] Json to_json(const api::Vm& vm);
 [[nodiscard]] Json to_json(const api::HostImage& image);

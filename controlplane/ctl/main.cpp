@@ -37,7 +37,8 @@ struct Options {
   bool active_only = false;
   bool detach = false;
   std::string budget;
-  std::vector<std::string> sub_hosts;
+  std::vector<std::string> sub_hosts, without;
+  std::optional<dpapi::Encryption> encryption;
   config::PlanFlags plan;  // of migrate; goes before the plan's file
 };
 
@@ -218,6 +219,12 @@ int split_vm(Client& client, const Options& options) {
   for (const std::string& host : options.sub_hosts) {
     request.add_sub_hosts(host);
   }
+  for (const std::string& host : options.without) {
+    request.add_without(host);
+  }
+  if (options.encryption) {
+    request.set_encryption(*options.encryption);
+  }
   const auto split = client.split_vm(request);
   return split ? print_split(split->vm(), options) : complain(split.error());
 }
@@ -227,6 +234,19 @@ int gather_vm(Client& client, const Options& options) {
   request.set_vm(options.vm);
   const auto gathered = client.gather_vm(request);
   return gathered ? print_split(gathered->vm(), options) : complain(gathered.error());
+}
+
+/// Not done if anything stays there.
+int drain_host(Client& client, const Options& options) {
+  api::DrainHostRequest request;
+  request.set_host(options.host);
+  const auto drained = client.drain_host(request);
+  if (!drained) {
+    return complain(drained.error());
+  }
+  fmt::print("{}", options.json ? to_json(*drained).dump(2) + "\n" : drain_text(*drained));
+  const bool stays = std::ranges::any_of(drained->parts(), [](const auto& part) { return !part.refusal().empty(); });
+  return stays ? kNotDone : 0;
 }
 
 int migrate(Client& client, const Options& options) {
@@ -316,6 +336,15 @@ void add_vm_commands(CLI::App& app, Options& options, const AddCommand& add) {
                         "what its host may hold of it, e.g. 256MiB; split already: as it is");
   splitting->add_option("--sub", options.sub_hosts, "a sub host, may be given several times; none: chosen")
       ->allow_extra_args(false);
+  splitting
+      ->add_option("--without", options.without,
+                   "a sub host that is to hold nothing of it any more, may be given several times")
+      ->allow_extra_args(false);
+  splitting->add_option("--encryption", options.encryption, "aes-128-gcm, aes-256-gcm or none; split already: as it is")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, dpapi::Encryption>{{"aes-128-gcm", dpapi::ENCRYPTION_AES_128_GCM},
+                                                   {"aes-256-gcm", dpapi::ENCRYPTION_AES_256_GCM},
+                                                   {"none", dpapi::ENCRYPTION_NONE}}));
   warming->add_option("--svg", options.svg, "draw it into this file instead");
 }
 
@@ -369,6 +398,10 @@ int run(int argc, char** argv) {
     return added;
   };
   add(app, "hosts", "hosts and their free memory", hosts);
+  auto* one_host = app.add_subcommand("host", "one host")->require_subcommand(1)->fallthrough();
+  add(*one_host, "drain", "move all that it holds of any VM to other hosts", drain_host)
+      ->add_option("host", options.host, "its name")
+      ->required();
   add(app, "vms", "VMs, and where they run", vms);
   auto* listing = add(app, "images", "retained images", images);
   auto* dropping = add(*listing, "drop", "forget a retained image", drop_image);

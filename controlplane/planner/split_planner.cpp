@@ -56,6 +56,10 @@ std::expected<std::uint64_t, Refused> lendable_bytes(const SplitQuestion& questi
                   fmt::format("no host \"{}\" has registered here (godwitctl hosts lists them)", name));
   }
   const HostView& host = *found->second;
+  if (question.without.contains(name)) {
+    return refuse(Refusal::kBadPlan,
+                  fmt::format("{} is to hold nothing of VM \"{}\": name another sub host", name, question.vm.name));
+  }
   if (name == question.vm.host) {
     return refuse(Refusal::kSameHost,
                   fmt::format("VM \"{}\" runs on {}, its main host: name another as sub host", question.vm.name, name));

@@ -4,6 +4,7 @@
 // check again for themselves: what they say of their memory is a second old. Sizes in bytes.
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct SplitQuestion {
   std::uint64_t budget_bytes = 0;
   std::vector<std::string> sub_hosts;  // asked for by name; none: chosen here
   std::vector<PageStoreRecord> own;    // the VM's page stores that stay
+  std::set<std::string> without;       // hosts that are to hold nothing of it
   std::map<std::string, const HostView*> hosts;
   std::map<std::string, std::uint64_t> promised;  // by all page stores of the cluster
 };

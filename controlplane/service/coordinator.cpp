@@ -307,6 +307,10 @@ std::expected<api::Vm, ServiceError> Coordinator::gather_vm(const std::string& v
 
 std::expected<Id128, ServiceError> Coordinator::migrate(const api::Plan& plan) {
   const std::lock_guard lock(mutex_);
+  return begin_migration(plan);
+}
+
+std::expected<Id128, ServiceError> Coordinator::begin_migration(const api::Plan& plan) {
   const auto vm = store_.find_vm(plan.vm());
   if (!vm) {
     return std::unexpected(from_store(vm.error()));

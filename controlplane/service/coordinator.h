@@ -62,6 +62,9 @@ class Coordinator {
   void split_vm(const api::SplitVmRequest& request, const Vms::VmDone& done);
   [[nodiscard]] std::expected<api::Vm, ServiceError> gather_vm(const std::string& vm);
   [[nodiscard]] std::expected<Id128, ServiceError> migrate(const api::Plan& plan);
+  using DrainDone = std::function<void(std::expected<api::DrainHostResponse, ServiceError>)>;
+  /// Begins to move all that the host holds of any VM elsewhere; each refusal is in the response.
+  void drain_host(const std::string& host, const DrainDone& done);
   [[nodiscard]] std::expected<void, ServiceError> cancel_migration(const std::string& migration_id);
   void switch_to_postcopy(const std::string& migration_id, Migrations::Done done);
   [[nodiscard]] std::expected<void, ServiceError> watch(const std::string& migration_id,
@@ -81,6 +84,10 @@ class Coordinator {
   [[nodiscard]] api::Registered registered_answer(const std::string& host, const HostView& view);
   void watch_silence(SessionId id, Duration after);
   void close(SessionId id, const char* why);
+  [[nodiscard]] std::expected<Id128, ServiceError> begin_migration(const api::Plan& plan);
+  // host_drain.cpp
+  [[nodiscard]] std::vector<std::string> destinations_from(const std::string& source) const;
+  void move_away(const VmRecord& vm, api::DrainHostResponse::Part& part);
   void save_host(const std::string& name);
 
   std::mutex mutex_;

@@ -229,6 +229,14 @@ OperatorsService::Unary* OperatorsService::SplitVm(Context* context, const api::
   return admitted(context, [&](auto* reactor) { coordinator_.split_vm(*request, when_it_runs(reactor, response)); });
 }
 
+OperatorsService::Unary* OperatorsService::DrainHost(Context* context, const api::DrainHostRequest* request,
+                                                     api::DrainHostResponse* response) {
+  return admitted(context, [&](auto* reactor) {
+    coordinator_.drain_host(request->host(),
+                            [reactor, response](auto drained) { answer(reactor, response, std::move(drained)); });
+  });
+}
+
 OperatorsService::Unary* OperatorsService::GatherVm(Context* context, const api::GatherVmRequest* request,
                                                     api::GatherVmResponse* response) {
   return admitted(context,

@@ -35,6 +35,7 @@ class OperatorsService final : public api::Operators::CallbackService {
   Unary* CancelMigration(Context*, const api::CancelMigrationRequest*, api::CancelMigrationResponse*) override;
   Unary* SwitchToPostcopy(Context*, const api::SwitchToPostcopyRequest*, api::SwitchToPostcopyResponse*) override;
   Unary* SplitVm(Context*, const api::SplitVmRequest*, api::SplitVmResponse*) override;
+  Unary* DrainHost(Context*, const api::DrainHostRequest*, api::DrainHostResponse*) override;
   Unary* GatherVm(Context*, const api::GatherVmRequest*, api::GatherVmResponse*) override;
 
  private:

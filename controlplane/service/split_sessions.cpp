@@ -18,6 +18,11 @@ constexpr Duration kPauseMax = milliseconds(15'000);
 
 bool idle(bool under_way, Timers::Id timer) { return !under_way && timer == Timers::kNone; }
 
+/// Pages may be there.
+bool is_in_use(api::PageStoreState state) {
+  return state == api::PAGE_STORE_CONNECTED || state == api::PAGE_STORE_DRAINING;
+}
+
 /// It is this split that was gathered, and not an earlier one of the VM.
 bool all_of_these(const api::RunningVm& vm, const std::vector<PageStoreRecord>& page_stores) {
   return std::ranges::all_of(page_stores, [&](const PageStoreRecord& record) {
@@ -72,20 +77,33 @@ void Splits::look_after(Active& split) {
     end(split.vm.uuid);
     return look_after_strays(host);
   }
-  const dpapi::SplitStatus* status = status_of(split);
-  const auto parts = parts_of(split.vm.uuid);
-  const auto staying = static_cast<std::ptrdiff_t>(this->staying(split.vm.uuid).size());
-  const bool as_ordered = status != nullptr && status->gathering() == (split.record.state == api::GATHERING) &&
-                          (status->gathering() || status->budget_bytes() == split.record.budget_bytes) &&
-                          status->subs_size() == staying;
-  if (!as_ordered) {
+  if (!as_ordered(split)) {
     return tell_main(split);
   }
-  for (Part* part : parts) {
+  for (Part* part : parts_of(split.vm.uuid)) {
     if (part->record.state != api::PAGE_STORE_RETIRING && !connected(*part)) {
       connect(*part);
     }
   }
+}
+
+/// Whether its data plane does what it was told; it is told otherwise, too, once it can do without a page store.
+bool Splits::as_ordered(const Active& split) const {
+  const dpapi::SplitStatus* status = status_of(split);
+  const auto stores = staying(split.vm.uuid);
+  const auto same = [this](const PageStoreRecord& record) {
+    const dpapi::SubStatus* main = at_main(parts_.at(record.id));
+    return main != nullptr && !drained(parts_.at(record.id)) &&
+           main->draining() == (record.state == api::PAGE_STORE_DRAINING);
+  };
+  return status != nullptr && status->gathering() == (split.record.state == api::GATHERING) &&
+         (status->gathering() || status->budget_bytes() == split.record.budget_bytes) &&
+         status->subs_size() == static_cast<std::ptrdiff_t>(stores.size()) && std::ranges::all_of(stores, same);
+}
+
+bool Splits::drained(const Part& part) const {
+  const dpapi::SubStatus* main = at_main(part);
+  return part.record.state == api::PAGE_STORE_DRAINING && main != nullptr && main->drained();
 }
 
 /// A main host that keeps a VM split although our store has no such split: an order that failed half-way, or it was
@@ -127,11 +145,22 @@ void Splits::tell_main(Active& split) {
   }
   split.attempts.under_way = true;
   const std::uint64_t serial = ++split.attempts.serial;
+  std::vector<Id128> left_out;
+  for (const Part* part : parts_of(split.vm.uuid)) {
+    if (drained(*part)) {
+      left_out.push_back(part->record.id);
+    }
+  }
   hosts_.request(split.vm.host, order_of(split, split.record.budget_bytes), timeouts_.prepare,
-                 [this, uuid = split.vm.uuid, serial](const auto& answer) {
+                 [this, uuid = split.vm.uuid, serial, left_out](const auto& answer) {
                    const auto found = splits_.find(uuid);
                    if (found == splits_.end() || found->second.attempts.serial != serial) {
                      return;
+                   }
+                   for (const Id128& id : answer ? left_out : std::vector<Id128>()) {
+                     if (const auto part = parts_.find(id); part != parts_.end()) {
+                       retire(part->second);
+                     }
                    }
                    attempt_ended(found->second.attempts, answer ? "" : answer.error().text, [this, uuid] {
                      if (const auto now = splits_.find(uuid); now != splits_.end()) {
@@ -161,6 +190,7 @@ void Splits::prepare_sub(Part& part) {
   prepare.set_vm_uuid(part.record.vm_uuid.to_bytes());
   prepare.set_ownership(part.record.ownership);
   prepare.set_store_id(part.record.id.to_bytes());
+  prepare.set_encryption(splits_.at(part.record.vm_uuid).record.encryption);
   ask(part, part.record.main_host, std::move(message), [this](Part& now, const api::AgentReply& reply) {
     now.main_endpoint = reply.flow_prepared().endpoint();
     start_store(now);
@@ -337,10 +367,14 @@ api::ToAgent Splits::order_of(const Active& split, std::uint64_t budget_bytes) c
   order.set_budget_bytes(budget_bytes);
   order.set_gather(split.record.state == api::GATHERING);
   for (const PageStoreRecord& part : staying(split.vm.uuid)) {
+    if (drained(parts_.at(part.id))) {
+      continue;
+    }
     auto& sub = *order.add_subs();
     sub.set_store_id(part.id.to_bytes());
     sub.set_number(part.number);
     sub.set_host(part.sub_host);
+    sub.set_drain(part.state == api::PAGE_STORE_DRAINING);
   }
   return message;
 }
@@ -356,6 +390,7 @@ api::ToAgent Splits::prepare_store(const Part& part) const {
   prepare.set_bytes_lent(part.record.bytes_lent);
   prepare.set_pages(bytes_of(splits_.at(part.record.vm_uuid).vm.definition) / kPageBytes);
   prepare.set_create(part.record.state == api::PAGE_STORE_PREPARING);
+  prepare.set_encryption(splits_.at(part.record.vm_uuid).record.encryption);
   return message;
 }
 
@@ -377,13 +412,23 @@ void Splits::warn_of(const Part& part, api::Split& shown) const {
     shown.add_warnings(fmt::format("{} is full: add a sub host (godwitctl vm split {} --sub HOST), or raise the budget",
                                    host, part.record.vm_name));
   }
+  const auto takes = [this](const PageStoreRecord& other) {
+    const dpapi::SubStatus* its = at_main(parts_.at(other.id));
+    return other.state == api::PAGE_STORE_CONNECTED && its != nullptr && its->connected() && !its->full();
+  };
+  if (part.record.state == api::PAGE_STORE_DRAINING && std::ranges::none_of(staying(part.record.vm_uuid), takes)) {
+    shown.add_warnings(
+        fmt::format("{} is being drained, and no other sub host takes pages: bring the others back, or "
+                    "add one (godwitctl vm split {} --sub HOST)",
+                    host, part.record.vm_name));
+  }
   const api::HeldStore* sub = at_sub(part);
   if (!is_connected(host)) {
     shown.add_warnings(fmt::format("{} is not connected; {}: bring the host and its bridge back", host, waits));
   } else if (sub != nullptr && sub->lost()) {
     shown.add_warnings(fmt::format("{} has lost what it held ({}); {}: only godwitctl stop and a new start help", host,
                                    printable(sub->status().reason()), waits));
-  } else if (part.record.state == api::PAGE_STORE_CONNECTED && !connected(part)) {
+  } else if (is_in_use(part.record.state) && !connected(part)) {
     std::string why = part.attempts.problem;
     for (const std::string& reason :
          {main == nullptr ? "" : main->reason(), sub == nullptr ? "" : sub->status().reason()}) {
@@ -430,7 +475,7 @@ std::optional<api::Split> Splits::view(const Id128& vm_uuid) const {
     sub.set_host(record.sub_host);
     sub.set_store_id(record.id.to_bytes());
     sub.set_bytes_lent(record.bytes_lent);
-    const bool lost = record.state == api::PAGE_STORE_CONNECTED && !connected(part);
+    const bool lost = is_in_use(record.state) && !connected(part);
     sub.set_state(lost ? api::PAGE_STORE_LOST : record.state);
     const dpapi::SubStatus* main = at_main(part);
     sub.set_pages(main == nullptr ? 0 : main->pages_held());

@@ -65,14 +65,20 @@ void Splits::freeze() {
 
 // ---- an operator's order --------------------------------------------------------------------------------------------
 
-std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmRecord& vm, std::uint64_t budget_bytes,
-                                                                       const std::vector<std::string>& sub_hosts) {
+std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmRecord& vm, const Order& order) {
   SplitQuestion question{.vm = vm,
-                         .budget_bytes = budget_bytes,
-                         .sub_hosts = sub_hosts,
+                         .budget_bytes = order.budget_bytes,
+                         .sub_hosts = order.sub_hosts,
                          .own = staying(vm.uuid),
+                         .without = {order.without.begin(), order.without.end()},
                          .hosts = {},
                          .promised = {}};
+  for (const PageStoreRecord& own : question.own) {
+    if (own.state == api::PAGE_STORE_DRAINING) {
+      question.without.insert(own.sub_host);
+    }
+  }
+  std::erase_if(question.own, [&](const auto& own) { return question.without.contains(own.sub_host); });
   for (const auto& [name, host] : hosts_.all()) {
     question.hosts[name] = &host.view;
   }
@@ -107,46 +113,65 @@ std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmR
 
 std::optional<ServiceError> Splits::obstacle(const VmRecord& vm) {
   const std::vector<std::string> sub_hosts(vm.definition.sub_hosts().begin(), vm.definition.sub_hosts().end());
-  const auto planned = plan(vm, vm.definition.resident_budget_bytes(), sub_hosts);
+  const auto planned =
+      plan(vm, {.budget_bytes = vm.definition.resident_budget_bytes(), .sub_hosts = sub_hosts, .without = {}});
   return planned ? std::nullopt : std::optional(planned.error());
 }
 
-void Splits::split(const VmRecord& vm, std::uint64_t budget_bytes, const std::vector<std::string>& sub_hosts,
-                   const Done& done) {
+std::expected<void, ServiceError> Splits::may_change(const VmRecord& vm, const Order& order) const {
   if (frozen_) {
-    return done(refused(Code::kNotNow, "the control plane is ending"));
+    return refused(Code::kNotNow, "the control plane is ending");
   }
   if (vm.host.empty()) {
-    return done(refused(Code::kNotNow, fmt::format("VM \"{}\" runs nowhere: start it first", vm.name)));
+    return refused(Code::kNotNow, fmt::format("VM \"{}\" runs nowhere: start it first", vm.name));
   }
   if (const MigrationRecord* pulling = migrations_.pulling(vm.uuid)) {
-    return done(refused(Code::kNotNow, fmt::format("VM \"{}\" still needs {} of {}: wait until it has them", vm.name,
-                                                   missing_text(*pulling), pulling->source)));
+    return refused(Code::kNotNow, fmt::format("VM \"{}\" still needs {} of {}: wait until it has them", vm.name,
+                                              missing_text(*pulling), pulling->source));
   }
   if (const auto migration = migrations_.of_vm(vm.uuid)) {
-    return done(refused(Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text())));
+    return refused(Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text()));
   }
   const Hosts::Host* main = hosts_.find(vm.host);
   if (main == nullptr || main->session == 0 || !main->view.info.dataplane_up()) {
-    return done(refused(
-        Code::kHostGone,
-        fmt::format("{}, which runs VM \"{}\", is not connected, or its data plane is down", vm.host, vm.name)));
+    return refused(Code::kHostGone, fmt::format("{}, which runs VM \"{}\", is not connected, or its data plane is down",
+                                                vm.host, vm.name));
   }
   const auto known = splits_.find(vm.uuid);
   if (known != splits_.end() && (known->second.changing || known->second.record.state != api::SPLIT)) {
-    return done(refused(Code::kNotNow,
-                        fmt::format("VM \"{}\" is {}: wait until that is over", vm.name,
-                                    known->second.record.state == api::GATHERING ? "being gathered" : "being split")));
+    return refused(Code::kNotNow,
+                   fmt::format("VM \"{}\" is {}: wait until that is over", vm.name,
+                               known->second.record.state == api::GATHERING ? "being gathered" : "being split"));
   }
-  if (budget_bytes == 0 && known != splits_.end()) {
-    budget_bytes = known->second.record.budget_bytes;
+  if (known != splits_.end() && order.encryption && *order.encryption != known->second.record.encryption) {
+    return refused(Code::kNotNow, fmt::format("VM \"{}\" is split, with another encryption: gather it first", vm.name));
   }
-  const auto added = plan(vm, budget_bytes, sub_hosts);
+  const auto own = staying(vm.uuid);
+  for (const std::string& host : order.without) {
+    if (std::ranges::find(own, host, &PageStoreRecord::sub_host) == own.end()) {
+      return refused(Code::kNotFound, fmt::format("{} is no sub host of VM \"{}\"", host, vm.name));
+    }
+  }
+  return {};
+}
+
+void Splits::split(const VmRecord& vm, Order order, const Done& done) {
+  if (const auto may = may_change(vm, order); !may) {
+    return done(std::unexpected(may.error()));
+  }
+  const auto known = splits_.find(vm.uuid);
+  if (order.budget_bytes == 0 && known != splits_.end()) {
+    order.budget_bytes = known->second.record.budget_bytes;
+  }
+  const auto added = plan(vm, order);
   if (!added) {
     return done(std::unexpected(added.error()));
   }
-  SplitRecord record{
-      .vm_uuid = vm.uuid, .ownership = vm.ownership, .budget_bytes = budget_bytes, .state = api::SPLITTING};
+  SplitRecord record{.vm_uuid = vm.uuid,
+                     .ownership = vm.ownership,
+                     .budget_bytes = order.budget_bytes,
+                     .state = api::SPLITTING,
+                     .encryption = order.encryption.value_or(dpapi::ENCRYPTION_AES_128_GCM)};
   if (known != splits_.end()) {
     record = known->second.record;  // until the hosts have agreed
   }
@@ -159,8 +184,13 @@ void Splits::split(const VmRecord& vm, std::uint64_t budget_bytes, const std::ve
   split.changing = true;
   const auto change = std::make_shared<Change>();
   change->vm_uuid = vm.uuid;
-  change->budget_bytes = budget_bytes;
+  change->budget_bytes = order.budget_bytes;
   change->done = done;
+  for (const PageStoreRecord& own : staying(vm.uuid)) {
+    if (std::ranges::find(order.without, own.sub_host) != order.without.end()) {
+      change->drained.push_back(own.id);
+    }
+  }
   for (const PageStoreRecord& part : *added) {
     parts_[part.id].record = part;
     change->added.push_back(part.id);
@@ -212,12 +242,27 @@ void Splits::tell_changed(const std::shared_ptr<Change>& change) {
         }
         split.record = record;
         split.changing = false;
+        std::ranges::for_each(change->drained, [this](const Id128& id) { drain(id); });
         spdlog::info("VM {} is split: {} of {} on {}, the rest on {} sub hosts", split.vm.name,
                      config::format_bytes(record.budget_bytes), config::format_bytes(bytes_of(split.vm.definition)),
                      split.vm.host, staying(change->vm_uuid).size());
         change->done({});
         look_after(split);
       });
+}
+
+/// The main host is told with its next report.
+void Splits::drain(const Id128& page_store) {
+  const auto part = parts_.find(page_store);
+  if (part == parts_.end() || part->second.record.state == api::PAGE_STORE_RETIRING) {
+    return;
+  }
+  if (auto stored = store_.set_page_store_state(page_store, api::PAGE_STORE_DRAINING); !stored) {
+    spdlog::error("page store {}: {}", page_store.text(), stored.error().text);
+    return;
+  }
+  part->second.record.state = api::PAGE_STORE_DRAINING;
+  spdlog::info("VM {}: what {} holds of it goes elsewhere", part->second.record.vm_name, part->second.record.sub_host);
 }
 
 /// Nothing was sent to those that were added. A main host that has changed after all is told by its next report.
@@ -300,6 +345,17 @@ void Splits::end(const Id128& vm_uuid) {
     part->record.state = api::PAGE_STORE_RETIRING;
     drop(*part);
   }
+}
+
+std::vector<Id128> Splits::held_by(const std::string& sub_host) const {
+  std::vector<Id128> vms;
+  for (const auto& [id, part] : parts_) {
+    const api::PageStoreState state = part.record.state;
+    if (part.record.sub_host == sub_host && state != api::PAGE_STORE_RETIRING && state != api::PAGE_STORE_DRAINING) {
+      vms.push_back(part.record.vm_uuid);
+    }
+  }
+  return vms;
 }
 
 void Splits::retire(Part& part) {

@@ -5,8 +5,9 @@
 //  * A page store is in our store before its host hears of it, and until that host has confirmed that it is gone.
 //  * CONNECTED is stored before the main host may send a page there. From then on it is made anew by nobody: a host
 //    that does not know it any more has lost its pages, and is said to have.
-//  * It is dropped (RETIRING) only when nobody can need it: nothing was ever sent there; the main host has all pages
-//    again (gathered); or the VM has ended: stopped, its QEMU's exit reported, or given to a host anew.
+//  * It is dropped (RETIRING) only when nobody can need it: nothing was ever sent there; it has been drained, and the
+//    main host has confirmed that it does without (DRAINING before); the main host has all pages again (gathered); or
+//    the VM has ended: stopped, its QEMU's exit reported, or given to a host anew.
 //  * What a host reports is compared with our store each time, and it is told what differs, again without end: the
 //    budget and page stores to the main host, a new flow with a new secret where there is none, DropStore to subs.
 //  * Neither silence of a host nor a restart of anybody ends anything.
@@ -27,6 +28,13 @@ namespace godwit::controlplane {
 class Splits {
  public:
   using Done = std::function<void(std::expected<void, ServiceError>)>;
+  /// What an operator asks for.
+  struct Order {
+    std::uint64_t budget_bytes = 0;                 // 0: as it is
+    std::vector<std::string> sub_hosts;             // to be added; none: chosen, if need be
+    std::vector<std::string> without;               // sub hosts that are to hold nothing of it any more
+    std::optional<dpapi::Encryption> encryption{};  // of its flows; none: as it is
+  };
 
   Splits(Store& store, Hosts& hosts, Timers& timers, const Migrations& migrations,
          const config::TimeoutConfig& timeouts)
@@ -38,10 +46,11 @@ class Splits {
 
   /// Whether split() could begin, for a VM that is to be split from its start.
   [[nodiscard]] std::optional<ServiceError> obstacle(const VmRecord& vm);
-  /// Splits the VM, or changes its budget (0: as it is) and adds sub hosts (none named: chosen, if need be). `done`
-  /// once main host and new sub hosts have agreed; flows follow. If one refuses, nothing has changed.
-  void split(const VmRecord& vm, std::uint64_t budget_bytes, const std::vector<std::string>& sub_hosts,
-             const Done& done);
+  /// Splits the VM, or changes that. `done` once main host and new sub hosts have agreed; flows follow, and what is to
+  /// go elsewhere goes. If one refuses, nothing has changed.
+  void split(const VmRecord& vm, Order order, const Done& done);
+  /// VMs of which this host holds a part that is not on its way elsewhere.
+  [[nodiscard]] std::vector<Id128> held_by(const std::string& sub_host) const;
   /// Begins to bring all pages back to the main host.
   [[nodiscard]] std::expected<void, ServiceError> gather(const VmRecord& vm);
 
@@ -82,7 +91,8 @@ class Splits {
     Id128 vm_uuid;
     std::uint64_t budget_bytes = 0;
     std::vector<Id128> added;
-    std::size_t prepared = 0;  // of them
+    std::vector<Id128> drained;  // to be
+    std::size_t prepared = 0;    // of those that are added
     Done done;
   };
 
@@ -118,11 +128,14 @@ class Splits {
   [[nodiscard]] const api::HeldStore* at_sub(const Part& part) const;
   [[nodiscard]] bool connected(const Part& part) const;
   [[nodiscard]] bool is_connected(const std::string& host) const;
+  [[nodiscard]] bool drained(const Part& part) const;
+  [[nodiscard]] bool as_ordered(const Active& split) const;
   [[nodiscard]] api::ToAgent order_of(const Active& split, std::uint64_t budget_bytes) const;
   [[nodiscard]] api::ToAgent prepare_store(const Part& part) const;
   void warn_of(const Part& part, api::Split& shown) const;
-  [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(
-      const VmRecord& vm, std::uint64_t budget_bytes, const std::vector<std::string>& sub_hosts);
+  [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(const VmRecord& vm, const Order& order);
+  [[nodiscard]] std::expected<void, ServiceError> may_change(const VmRecord& vm, const Order& order) const;
+  void drain(const Id128& page_store);
 
   Store& store_;
   Hosts& hosts_;

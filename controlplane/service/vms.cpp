@@ -236,7 +236,9 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
     return show();
   }
   const std::vector<std::string> sub_hosts(vm.definition.sub_hosts().begin(), vm.definition.sub_hosts().end());
-  splits_.split(vm, vm.definition.resident_budget_bytes(), sub_hosts, [vm, show, done](const auto& split) {
+  const Splits::Order order{
+      .budget_bytes = vm.definition.resident_budget_bytes(), .sub_hosts = sub_hosts, .without = {}};
+  splits_.split(vm, order, [vm, show, done](const auto& split) {
     if (split) {
       return show();
     }
@@ -252,11 +254,19 @@ void Vms::split(const api::SplitVmRequest& request, const VmDone& done) {
   if (!vm) {
     return done(std::unexpected(vm.error()));
   }
-  const std::vector<std::string> sub_hosts(request.sub_hosts().begin(), request.sub_hosts().end());
-  if (std::set(sub_hosts.begin(), sub_hosts.end()).size() != sub_hosts.size()) {
+  Splits::Order order{.budget_bytes = request.budget_bytes(),
+                      .sub_hosts = {request.sub_hosts().begin(), request.sub_hosts().end()},
+                      .without = {request.without().begin(), request.without().end()}};
+  if (std::set(order.sub_hosts.begin(), order.sub_hosts.end()).size() != order.sub_hosts.size()) {
     return done(failed(Code::kInvalid, "a sub host is named twice"));
   }
-  splits_.split(*vm, request.budget_bytes(), sub_hosts, [this, vm = *vm, done](const auto& split) {
+  if (request.has_encryption() && !dpapi::Encryption_IsValid(request.encryption())) {
+    return done(failed(Code::kInvalid, "encryption has a value that this version does not know"));
+  }
+  if (request.has_encryption()) {
+    order.encryption = request.encryption();
+  }
+  splits_.split(*vm, order, [this, vm = *vm, done](const auto& split) {
     done(split ? std::expected<api::Vm, ServiceError>(to_api(vm)) : std::unexpected(split.error()));
   });
 }

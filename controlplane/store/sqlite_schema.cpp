@@ -65,13 +65,15 @@ CREATE INDEX migrations_by_time ON migrations (created_unix_us);
 )sql";
 // The numbers of SplitState and PageStoreState, of which LOST (3) is not stored.
 static_assert(api::SPLITTING == 1 && api::GATHERING == 3 && api::PAGE_STORE_PREPARING == 1 &&
-              api::PAGE_STORE_CONNECTED == 2 && api::PAGE_STORE_RETIRING == 4);
+              api::PAGE_STORE_CONNECTED == 2 && api::PAGE_STORE_RETIRING == 4 && api::PAGE_STORE_DRAINING == 5 &&
+              dpapi::ENCRYPTION_AES_128_GCM == 0 && dpapi::ENCRYPTION_NONE == 2);
 constexpr const char* kSplitsSchema = R"sql(
 CREATE TABLE splits (
   vm_uuid BLOB PRIMARY KEY REFERENCES vms (uuid),
   ownership INTEGER NOT NULL CHECK (ownership > 0),
   budget_bytes INTEGER NOT NULL CHECK (budget_bytes > 0),
-  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 3)
+  state INTEGER NOT NULL CHECK (state BETWEEN 1 AND 3),
+  encryption INTEGER NOT NULL CHECK (encryption BETWEEN 0 AND 2)
 ) WITHOUT ROWID;
 CREATE TABLE page_stores (
   id BLOB PRIMARY KEY CHECK (length(id) = 16),
@@ -82,11 +84,11 @@ CREATE TABLE page_stores (
   ownership INTEGER NOT NULL,
   number INTEGER NOT NULL CHECK (number BETWEEN 0 AND 4095),
   bytes_lent INTEGER NOT NULL CHECK (bytes_lent > 0),
-  state INTEGER NOT NULL CHECK (state IN (1, 2, 4))
+  state INTEGER NOT NULL CHECK (state IN (1, 2, 4, 5))
 ) WITHOUT ROWID;
-CREATE UNIQUE INDEX one_page_store_a_number ON page_stores (vm_uuid, number) WHERE state < 4;
-CREATE UNIQUE INDEX one_page_store_a_sub_host ON page_stores (vm_uuid, sub_host) WHERE state < 4;
-PRAGMA user_version = 3;
+CREATE UNIQUE INDEX one_page_store_a_number ON page_stores (vm_uuid, number) WHERE state <> 4;
+CREATE UNIQUE INDEX one_page_store_a_sub_host ON page_stores (vm_uuid, sub_host) WHERE state <> 4;
+PRAGMA user_version = 4;
 )sql";
 // Version 1 knew no state above 5. The columns are the same; the old indexes go with the old table.
 constexpr const char* kFromVersion1[] = {
@@ -95,6 +97,14 @@ constexpr const char* kFromVersion1[] = {
     "INSERT INTO migrations SELECT * FROM migrations_1 ORDER BY rowid; DROP TABLE migrations_1;",
     kMigrationsIndexes,
     kSplitsSchema,
+};
+// Version 3 knew neither how flows are encrypted nor DRAINING.
+constexpr const char* kFromVersion3[] = {
+    "ALTER TABLE splits RENAME TO splits_3; ALTER TABLE page_stores RENAME TO page_stores_3;",
+    "DROP INDEX one_page_store_a_number; DROP INDEX one_page_store_a_sub_host;",
+    kSplitsSchema,
+    "INSERT INTO splits SELECT *, 0 FROM splits_3; INSERT INTO page_stores SELECT * FROM page_stores_3;",
+    "DROP TABLE splits_3; DROP TABLE page_stores_3;",
 };
 
 /// -1 on an error.
@@ -116,6 +126,7 @@ std::optional<int> bring_schema_up_to_date(sqlite3* database) {
                          ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) && run(kSplitsSchema)
                      : version == 1 ? std::ranges::all_of(kFromVersion1, run)
                      : version == 2 ? run(kSplitsSchema)
+                     : version == 3 ? std::ranges::all_of(kFromVersion3, run)
                                     : version > 0;
   return ready ? std::optional(version) : std::nullopt;
 }

@@ -3,7 +3,7 @@
 namespace godwit::controlplane {
 namespace {
 
-#define SPLIT_COLUMNS "vm_uuid, ownership, budget_bytes, state"
+#define SPLIT_COLUMNS "vm_uuid, ownership, budget_bytes, state, encryption"
 #define PAGE_STORE_COLUMNS "id, vm_uuid, vm_name, main_host, sub_host, ownership, number, bytes_lent, state"
 
 SplitRecord split_of(Use& use) {
@@ -12,6 +12,7 @@ SplitRecord split_of(Use& use) {
   split.ownership = static_cast<std::uint64_t>(use.number());
   split.budget_bytes = static_cast<std::uint64_t>(use.number());
   split.state = static_cast<api::SplitState>(use.number());
+  split.encryption = static_cast<dpapi::Encryption>(use.number());
   return split;
 }
 
@@ -47,7 +48,7 @@ bool SqliteSplits::prepare(sqlite3* database) {
   const std::array<std::pair<Statement*, const char*>, 9> statements{{
       {&splits_, "SELECT " SPLIT_COLUMNS " FROM splits"},
       {&split_of_vm_, "SELECT 1 FROM splits WHERE vm_uuid = ?"},
-      {&write_split_, "INSERT OR REPLACE INTO splits (" SPLIT_COLUMNS ") VALUES (?, ?, ?, ?)"},
+      {&write_split_, "INSERT OR REPLACE INTO splits (" SPLIT_COLUMNS ") VALUES (?, ?, ?, ?, ?)"},
       {&erase_split_, "DELETE FROM splits WHERE vm_uuid = ?"},
       {&page_stores_, "SELECT " PAGE_STORE_COLUMNS " FROM page_stores ORDER BY vm_name, number"},
       {&add_page_store_, "INSERT INTO page_stores (" PAGE_STORE_COLUMNS ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"},
@@ -83,7 +84,8 @@ std::optional<bool> SqliteSplits::is_split(const Id128& vm_uuid) {
 
 bool SqliteSplits::write(const SplitRecord& split) {
   Use use(write_split_);
-  return done(use.id(split.vm_uuid).number(split.ownership).number(split.budget_bytes).number(split.state));
+  use.id(split.vm_uuid).number(split.ownership).number(split.budget_bytes).number(split.state);
+  return done(use.number(split.encryption));
 }
 
 bool SqliteSplits::add(const PageStoreRecord& page_store) {

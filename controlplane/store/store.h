@@ -97,6 +97,7 @@ struct SplitRecord {
   std::uint64_t ownership = 0;  // under which it was split: under another one it is over
   std::uint64_t budget_bytes = 0;
   api::SplitState state = api::SPLIT_UNSPECIFIED;
+  dpapi::Encryption encryption = dpapi::ENCRYPTION_AES_128_GCM;  // of its flows
 };
 
 /// A VM's part at one sub host. Outlives the split, in PAGE_STORE_RETIRING, until the host has confirmed that it is
@@ -110,7 +111,8 @@ struct PageStoreRecord {
   std::uint64_t ownership = 0;
   std::uint32_t number = 0;  // among those of the split
   std::uint64_t bytes_lent = 0;
-  /// PREPARING: nothing was ever sent there. CONNECTED: pages may be there (LOST is not stored).
+  /// PREPARING: nothing was ever sent there. CONNECTED: pages may be there (LOST is not stored). DRAINING: and go
+  /// elsewhere.
   api::PageStoreState state = api::PAGE_STORE_UNSPECIFIED;
 };
 

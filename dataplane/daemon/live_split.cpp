@@ -22,7 +22,9 @@ constexpr Duration kFaultsAgain = milliseconds(10);
 constexpr Duration kUnansweredAgain = microseconds(200);
 constexpr Duration kPublishEvery = milliseconds(100);
 constexpr std::chrono::milliseconds kAtOnce(0);
-constexpr std::chrono::milliseconds kLookAgain(1);     // how much is resident, where nothing is to be done
+constexpr std::chrono::milliseconds kNotWanted(-1);    // nothing is to be done now
+constexpr std::chrono::milliseconds kLookAgain(1);     // whether there is room for a batch; after kNotWanted at first
+constexpr std::chrono::milliseconds kLookSeldom(32);   // and at last: a guest that rests costs next to nothing
 constexpr std::chrono::milliseconds kNothingLeft(20);  // everything that may go is out
 
 }  // namespace
@@ -164,8 +166,12 @@ void LiveSplit::stop_evicting() {
 }
 
 void LiveSplit::keep_evicting(const std::stop_token& stop) {
+  std::chrono::milliseconds quiet = kLookAgain;
   while (!stop.stop_requested()) {
-    if (const auto wait = evict_once(); wait.count() > 0) {
+    auto wait = evict_once();
+    quiet = wait == kNotWanted ? std::min(quiet * 2, kLookSeldom) : kLookAgain;
+    wait = wait == kNotWanted ? quiet : wait;
+    if (wait != kAtOnce) {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, stop, wait, [] { return false; });
     }
@@ -178,7 +184,7 @@ std::chrono::milliseconds LiveSplit::evict_once() {
   {
     const std::lock_guard lock(mutex_);
     if (!evictor_ || limits_.gather || !problem_.empty()) {
-      return kLookAgain;
+      return kNotWanted;
     }
   }
   const auto wanted = evictor_->wanted();
@@ -186,12 +192,12 @@ std::chrono::milliseconds LiveSplit::evict_once() {
     if (!wanted) {
       fail(wanted.error().text);
     }
-    return kLookAgain;
+    return kNotWanted;
   }
   auto batch = evictor_->evict_batch();
   if (!batch) {
     fail(batch.error().text);
-    return kLookAgain;
+    return kNotWanted;
   }
   if (batch->pages.empty() && !batch->somebody_waits) {
     return batch->nothing_left ? kNothingLeft : batch->zero_pages.empty() ? kLookAgain : kAtOnce;
@@ -239,6 +245,7 @@ void LiveSplit::publish(Instant now) {
     gather = limits_.gather;
     figures_.main = main_->stats();
     figures_.leaving_pages = kSlots - leaving_->free();
+    figures_.subs.clear();
     for (const split::SubId sub : main_->subs()) {
       figures_.subs[sub] = main_->sub_stats(sub);
     }

@@ -115,6 +115,7 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   }
   void forget_leaving(pages::PageNumber page, split::Version version) override { leaving_->forget(page, version); }
   std::vector<split::Entry> all_leaving() const override;
+  split::Version draw_version() override { return leaving_->draw_version(); }
 
   void on_sub_lost(split::SubId sub, const std::string& why) override { told_.sub_lost(sub, why); }
   void on_sub_full(split::SubId sub) override { told_.sub_full(sub); }

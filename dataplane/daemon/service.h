@@ -129,6 +129,8 @@ class Service {
   void split_guest(const api::SplitGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond);
   void run_split_job(Splitting& splitting, Guest& guest);
   void split_done(Splitting& splitting);
+  void leave_out(const std::shared_ptr<Splitting>& splitting);
+  void respond_split(const Splitting& splitting);
   SplitTold split_told(const Id128& vm);
   std::expected<std::pair<SplitSession*, SplitSub*>, ApiError> find_sub(const std::string& vm_uuid,
                                                                         const std::string& store_id,

@@ -38,15 +38,21 @@ std::expected<SplitLimits, ApiError> parse_limits(const api::SplitGuest& request
                      .low_pages = low / pages::kPageSize};
 }
 
-std::expected<std::map<Id128, split::SubId>, ApiError> parse_stores(const api::SplitGuest& request) {
-  std::map<Id128, split::SubId> stores;
+struct StoreOrder {
+  split::SubId sub = 0;
+  bool drain = false;
+};
+
+std::expected<std::map<Id128, StoreOrder>, ApiError> parse_stores(const api::SplitGuest& request) {
+  std::map<Id128, StoreOrder> stores;
   for (const api::SubStore& store : request.stores()) {
     const auto id = parse_id(store.store_id(), "SplitGuest: stores: store_id");
     if (!id) {
       return std::unexpected(id.error());
     }
-    const bool taken = std::ranges::any_of(stores, [&](const auto& its) { return its.second == store.sub(); });
-    if (store.sub() >= kSubsMax || taken || !stores.emplace(*id, static_cast<split::SubId>(store.sub())).second) {
+    const bool taken = std::ranges::any_of(stores, [&](const auto& its) { return its.second.sub == store.sub(); });
+    const StoreOrder order{.sub = static_cast<split::SubId>(store.sub()), .drain = store.drain()};
+    if (store.sub() >= kSubsMax || taken || !stores.emplace(*id, order).second) {
       return std::unexpected(bad_request("SplitGuest: store " + id->text() + " or its number " +
                                          std::to_string(store.sub()) + " is given twice, or above 4095"));
     }
@@ -60,7 +66,7 @@ std::expected<std::map<Id128, split::SubId>, ApiError> parse_stores(const api::S
 struct Service::Splitting {
   Id128 vm;
   SplitLimits limits;
-  std::map<Id128, split::SubId> stores;
+  std::map<Id128, StoreOrder> stores;
   std::optional<memory::PinPipe> pipe;
   std::shared_ptr<LiveSplit> split;  // that there is, or that was made
   bool fresh = false;                // made here
@@ -85,8 +91,12 @@ void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> 
   }
   Guest& guest = *(*entry)->guest;
   SplitSession& session = splits_[*vm];
+  const SplitFigures figures = guest.split ? guest.split->figures() : SplitFigures();
   const bool leaves_out = std::ranges::any_of(session.subs, [&](const auto& sub) {
-    return !stores->contains(sub.first) || stores->at(sub.first) != sub.second.sub;
+    const auto its = stores->find(sub.first);
+    const auto counted = figures.subs.find(sub.second.sub);
+    return its == stores->end() ? sub.second.changing || counted == figures.subs.end() || !counted->second.drained
+                                : its->second.sub != sub.second.sub;
   });
   if (guest.memory->ram().any_huge()) {
     return respond(refusal(bad_request("SplitGuest: VM " + vm->text() +
@@ -94,8 +104,8 @@ void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> 
   }
   if (!guest.split_allowed || !(*entry)->migration.is_nil() || guest.kind == api::AttachGuest::ARRIVING ||
       session.busy || leaves_out) {
-    const std::string why = session.busy          ? " is just being split or gathered: ask again"
-                            : leaves_out          ? " has a store that is left out, or has another number now"
+    const std::string why = session.busy ? " is just being split or gathered: ask again"
+                            : leaves_out ? " has a store that is left out and not drained, or has another number now"
                             : guest.split_allowed ? " has not arrived, or is in a migration"
                                                   : " was attached without `split`";
     return respond(refusal(bad_request("SplitGuest: VM " + vm->text() + why)));
@@ -145,29 +155,73 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
 void Service::split_done(Splitting& splitting) {
   SplitSession& session = splits_.at(splitting.vm);
   Entry& entry = guests_.at(splitting.vm);
-  session.busy = false;
   if (!splitting.result) {
+    session.busy = false;
     spdlog::warn("VM {}: not split: {}", splitting.vm.text(), printable(splitting.result.error().text));
     return splitting.respond(
         refusal({to_api(splitting.result.error().code), "SplitGuest: " + splitting.result.error().text}));
   }
   entry.guest->split = splitting.split;
-  std::vector<std::pair<split::SubId, split::StoreId>> added;
-  for (const auto& [id, sub] : splitting.stores) {
-    if (session.subs.try_emplace(id, SplitSub{.sub = sub}).second) {
-      added.emplace_back(sub, to_memory_id(id));
-    }
+  std::vector<std::pair<StoreOrder, split::StoreId>> told;
+  for (const auto& [id, order] : splitting.stores) {
+    session.subs[id].sub = order.sub;
+    told.emplace_back(order, to_memory_id(id));
   }
-  data_path_.inbox().post([this, split = splitting.split, added] {
-    for (const auto& [sub, id] : added) {
-      split->main().add_sub(sub, id);
+  data_path_.inbox().post([this, split = splitting.split, told] {
+    for (const auto& [order, id] : told) {
+      if (!split->main().has_sub(order.sub)) {
+        split->main().add_sub(order.sub, id);
+      }
+      split->main().drain(order.sub, order.drain);
     }
     data_path_.watch(split);
   });
+  splitting.split.reset();  // the guest's alone
+  leave_out(std::make_shared<Splitting>(std::move(splitting)));
+}
+
+/// One after the other, each with its flow: stores that the VM has no more. Then the reply.
+void Service::leave_out(const std::shared_ptr<Splitting>& splitting) {
+  const auto session = splits_.find(splitting->vm);
+  const auto guest = guests_.find(splitting->vm);
+  if (session == splits_.end() || guest == guests_.end() || !guest->second.guest || !guest->second.guest->split) {
+    return splitting->respond(
+        refusal({api::Error::NO_SUCH_VM, "SplitGuest: VM " + splitting->vm.text() + " has gone meanwhile"}));
+  }
+  auto& subs = session->second.subs;
+  const auto left_out =
+      std::ranges::find_if(subs, [&](const auto& sub) { return !splitting->stores.contains(sub.first); });
+  if (left_out == subs.end()) {
+    session->second.busy = false;
+    return respond_split(*splitting);
+  }
+  left_out->second.started = false;
+  const std::uint32_t flow_id = std::exchange(left_out->second.flow_id, 0);
+  release_flow(
+      flow_id, [this, splitting, split = guest->second.guest->split, id = left_out->first, sub = left_out->second.sub] {
+        data_path_.inbox().post([this, splitting, split, id, sub] {
+          const bool removed = split->main().remove_sub(sub);
+          control_.post([this, splitting, id, removed] {
+            const auto its = splits_.find(splitting->vm);
+            if (its != splits_.end() && !removed) {
+              its->second.busy = false;
+              return splitting->respond(refusal(
+                  bad_request("SplitGuest: store " + id.text() + " is left out, and was given pages meanwhile")));
+            }
+            if (its != splits_.end()) {
+              its->second.subs.erase(id);
+            }
+            leave_out(splitting);
+          });
+        });
+      });
+}
+
+void Service::respond_split(const Splitting& splitting) {
   spdlog::info("VM {}: {}, {} stores", splitting.vm.text(),
                splitting.limits.gather ? "gathers what is elsewhere"
                                        : "split, budget " + std::to_string(splitting.limits.budget_pages) + " pages",
-               session.subs.size());
+               splitting.stores.size());
   api::Reply reply;
   fill_status(splitting.vm, *reply.mutable_split_guest()->mutable_status());
   splitting.respond(std::move(reply));
@@ -406,6 +460,7 @@ void Service::fill_status(const Id128& vm, api::SplitStatus& status) const {
   status.set_refetched_pages(figures.main.refetched_pages);
   status.set_recalled_pages(figures.main.recalled_pages);
   status.set_prefetched_pages(figures.main.prefetched_pages);
+  status.set_moved_pages(figures.main.moved_pages);
   to_api(figures.pager, *status.mutable_paging());
   for (const auto& [id, sub] : splits_.at(vm).subs) {
     api::SubStatus& its = *status.add_subs();
@@ -419,6 +474,8 @@ void Service::fill_status(const Id128& vm, api::SplitStatus& status) const {
     its.set_pages_copied(stats.copied_pages);
     its.set_pages_leaving(stats.leaving_pages);
     its.set_full(stats.full);
+    its.set_draining(stats.draining);
+    its.set_drained(stats.drained);
     its.set_pages_lost(stats.lost_pages);
   }
 }

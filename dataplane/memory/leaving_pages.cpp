@@ -142,6 +142,8 @@ std::expected<void, Error> LeavingPages::recover_batch(const std::string& path, 
   return {};
 }
 
+std::uint64_t LeavingPages::draw_version() { return std::atomic_ref(control().version_next).fetch_add(1); }
+
 std::uint32_t LeavingPages::free() const {
   const std::lock_guard lock(mutex_);
   return static_cast<std::uint32_t>(free_.size());
@@ -155,8 +157,7 @@ void LeavingPages::begin(std::span<const pages::PageNumber> batch) {
     batch_.assign(free_.rbegin(), free_.rbegin() + static_cast<std::ptrdiff_t>(batch.size()));
     free_.resize(free_.size() - batch.size());
   }
-  const std::uint64_t version = control().version_next;
-  std::atomic_ref(control().version_next).store(version + batch.size());
+  const std::uint64_t version = std::atomic_ref(control().version_next).fetch_add(batch.size());
   for (std::uint32_t place = 0; place < batch.size(); ++place) {
     Slot& one = slot(batch_[place]);
     one.page = batch[place];

@@ -66,6 +66,9 @@ class LeavingPages {
   /// What of the batch, by place, has left and is not zero stays here; the rest is forgotten.
   void finish(std::span<const bool> stays, std::vector<LeavingPage>& out);
 
+  /// A version that nothing has: above all that have left, and below all that will. Any thread.
+  [[nodiscard]] std::uint64_t draw_version();
+
   // ---- what is here ----
   /// Copies the page, if it is here, and returns its version. Where it is not, its holder has it by now.
   [[nodiscard]] std::optional<std::uint64_t> find(pages::PageNumber page, pages::MutablePageBytes out) const;

@@ -78,6 +78,7 @@ void MainHost::lose_link(SubId sub) {
   Sub& lost = subs_.at(sub);
   unassigned_.insert(unassigned_.end(), lost.to_put.begin(), lost.to_put.end());
   lost.to_put.clear();
+  forget_moves_to(sub, true);
   lost.full = false;
   assign_again();
 }
@@ -149,8 +150,11 @@ void MainHost::evicted(std::span<const pages::PageNumber> pages) {
   }
 }
 
-std::optional<SubId> MainHost::choose_sub(pages::PageNumber page) const {
-  const auto takes = [](const Sub& sub) { return sub.link && sub.link->ready() && !sub.full; };
+/// Of those that are draining, or of the others.
+std::optional<SubId> MainHost::choose_sub(pages::PageNumber page, bool draining) const {
+  const auto takes = [draining](const Sub& sub) {
+    return sub.link && sub.link->ready() && !sub.full && sub.draining == draining;
+  };
   // Where a copy of it is, it takes no more room.
   if (const auto copy = copies_.get(page)) {
     if (const auto its = subs_.find(copy->sub); its != subs_.end() && takes(its->second)) {
@@ -160,7 +164,8 @@ std::optional<SubId> MainHost::choose_sub(pages::PageNumber page) const {
   std::optional<SubId> best;
   std::uint64_t least = UINT64_MAX;
   for (const auto& [id, sub] : subs_) {
-    if (const std::uint64_t pages = directory_.count_held_by(id) + sub.to_put.size(); takes(sub) && pages < least) {
+    if (const std::uint64_t pages = directory_.count_held_by(id) + sub.to_put.size() + sub.to_move.size();
+        takes(sub) && pages < least) {
       best = id;
       least = pages;
     }
@@ -170,7 +175,10 @@ std::optional<SubId> MainHost::choose_sub(pages::PageNumber page) const {
 
 void MainHost::assign(pages::PageNumber page) {
   queued_.insert(page);
-  const auto sub = choose_sub(page);
+  auto sub = choose_sub(page, false);
+  if (!sub) {
+    sub = choose_sub(page, true);
+  }
   (sub ? subs_.at(*sub).to_put : unassigned_).push_back(page);
   did_ = true;
 }
@@ -195,7 +203,7 @@ bool MainHost::next_put(MainLink& link, PutPage& out) {
       return true;
     }
   }
-  return false;
+  return next_move(link, out);
 }
 
 bool MainHost::prepare_put(MainLink& link, pages::PageNumber page, PutPage& out) {
@@ -209,7 +217,7 @@ bool MainHost::prepare_put(MainLink& link, pages::PageNumber page, PutPage& out)
   }
   version_newest_ = std::max(version_newest_, *version);
   const pages::PageHash hash = pages::hash_page(std::span(page_).first<pages::kPageSize>());
-  if (const auto copy = copies_.get(page); copy && copy->hash == hash && hash != 0) {
+  if (const auto copy = copies_.get(page); copy && copy->hash == hash && hash != 0 && !drains(copy->sub)) {
     if (const auto its = subs_.find(copy->sub); its != subs_.end() && its->second.link && its->second.link->ready()) {
       confirm(page, *version, *copy);
       ++stats_.unsent_pages;
@@ -241,6 +249,9 @@ void MainHost::confirm(pages::PageNumber page, Version leaving, const Copy& copy
 }
 
 void MainHost::on_result(MainLink& link, const Entry& entry) {
+  if (on_moved(link, entry)) {
+    return;
+  }
   const auto found = outgoing_.find(entry.page);
   if (found == outgoing_.end() || found->second.sub != link.sub() || found->second.version != entry.version) {
     return;
@@ -291,6 +302,7 @@ void MainHost::on_full(MainLink& link) {
   sub.full_until = now_ + kFullAgain;
   unassigned_.insert(unassigned_.end(), sub.to_put.begin(), sub.to_put.end());
   sub.to_put.clear();
+  forget_moves_to(link.sub(), false);
   assign_again();
   if (!std::exchange(sub.told_full, true)) {
     events_.on_sub_full(link.sub());
@@ -328,6 +340,7 @@ bool MainHost::turn(Instant now) {
   if (gather_) {
     gather_more();
   }
+  drain_more();
   for (auto& [id, sub] : subs_) {
     if (sub.full && now >= sub.full_until) {
       sub.full = false;
@@ -355,6 +368,7 @@ Instant MainHost::deadline() const {
   for (const auto& [id, sub] : subs_) {
     first = std::min(first, sub.link ? sub.link->deadline() : kNever);
     first = std::min(first, sub.full ? sub.full_until : kNever);
+    first = std::min(first, sub.draining ? std::max(drain_at_, now_ + kWaitingAgain) : kNever);
   }
   return first;
 }
@@ -378,6 +392,8 @@ SubStats MainHost::sub_stats(SubId id) const {
                                                 outgoing_, [id](const auto& sent) { return sent.second.sub == id; }));
   stats.lost_pages = sub.lost;
   stats.full = sub.full;
+  stats.draining = sub.draining;
+  stats.drained = is_drained(id);
   return stats;
 }
 

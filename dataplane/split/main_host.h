@@ -19,6 +19,11 @@
 //
 // A page that was fetched stays in its store. If it is evicted again with the same hash, nothing is sent. A store that
 // is full is told to drop copies of pages that are resident, before it counts as full.
+//
+// A store can be drained: what it holds goes to the others, and it is given pages only while no other takes any, as
+// the guest must go on. A page that moves is fetched, and put elsewhere in a version of its own, so that no word on an
+// earlier one can mean it. The first store keeps it until the other has confirmed it: then one write makes the other's
+// copy the one that counts, if the first's did until then.
 
 #include <cstdint>
 #include <deque>
@@ -60,6 +65,8 @@ class MainMemory {
   virtual void forget_leaving(pages::PageNumber page, Version version) = 0;
   /// All of them: what no store has confirmed.
   [[nodiscard]] virtual std::vector<Entry> all_leaving() const = 0;
+  /// Above that of anything before, across processes.
+  virtual Version draw_version() = 0;
 };
 
 class MainEvents {
@@ -79,11 +86,14 @@ struct SubStats {
   std::uint64_t leaving_pages = 0;  // queued for it, or sent and not confirmed
   std::uint64_t lost_pages = 0;
   bool full = false;
+  bool draining = false;
+  bool drained = false;  // nobody needs anything of it
 };
 
 struct MainStats {
   std::uint64_t refetched_pages = 0, recalled_pages = 0, prefetched_pages = 0, unsent_pages = 0, sent_pages = 0;
   std::uint64_t late_pages = 0;     // came, and were not placed
+  std::uint64_t moved_pages = 0;    // from one store to another
   std::uint64_t waiting_pages = 0;  // somebody waits for them, now
 };
 
@@ -98,6 +108,10 @@ class MainHost {
   /// Once for each store.
   void add_sub(SubId sub, const StoreId& store);
   [[nodiscard]] bool has_sub(SubId sub) const { return subs_.contains(sub); }
+  /// What it holds goes elsewhere, until sub_stats() say that it is drained.
+  void drain(SubId sub, bool on);
+  /// False, and it stays: it is not drained.
+  [[nodiscard]] bool remove_sub(SubId sub);
   /// Everything comes back, and nothing is sent any more; it is all here when nothing is missing.
   void gather(bool on) { gather_ = on; }
 
@@ -136,6 +150,8 @@ class MainHost {
     StoreId store{};
     std::unique_ptr<MainLink> link;
     std::deque<pages::PageNumber> to_put;
+    std::deque<pages::PageNumber> to_move;  // of moving_, to here
+    bool draining = false;
     bool full = false;
     bool told_full = false;
     Instant full_until{};             // then it is tried again
@@ -153,6 +169,12 @@ class MainHost {
     std::uint32_t ticket = 0;
     bool demand = false;
   };
+  struct Moving {  // from one store to another
+    Copy from;
+    SubId to = 0;
+    Version version = 0;
+    std::vector<std::byte> bytes;  // none: sent
+  };
   struct Parked {
     Version version = 0;
     std::vector<std::byte> bytes;
@@ -160,7 +182,7 @@ class MainHost {
 
   // ---- out (main_host.cpp) ----
   void assign(pages::PageNumber page);
-  [[nodiscard]] std::optional<SubId> choose_sub(pages::PageNumber page) const;
+  [[nodiscard]] std::optional<SubId> choose_sub(pages::PageNumber page, bool draining) const;
   /// A page of this link's queue with its content; false: none now.
   bool next_put(MainLink& link, PutPage& out);
   bool prepare_put(MainLink& link, pages::PageNumber page, PutPage& out);
@@ -187,6 +209,18 @@ class MainHost {
   void place_parked();
   void lose(pages::PageNumber page, SubId sub);
 
+  // ---- from store to store (main_host_drain.cpp) ----
+  void drain_more();
+  bool drain_page(pages::PageNumber page);
+  [[nodiscard]] bool drains(SubId sub) const;
+  [[nodiscard]] bool is_drained(SubId sub) const;
+  [[nodiscard]] bool still_at(const Copy& copy, pages::PageNumber page) const;
+  void move(pages::PageNumber page, const Copy& from, pages::PageBytes bytes);
+  bool next_move(MainLink& link, PutPage& out);
+  /// Whether the answer was to a move.
+  bool on_moved(MainLink& link, const Entry& entry);
+  void forget_moves_to(SubId sub, bool sent);
+
   // ---- links (main_host.cpp) ----
   void on_listed(MainLink& link, std::span<const Entry> entries);
   void on_list_end(MainLink& link);
@@ -200,6 +234,9 @@ class MainHost {
   std::map<SubId, Sub> subs_;
   bool gather_ = false;
   pages::PageNumber gather_hand_ = 0;
+  pages::PageNumber drain_hand_ = 0;
+  std::uint64_t drain_idle_ = 0;  // pages looked at since something was to be done
+  Instant drain_at_{};            // it goes on
 
   std::unordered_set<pages::PageNumber> queued_;  // in a to_put, or in unassigned_
   std::deque<pages::PageNumber> unassigned_;      // no store can take them now
@@ -207,6 +244,7 @@ class MainHost {
   std::unordered_set<pages::PageNumber> wanted_;  // somebody waits
   std::unordered_map<pages::PageNumber, Asked> asked_;
   std::unordered_map<pages::PageNumber, Parked> parked_;  // came, and there was no room
+  std::unordered_map<pages::PageNumber, Moving> moving_;
   std::unordered_set<pages::PageNumber> lost_;
   std::map<SubId, std::uint64_t> copied_;  // entries of copies_
   pages::PageNumber last_demand_ = UINT64_MAX;

@@ -127,6 +127,9 @@ void MainHost::on_answer(MainLink& link, pages::PageNumber page, pages::PageByte
     clear_copy(page);
     return lose(page, asked.sub);
   }
+  if (!asked.demand && !gather_ && drains(copy->sub)) {
+    return move(page, *copy, bytes);
+  }
   place(page, asked.version, bytes, asked.demand);
 }
 

@@ -4,8 +4,8 @@
 // resident it is a copy, good for as long as the content is the same.
 //
 // A view of memory that its owner keeps, in a file that outlives the process: 16 bytes a page, all zero at first. At
-// any kill an entry is as it was, as it is to be, or none; none is harmless, as a page whose entry changes is resident
-// or on its way out. Thread: one. No failure.
+// any kill an entry is as it was, as it is to be, or, of set(), none: harmless, as its page is resident or on its way
+// out. Thread: one. No failure.
 
 #include <atomic>
 #include <cstddef>
@@ -49,6 +49,10 @@ class PageCopies {
     clear(page);
     std::atomic_ref(entries_[page].hash).store(copy.hash);
     std::atomic_ref(entries_[page].word).store(copy.version << 16 | copy.sub);
+  }
+  /// The same content elsewhere, of a page that may be missing: at any kill it is here or there.
+  void move(pages::PageNumber page, SubId sub, Version version) {
+    std::atomic_ref(entries_[page].word).store(version << 16 | sub);
   }
   void clear(pages::PageNumber page) { std::atomic_ref(entries_[page].word).store(0); }
 

@@ -108,10 +108,11 @@ bool parse_split(const Json& json, VmRecord& record) {
     const auto id = Id128::parse(json_string(entry, "store_id").value_or(""));
     const auto number = json_uint(entry, "number");
     const auto host = json_string(entry, "host");
-    if (!id || !number || *number >= kSubsMax || !host) {
+    const auto drain = json_bool(entry, "drain");  // absent before stores could be drained
+    if (!id || !number || *number >= kSubsMax || !host || (!drain && entry.contains("drain"))) {
       return false;
     }
-    record.split->subs.push_back({*id, static_cast<std::uint32_t>(*number), *host});
+    record.split->subs.push_back({*id, static_cast<std::uint32_t>(*number), *host, drain.value_or(false)});
   }
   return true;
 }
@@ -157,7 +158,8 @@ std::string to_text(const VmRecord& record) {
   if (record.split) {
     Json subs = Json::array();
     for (const auto& sub : record.split->subs) {
-      subs.push_back({{"store_id", sub.store_id.text()}, {"number", sub.number}, {"host", sub.host}});
+      subs.push_back(
+          {{"store_id", sub.store_id.text()}, {"number", sub.number}, {"host", sub.host}, {"drain", sub.drain}});
     }
     json["split"] = {{"budget_bytes", record.split->budget_bytes},
                      {"subs", std::move(subs)},

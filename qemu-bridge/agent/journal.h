@@ -55,6 +55,7 @@ struct SplitSub {
   Id128 store_id;
   std::uint32_t number = 0;
   std::string host;
+  bool drain = false;  // what it holds goes to the others
   bool operator==(const SplitSub&) const = default;
 };
 struct SplitRecord {

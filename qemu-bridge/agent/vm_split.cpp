@@ -43,7 +43,7 @@ std::expected<SplitRecord, Error> record_of(const controlplane::v1::SplitGuest& 
     if (!id || id->is_nil()) {
       return bad("SplitGuest: a store_id is not 16 bytes other than all zero");
     }
-    record.subs.push_back({*id, sub.number(), printable(sub.host())});
+    record.subs.push_back({*id, sub.number(), printable(sub.host()), sub.drain()});
   }
   return record;
 }
@@ -236,6 +236,7 @@ std::expected<void, Error> Vm::tell_split() {
     auto& store = *split.add_stores();
     store.set_store_id(sub.store_id.to_bytes());
     store.set_sub(sub.number);
+    store.set_drain(sub.drain);
   }
   auto reply = services_.dataplane.call(std::move(request), std::array{pipe->first.get(), pipe->second.get()});
   if (!reply) {

@@ -44,6 +44,11 @@ def connected(lab):
     return bool(split) and [sub["state"] for sub in split["subs"]] == ["CONNECTED"] * 2
 
 
+def subs_of(lab):
+    split = split_of(lab)
+    return {sub["host"]: sub["state"] for sub in split["subs"]} if split else {}
+
+
 def self_check(lab):
     ok, text = lab.verdict("guest", "host-a")
     check(ok, f"guest: {text}")
@@ -79,3 +84,25 @@ def split_and_gathered():
         for host in ("host-b", "host-c"):
             wait_until(f"{host} to have freed it", lambda host=host: not os.listdir(f"{lab.directory}/{host}/state/stores"), 30, 0.1)
         check_equal([host["memory_lent_bytes"] for host in lab.ctl("hosts")], [0, 0, 0], "what is still lent")
+
+
+@scenario
+def a_sub_host_is_drained():
+    with Lab(hosts=3, options={"lend": "512MiB"}) as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b", "--encryption", "aes-256-gcm")
+        wait_until("pages to be there", lambda: split_of(lab)["pages_missing"] > 0 and subs_of(lab) == {"host-b": "CONNECTED"}, 60, 0.1)
+        drained = lab.ctl("host", "drain", "host-b")
+        check_equal([part["refusal"] for part in drained["parts"]], [""], "what stays on host-b")
+        wait_until("pages to move", lambda: split_of(lab)["moved_pages"] > 0, 60, 0.05)
+        lab.kill("dataplane host-b")
+        restart(lab, "dataplane host-b")
+        wait_until("host-c to hold it alone", lambda: subs_of(lab) == {"host-c": "CONNECTED"}, 120, 0.1)
+        wait_until("host-b to have freed it", lambda: not os.listdir(f"{lab.directory}/host-b/state/stores"), 30, 0.1)
+        check_equal([host["memory_lent_bytes"] > 0 for host in lab.ctl("hosts")], [False, False, True], "who still lends")
+        self_check(lab)
+        check_equal(split_of(lab)["warnings"], [], "warnings")
+        lab.ctl("vm", "gather", "guest")
+        wait_until("all of it to be back", lambda: split_of(lab) is None, 120, 0.1)
+        self_check(lab)

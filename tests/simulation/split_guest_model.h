@@ -53,6 +53,7 @@ class SplitGuestModel final : public split::MainMemory {
   std::optional<split::Version> find_leaving(pages::PageNumber page, pages::MutablePageBytes out) const override;
   void forget_leaving(pages::PageNumber page, split::Version version) override;
   std::vector<split::Entry> all_leaving() const override;
+  split::Version draw_version() override { return version_next_++; }
 
   std::uint64_t placed = 0, leaving_max = 0;
 

@@ -1,7 +1,8 @@
 // Goal: whatever links, stores and daemons do, a page of a split VM that comes back is what the guest wrote last, and
 // no page is ever without a place. Method: a model of a guest within its budget; the real MainHost, SubHost, PageStore
-// and lanes over links with faults; links end and begin again, either end is restarted, a store fills up or is lost. In
-// the end all is healed: every place that the directory names has the last content, and everything comes back.
+// and lanes over links with faults; links end and begin again, either end is restarted, a store fills up, is drained or
+// lost, one that has been drained is dropped and made anew. In the end all is healed: every place that the directory
+// names has the last content, what is drained gets empty, and everything comes back.
 //
 //   split-sim [--seeds N] [--first S] [--seed S] [--large] [--trace]
 
@@ -129,6 +130,9 @@ class World final : public split::MainEvents, public placement::World {
   void end_flows();
   void disturb();
   void lose_store(split::SubId sub);
+  void drain(split::SubId sub);
+  void drop_drained();
+  void check_drained();
   void act();
   void step(Instant until);
   void settle(Duration time);
@@ -146,6 +150,8 @@ class World final : public split::MainEvents, public placement::World {
   std::vector<std::unique_ptr<SubModel>> subs_;
   std::vector<std::optional<Flow>> flows_;
   std::vector<Instant> begin_at_;
+  std::vector<bool> draining_;
+  const std::uint64_t pages_max_;  // of a store
   Network network_;
   std::vector<std::array<std::size_t, 2>> links_;  // to the sub, to the main host
   const std::uint32_t datagram_bytes_;
@@ -167,12 +173,13 @@ World::World(std::uint64_t seed, bool large, bool trace)
       copies_memory_(split::PageCopies::bytes(page_count_)),
       copies_(copies_memory_, page_count_),
       begin_at_(random_.between(1, 3)),
+      draining_(begin_at_.size()),
+      pages_max_(random_.below(4) == 0 ? page_count_ / 2 + 1 : page_count_ * 2),
       network_(seed * 31 + 7),
       datagram_bytes_(kDatagramBytes[random_.below(3)]) {
-  const std::uint64_t pages_max = random_.below(4) == 0 ? page_count_ / 2 + 1 : page_count_ * 2;
   flows_.resize(begin_at_.size());
   for (std::size_t sub = 0; sub < begin_at_.size(); ++sub) {
-    subs_.push_back(std::make_unique<SubModel>(sub, pages_max));
+    subs_.push_back(std::make_unique<SubModel>(sub, pages_max_));
     links_.push_back({network_.add_link(draw_link(random_)), network_.add_link(draw_link(random_))});
   }
   start_main();
@@ -182,6 +189,7 @@ void World::start_main() {
   main_ = std::make_unique<split::MainHost>(guest_, copies_, guest_.missing(), *this);
   for (std::size_t sub = 0; sub < subs_.size(); ++sub) {
     main_->add_sub(static_cast<split::SubId>(sub), {static_cast<std::byte>(sub + 1)});
+    main_->drain(static_cast<split::SubId>(sub), draining_[sub]);
   }
   main_->demand(guest_.take_asked_again());
 }
@@ -244,6 +252,29 @@ void World::lose_store(split::SubId sub) {
   begin_at_[sub] = now_;
 }
 
+/// Begins or ends it.
+void World::drain(split::SubId sub) {
+  draining_[sub] = !draining_[sub];
+  note("sub " + std::to_string(sub) + (draining_[sub] ? " is to be drained" : " is not drained any more"));
+  main_->drain(sub, draining_[sub]);
+}
+
+/// What has been drained is not needed by anybody: its store goes, and an empty one comes under the same number.
+void World::drop_drained() {
+  for (std::size_t at = 0; at < subs_.size(); ++at) {
+    const auto sub = static_cast<split::SubId>(at);
+    if (!main_->remove_sub(sub)) {
+      continue;
+    }
+    note("sub " + std::to_string(sub) + " is dropped");
+    flows_[sub].reset();
+    subs_[sub]->make();
+    draining_[sub] = false;
+    main_->add_sub(sub, {static_cast<std::byte>(sub + 1)});
+    begin_at_[sub] = now_ + microseconds(static_cast<std::int64_t>(random_.below(5000)));
+  }
+}
+
 void World::disturb() {
   const auto sub = static_cast<split::SubId>(random_.below(subs_.size()));
   switch (random_.below(40)) {
@@ -280,6 +311,12 @@ void World::disturb() {
       break;
     case 9:
       network_.link(links_[sub][random_.below(2)]).blackhole = random_.below(2) == 0;
+      break;
+    case 10:
+      drain(sub);
+      break;
+    case 11:
+      drop_drained();
       break;
     default:
       break;
@@ -407,6 +444,15 @@ void World::check_directory() {
   }
 }
 
+/// With all healed, a store is drained if the others have room.
+void World::check_drained() {
+  const bool room = std::ranges::find(draining_, false) != draining_.end() && pages_max_ > page_count_;
+  for (std::size_t sub = 0; sub < subs_.size(); ++sub) {
+    verdict_.require(!draining_[sub] || !room || may_lose_ || main_->sub_stats(static_cast<split::SubId>(sub)).drained,
+                     "drained", "sub " + std::to_string(sub) + " is not drained, and the others have room");
+  }
+}
+
 void World::finish() {
   note("healed");
   posted_.push_back(guest_.finish_eviction());
@@ -419,9 +465,12 @@ void World::finish() {
   guest_.no_room(false);
   settle(milliseconds(3000));
   check_directory();
+  guest_.all_may_come();
+  settle(milliseconds(1000));  // what somebody waits for comes before it can move
+  check_drained();
+  drop_drained();
   note("gathers");
   main_->gather(true);
-  guest_.all_may_come();
   settle(milliseconds(3000));
   for (pages::PageNumber page = 0; page < page_count_; ++page) {
     verdict_.require(!guest_.is_missing(page) || guest_.is_lost(page), "comes-back",

@@ -150,4 +150,10 @@ MUTATIONS = (
              'if (!copy || copy->sub != link.sub() || link.listed().test(page)) {', 'if (!copy || copy->sub != link.sub() || page < copies_.page_count()) {'),
     Mutation('dropped-while-leaving', 'a version that may be put again is dropped', SPLIT + 'main_host.cpp',
              'if (!leaves) {', 'if (!leaves || entry.version != 0) {'),
+    Mutation('moved-although-full', 'a page that the other store refused counts as moved', SPLIT + 'main_host_drain.cpp',
+             '      on_full(link);\n      return true;', '      on_full(link);\n      break;'),
+    Mutation('moved-with-its-version', 'a page moves in the version that it has', SPLIT + 'main_host_drain.cpp',
+             '= memory_.draw_version();', '= from.version;'),
+    Mutation('left-out-undrained', 'a store goes before all that it holds is elsewhere', SPLIT + 'main_host_drain.cpp',
+             'if (!is_drained(sub)) {', 'if (!drains(sub)) {'),
 )

@@ -65,7 +65,9 @@ class SplitTest : public ServiceTest {
       sub.set_sub(number);
       sub.set_connected(connected);
       sub.set_reason(connected ? "" : "the flow died");
-      sub.set_pages_held(100);
+      sub.set_pages_held(drained_.contains(id) ? 0 : 100);
+      sub.set_draining(draining_.contains(id));
+      sub.set_drained(drained_.contains(id));
     }
     a_->set_vms({vm});
     a_->report();
@@ -170,6 +172,7 @@ class SplitTest : public ServiceTest {
   std::unique_ptr<FakeAgent> c_;
   std::string store_, first_secret_;
   std::map<std::string, std::uint32_t> stores_;
+  std::set<std::string> draining_, drained_;
 };
 
 TEST_F(SplitTest, TheOperatorSeesWhereItLies) {
@@ -327,6 +330,66 @@ TEST_F(SplitTest, GatheringDropsTheStoresOnlyWhenAllIsBack) {
   runs_at(*a_, {});
   expect_dropped(*b_);
   EXPECT_FALSE(vm().has_split());
+}
+
+TEST_F(SplitTest, AStoreIsDroppedOnlyOnceTheMainHostDoesWithoutIt) {
+  split_over_b();
+  api::DrainHostRequest request;
+  request.set_host("host-b");
+  auto drained = call(&api::Operators::Stub::DrainHost, request);
+  const Agent prepare = c_->expect(Agent::kPrepareStore);  // another is chosen
+  const std::string second = prepare.prepare_store().store_id();
+  EXPECT_GE(prepare.prepare_store().bytes_lent(), kVmBytes - kBudget) << "the first counts for nothing any more";
+  c_->reply(prepare, at("10.0.0.2"));
+  const Agent added = a_->expect(Agent::kSplitGuest);
+  EXPECT_EQ(added.split_guest().subs_size(), 2);
+  stores_[second] = 1;
+  main_reports(true);
+  a_->reply(added);
+  const auto [status, response] = drained.get();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.parts_size(), 1);
+  EXPECT_EQ(response.parts(0).refusal(), "");
+  EXPECT_EQ(wait_for([](const auto& shown) { return shown.subs_size() == 2; }).subs(0).state(),
+            api::PAGE_STORE_DRAINING);
+
+  const Agent order = a_->expect(Agent::kSplitGuest);
+  EXPECT_TRUE(order.split_guest().subs(0).drain());
+  EXPECT_FALSE(order.split_guest().subs(1).drain());
+  draining_ = {store_};
+  main_reports(true);
+  a_->reply(order);
+  EXPECT_EQ(b_->unread(), 0U);
+  drained_ = {store_};
+  main_reports(true);
+  const Agent without = a_->expect(Agent::kSplitGuest);
+  ASSERT_EQ(without.split_guest().subs_size(), 1);
+  EXPECT_EQ(without.split_guest().subs(0).store_id(), second);
+  EXPECT_EQ(b_->unread(), 0U) << "the main host has not said yet that it does without";
+  stores_.erase(store_);
+  main_reports(true);
+  a_->reply(without);
+  expect_dropped(*b_);
+  EXPECT_EQ(wait_for([](const auto& shown) { return shown.subs_size() == 1; }).subs(0).host(), "host-c");
+}
+
+TEST_F(SplitTest, WhatCannotBeDrainedIsRefused) {
+  split_over_b();
+  c_->disconnect();
+  wait_for([](const auto&) { return true; });
+  auto request = order(0, {});
+  request.add_without("host-c");
+  EXPECT_NE(call(&api::Operators::Stub::SplitVm, request).get().first.error_message().find("no sub host"),
+            std::string::npos);
+  request.set_without(0, "host-b");
+  request.add_sub_hosts("host-b");
+  EXPECT_NE(call(&api::Operators::Stub::SplitVm, request).get().first.error_message().find("is to hold nothing"),
+            std::string::npos);
+  EXPECT_EQ(wait_for([](const auto&) { return true; }).subs(0).state(), api::PAGE_STORE_CONNECTED);
+  request = order(0, {});
+  request.set_encryption(dpapi::ENCRYPTION_AES_256_GCM);
+  EXPECT_NE(call(&api::Operators::Stub::SplitVm, request).get().first.error_message().find("another encryption"),
+            std::string::npos);
 }
 
 TEST_F(SplitTest, GatheringNeedsRoom) {

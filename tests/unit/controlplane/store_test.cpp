@@ -316,21 +316,31 @@ TEST_F(StoreTest, ASplitVmMovesNowhereAndIsKnownAfterReopening) {
   EXPECT_EQ(store_->save_split(late, {}).error().code, Code::kOwnershipMoved);
 }
 
-/// Makes of today's file one as version 1 wrote it: its table knew no state above 5.
-void make_version_1(const std::filesystem::path& file) {
+void run_sql(const std::filesystem::path& file, const char* sql) {
   sqlite3* database = nullptr;
   ASSERT_EQ(sqlite3_open(file.c_str(), &database), SQLITE_OK);
   char* error = nullptr;
-  EXPECT_EQ(sqlite3_exec(database,
-                         "PRAGMA writable_schema = ON;"
-                         "UPDATE sqlite_schema SET sql = replace(sql, 'BETWEEN 1 AND 7', 'BETWEEN 1 AND 5');"
-                         "UPDATE sqlite_schema SET sql = replace(sql, '(state < 4 OR state = 6)', 'state < 4');"
-                         "PRAGMA writable_schema = OFF; DROP TABLE page_stores; DROP TABLE splits;"
-                         "PRAGMA user_version = 1",
-                         nullptr, nullptr, &error),
-            SQLITE_OK)
-      << error;
+  EXPECT_EQ(sqlite3_exec(database, sql, nullptr, nullptr, &error), SQLITE_OK) << error;
   sqlite3_close(database);
+}
+
+/// Makes of today's file one as version 1 wrote it: its table knew no state above 5.
+void make_version_1(const std::filesystem::path& file) {
+  run_sql(file,
+          "PRAGMA writable_schema = ON;"
+          "UPDATE sqlite_schema SET sql = replace(sql, 'BETWEEN 1 AND 7', 'BETWEEN 1 AND 5');"
+          "UPDATE sqlite_schema SET sql = replace(sql, '(state < 4 OR state = 6)', 'state < 4');"
+          "PRAGMA writable_schema = OFF; DROP TABLE page_stores; DROP TABLE splits;"
+          "PRAGMA user_version = 1");
+}
+
+/// As version 3 wrote it: it knew neither how flows are encrypted nor that stores are drained.
+void make_version_3(const std::filesystem::path& file) {
+  run_sql(file,
+          "ALTER TABLE splits DROP COLUMN encryption; PRAGMA writable_schema = ON;"
+          "UPDATE sqlite_schema SET sql = replace(sql, '(1, 2, 4, 5)', '(1, 2, 4)');"
+          "UPDATE sqlite_schema SET sql = replace(sql, 'state <> 4', 'state < 4');"
+          "PRAGMA writable_schema = OFF; PRAGMA user_version = 3");
 }
 
 TEST_F(StoreTest, AFileOfVersion1IsTakenOver) {
@@ -351,6 +361,32 @@ TEST_F(StoreTest, AFileOfVersion1IsTakenOver) {
             Code::kMigrationActive);
   open();
   EXPECT_EQ(store_->active_migrations().value().size(), 1U);
+}
+
+TEST_F(StoreTest, AFileOfVersion3IsTakenOver) {
+  start(uuid_);
+  const SplitRecord split{.vm_uuid = uuid_, .ownership = 1, .budget_bytes = 4096, .state = api::SPLIT};
+  const PageStoreRecord page_store{.id = Id128::random(),
+                                   .vm_uuid = uuid_,
+                                   .vm_name = "demo",
+                                   .main_host = "host-a",
+                                   .sub_host = "host-b",
+                                   .ownership = 1,
+                                   .bytes_lent = 4096,
+                                   .state = api::PAGE_STORE_CONNECTED};
+  ASSERT_TRUE(store_->save_split(split, {&page_store, 1}).has_value());
+  store_.reset();
+  make_version_3(file());
+  open();
+  ASSERT_EQ(store_->splits().value().size(), 1U);
+  EXPECT_EQ(store_->splits().value().at(0).encryption, dpapi::ENCRYPTION_AES_128_GCM);
+  EXPECT_TRUE(store_->set_page_store_state(page_store.id, api::PAGE_STORE_DRAINING).has_value());
+  PageStoreRecord second = page_store;
+  second.id = Id128::random();
+  second.number = 1;
+  EXPECT_FALSE(store_->save_split(split, {&second, 1}).has_value()) << "two of one VM at one host";
+  open();
+  EXPECT_EQ(store_->page_stores().value().at(0).state, api::PAGE_STORE_DRAINING);
 }
 
 TEST_F(StoreTest, ForeignFilesAreRefused) {

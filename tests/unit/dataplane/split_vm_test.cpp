@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::uint64_t kBudget = 16U << 20;
 const std::string kStore = id_of('p');
+const std::string kSecondStore = id_of('q');
 
 class SplitVm : public RoundTrip {
  protected:
@@ -34,7 +35,7 @@ class SplitVm : public RoundTrip {
     request.mutable_attach_guest()->set_split(true);
     return ask(0, request, guests_[0]->descriptors()).attach_guest();
   }
-  api::SplitStatus split(bool gather = false) {
+  static api::ToDataplane split_request(bool gather = false) {
     api::ToDataplane request;
     api::SplitGuest& split = *request.mutable_split_guest();
     split.set_vm_uuid(id_of('v'));
@@ -42,12 +43,16 @@ class SplitVm : public RoundTrip {
     split.set_budget_bytes(kBudget);
     split.set_gather(gather);
     split.add_stores()->set_store_id(kStore);
+    return request;
+  }
+  api::SplitStatus split(bool gather = false) {
+    auto request = split_request(gather);
     return ask(0, request, {pipe_[0], pipe_[1]}).split_guest().status();
   }
-  void connect(bool create, char secret) {
+  void connect(bool create, char secret, const std::string& id = kStore) {
     api::ToDataplane request;
     api::PrepareStore& store = *request.mutable_prepare_store();
-    store.set_store_id(kStore);
+    store.set_store_id(id);
     store.set_vm_uuid(id_of('v'));
     store.set_ownership(1);
     store.set_pages(kPages);
@@ -57,16 +62,16 @@ class SplitVm : public RoundTrip {
     api::PrepareSub& sub = *request.mutable_prepare_sub();
     sub.set_vm_uuid(id_of('v'));
     sub.set_ownership(1);
-    sub.set_store_id(kStore);
+    sub.set_store_id(id);
     const auto here = ask(0, request).prepare_sub().endpoint();
     api::StartStore& start_store = *request.mutable_start_store();
-    start_store.set_store_id(kStore);
+    start_store.set_store_id(id);
     *start_store.mutable_peer() = here;
     start_store.set_secret(std::string(32, secret));
     ask(1, request);
     api::StartSub& start_sub = *request.mutable_start_sub();
     start_sub.set_vm_uuid(id_of('v'));
-    start_sub.set_store_id(kStore);
+    start_sub.set_store_id(id);
     *start_sub.mutable_peer() = there;
     start_sub.set_secret(std::string(32, secret));
     ask(0, request);
@@ -206,6 +211,37 @@ TEST_F(SplitVm, NoKillLosesAPage) {
   api::Event event;
   ASSERT_TRUE(wait(0, api::Event::kGathered, &event));
   run_guest(4);
+}
+
+TEST_F(SplitVm, AStoreIsDrainedIntoAnotherAndLeftOut) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.subs(0).pages_held() > kPages / 4; }));
+  auto request = split_request();
+  api::SubStore& second = *request.mutable_split_guest()->add_stores();
+  second.set_store_id(kSecondStore);
+  second.set_sub(1);
+  ask(0, request, {pipe_[0], pipe_[1]});
+  auto without = request;
+  without.mutable_split_guest()->mutable_stores()->DeleteSubrange(0, 1);
+  const auto refused = bridges_[0].ask(without, {pipe_[0], pipe_[1]});
+  ASSERT_TRUE(refused);
+  EXPECT_NE(refused->error().text().find("not drained"), std::string::npos) << refused->error().text();
+
+  connect(true, 't', kSecondStore);
+  request.mutable_split_guest()->mutable_stores(0)->set_drain(true);
+  ask(0, request, {pipe_[0], pipe_[1]});
+  run_guest(1);
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.subs(0).drained(); }));
+  EXPECT_GT(status(0).splits(0).moved_pages(), 0U);
+  EXPECT_EQ(ask(0, without, {pipe_[0], pipe_[1]}).split_guest().status().subs_size(), 1);
+  api::ToDataplane drop;
+  drop.mutable_drop_store()->set_store_id(kStore);
+  ask(1, drop);
+  run_guest(2);
+  EXPECT_EQ(status(0).splits(0).subs(0).pages_lost(), 0U);
+  EXPECT_EQ(status(0).splits(0).problem(), "");
 }
 
 TEST_F(SplitVm, AStoreThatIsGoneIsToldPageByPage) {
