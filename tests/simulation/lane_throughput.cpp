@@ -86,6 +86,8 @@ TEST(LaneThroughput, BackgroundKeepsTheQueueShortAndFillsThePath) {
       {{"seldom away", 8972, 0, 0, 0, milliseconds(20), milliseconds(4), 20 * kGigabit, 0}, 200},
       {{"away half of the time", 8972, 0, 0, 0, milliseconds(4), milliseconds(4), 9 * kGigabit, 0}, 200},
       {{"hardly ever there", 8972, 0, 0, 0, milliseconds(2), milliseconds(8), 5 * kGigabit, 0}, 300},
+      {{"away twice a millisecond", 8972, 0, 0, 0, microseconds(500), microseconds(500), 10 * kGigabit, 0}, 100},
+      {{"shaped, away twice", 8972, kGigabit, kTbfQueue, 0, microseconds(500), microseconds(500), 850'000'000, 0}, 25},
   };
   for (const Background& background : paths) {
     SCOPED_TRACE(background.path.description);
