@@ -1,29 +1,25 @@
 #pragma once
 // Copies past the caches: for memory that this core will not read soon. The destination's old lines are not fetched, so
-// a page costs half the memory traffic and leaves the caches to those who need them. Pure; any thread; no failure.
+// a page costs half the memory traffic and leaves the caches to those who need them. The core waits for memory
+// meanwhile, so what pages::ReadAhead knows is fetched beside it. Any thread; no failure.
 
 #include <emmintrin.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 
 namespace godwit::memory {
 
+/// What stores: with the widest registers a line is one store, and no line is ever sent to memory in part.
+enum class Streamer : std::uint8_t { kSse2, kAvx512 };
+[[nodiscard]] Streamer best_streamer();
+
 /// Visible to other threads only after stream_fence(). Falls back to memcpy unless `to` and the length are multiples
-/// of 16.
-inline void stream_copy(std::byte* to, std::span<const std::byte> from) {
-  constexpr std::size_t kStep = sizeof(__m128i);
-  if (reinterpret_cast<std::uintptr_t>(to) % kStep != 0 || from.size() % kStep != 0) {
-    std::memcpy(to, from.data(), from.size());
-    return;
-  }
-  for (std::size_t at = 0; at < from.size(); at += kStep) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + at),
-                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from.data() + at)));
-  }
-}
+/// of what is stored at once.
+void stream_copy(std::byte* to, std::span<const std::byte> from);
+/// By a given one, which must not be wider than the best.
+void stream_copy(std::byte* to, std::span<const std::byte> from, Streamer streamer);
 
 inline void stream_fence() { _mm_sfence(); }
 

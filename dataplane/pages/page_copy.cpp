@@ -58,7 +58,7 @@ PageHash merge(const Accumulators& accumulators) {
   return _mm512_add_epi64(_mm512_mul_epu32(mixed, prime), _mm512_slli_epi64(high, 32));
 }
 
-template <std::size_t kPages, bool kFetchesNext>
+template <std::size_t kPages, bool kFetchesTo, bool kFetchesFrom>
 [[gnu::target("avx512f")]] void copy_avx512(const PageCopy* copies, PageHash* hashes) {
   __m512i sums[kPages];
   PageCopy pages[kPages];  // our own: for all the compiler knows, the stores below change `copies`
@@ -76,7 +76,8 @@ template <std::size_t kPages, bool kFetchesNext>
         const std::size_t at = stripe * kStripeBytes;
         const __m512i data = _mm512_loadu_si512(pages[page].from + at);
         _mm512_storeu_si512(pages[page].to + at, data);
-        if constexpr (kFetchesNext) __builtin_prefetch(pages[page].next_to + at, 1);
+        if constexpr (kFetchesTo) __builtin_prefetch(pages[page].next_to + at, 1);
+        if constexpr (kFetchesFrom) __builtin_prefetch(pages[page].next_from + at);
         sums[page] = accumulate(sums[page], data, secret_of(stripe));
         if (ends_block(stripe)) sums[page] = scramble(sums[page]);
       }
@@ -89,6 +90,11 @@ template <std::size_t kPages, bool kFetchesNext>
     hashes[page] = merge(accumulators);
   }
 }
+
+/// By what is fetched: [to][from].
+using CopyTwo = void (*)(const PageCopy*, PageHash*);
+constexpr CopyTwo kCopyTwo[2][2] = {{copy_avx512<2, false, false>, copy_avx512<2, false, true>},
+                                    {copy_avx512<2, true, false>, copy_avx512<2, true, true>}};
 
 [[gnu::target("avx2")]] inline __m256i accumulate(__m256i sum, __m256i data, std::size_t secret) {
   const __m256i key =
@@ -144,13 +150,14 @@ PageCopier best_page_copier() {
 void copy_pages(std::span<const PageCopy> copies, std::span<PageHash> hashes, PageCopier copier) {
   GW_ASSERT(copies.size() == hashes.size());
   if (copier == PageCopier::kAvx512 && copies.size() == 2) {
-    const bool fetches_next = copies[0].next_to != nullptr && copies[1].next_to != nullptr;
-    return (fetches_next ? copy_avx512<2, true> : copy_avx512<2, false>)(copies.data(), hashes.data());
+    const bool to = copies[0].next_to != nullptr && copies[1].next_to != nullptr;
+    const bool from = copies[0].next_from != nullptr && copies[1].next_from != nullptr;
+    return kCopyTwo[to ? 1 : 0][from ? 1 : 0](copies.data(), hashes.data());
   }
   for (std::size_t i = 0; i < copies.size(); ++i) {
     switch (copier) {
       case PageCopier::kAvx512:
-        copy_avx512<1, false>(&copies[i], &hashes[i]);
+        copy_avx512<1, false, false>(&copies[i], &hashes[i]);
         break;
       case PageCopier::kAvx2:
         hashes[i] = copy_avx2(copies[i]);

@@ -18,6 +18,8 @@ struct PageCopy {
   const std::byte* from = nullptr;
   /// Where the page after this one will be copied to: owned by this core when its time comes. A hint, never written.
   const std::byte* next_to = nullptr;
+  /// Where that one lies: in this core's caches when its time comes. A hint, never read.
+  const std::byte* next_from = nullptr;
 };
 
 /// hash_page() of each is put into `hashes`, as many. Two at a time are a tenth faster than one after the other: the

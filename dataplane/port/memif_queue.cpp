@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dataplane/pages/read_ahead.h"
 
 namespace godwit::port::memif {
 namespace {
@@ -220,6 +221,18 @@ std::size_t MemifQueue::receive_from(RingEnd& ring, std::size_t frames_max) {
   return frames;
 }
 
+/// What the next receive() will most likely bring.
+void MemifQueue::look_ahead() const {
+  pages::ReadAhead& ahead = pages::ReadAhead::of_this_thread();
+  ahead.clear();
+  const RingEnd& ring = in_[kBulk];
+  const std::size_t count = std::min<std::size_t>(ring.available(), bulk_turn_.frames());
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::span<const std::byte> frame = ring.look(static_cast<std::uint16_t>(i)).bytes;
+    ahead.add(frame.first(std::min<std::size_t>(frame.size(), frame_bytes_max_)));
+  }
+}
+
 std::span<const std::span<std::byte>> MemifQueue::receive() {
   for (RingEnd& ring : in_) {
     if (ring.passed() != 0) {
@@ -236,6 +249,7 @@ std::span<const std::span<std::byte>> MemifQueue::receive() {
   if (frames == 0) {
     frames = receive_from(in_[kBulk], bulk_turn_.frames());
   }
+  look_ahead();
   return {frames_.data(), frames};
 }
 

@@ -96,6 +96,7 @@ class MemifQueue final : public Queue {
   [[nodiscard]] RingEnd& sending(Priority priority);
   [[nodiscard]] const RingEnd& sending(Priority priority) const;
   void sent(RingEnd& ring, std::size_t bytes, std::size_t shift);
+  void look_ahead() const;
   std::size_t receive_from(RingEnd& ring, std::size_t frames_max);
   [[nodiscard]] std::byte* private_room(std::size_t index) const { return rooms_.get() + index * room_bytes_; }
 

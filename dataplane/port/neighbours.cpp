@@ -77,6 +77,11 @@ std::optional<wire::MacAddress> Neighbours::resolve(Instant now, const wire::IpA
 }
 
 void Neighbours::confirm(Instant now, const wire::IpAddress& peer) {
+  if (now == confirmed_at_ && peer == confirmed_) {
+    return;  // a burst brings many packets of one peer
+  }
+  confirmed_at_ = now;
+  confirmed_ = peer;
   const auto found = entries_.find(next_hop(peer));
   if (found != entries_.end() && found->second.mac) {
     found->second.asked = 0;

@@ -88,6 +88,8 @@ class Neighbours {
   NeighboursOptions options_;
   std::map<wire::IpAddress, Entry> entries_;
   std::vector<Answer> answers_;
+  Instant confirmed_at_ = kNever;  // the last confirm()
+  wire::IpAddress confirmed_;
   NeighboursCounters counters_;
 };
 

@@ -272,11 +272,14 @@ void Lane::Impl::put_pages(Draft& draft, const SentContent& content, const Lying
 void Lane::Impl::copy_into_room(Draft& draft, const SentContent& content, const Lying& lying) {
   std::array<pages::PageCopy, wire::kPagesPerPacketMax> copies;
   draft.hash_count = page_count(content);
+  // Pages that are neighbours are likely to be followed by their neighbours.
+  const bool in_order = draft.hash_count == 2 && lying[1].data() == lying[0].data() + pages::kPageSize;
   for (std::size_t i = 0; i < draft.hash_count; ++i) {
     const std::size_t at = draft.pages_at + i * pages::kPageSize;
     copies[i] = {.to = in_place_->room.data() + at,
                  .from = lying[i].data(),
-                 .next_to = in_place_->next_room != nullptr ? in_place_->next_room + at : nullptr};
+                 .next_to = in_place_->next_room != nullptr ? in_place_->next_room + at : nullptr,
+                 .next_from = in_order ? lying[i].data() + 2 * pages::kPageSize : nullptr};
   }
   pages::copy_pages(std::span(copies).first(draft.hash_count), std::span(draft.hashes).first(draft.hash_count));
   for (std::size_t i = 0; i < draft.hash_count; ++i) {

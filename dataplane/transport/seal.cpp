@@ -144,9 +144,9 @@ class ChecksumOpener final : public Opener {
       const auto at = static_cast<std::size_t>(body_.page_bytes[i].data() - packet.data());
       copies[i] = {.to = packet.data() + at, .from = from + at};
     }
-    pages::copy_pages(std::span(copies).first(body_.count), std::span(hashes).first(body_.count));
     const std::size_t tag = packet.size() - wire::kTagBytes;
-    std::copy_n(from + tag, wire::kTagBytes, packet.data() + tag);
+    std::copy_n(from + tag, wire::kTagBytes, packet.data() + tag);  // before the pages: behind them it would wait
+    pages::copy_pages(std::span(copies).first(body_.count), std::span(hashes).first(body_.count));
   }
   static void bring(std::span<std::byte> packet, const std::byte* from) {
     if (from != nullptr && packet.size() > kPacketHeadBytes) {

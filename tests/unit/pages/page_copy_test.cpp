@@ -31,14 +31,16 @@ class PageCopiers : public testing::TestWithParam<PageCopier> {
     }
   }
   /// `count` pages, `shift` bytes from where a line begins.
-  static void check(std::size_t count, std::size_t shift, bool fetches_next) {
+  static void check(std::size_t count, std::size_t shift, bool fetches_to, bool fetches_from) {
     const std::vector<std::byte> source = random_bytes(count * kPageSize + shift, static_cast<unsigned>(shift + count));
     std::vector<std::byte> target(count * (kPageSize + kMargin) + kMargin + shift, kUntouched);
     std::vector<PageCopy> copies;
     for (std::size_t i = 0; i < count; ++i) {
       std::byte* const to = target.data() + shift + kMargin + i * (kPageSize + kMargin);
-      copies.push_back(
-          {.to = to, .from = source.data() + shift + i * kPageSize, .next_to = fetches_next ? target.data() : nullptr});
+      copies.push_back({.to = to,
+                        .from = source.data() + shift + i * kPageSize,
+                        .next_to = fetches_to ? target.data() : nullptr,
+                        .next_from = fetches_from ? source.data() : nullptr});
     }
     std::vector<PageHash> hashes(count);
     copy_pages(copies, hashes, GetParam());
@@ -55,8 +57,10 @@ class PageCopiers : public testing::TestWithParam<PageCopier> {
 TEST_P(PageCopiers, CopyAndHashPagesWhereverTheyLie) {
   for (const std::size_t shift : {0U, 1U, 8U, 14U, 63U}) {
     for (const std::size_t count : {1U, 2U, 3U}) {
-      check(count, shift, false);
-      check(count, shift, true);
+      for (const bool fetches_to : {false, true}) {
+        check(count, shift, fetches_to, false);
+        check(count, shift, fetches_to, true);
+      }
     }
   }
 }

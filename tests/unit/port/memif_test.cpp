@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "dataplane/pages/read_ahead.h"
 #include "dataplane/port/event_signal.h"
 #include "dataplane/port/memif_link.h"
 #include "dataplane/port/memif_port.h"
@@ -160,6 +161,29 @@ TEST_F(MemifPorts, AFrameMayBePutIntoTheRingAroundItsEnds) {
     from->queue(0).flush();
     EXPECT_EQ(receive_all(to->queue(0)), std::vector<Bytes>{frame});
   }
+}
+
+TEST_F(MemifPorts, TellWhatTheNextReceiveWillBring) {
+  auto server = open_end(true);
+  auto client = open_end(false);
+  ASSERT_TRUE(both_up(*server, *client));
+  Queue& to = server->queue(0);
+  client->queue(0).receive();
+  to.receive();
+  std::vector<Bytes> sent;
+  for (unsigned i = 0; i < kBurst + 3; ++i) {
+    sent.push_back(frame_of(3000 + i, i));
+    ASSERT_TRUE(send(client->queue(0), Priority::kBulk, sent.back()));
+    client->queue(0).flush();
+  }
+  EXPECT_EQ(to.receive().size(), kBurst);
+  for (std::size_t i = kBurst; i < sent.size(); ++i) {
+    const auto lines = pages::ReadAhead::of_this_thread().take(kFrameBytesMax);
+    EXPECT_FALSE(std::ranges::search(lines, sent[i]).empty()) << "frame " << i << " lies there already";
+  }
+  EXPECT_TRUE(pages::ReadAhead::of_this_thread().take(kFrameBytesMax).empty());
+  EXPECT_EQ(to.receive().size(), 3U);
+  EXPECT_TRUE(pages::ReadAhead::of_this_thread().take(kFrameBytesMax).empty()) << "it is being read";
 }
 
 TEST_F(MemifPorts, APeerMayComeAgain) {
