@@ -174,7 +174,7 @@ World::World(std::uint64_t seed, bool large, bool trace)
       copies_(copies_memory_, page_count_),
       begin_at_(random_.between(1, 3)),
       draining_(begin_at_.size()),
-      pages_max_(random_.below(4) == 0 ? page_count_ / 2 + 1 : page_count_ * 2),
+      pages_max_(random_.below(3) == 0 ? page_count_ / random_.between(2, 8) + 1 : page_count_ * 2),
       network_(seed * 31 + 7),
       datagram_bytes_(kDatagramBytes[random_.below(3)]) {
   flows_.resize(begin_at_.size());
