@@ -173,7 +173,7 @@ void LiveSplit::keep_evicting(const std::stop_token& stop) {
     wait = wait == kNotWanted ? quiet : wait;
     if (wait != kAtOnce) {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, stop, wait, [] { return false; });
+      changed_.wait_for(lock, stop, wait, [this] { return room_wanted_.exchange(false); });
     }
   }
 }
@@ -273,7 +273,13 @@ std::expected<split::MainMemory::Placed, std::string> LiveSplit::place(pages::Pa
   if (!placed && placed.error().code != memory::ErrorCode::kNoMemory) {
     return std::unexpected(placed.error().text);
   }
-  return placed && *placed ? Placed::kNotWanted : Placed::kAgain;
+  if (placed && *placed) {
+    return Placed::kNotWanted;
+  }
+  if (!room_wanted_.exchange(true)) {
+    changed_.notify_all();  // the evictor may be looking seldom
+  }
+  return Placed::kAgain;
 }
 
 std::vector<split::Entry> LiveSplit::all_leaving() const {

@@ -141,6 +141,7 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable_any changed_;
+  std::atomic<bool> room_wanted_{false};  // somebody waits for a page that the budget has no room for
   SplitLimits limits_;
   SplitFigures figures_;
   std::string problem_;
