@@ -9,6 +9,7 @@
 namespace godwit::daemon {
 namespace {
 
+constexpr const char* kEnding = ".missing";
 constexpr std::size_t kWritesMax = 128;  // more than a receive burst has
 
 std::unexpected<transfer::GuestError> guest_error(const memory::Error& error) {
@@ -21,7 +22,11 @@ bool passes(const memory::Error& error) { return error.code == memory::ErrorCode
 }  // namespace
 
 std::string LivePaging::file_of(const std::string& directory, const Id128& vm_uuid) {
-  return directory + "/" + vm_uuid.text() + ".missing";
+  return directory + "/" + vm_uuid.text() + kEnding;
+}
+
+void LivePaging::remove_unfinished_files(const std::string& directory) {
+  memory::GuestStateFile::remove_unfinished(directory, kEnding);
 }
 
 void LivePaging::remove_file(const std::string& directory, const Id128& vm_uuid) {
@@ -112,13 +117,13 @@ std::expected<void, transfer::GuestError> LivePaging::disarm() {
 }
 
 bool LivePaging::poll() {
-  if (!armed() || failure_) {
+  if (!armed()) {
     return false;
   }
   const std::size_t before = faults_.size();
-  if (const auto read = pager_->read_faults(faults_); !read && !passes(read.error())) {
-    failure_ = transfer::GuestError{read.error().text};
-  }
+  // A fault that could not be answered is tried again with the next look, so what was wrong may be over then.
+  const auto read = pager_->read_faults(faults_);
+  failure_ = read || passes(read.error()) ? std::nullopt : std::optional(transfer::GuestError{read.error().text});
   return faults_.size() != before;
 }
 

@@ -3,8 +3,9 @@
 // the reading of faults, which goes on with or without a flow. Shared by the guest, its migration and the home lcore;
 // the guest's LiveGuest outlives it.
 //
-// Threads as transfer/paging_guest.h says; poll() and read_events() on the home lcore. Failure: GuestError for good;
-// memory that is not free just now is none (the pages stay missing and come again).
+// Threads as transfer/paging_guest.h says; poll() and read_events() on the home lcore. Failure: GuestError, as long as
+// what is wrong lasts: another migration part may go on later. Memory that is not free just now is none (the pages stay
+// missing and come again).
 
 #include <atomic>
 #include <cstdint>
@@ -27,6 +28,8 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
   /// Of what is missing of this VM; it outlives the daemon.
   static std::string file_of(const std::string& directory, const Id128& vm_uuid);
   static void remove_file(const std::string& directory, const Id128& vm_uuid);
+  /// Those of migrations that were being prepared when a former daemon died. Before any guest is attached.
+  static void remove_unfinished_files(const std::string& directory);
 
   // ---- jobs ----
   /// Nothing is missing yet. The userfaultfds see accesses of the kernel, too (AttachGuest.demand_paging).
@@ -87,8 +90,8 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
   std::atomic<bool> armed_{false};
 
   // the home lcore's
-  std::vector<pages::PageNumber> faults_;  // read, not told yet
-  std::optional<transfer::GuestError> failure_;
+  std::vector<pages::PageNumber> faults_;        // read, not told yet
+  std::optional<transfer::GuestError> failure_;  // of the last look
 };
 
 }  // namespace godwit::daemon

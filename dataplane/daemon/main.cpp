@@ -180,6 +180,7 @@ int run(const config::DataplaneConfig& config) {
   if (!socket) {
     return fail(socket.error());
   }
+  LivePaging::remove_unfinished_files(settings.service.missing_dir);  // no other daemon is there
   auto control = ControlLoop::open(std::move(*socket));
   if (!control) {
     return fail(control.error());

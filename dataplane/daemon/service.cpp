@@ -35,11 +35,6 @@ std::string identity_of(api::AttachGuest request) {
 
 UniqueFd open_process(std::int32_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
-bool runs(const UniqueFd& process) {
-  pollfd exited{process.get(), POLLIN, 0};
-  return process.valid() && poll(&exited, 1, 0) == 0;
-}
-
 bool takes_descriptors(const api::ToDataplane& request) {
   return request.has_attach_guest() || request.has_split_guest();
 }
@@ -70,6 +65,11 @@ Service::Service(ServiceOptions options, Images& images, Inbox& control, DataPat
       stores_(options_, control_, data_path_, *disk_, flow_ids_, emit_) {}
 
 Service::~Service() = default;
+
+bool Service::Entry::qemu_runs() const {
+  pollfd exited{process.get(), POLLIN, 0};
+  return process.valid() && poll(&exited, 1, 0) == 0;
+}
 
 void Service::handle(api::ToDataplane request, std::vector<UniqueFd> descriptors, Respond respond) {
   using Request = api::ToDataplane;
@@ -309,8 +309,7 @@ void Service::detach_guest(const api::DetachGuest& request, const Respond& respo
                                 "; finish that first")));
     return;
   }
-  if (const std::uint64_t missing = entry.guest ? entry.guest->pages_missing() : 0;
-      missing != 0 && runs(entry.process)) {
+  if (const std::uint64_t missing = entry.guest ? entry.guest->pages_missing() : 0; missing != 0 && entry.qemu_runs()) {
     // Without us its QEMU would read zeros there.
     respond(refusal(bad_request("DetachGuest: VM " + vm->text() + " runs and lacks " + std::to_string(missing) +
                                 " pages; end its QEMU first")));

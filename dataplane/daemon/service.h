@@ -79,6 +79,8 @@ class Service {
     std::uint64_t access_scans = 0;
     std::uint64_t accessed_pages = 0;  // found by the last of them
     std::unique_ptr<Worker> worker;
+
+    [[nodiscard]] bool qemu_runs() const;
   };
 
   void hello(const api::Hello& request, const Respond& respond);

@@ -232,6 +232,9 @@ std::optional<ApiError> Service::refuse_paging_end(const api::FinishMigration& r
   if (request.outcome() == api::OUTCOME_ABORTED) {
     return bad_request(name + " is committed");
   }
+  if (!committed && !source && guests_.at(migration.vm_uuid).qemu_runs()) {
+    return bad_request(name + " is of a guest that runs here: end its QEMU first");  // it would read zeros
+  }
   if (committed && !migration.complete && !(source && request.destination_complete())) {
     return bad_request(name + " is not complete: " + std::to_string(migration.paging.pages_missing()) +
                        " pages are missing");

@@ -5,12 +5,14 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "base/check.h"
@@ -135,6 +137,25 @@ std::expected<void, Error> GuestStateFile::remove(const std::string& path) {
     return std::unexpected(kernel_error("unlink", path, errno));
   }
   return {};
+}
+
+void GuestStateFile::remove_unfinished(const std::string& directory, const std::string& ending) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string path = entry->path();
+    const UniqueFd file(path.ends_with(ending) ? ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+                                               : -1);
+    struct stat status {};
+    if (!file.valid() || fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+      continue;
+    }
+    Head head{};
+    const ssize_t got = pread(file.get(), &head, sizeof head, 0);
+    if (got >= 0 && head.may_be_taken_over != 1) {
+      static_cast<void>(remove(path));
+    }
+  }
 }
 
 GuestStateFile::GuestStateFile(GuestStateFile&& other) noexcept

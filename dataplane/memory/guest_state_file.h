@@ -52,6 +52,9 @@ class GuestStateFile {
                                                     std::size_t body_bytes);
   /// Removing what is not there is fine.
   static std::expected<void, Error> remove(const std::string& path);
+  /// Removes the files of that name's ending which nobody can take over: their process died before it let them. Only
+  /// while nobody else makes such files there.
+  static void remove_unfinished(const std::string& directory, const std::string& ending);
 
   GuestStateFile(GuestStateFile&& other) noexcept;
   GuestStateFile& operator=(GuestStateFile&&) = delete;

@@ -48,6 +48,11 @@ bool is_eventfd(int file) {
 
 constexpr Name kName = {"godwit"};
 
+std::string too_few_rings(std::size_t has, std::size_t needed) {
+  return "it has " + std::to_string(has) + " rings and we need " + std::to_string(needed) +
+         " for our lcores: give both ends as many";
+}
+
 }  // namespace
 
 std::expected<Region, std::string> Region::make(std::uint64_t bytes) {
@@ -104,11 +109,7 @@ Outgoing Handshake::hello() const {
 Handshake::Answer Handshake::on_message(const Message& message, UniqueFd file) {
   GW_ASSERT(!done_);
   if (message.type == Type::kDisconnect) {
-    const auto reason = message.as<Disconnect>().reason;
-    std::string text(reason.begin(), std::find(reason.begin(), reason.end(), '\0'));
-    std::replace_if(
-        text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
-    return std::unexpected("it refuses: " + text);
+    return on_disconnect(message.as<Disconnect>());
   }
   if (options_.client) {
     if (message.type == Type::kHello && !begun_) {
@@ -138,12 +139,26 @@ Handshake::Answer Handshake::on_message(const Message& message, UniqueFd file) {
   return std::unexpected("message " + std::to_string(static_cast<unsigned>(message.type)) + " out of turn");
 }
 
+Handshake::Answer Handshake::on_disconnect(const Disconnect& disconnect) {
+  const auto& reason = disconnect.reason;
+  std::string text(reason.begin(), std::find(reason.begin(), reason.end(), '\0'));
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  // DPDK's server greets with the most that any has, and refuses a ring that it has no queue for: here the second one
+  // to it (region, ring 0, ring 1), or the second one from it.
+  one_ring_ = options_.client && options_.rings == 2 && (requested_ == 3 || requested_ == 5);
+  return std::unexpected("it refuses: " + text);
+}
+
 Handshake::Answer Handshake::on_hello(const Hello& hello) {
   if (hello.version_min > kVersion || hello.version_max < kVersion) {
     return std::unexpected("it speaks another version");
   }
   const auto send = static_cast<std::uint16_t>(std::min<unsigned>(options_.rings, hello.c2s_ring_max + 1U));
   const auto receive = static_cast<std::uint16_t>(std::min<unsigned>(options_.rings, hello.s2c_ring_max + 1U));
+  if (options_.rings > 2 && std::min(send, receive) < options_.rings) {
+    return std::unexpected(too_few_rings(std::min(send, receive), options_.rings));
+  }
   if (auto made = make_memory(send, receive, std::min(kLog2Slots, hello.log2_slots_max)); !made) {
     return std::unexpected(made.error());
   }
@@ -274,6 +289,13 @@ Handshake::Answer Handshake::on_ring(const AddRing& request, UniqueFd file) {
 Handshake::Answer Handshake::on_connect() {
   if (!link_->send[0] || !link_->receive[0]) {
     return std::unexpected("it has no rings");
+  }
+  const auto there = [](const auto& rings) {
+    return std::ranges::count_if(rings, [](const auto& ring) { return ring.has_value(); });
+  };
+  const auto has = static_cast<std::size_t>(std::min(there(link_->send), there(link_->receive)));
+  if (options_.rings > 2 && has < options_.rings) {
+    return std::unexpected(too_few_rings(has, options_.rings));
   }
   done_ = true;
   return Outgoing{.message = message_of(Type::kConnected, Connect{.name = kName})};

@@ -63,7 +63,7 @@ struct Link {
 
 struct Options {
   bool client = false;
-  std::uint16_t rings = 1;  // each way
+  std::uint16_t rings = 1;  // each way; of two one may be missing, of more none: each lcore needs its own
   std::uint32_t buffer_bytes = 0;
 };
 
@@ -80,6 +80,8 @@ class Handshake {
   [[nodiscard]] Outgoing hello() const;
   /// The answer to a message, if there is one. After an error nothing may be called; it is what the peer did wrong.
   std::expected<std::optional<Outgoing>, std::string> on_message(const Message& message, UniqueFd file);
+  /// Client, after an error: the peer, whose greeting may promise more, has one ring each way.
+  [[nodiscard]] bool peer_has_one_ring() const { return one_ring_; }
   /// It stands; the answer must still be sent.
   [[nodiscard]] bool done() const { return done_; }
   /// Once done.
@@ -88,6 +90,7 @@ class Handshake {
  private:
   using Answer = std::expected<std::optional<Outgoing>, std::string>;
   // client
+  Answer on_disconnect(const Disconnect& disconnect);
   Answer on_hello(const Hello& hello);
   Answer next_request();
   std::expected<void, std::string> make_memory(std::uint16_t send, std::uint16_t receive, std::uint8_t log2_slots);
@@ -102,6 +105,7 @@ class Handshake {
   std::shared_ptr<Link> link_ = std::make_shared<Link>();
   bool begun_ = false;         // server: Init has come; client: Hello has
   std::size_t requested_ = 0;  // client: requests that follow Init
+  bool one_ring_ = false;
   bool done_ = false;
 };
 

@@ -127,6 +127,7 @@ class MemifPort final : public Port {
   /// False: stop, or nothing came in time.
   bool wait(int file, int ms) const;
   void serve();
+  [[nodiscard]] std::uint16_t all_rings() const { return static_cast<std::uint16_t>(options_.queues + 1); }
 
   const PortOptions options_;
   std::array<std::uint8_t, 6> mac_{};
@@ -135,7 +136,8 @@ class MemifPort final : public Port {
   UniqueFd listener_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> up_{false};
-  std::string said_;  // of the last peer that failed; once
+  std::uint16_t rings_ = all_rings();  // to ask for next time
+  std::string said_;                   // of the last peer that failed; once
   std::thread thread_;
 };
 
@@ -219,9 +221,8 @@ UniqueFd MemifPort::next_peer() {
 std::expected<std::shared_ptr<Link>, std::string> MemifPort::shake_hands(int peer) {
   // Room to begin a frame where its pages lie as they do in RAM.
   const std::uint32_t buffer_bytes = (frame_bytes_max() + 63) / 64 * 64 + 64;
-  Handshake handshake({.client = !options_.memif_server,
-                       .rings = static_cast<std::uint16_t>(options_.queues + 1),
-                       .buffer_bytes = buffer_bytes});
+  Handshake handshake(
+      {.client = !options_.memif_server, .rings = std::exchange(rings_, all_rings()), .buffer_bytes = buffer_bytes});
   if (options_.memif_server && !send_message(peer, handshake.hello())) {
     return std::unexpected("it is gone");
   }
@@ -233,6 +234,10 @@ std::expected<std::shared_ptr<Link>, std::string> MemifPort::shake_hands(int pee
     }
     auto answer = handshake.on_message(message, std::move(file));
     if (!answer) {
+      if (handshake.peer_has_one_ring()) {
+        rings_ = 1;
+        return std::unexpected(answer.error() + "; next time with one ring");
+      }
       Disconnect disconnect{};
       const std::size_t bytes = std::min(answer.error().size(), disconnect.reason.size() - 1);
       std::copy_n(answer.error().begin(), bytes, disconnect.reason.begin());

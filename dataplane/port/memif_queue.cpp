@@ -299,8 +299,8 @@ void MemifQueue::commit_around(Priority priority, std::size_t bytes, std::size_t
   if (room_apart_) {
     const std::span<std::byte> slot = ring.take().bytes;
     if (slot.size() < bytes + room_bytes) {
-      ++counters_.drops_no_buffer;
-      return ring.pass(0, 0);
+      ++counters_.drops_no_buffer;  // as in commit()
+      return;
     }
     to = slot.data();
     std::memcpy(to + head_bytes, room_.data() + head_bytes, room_bytes);
@@ -322,8 +322,8 @@ void MemifQueue::commit(Priority priority, std::size_t bytes) {
   GW_ASSERT(ring.exists() && bytes <= frame_bytes_max_);
   const RingEnd::Slot slot = ring.take();
   if (slot.bytes.size() < bytes) {
-    ++counters_.drops_no_buffer;
-    return ring.pass(0, 0);
+    ++counters_.drops_no_buffer;  // its slot is the next frame's: passed empty, it would be a frame to the peer
+    return;
   }
   std::memcpy(slot.bytes.data(), private_room(kBurst), bytes);
   sent(ring, bytes, 0);

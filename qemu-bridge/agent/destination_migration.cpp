@@ -161,37 +161,41 @@ void DestinationMigration::on_qmp_event(const QmpEvent& event) {
 
 void DestinationMigration::fail(Error error) { reports_.fail(std::move(error), make_event(MigrationEvent::FAILED)); }
 
-std::expected<void, std::string> DestinationMigration::check_loaded() {
+/// Whether a bridge before us has continued it; if not, it can be. Error: its device state is not loaded.
+std::expected<bool, std::string> DestinationMigration::runs_already() {
   auto status = query_status(services_.qmp);
   if (!status) {
     return std::unexpected(status.error().text);
   }
   if (*status == "running") {
-    return {};  // continued before a restart of ours
+    return true;
   }
   auto info = query_migrate(services_.qmp);
   if (!info || info->status != "completed") {
     return std::unexpected("its device state is not loaded (" + (info ? info->status : info.error().text) + ")");
   }
-  return {};
+  return false;
 }
 
 /// RESUMED, or FAILED with the reason.
 MigrationEvent DestinationMigration::continue_guest() {
   spdlog::debug("migration {}: committed", id_.text());
   reports_.settle();
-  const bool loaded_here = reports_.last_is(MigrationEvent::LOADED);
   // Having seen it load ourselves saves two round trips of the downtime.
-  auto loaded = loaded_here ? std::expected<void, std::string>{} : check_loaded();
-  auto continued = loaded ? cont(services_.qmp) : std::unexpected(QmpError{QmpErrorCode::kReply, loaded.error()});
-  if (!continued) {
+  auto runs = reports_.last_is(MigrationEvent::LOADED) ? std::expected<bool, std::string>(false) : runs_already();
+  const bool before = runs.value_or(false);
+  if (runs && !before) {
+    if (auto continued = cont(services_.qmp); !continued) {
+      runs = std::unexpected(continued.error().text);
+    }
+  }
+  if (!runs) {
     auto event = make_event(MigrationEvent::FAILED);
-    *event.mutable_error() =
-        make_error(Error::INTERNAL, "the guest could not be continued here: " + continued.error().text);
+    *event.mutable_error() = make_error(Error::INTERNAL, "the guest could not be continued here: " + runs.error());
     return event;
   }
   resumed_ = true;
-  {
+  if (!before) {  // else whoever continued it was told when
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, kResumeTime, [&] { return resume_unix_us_ != 0; });
   }

@@ -64,7 +64,7 @@ class DestinationMigration {
  private:
   controlplane::v1::MigrationEvent make_event(controlplane::v1::MigrationEvent::Kind kind) const;
   void close_stream();
-  std::expected<void, std::string> check_loaded();
+  std::expected<bool, std::string> runs_already();
   controlplane::v1::MigrationEvent continue_guest();
 
   GuestServices services_;

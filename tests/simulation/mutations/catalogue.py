@@ -69,7 +69,7 @@ MUTATIONS = (
              'return checksum_.matches(packet, pages) ? Opened::kYes',
              'return checksum_.matches(packet, pages) || !packet.empty() ? Opened::kYes'),
     Mutation('torn-again', 'what goes out again is sent from where it lies', TRANSPORT + 'lane_transmit.cpp',
-             'const bool again = entry.lost != 0 && !sealer_->encrypts();', 'const bool again = false;'),
+             'const bool again = entry.lost != 0 && !sealer_->encrypts() && !has_room();', 'const bool again = false;'),
     Mutation('placed-before-tag', 'what came is placed before its tag is looked at', TRANSPORT + 'lane_receive.cpp',
              '  if (const Opened opened = opener_->open(',
              '''  if (wire::parse_body(header, packet->body, body_) == wire::BadBody::kNone) {
@@ -111,11 +111,11 @@ MUTATIONS = (
     Mutation('keys-of-both-directions', 'both directions of a lane have the same keys', TRANSPORT + 'hkdf.cpp',
              '  context[2] = static_cast<std::byte>(direction);\n', '  static_cast<void>(direction);\n'),
     Mutation('forged-phase', 'a packet changes the key before its tag is verified', TRANSPORT + 'key_phases.cpp',
-             '  if (!key(phase)->open(lane_, header.packet_number, packet)) {',
+             '  if (!key(phase)->open(lane_, header.packet_number, packet, from)) {',
              '''  if (phase > phase_) {
     advance(now, header.packet_number, probe_timeout);
   }
-  if (!key(phase)->open(lane_, header.packet_number, packet)) {'''),
+  if (!key(phase)->open(lane_, header.packet_number, packet, from)) {'''),
     Mutation('pulled-over-written', 'a page of post-copy is written like a page of a round', TRANSFER + 'destination_pages.cpp',
              'round == kPullRound ? pull_placer_.on_page(page, offset, bytes) : placer_.on_page(round, page, offset, bytes);',
              'placer_.on_page(round, page, offset, bytes);'),

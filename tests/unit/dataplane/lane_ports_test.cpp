@@ -7,6 +7,7 @@
 
 #include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/daemon/requests.h"
+#include "dataplane/daemon/service_options.h"
 #include "dataplane/wire/datagram.h"
 #include "tests/unit/dataplane/no_queue.h"
 
@@ -105,7 +106,7 @@ TEST(LanePorts, WithoutAWordOfThePeerEachLaneHasItsOwn) {
   }
 }
 
-TEST(LanePorts, WhatAPeerTellsIsChecked) {
+api::StartMigration good_start() {
   api::StartMigration good;
   good.set_secret(std::string(32, 's'));
   api::Endpoint& peer = *good.mutable_peer();
@@ -115,6 +116,12 @@ TEST(LanePorts, WhatAPeerTellsIsChecked) {
   peer.set_mtu_bytes(1500);
   peer.set_lanes(2);
   peer.set_boot_id(std::string(16, 'b'));
+  return good;
+}
+
+TEST(LanePorts, WhatAPeerTellsIsChecked) {
+  api::StartMigration good = good_start();
+  api::Endpoint& peer = *good.mutable_peer();
   ASSERT_TRUE(parse_start(good, false));
   EXPECT_FALSE(parse_start(good, false)->peer.receive_spread);
   peer.mutable_receive_spread()->set_key(std::string(40, 'k'));
@@ -137,6 +144,28 @@ TEST(LanePorts, WhatAPeerTellsIsChecked) {
   EXPECT_TRUE(refused([](api::ReceiveSpread& s) { s.clear_table(); }));
   EXPECT_TRUE(refused([](api::ReceiveSpread& s) { s.set_queues(0); }));
   EXPECT_TRUE(refused([](api::ReceiveSpread& s) { s.set_queues(65'536 + 2); }));
+}
+
+/// Whoever does not say that it takes them apart, a former version say, gets single frames.
+TEST(Endpoint, SuperFramesGoToThoseWhoSayThatTheyTakeThem) {
+  ServiceOptions options;
+  options.address = "10.0.0.2";
+  options.mtu_bytes = 1500;
+  for (const bool takes : {true, false}) {
+    options.takes_super_frames = takes;
+    api::StartMigration start = good_start();
+    options.describe(5, *start.mutable_peer());
+    EXPECT_EQ(start.peer().super_frames(), takes);
+  }
+  api::StartMigration start = good_start();
+  const auto sends = [&] {
+    const auto parsed = parse_start(start, false);
+    return parsed &&
+           flow_config(options, {.flow_id = 1}, *parsed, parsed->peer.endpoint.address, 1).peer_takes_super_frames;
+  };
+  EXPECT_FALSE(sends());
+  start.mutable_peer()->set_super_frames(true);
+  EXPECT_TRUE(sends());
 }
 
 }  // namespace

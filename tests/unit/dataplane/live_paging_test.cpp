@@ -6,6 +6,8 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +15,7 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <thread>
 
@@ -58,6 +61,7 @@ class LivePagingTest : public testing::TestWithParam<memory::TrackerKind> {
     request.hashes = hashes;
     request.userfaultfd = std::move(descriptors[1]);
     request.pagemap = std::move(descriptors[2]);
+    request.has_balloon = true;
     if (std::ranges::count(memory::trackers_offered(), GetParam()) == 0) {
       GTEST_SKIP() << "this kernel does not offer it";
     }
@@ -208,6 +212,34 @@ TEST_P(LivePagingTest, OfWhatCameOnlyWhatIsWrittenCountsAsWritten) {
     expected.set(page);
   }
   EXPECT_EQ(written, expected);
+}
+
+/// A page that was given back while somebody waits for it, in a RAM file that is cut short for a while.
+TEST_P(LivePagingTest, AFaultThatCannotBeAnsweredIsTriedAgain) {
+  ASSERT_TRUE(paging_->punch(first(10), pages::Bitmap(kPages)));
+  ASSERT_TRUE(paging_->arm(first(10)));
+  std::byte* const page = qemu_->data().data() + 5 * kPage;
+  const auto seen = std::make_shared<std::atomic<int>>(-1);
+  std::thread guest([seen, page] { *seen = static_cast<int>(*page); });
+  pollfd faulted{paging_->descriptors().at(0), POLLIN, 0};
+  ASSERT_EQ(poll(&faulted, 1, -1), 1);
+  const std::string file = directory_ + "/vm.ram";
+  ASSERT_EQ(truncate(file.c_str(), 0), 0);
+  std::thread balloon([page] { madvise(page, kPage, MADV_REMOVE); });
+  transfer::PagingEvents events;
+  while (paging_->read_events(events)) {
+    paging_->poll();
+  }
+  balloon.join();
+  EXPECT_FALSE(paging_->missing(5));
+  ASSERT_EQ(truncate(file.c_str(), kPages * kPage), 0);
+  paging_->poll();
+  if (!paging_->read_events(events)) {
+    guest.detach();
+    FAIL() << "what was wrong is over, and faults are read no more";
+  }
+  guest.join();
+  EXPECT_EQ(*seen, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Trackers, LivePagingTest,

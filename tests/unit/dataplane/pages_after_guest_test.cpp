@@ -159,6 +159,33 @@ TEST_F(PagesAfterGuest, AreKeptForItUntilAllHaveCome) {
   expect_all_comes();
 }
 
+TEST_F(PagesAfterGuest, AreNotGivenUpWhileTheGuestRuns) {
+  bandwidth_bps_ = kSlowBps;
+  if (!move_without_pages()) {
+    return;
+  }
+  api::ToDataplane request;
+  request.mutable_finish_migration()->set_migration_id(kFirst.id);
+  request.mutable_finish_migration()->set_outcome(api::OUTCOME_ABANDONED);
+  request.mutable_finish_migration()->set_ownership(2);
+  expect_refused(1, request, "end its QEMU first");
+  if (!HasFailure()) {
+    expect_all_comes();
+  }
+}
+
+TEST_F(PagesAfterGuest, OfAMigrationThatNeverBeganNothingIsLeft) {
+  if (!attach_both()) {
+    return;
+  }
+  prepare(1, kFirst, api::ROLE_DESTINATION);
+  ASSERT_EQ(access(missing_file().c_str(), F_OK), 0) << "nothing is tested";
+  hosts_.kill_daemon(1, SIGKILL);
+  ASSERT_NO_FATAL_FAILURE(restart(1));
+  status(1);
+  EXPECT_NE(access(missing_file().c_str(), F_OK), 0);
+}
+
 TEST_F(PagesAfterGuest, SurviveTheDestinationsDaemon) {
   bandwidth_bps_ = kSlowBps;
   if (!move_without_pages()) {

@@ -50,6 +50,25 @@ class MissingPagesTest : public testing::Test {
   MissingOf of_;
 };
 
+TEST_F(MissingPagesTest, WhatNobodyCanTakeOverIsSweptOut) {
+  leave_one();
+  const std::string unfinished = path_ + ".unfinished", empty = path_ + ".empty";
+  ASSERT_TRUE(MissingPages::create(unfinished, of_));
+  ASSERT_TRUE(UniqueFd(open(empty.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)).valid());
+  const auto there = [](const std::string& path) { return std::filesystem::exists(path); };
+  const std::string name = std::filesystem::path(path_).filename();
+  for (const std::string ending : {name + ".unfinishe", name + ".other"}) {
+    GuestStateFile::remove_unfinished("/dev/shm", ending);
+    EXPECT_TRUE(there(path_) && there(unfinished) && there(empty));
+  }
+  for (const std::string& ending : {name, name + ".unfinished", name + ".empty"}) {
+    GuestStateFile::remove_unfinished("/dev/shm", ending);
+  }
+  EXPECT_TRUE(there(path_)) << "a running guest lacks what is in it";
+  EXPECT_FALSE(there(unfinished));
+  EXPECT_FALSE(there(empty));
+}
+
 TEST_F(MissingPagesTest, CountsAndTellsWhatItHolds) {
   auto missing = MissingPages::create(path_, of_);
   ASSERT_TRUE(missing) << missing.error().text;

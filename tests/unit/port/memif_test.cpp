@@ -2,14 +2,12 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <random>
@@ -22,60 +20,12 @@
 #include "dataplane/port/memif_link.h"
 #include "dataplane/port/memif_port.h"
 #include "dataplane/port/memif_queue.h"
+#include "tests/unit/port/memif_frames.h"
 
 namespace godwit::port::memif {
 namespace {
 
-constexpr std::uint32_t kMtu = 9000;
-constexpr std::uint32_t kFrameBytesMax = kMtu + kEthernetHeaderBytes;
 constexpr std::uint32_t kBufferBytes = 9152;
-using Bytes = std::vector<std::byte>;
-
-template <class Condition>
-bool wait_until(Condition condition) {
-  for (int i = 0; i < 10'000 && !condition(); ++i) {
-    poll(nullptr, 0, 1);
-  }
-  return condition();
-}
-
-Bytes frame_of(std::size_t bytes, unsigned seed) {
-  Bytes frame(bytes);
-  std::minstd_rand random(seed + 1);
-  std::generate(frame.begin(), frame.end(), [&] { return static_cast<std::byte>(random()); });
-  return frame;
-}
-
-/// As whoever checks a tag does: what is elsewhere is brought.
-Bytes whole(const Queue& queue, std::size_t index, std::span<const std::byte> frame) {
-  Bytes bytes(frame.begin(), frame.end());
-  if (const std::byte* from = queue.elsewhere(index)) {
-    std::copy(from + kHereBytes, from + frame.size(), bytes.begin() + kHereBytes);
-  }
-  return bytes;
-}
-
-bool send(Queue& queue, Priority priority, const Bytes& frame) {
-  const auto to = queue.next_frame(priority);
-  if (to.empty()) {
-    return false;
-  }
-  std::copy(frame.begin(), frame.end(), to.begin());
-  queue.commit(priority, frame.size());
-  return true;
-}
-
-std::vector<Bytes> receive_all(Queue& queue) {
-  std::vector<Bytes> all;
-  for (int empty = 0; empty < 3;) {
-    const auto frames = queue.receive();
-    empty = frames.empty() ? empty + 1 : 0;
-    for (std::size_t i = 0; i < frames.size(); ++i) {
-      all.push_back(whole(queue, i, frames[i]));
-    }
-  }
-  return all;
-}
 
 class MemifPorts : public testing::Test {
  protected:
@@ -306,6 +256,32 @@ TEST(MemifRings, APeerWhoFillsItsEventfdStopsNobody) {
     EXPECT_EQ(read(ring->interrupt.get(), &count, sizeof count), static_cast<ssize_t>(sizeof count));
   }
   lcore.join();
+}
+
+/// How a handshake between ends of so many rings goes: as the client or the server ends it; nothing: it stands.
+std::string handshake(std::uint16_t client_rings, std::uint16_t server_rings) {
+  Handshake client({.client = true, .rings = client_rings, .buffer_bytes = kBufferBytes});
+  Handshake server({.client = false, .rings = server_rings, .buffer_bytes = kBufferBytes});
+  std::optional<Outgoing> message = server.hello();
+  for (bool to_client = true; message; to_client = !to_client) {
+    auto answer = (to_client ? client : server)
+                      .on_message(message->message, UniqueFd(message->file >= 0 ? dup(message->file) : -1));
+    if (!answer) {
+      return answer.error();
+    }
+    message = *answer;
+  }
+  return "";
+}
+
+/// One that has the same for all does with it; one that has lcores, each with lanes of its own, cannot.
+TEST(MemifHandshake, EachOfSeveralLcoresHasItsRing) {
+  EXPECT_EQ(handshake(2, 2), "");
+  EXPECT_EQ(handshake(1, 2), "");
+  EXPECT_EQ(handshake(2, 1), "");
+  EXPECT_EQ(handshake(3, 3), "");
+  EXPECT_NE(handshake(3, 2).find("2 rings and we need 3"), std::string::npos) << handshake(3, 2);
+  EXPECT_NE(handshake(2, 3).find("2 rings and we need 3"), std::string::npos) << handshake(2, 3);
 }
 
 Message init() {

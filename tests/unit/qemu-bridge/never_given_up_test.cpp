@@ -331,6 +331,29 @@ TEST_F(NeverGivenUp, ADestinationMonitorLostWhenLoadedIsConnectedForTheWord) {
   committed_guest_runs_on(beat);
 }
 
+/// A bridge that ends between QEMU's `cont` and its journal leaves that to the next.
+TEST_F(NeverGivenUp, AGuestThatTheBridgeBeforeContinuedIsTakenAsItRuns) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_NO_FATAL_FAILURE(prepare());
+  const int beat = source_.last_beat(uuid_);
+  ASSERT_NO_FATAL_FAILURE(switch_over());
+  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  destination_.drop_vm();
+  {
+    const auto before = QmpClient::connect(monitor_of(destination_).parent_path() / "second.qmp", {});
+    ASSERT_TRUE(before) << before.error().text;
+    ASSERT_TRUE(cont(**before));
+  }
+  destination_.make_vm(destination_.journal.load()->records.at(0))->recover();
+  ASSERT_TRUE(destination_.wait_asked());
+  const auto middle = step_between(destination_);
+  ASSERT_TRUE(tell(destination_, controlplane::v1::COMMITTED));
+  ASSERT_TRUE(destination_.wait_event(MigrationEvent::RESUMED));
+  EXPECT_EQ(middle->count_of("cont"), 0)
+      << "its RESUME has been told to the bridge before: whoever waits for it waits in vain";
+  committed_guest_runs_on(beat);
+}
+
 TEST_F(NeverGivenUp, ADestinationMonitorLostBeforeItIsLoadedFailsTheMigration) {
   ASSERT_NO_FATAL_FAILURE(boot());
   ASSERT_NO_FATAL_FAILURE(stop_half_way());
