@@ -35,6 +35,8 @@ class AccessHistory {
 
   /// How many scans there were; none: nothing is known, and all pages are as cold.
   [[nodiscard]] std::uint64_t scans() const { return scans_; }
+  /// Since the last scan ended.
+  [[nodiscard]] bool noted(PageNumber page) const { return accessed_.test(page); }
   [[nodiscard]] std::uint8_t heat(PageNumber page) const { return heat_[page]; }
   [[nodiscard]] std::span<const std::uint8_t> heat() const { return heat_; }
 
