@@ -1,49 +1,183 @@
 #include "dataplane/memory/coldest_first.h"
 
 #include <algorithm>
-#include <array>
+#include <cmath>
+#include <tuple>
 
 namespace godwit::memory {
 namespace {
 
-/// Of what is here, how much is ranked at once: a sixteenth, so that ranking costs little a page.
+/// Of what is here, how much is ranked at once: so that ranking costs little a page.
 constexpr std::uint64_t kRankedShare = 16;
+/// Of a new interval in the mean: of about the last four.
+constexpr float kNewShare = 0.25F;
+/// LeCaR's: what a choice that was wrong takes from a weight, and what is left of that when as many pages were placed
+/// since as memory holds.
+constexpr double kLearningRate = 0.45;
+constexpr double kLeftAfterAll = 0.005;
+/// Neither ranking ever falls silent, or it could not come back.
+constexpr double kWeightMin = 0.01;
 
 }  // namespace
 
-void ColdestFirst::rank(const pages::Bitmap& here) {
-  std::array<std::vector<pages::PageNumber>, 512>
-      by_heat;  // those noted since the last scan are hotter than all others
-  std::uint64_t all = 0;
-  for (pages::PageNumber page = here.next_set(0); page < here.size(); page = here.next_set(page + 1)) {
-    by_heat[history_.heat(page) + (history_.noted(page) ? 256U : 0U)].push_back(page);
-    ++all;
+ColdestFirst::ColdestFirst(std::uint64_t page_count) : pages_(page_count), known_here_(page_count) {
+  chosen_.fill(pages::Bitmap(page_count));
+}
+
+void ColdestFirst::note_placed(pages::PageNumber page) {
+  const std::scoped_lock lock(placed_mutex_);
+  placed_.push_back(page);
+}
+
+void ColdestFirst::take_placed() {
+  std::vector<pages::PageNumber> placed;
+  {
+    const std::scoped_lock lock(placed_mutex_);
+    placed.swap(placed_);
   }
-  const std::uint64_t wanted = (all + kRankedShare - 1) / kRankedShare;
-  for (const auto& pages : by_heat) {
-    for (const pages::PageNumber page : pages) {
-      if (victims_.size() == wanted) {
-        break;
-      }
-      victims_.push_back(page);
+  for (const pages::PageNumber page : placed) {
+    came_back(page);
+  }
+}
+
+void ColdestFirst::accessed(pages::PageNumber page) {
+  Page& seen = pages_[page];
+  if (seen.accessed_at == now_) {
+    return;
+  }
+  if (seen.accessed_at != 0) {
+    const auto interval = static_cast<float>(now_ - seen.accessed_at);
+    seen.interval = seen.interval == 0 ? interval : seen.interval + kNewShare * (interval - seen.interval);
+  }
+  seen.accessed_at = now_;
+}
+
+void ColdestFirst::came_back(pages::PageNumber page) {
+  ++placed_count_;
+  for (const Ranking by : {kRecency, kReuse}) {
+    if (chosen_[by].test(page)) {
+      chosen_[by].clear(page);
+      const double away = placed_count_ - pages_[page].moved_at;
+      const double regret = std::pow(kLeftAfterAll, away / static_cast<double>(here_count_));
+      weights_[by] *= std::exp(-kLearningRate * regret);
     }
   }
-  std::ranges::reverse(victims_);
+  const double sum = weights_[kRecency] + weights_[kReuse];
+  weights_[kRecency] = std::clamp(weights_[kRecency] / sum, kWeightMin, 1 - kWeightMin);
+  weights_[kReuse] = 1 - weights_[kRecency];
+  accessed(page);
+  pages_[page].moved_at = placed_count_;
+  known_here_.set(page);
+  // With scans time is theirs. An interval of no scan would depend on how much else came back meanwhile.
+  if (!scanned_ && placed_count_ - advanced_at_ >= here_count_ / kRankedShare) {
+    advance();
+  }
+}
+
+void ColdestFirst::advance() {
+  ++now_;
+  advanced_at_ = placed_count_;
+  for (auto& victims : victims_) {
+    victims.clear();
+  }
+}
+
+void ColdestFirst::end_scan(const pages::Bitmap& accessed_pages) {
+  const std::scoped_lock lock(mutex_);
+  take_placed();
+  accessed_pages.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    for (pages::PageNumber page = first; page < first + count; ++page) {
+      accessed(page);
+    }
+  });
+  scanned_ = true;
+  advance();
+}
+
+/// What is in memory without having been fetched was touched for the first time, since the last look.
+void ColdestFirst::find_new(const pages::Bitmap& here) {
+  here_count_ = 0;
+  here.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
+    here_count_ += count;
+    for (pages::PageNumber page = first; page < first + count; ++page) {
+      if (!known_here_.test(page)) {
+        accessed(page);
+        pages_[page].moved_at = placed_count_;
+        chosen_[kRecency].clear(page);  // it stayed after all, or was zero
+        chosen_[kReuse].clear(page);
+      }
+    }
+  });
+  here_count_ = std::max<std::uint64_t>(here_count_, 1);
+  known_here_ = here;
+}
+
+float ColdestFirst::coldness(const Page& page, Ranking by) const {
+  const auto age = static_cast<float>(now_ - page.accessed_at);
+  if (by == kRecency) {
+    return age;
+  }
+  return page.interval == 0 ? 2 * age : std::max(age, page.interval);
+}
+
+void ColdestFirst::rank(const pages::Bitmap& here, Ranking by) {
+  struct Candidate {
+    float coldness;
+    std::uint32_t since;  // as long ago as it came: of equals the first goes first
+    pages::PageNumber page;
+  };
+  std::vector<Candidate> candidates;
+  candidates.reserve(here_count_);
+  for (pages::PageNumber page = here.next_set(0); page < here.size(); page = here.next_set(page + 1)) {
+    candidates.push_back({coldness(pages_[page], by), placed_count_ - pages_[page].moved_at, page});
+  }
+  const auto colder = [](const Candidate& one, const Candidate& other) {
+    return std::tuple(other.coldness, other.since, one.page) < std::tuple(one.coldness, one.since, other.page);
+  };
+  const auto wanted = static_cast<std::ptrdiff_t>((candidates.size() + kRankedShare - 1) / kRankedShare);
+  std::ranges::partial_sort(candidates, candidates.begin() + wanted, colder);
+  victims_[by].clear();
+  for (std::ptrdiff_t i = wanted; i-- > 0;) {
+    victims_[by].push_back(candidates[static_cast<std::size_t>(i)].page);
+  }
+}
+
+/// Each as often as its weight says.
+ColdestFirst::Ranking ColdestFirst::draw() {
+  for (const Ranking by : {kRecency, kReuse}) {
+    credits_[by] += weights_[by];
+  }
+  const Ranking by = credits_[kRecency] >= credits_[kReuse] ? kRecency : kReuse;
+  credits_[by] -= 1;
+  return by;
 }
 
 void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::vector<pages::PageNumber>& out) {
-  const std::size_t begin = out.size();
-  for (int turn = 0; turn < 2 && out.size() == begin; ++turn) {
-    while (!victims_.empty() && out.size() - begin < count) {
-      // One that has left meanwhile, or come back, is no victim; the last resort takes whatever there is.
-      if (const pages::PageNumber page = victims_.back(); here.test(page) && (turn != 0 || !history_.noted(page))) {
-        out.push_back(page);
-      }
-      victims_.pop_back();
+  const std::scoped_lock lock(mutex_);
+  take_placed();
+  if (fresh_) {
+    fresh_ = false;
+    find_new(here);
+    rank(here, kRecency);
+    rank(here, kReuse);
+  }
+  while (count > 0) {
+    const Ranking by = draw();
+    auto& victims = victims_[by];
+    while (!victims.empty() && !(here.test(victims.back()) && known_here_.test(victims.back()))) {
+      victims.pop_back();
     }
-    if (out.size() == begin) {
-      rank(here);
+    if (victims.empty()) {
+      fresh_ = out.empty();
+      return;
     }
+    const pages::PageNumber page = victims.back();
+    victims.pop_back();
+    out.push_back(page);
+    known_here_.clear(page);
+    chosen_[by].set(page);
+    pages_[page].moved_at = placed_count_;
+    --count;
   }
 }
 

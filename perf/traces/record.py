@@ -1,16 +1,15 @@
 """Records the page traces that `godwit-perf heat` replays: which pages real programs touch, in which order.
 
-    python3 perf/traces/record.py [--only NAME] [--memcached PROGRAM] [DIRECTORY]
+    python3 perf/traces/record.py [--only NAME] [--qemu PROGRAM] [--memcached PROGRAM] [DIRECTORY]
 
-Needs valgrind, memcached, g++ and python3 of Debian 12, and some minutes for each trace. page_filter.cpp has the format;
-files are compressed by gzip. Recorded once: other versions of the programs give other traces.
+Needs qemu-user, memcached, sqlite3, xz-utils, g++ and python3 of Debian 12 on x86-64, and a minute. page_trace_plugin.cpp has the format; files are
+compressed by gzip. Recorded once: other versions of the programs give other traces.
 """
 
 import argparse
 import gzip
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -21,33 +20,84 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-WINDOW = 10_000
-ACCESSES = 100_000_000
+WINDOW_ACCESSES = 50_000
+WINDOWS = 8_000
 
-# A table of 3000 rows of some 4000 bytes is read from end to end again and again; between two such scans rows of a
-# smaller table are looked up by their key.
-SCAN = """
-import random, sqlite3
-draw = random.Random(1)
-db = sqlite3.connect(":memory:")
-db.execute("create table big (id integer primary key, text)")
-db.execute("create table small (id integer primary key, text)")
-db.executemany("insert into big values (?, ?)", ((i, draw.choice("abcdef") * 4000) for i in range(3000)))
-db.executemany("insert into small values (?, ?)", ((i, draw.choice("abcdef") * 200) for i in range(3000)))
+# A table of 3000 pages is read from end to end again and again; between two such scans rows of a smaller one are looked up by their key.
+SCAN_FILL = """
+create table big (id integer primary key, body text);
+create table small (id integer primary key, body text);
+with recursive n(i) as (select 0 union all select i + 1 from n where i < 2999) insert into big select i, printf('%.4000c', 'a') from n;
+with recursive n(i) as (select 0 union all select i + 1 from n where i < 2999) insert into small select i, printf('%.200c', 'b') from n;
+"""
+SCAN_ROUNDS = 200
+SCAN_LOOKUPS = 300
+
+# Orders of customers: inserted, changed and summed up by turns, nine of ten for one in ten of the customers; an index that is made and dropped.
+SHOP_FILL = """
+create table customer (id integer primary key, name text, total integer default 0);
+create table purchase (id integer primary key, customer integer, amount integer, note text);
+create index by_customer on purchase (customer);
+with recursive n(i) as (select 0 union all select i + 1 from n where i < 9999) insert into customer (id, name) select i, printf('%.100c', 'c') from n;
+"""
+SHOP_ROUNDS = 100
+SHOP_PURCHASES = 300
+
+# Records as JSON and back, a dictionary of them, walks along random links between them, and a sort now and then.
+PYTHON = """
+import json, random
+draw = random.Random(7)
+records = {i: {"id": i, "links": [draw.randrange(8000) for _ in range(4)], "text": "x" * draw.randrange(20, 400)} for i in range(8000)}
 while True:
-    db.execute("select count(*) from big where substr(text, 1, 1) = 'q'").fetchone()
-    for _ in range(300):
-        db.execute("select text from small where id = ?", (draw.randrange(3000),)).fetchone()
+    at = draw.randrange(8000)
+    for _ in range(4000):
+        at = records[at]["links"][draw.randrange(4)] if draw.random() < 0.9 else int(8000 * draw.random() ** 3)
+    part = draw.randrange(8) * 1000
+    for record in json.loads(json.dumps([records[i] for i in range(part, part + 1000)])):
+        records[record["id"]] = record
+    best = sorted(records.values(), key=lambda record: (record["links"][0], record["id"]))[:500]
+    for record in best:
+        record["text"] = "y" * draw.randrange(20, 400)
 """
 
 ITEMS = 20_000
-# memcached sets its limit of descriptors to this, which valgrind allows for no other than its own: the process's less 12.
-CONNECTIONS = 88
-DESCRIPTORS = CONNECTIONS + 12
 KEYS_A_REQUEST = 32
 
 
-def wait_for(path: Path) -> socket.socket:
+def scan_statements():
+    draw = random.Random(1)
+    statements = [SCAN_FILL]
+    for _ in range(SCAN_ROUNDS):
+        statements.append("select count(*) from big where substr(body, 1, 1) = 'q';")
+        statements += [f"select length(body) from small where id = {draw.randrange(3000)};" for _ in range(SCAN_LOOKUPS)]
+    return "\n".join(statements)
+
+
+def shop_statements():
+    draw = random.Random(5)
+    statements = [SHOP_FILL]
+    for turn in range(SHOP_ROUNDS):
+        statements.append("begin;")
+        for _ in range(SHOP_PURCHASES):
+            customer = draw.randrange(1000) * 10 if draw.random() < 0.9 else draw.randrange(10_000)
+            statements.append(f"insert into purchase (customer, amount, note) values ({customer}, {draw.randrange(1000)}, printf('%.300c', 'n'));")
+            statements.append(f"update customer set total = (select sum(amount) from purchase where customer = {customer}) where id = {customer};")
+        statements.append("commit;")
+        if turn % 10 == 9:
+            statements.append("select max(total), avg(total) from customer; select sum(amount) from purchase;")
+        if turn % 25 == 24:
+            statements.append("create index by_amount on purchase (amount); select sum(id) from purchase where amount < 50; drop index by_amount;")
+            statements.append(f"delete from purchase where id < {turn * SHOP_PURCHASES // 2};")
+    return "\n".join(statements)
+
+
+def words(draw, count):
+    """Text in which words come back, as in logs."""
+    vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(3, 12))) for _ in range(5000)]
+    return "\n".join(" ".join(vocabulary[int(5000 * draw.random() ** 3)] for _ in range(6)) for _ in range(count)) + "\n"
+
+
+def wait_for(path):
     while True:
         try:
             connection = socket.socket(socket.AF_UNIX)
@@ -57,7 +107,7 @@ def wait_for(path: Path) -> socket.socket:
             time.sleep(0.1)
 
 
-def ask_memcached(path: Path) -> None:
+def ask_memcached(path):
     """Fills it, then reads keys as YCSB draws them: Zipf's law with the exponent 0.99."""
     connection = wait_for(path)
     answers = connection.makefile("rb")
@@ -75,57 +125,64 @@ def ask_memcached(path: Path) -> None:
                 return
 
 
-def record(name: str, command: list[str], out: Path, page_filter: Path, drive=None) -> None:
-    """The trace ends with the program, or after ACCESSES: then the program dies of its broken pipe."""
-    read_end, write_end = os.pipe()
-    traced = subprocess.Popen(
-        ["valgrind", "--tool=lackey", "--trace-mem=yes", f"--log-fd={write_end}", *command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[write_end], cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)))
-    os.close(write_end)
-    with subprocess.Popen([page_filter, str(WINDOW), str(ACCESSES)], stdin=read_end, stdout=subprocess.PIPE) as filtering:
-        os.close(read_end)
-        if drive is not None:
-            driver = os.fork()
-            if driver == 0:
-                try:
-                    drive()
-                except OSError:
-                    pass  # the traced program has ended
-                os._exit(0)
-        raw = filtering.stdout.read()
-    traced.kill()
-    traced.wait()
-    if drive is not None:
-        os.kill(driver, signal.SIGKILL)
-        os.waitpid(driver, 0)
-    with gzip.GzipFile(out / f"{name}.trace.gz", "wb", compresslevel=9, mtime=0) as file:
-        file.write(raw)
-    print(f"{name}: {len(raw)} bytes, {(out / f'{name}.trace.gz').stat().st_size} compressed", flush=True)
+class Recorder:
+    def __init__(self, qemu, scratch, out):
+        self.qemu, self.scratch, self.out = qemu, scratch, out
+        self.plugin = scratch / "page_trace_plugin.so"
+        subprocess.run(["g++", "-O2", "-shared", "-fPIC", "-o", self.plugin, HERE / "page_trace_plugin.cpp"], check=True)
+
+    def record(self, name, command, said="", drive=None):
+        """The trace ends with the program, or after WINDOWS: then the plugin ends it."""
+        raw = self.scratch / "raw"
+        plugin = f"{self.plugin},trace={raw},window={WINDOW_ACCESSES},windows={WINDOWS}"
+        traced = subprocess.Popen([self.qemu, "-plugin", plugin, *command], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT)
+        driver = os.fork() if drive else None
+        if driver == 0:
+            try:
+                drive()
+            except OSError:
+                pass  # the traced program has ended
+            os._exit(0)
+        try:
+            traced.communicate(said.encode())
+        except BrokenPipeError:
+            traced.wait()
+        if driver:
+            os.kill(driver, signal.SIGKILL)
+            os.waitpid(driver, 0)
+        with gzip.GzipFile(self.out / f"{name}.trace.gz", "wb", compresslevel=9, mtime=0) as file:
+            file.write(raw.read_bytes())
+        print(f"{name}: {raw.stat().st_size} bytes, {(self.out / f'{name}.trace.gz').stat().st_size} compressed", flush=True)
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only")
-    parser.add_argument("--memcached", default="memcached")
+    parser.add_argument("--qemu", default="qemu-x86_64")
+    parser.add_argument("--memcached", default="/usr/bin/memcached")
     parser.add_argument("directory", nargs="?", type=Path, default=HERE)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        page_filter = Path(scratch) / "page_filter"
-        subprocess.run(["g++", "-O2", "-o", page_filter, HERE / "page_filter.cpp"], check=True)
-        compiler = subprocess.run(["g++", "-print-prog-name=cc1plus"], check=True, capture_output=True, text=True)
-        source = Path(scratch) / "table_codec.ii"
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        recorder = Recorder(options.qemu, scratch, options.directory)
+        compiler = subprocess.run(["g++", "-print-prog-name=cc1plus"], check=True, capture_output=True, text=True).stdout.strip()
+        source = scratch / "table_codec.ii"
         subprocess.run(["g++", "-E", "-std=c++23", "-I", ROOT, "-o", source, ROOT / "dataplane/pages/table_codec.cpp"], check=True)
-        door = Path(scratch) / "memcached.sock"
+        door = scratch / "memcached.sock"
+        text = scratch / "text"
+        text.write_text(words(random.Random(3), 150_000))
         programs = {
-            "compiler": ([compiler.stdout.strip(), "-fpreprocessed", "-quiet", "-O2", "-std=c++23", "-o", "/dev/null", str(source)], None),
-            "memcached": ([options.memcached, "-u", "root", "-t", "1", "-c", str(CONNECTIONS), "-m", "64", "-s", str(door)],
-                          lambda: ask_memcached(door)),
-            "scan": (["python3", "-S", "-c", SCAN], None),
+            "compiler": ([compiler, "-fpreprocessed", "-quiet", "-O2", "-std=c++23", "-o", "/dev/null", str(source)],),
+            "memcached": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door)),
+            "scan": (["/usr/bin/sqlite3", ":memory:"], scan_statements()),
+            "python": (["/usr/bin/python3", "-S", "-c", PYTHON],),
+            "shop": (["/usr/bin/sqlite3", ":memory:"], shop_statements()),
+            "sort": (["/usr/bin/sort", "--parallel=1", "-S", "64M", str(text)],),
+            "xz": (["/usr/bin/xz", "-5", "-T1", "--stdout", str(text)],),
         }
-        for name, (command, drive) in programs.items():
+        for name, what in programs.items():
             if options.only in (None, name):
-                record(name, command, options.directory, page_filter, drive)
+                recorder.record(name, *what)
     return 0
 
 
