@@ -108,7 +108,7 @@ std::uint64_t count_refaults(const PageTrace& trace, const std::function<bool(st
   for (const auto& window : trace.windows) {
     for (const std::uint32_t page : window) {
       if (!touch(page)) {
-        refaults += seen[page] ? 1 : 0;
+        refaults += seen[page] ? 1U : 0U;
         seen[page] = true;
       }
     }

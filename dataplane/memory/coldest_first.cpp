@@ -11,8 +11,8 @@ namespace {
 constexpr std::uint64_t kRankedShare = 16;
 /// Of a new interval in the mean: of about the last four.
 constexpr float kNewShare = 0.25F;
-/// LeCaR's: what a choice that was wrong takes from a weight, and what is left of that when as many pages were placed
-/// since as memory holds.
+/// LeCaR's: what a choice that was wrong takes from a weight, and what is left of that when as many pages left since
+/// as memory holds.
 constexpr double kLearningRate = 0.45;
 constexpr double kLeftAfterAll = 0.005;
 /// Neither ranking ever falls silent, or it could not come back.
@@ -53,11 +53,10 @@ void ColdestFirst::accessed(pages::PageNumber page) {
 }
 
 void ColdestFirst::came_back(pages::PageNumber page) {
-  ++placed_count_;
   for (const Ranking by : {kRecency, kReuse}) {
     if (chosen_[by].test(page)) {
       chosen_[by].clear(page);
-      const double away = placed_count_ - pages_[page].moved_at;
+      const double away = evicted_count_ - pages_[page].moved_at;
       const double regret = std::pow(kLeftAfterAll, away / static_cast<double>(here_count_));
       weights_[by] *= std::exp(-kLearningRate * regret);
     }
@@ -66,17 +65,17 @@ void ColdestFirst::came_back(pages::PageNumber page) {
   weights_[kRecency] = std::clamp(weights_[kRecency] / sum, kWeightMin, 1 - kWeightMin);
   weights_[kReuse] = 1 - weights_[kRecency];
   accessed(page);
-  pages_[page].moved_at = placed_count_;
+  pages_[page].moved_at = evicted_count_;
   known_here_.set(page);
   // With scans time is theirs. An interval of no scan would depend on how much else came back meanwhile.
-  if (!scanned_ && placed_count_ - advanced_at_ >= here_count_ / kRankedShare) {
+  if (!scanned_ && evicted_count_ - advanced_at_ >= here_count_ / kRankedShare) {
     advance();
   }
 }
 
 void ColdestFirst::advance() {
   ++now_;
-  advanced_at_ = placed_count_;
+  advanced_at_ = evicted_count_;
   for (auto& victims : victims_) {
     victims.clear();
   }
@@ -87,7 +86,11 @@ void ColdestFirst::end_scan(const pages::Bitmap& accessed_pages) {
   take_placed();
   accessed_pages.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
     for (pages::PageNumber page = first; page < first + count; ++page) {
-      accessed(page);
+      // What has left since it was accessed shows in no scan of a guest's tables.
+      if (!chosen_[kRecency].test(page) && !chosen_[kReuse].test(page)) {
+        accessed(page);
+        known_here_.set(page);
+      }
     }
   });
   scanned_ = true;
@@ -102,7 +105,7 @@ void ColdestFirst::find_new(const pages::Bitmap& here) {
     for (pages::PageNumber page = first; page < first + count; ++page) {
       if (!known_here_.test(page)) {
         accessed(page);
-        pages_[page].moved_at = placed_count_;
+        pages_[page].moved_at = evicted_count_;
         chosen_[kRecency].clear(page);  // it stayed after all, or was zero
         chosen_[kReuse].clear(page);
       }
@@ -129,7 +132,7 @@ void ColdestFirst::rank(const pages::Bitmap& here, Ranking by) {
   std::vector<Candidate> candidates;
   candidates.reserve(here_count_);
   for (pages::PageNumber page = here.next_set(0); page < here.size(); page = here.next_set(page + 1)) {
-    candidates.push_back({coldness(pages_[page], by), placed_count_ - pages_[page].moved_at, page});
+    candidates.push_back({coldness(pages_[page], by), evicted_count_ - pages_[page].moved_at, page});
   }
   const auto colder = [](const Candidate& one, const Candidate& other) {
     return std::tuple(other.coldness, other.since, one.page) < std::tuple(one.coldness, one.since, other.page);
@@ -158,9 +161,13 @@ void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::v
   if (fresh_) {
     fresh_ = false;
     find_new(here);
-    rank(here, kRecency);
-    rank(here, kReuse);
+    for (const Ranking by : {kRecency, kReuse}) {
+      if (victims_[by].empty()) {
+        rank(here, by);
+      }
+    }
   }
+  const std::size_t begin = out.size();
   while (count > 0) {
     const Ranking by = draw();
     auto& victims = victims_[by];
@@ -168,7 +175,7 @@ void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::v
       victims.pop_back();
     }
     if (victims.empty()) {
-      fresh_ = out.empty();
+      fresh_ = out.size() == begin;
       return;
     }
     const pages::PageNumber page = victims.back();
@@ -176,7 +183,7 @@ void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::v
     out.push_back(page);
     known_here_.clear(page);
     chosen_[by].set(page);
-    pages_[page].moved_at = placed_count_;
+    pages_[page].moved_at = ++evicted_count_;
     --count;
   }
 }

@@ -11,8 +11,8 @@
 // more the sooner: LeCaR (G. Vietri and others, HotStorage 2018), whose constants these are. docs/evaluation.md has how
 // often pages have to be fetched again by this, by LRU, and by others.
 //
-// Time is counted in scans; where there has been none, in sixteenths of memory that came back. 13 bytes a page, and 16
-// a page in memory while it ranks. Threads: choose() the evictor's; end_scan() and note_placed() any, the latter never
+// Time is counted in scans; where there has been none, in sixteenths of memory that were replaced. 12 bytes and 3 bits a
+// page, and 16 bytes a page in memory while it ranks. Threads: choose() the evictor's; end_scan() and note_placed() any, the latter never
 // waits for a ranking. Units: pages. No failure.
 
 #include <array>
@@ -39,7 +39,7 @@ class ColdestFirst final : public VictimPolicy {
   struct Page {
     std::uint32_t accessed_at = 0;  // 0: never seen accessed
     float interval = 0;             // mean, between accesses; 0: not known
-    std::uint32_t moved_at = 0;     // when it came or went, in pages placed
+    std::uint32_t moved_at = 0;     // when it came or went, in pages evicted
   };
 
   void take_placed();
@@ -56,14 +56,14 @@ class ColdestFirst final : public VictimPolicy {
 
   std::mutex mutex_;  // of the rest
   std::vector<Page> pages_;
-  pages::Bitmap known_here_;               // found in memory by the last ranking, or placed since
-  std::array<pages::Bitmap, kRankings> chosen_;  // by which ranking it left, until it comes back
+  pages::Bitmap known_here_;  // found in memory by a look-up or a scan, or placed since
+  std::array<pages::Bitmap, kRankings> chosen_;       // by which ranking it left, until it comes back
   std::array<std::vector<pages::PageNumber>, kRankings> victims_;  // the coldest last
   std::array<double, kRankings> weights_{0.5, 0.5}, credits_{};
   bool fresh_ = false;  // the next `here` is
   bool scanned_ = false;
   std::uint32_t now_ = 1;
-  std::uint32_t placed_count_ = 0, advanced_at_ = 0;
+  std::uint32_t evicted_count_ = 0, advanced_at_ = 0;
   std::uint64_t here_count_ = 1;
 };
 

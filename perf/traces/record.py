@@ -2,7 +2,7 @@
 
     python3 perf/traces/record.py [--only NAME] [--qemu PROGRAM] [--memcached PROGRAM] [DIRECTORY]
 
-Needs qemu-user, memcached, sqlite3, xz-utils, g++ and python3 of Debian 12 on x86-64, and a minute. page_trace_plugin.cpp has the format; files are
+Needs qemu-user, memcached, sqlite3, perl, g++ and python3 of Debian 12 on x86-64, and a minute. page_trace_plugin.cpp has the format; files are
 compressed by gzip. Recorded once: other versions of the programs give other traces.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WINDOW_ACCESSES = 50_000
-WINDOWS = 8_000
+WINDOWS = 4_000
 
 # A table of 3000 pages is read from end to end again and again; between two such scans rows of a smaller one are looked up by their key.
 SCAN_FILL = """
@@ -60,6 +60,26 @@ while True:
         record["text"] = "y" * draw.randrange(20, 400)
 """
 
+# Counts words of a text in which some come back all the time, then looks for the rarest, then forgets half of them.
+PERL = """
+srand(11);
+while (1) {
+  for (1 .. 60000) { my $word = sprintf('%x', int(40000 * rand() ** 4)); $count{$word}++; push @{$where{$word}}, $_ if $_ % 7 == 0; }
+  my @rare = (sort { $count{$a} <=> $count{$b} } keys %count)[0 .. 99];
+  delete @where{@rare};
+  for my $word (keys %count) { if (rand() < 0.5) { delete $count{$word}; delete $where{$word}; } }
+}
+"""
+
+# Two tables joined by their key and by a range, over and over, and rewritten a tenth at a time.
+JOIN_FILL = """
+create table left_side (id integer primary key, other integer, body text);
+create table right_side (id integer primary key, body text);
+with recursive n(i) as (select 0 union all select i + 1 from n where i < 19999) insert into left_side select i, i * 7919 % 5000, printf('%.150c', 'l') from n;
+with recursive n(i) as (select 0 union all select i + 1 from n where i < 4999) insert into right_side select i, printf('%.900c', 'r') from n;
+"""
+JOIN_ROUNDS = 40
+
 ITEMS = 20_000
 KEYS_A_REQUEST = 32
 
@@ -91,6 +111,17 @@ def shop_statements():
     return "\n".join(statements)
 
 
+def join_statements():
+    draw = random.Random(13)
+    statements = [JOIN_FILL]
+    for turn in range(JOIN_ROUNDS):
+        first = draw.randrange(18_000)
+        statements.append(f"select sum(length(r.body)) from left_side l join right_side r on r.id = l.other where l.id between {first} and {first + 2000};")
+        statements.append("select count(*) from left_side where length(body) = 3;")
+        statements.append(f"update right_side set body = printf('%.900c', 's') where id between {turn % 10 * 500} and {turn % 10 * 500 + 499};")
+    return "\n".join(statements)
+
+
 def words(draw, count):
     """Text in which words come back, as in logs."""
     vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(3, 12))) for _ in range(5000)]
@@ -107,14 +138,14 @@ def wait_for(path):
             time.sleep(0.1)
 
 
-def ask_memcached(path):
-    """Fills it, then reads keys as YCSB draws them: Zipf's law with the exponent 0.99."""
+def ask_memcached(path, seed, exponent):
+    """Fills it, then reads keys as YCSB draws them: Zipf's law, there with the exponent 0.99."""
     connection = wait_for(path)
     answers = connection.makefile("rb")
-    draw = random.Random(1)
+    draw = random.Random(seed)
     for item in range(ITEMS):
         connection.sendall(b"set key%d 0 0 1000 noreply\r\n%s\r\n" % (item, bytes([97 + item % 26]) * 1000))
-    weights = [1 / (rank + 1) ** 0.99 for rank in range(ITEMS)]
+    weights = [1 / (rank + 1) ** exponent for rank in range(ITEMS)]
     ranked = list(range(ITEMS))
     draw.shuffle(ranked)
     while True:
@@ -168,17 +199,23 @@ def main():
         compiler = subprocess.run(["g++", "-print-prog-name=cc1plus"], check=True, capture_output=True, text=True).stdout.strip()
         source = scratch / "table_codec.ii"
         subprocess.run(["g++", "-E", "-std=c++23", "-I", ROOT, "-o", source, ROOT / "dataplane/pages/table_codec.cpp"], check=True)
+        other_source = scratch / "source_rounds.ii"
+        subprocess.run(["g++", "-E", "-std=c++23", "-I", ROOT, "-o", other_source, ROOT / "dataplane/transfer/source_rounds.cpp"], check=True)
         door = scratch / "memcached.sock"
         text = scratch / "text"
         text.write_text(words(random.Random(3), 150_000))
         programs = {
             "compiler": ([compiler, "-fpreprocessed", "-quiet", "-O2", "-std=c++23", "-o", "/dev/null", str(source)],),
-            "memcached": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door)),
+            "memcached": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door, 1, 0.99)),
             "scan": (["/usr/bin/sqlite3", ":memory:"], scan_statements()),
             "python": (["/usr/bin/python3", "-S", "-c", PYTHON],),
             "shop": (["/usr/bin/sqlite3", ":memory:"], shop_statements()),
             "sort": (["/usr/bin/sort", "--parallel=1", "-S", "64M", str(text)],),
-            "xz": (["/usr/bin/xz", "-5", "-T1", "--stdout", str(text)],),
+            # Held out: recorded when the ranking was finished.
+            "compiler-debug": ([compiler, "-fpreprocessed", "-quiet", "-g", "-std=c++23", "-o", "/dev/null", str(other_source)],),
+            "join": (["/usr/bin/sqlite3", ":memory:"], join_statements()),
+            "memcached-flat": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door, 2, 0.7)),
+            "perl": (["/usr/bin/perl", "-e", PERL],),
         }
         for name, what in programs.items():
             if options.only in (None, name):

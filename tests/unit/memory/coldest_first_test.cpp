@@ -100,7 +100,7 @@ TEST_F(ColdestFirstTest, AReadThroughMoreThanFitsLeavesWhatIsUsedAllTheTime) {
     accessed.for_each_run([&](pages::PageNumber from, std::uint64_t count) {
       for (pages::PageNumber page = from; page < from + count; ++page) {
         if (!here_.test(page)) {
-          hot_back += round >= 100 && page < kHot ? 1 : 0;
+          hot_back += round >= 100 && page < kHot ? 1U : 0U;
           come_back(page);
         }
       }
@@ -124,7 +124,7 @@ TEST_F(ColdestFirstTest, WhatWasUsedOftenAndIsNoMoreLeaves) {
   }
   std::uint64_t old = 0;
   for (const pages::PageNumber page : evict(100)) {
-    old += page < 160 ? 1 : 0;
+    old += page < 160 ? 1U : 0U;
   }
   EXPECT_GE(old, 99U);
 }
