@@ -20,8 +20,9 @@ struct Recorded {
   bool held_out;  // recorded when the ranking was finished, and never looked at before
 };
 constexpr Recorded kTraces[] = {
-    {"compiler", false}, {"memcached", false},     {"scan", false}, {"python", false},        {"shop", false},
-    {"sort", false},     {"compiler-debug", true}, {"join", true},  {"memcached-flat", true}, {"perl", true}};
+    {"compiler", false}, {"compiler-debug", false}, {"join", false}, {"memcached", false}, {"memcached-flat", false},
+    {"perl", false},     {"python", false},         {"scan", false}, {"shop", false},      {"sort", false},
+    {"graph", true},     {"shop-2", true},          {"sort-field", true}};
 
 /// Asked as the evictor asks: what is in memory is looked up when the policy wants it fresh.
 class Memory {

@@ -20,7 +20,8 @@ constexpr double kWeightMin = 0.01;
 
 }  // namespace
 
-ColdestFirst::ColdestFirst(std::uint64_t page_count) : pages_(page_count), known_here_(page_count) {
+ColdestFirst::ColdestFirst(std::uint64_t page_count)
+    : pages_(page_count), known_here_(page_count), weights_{1 - kWeightMin, kWeightMin} {
   chosen_.fill(pages::Bitmap(page_count));
 }
 

@@ -80,6 +80,24 @@ with recursive n(i) as (select 0 union all select i + 1 from n where i < 4999) i
 """
 JOIN_ROUNDS = 40
 
+# The nearest of all nodes from one after the other, in a graph that changes a little each time.
+GRAPH = """
+import heapq, random
+draw = random.Random(17)
+edges = [[(draw.randrange(20000), draw.random()) for _ in range(5)] for _ in range(20000)]
+while True:
+    start = draw.randrange(20000)
+    distance, queue = {start: 0.0}, [(0.0, start)]
+    while queue and len(distance) < 12000:
+        so_far, node = heapq.heappop(queue)
+        for to, length in edges[node]:
+            if so_far + length < distance.get(to, 9.0):
+                distance[to] = so_far + length
+                heapq.heappush(queue, (so_far + length, to))
+    for _ in range(500):
+        edges[draw.randrange(20000)] = [(draw.randrange(20000), draw.random()) for _ in range(5)]
+"""
+
 ITEMS = 20_000
 KEYS_A_REQUEST = 32
 
@@ -93,8 +111,8 @@ def scan_statements():
     return "\n".join(statements)
 
 
-def shop_statements():
-    draw = random.Random(5)
+def shop_statements(seed):
+    draw = random.Random(seed)
     statements = [SHOP_FILL]
     for turn in range(SHOP_ROUNDS):
         statements.append("begin;")
@@ -209,13 +227,16 @@ def main():
             "memcached": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door, 1, 0.99)),
             "scan": (["/usr/bin/sqlite3", ":memory:"], scan_statements()),
             "python": (["/usr/bin/python3", "-S", "-c", PYTHON],),
-            "shop": (["/usr/bin/sqlite3", ":memory:"], shop_statements()),
+            "shop": (["/usr/bin/sqlite3", ":memory:"], shop_statements(5)),
             "sort": (["/usr/bin/sort", "--parallel=1", "-S", "64M", str(text)],),
-            # Held out: recorded when the ranking was finished.
             "compiler-debug": ([compiler, "-fpreprocessed", "-quiet", "-g", "-std=c++23", "-o", "/dev/null", str(other_source)],),
             "join": (["/usr/bin/sqlite3", ":memory:"], join_statements()),
             "memcached-flat": ([options.memcached, "-u", "root", "-t", "1", "-m", "64", "-s", str(door)], "", lambda: ask_memcached(door, 2, 0.7)),
             "perl": (["/usr/bin/perl", "-e", PERL],),
+            # Held out: recorded when the ranking was finished.
+            "graph": (["/usr/bin/python3", "-S", "-c", GRAPH],),
+            "shop-2": (["/usr/bin/sqlite3", ":memory:"], shop_statements(19)),
+            "sort-field": (["/usr/bin/sort", "--parallel=1", "-S", "24M", "-k", "3,3", "-k", "1,1r", str(text)],),
         }
         for name, what in programs.items():
             if options.only in (None, name):
