@@ -19,10 +19,11 @@ struct Recorded {
   const char* name;
   bool held_out;  // recorded when the ranking was finished, and never looked at before
 };
-constexpr Recorded kTraces[] = {
-    {"compiler", false}, {"compiler-debug", false}, {"join", false}, {"memcached", false}, {"memcached-flat", false},
-    {"perl", false},     {"python", false},         {"scan", false}, {"shop", false},      {"sort", false},
-    {"graph", true},     {"shop-2", true},          {"sort-field", true}};
+constexpr Recorded kTraces[] = {{"compiler", false},  {"compiler-debug", false}, {"join", false},
+                                {"memcached", false}, {"memcached-flat", false}, {"perl", false},
+                                {"python", false},    {"scan", false},           {"shop", false},
+                                {"sort", false},      {"graph", true},           {"shop-2", true},
+                                {"sort-field", true}};
 
 /// Asked as the evictor asks: what is in memory is looked up when the policy wants it fresh.
 class Memory {
@@ -77,11 +78,13 @@ std::uint64_t refaults_ours(const PageTrace& trace, std::uint64_t budget, std::u
   Memory memory(trace.pages, budget);
   const std::uint64_t period = scans == 0 ? UINT64_MAX : std::max<std::uint64_t>(1, trace.windows.size() / scans);
   std::uint64_t windows = 0;
-  return count_refaults(trace, [&](std::uint32_t page) { return memory.touch(page); }, [&] {
-    if (++windows % period == 0) {
-      memory.end_scan();
-    }
-  });
+  return count_refaults(
+      trace, [&](std::uint32_t page) { return memory.touch(page); },
+      [&] {
+        if (++windows % period == 0) {
+          memory.end_scan();
+        }
+      });
 }
 
 double ratio(double ours, double other) { return (ours + 1) / (other + 1); }  // an optimum may be 0

@@ -41,7 +41,8 @@ std::string writes_refusal(const Guest& guest) {
              : "";
 }
 
-std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses, LiveSplit* split) {
+std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses,
+                                                               LiveSplit* split) {
   const std::uint64_t began_ns = thread_time_ns();
   api::NoteAccessesResult result;
   const bool by_writes = accesses.source == api::ACCESS_WRITES;

@@ -66,7 +66,8 @@ void Service::note_accesses(const api::NoteAccesses& request, const Respond& res
   (*entry)->worker->submit(
       [scan, guest = (*entry)->guest.get()] {
         scan->result = daemon::note_accesses(*guest, scan->accesses, scan->split.get());
-      }, control_,
+      },
+      control_,
       [this, scan, respond] {
         Entry& scanned = guests_.at(scan->accesses.vm_uuid);  // who forgets it waits for its worker
         scanned.scanning = false;

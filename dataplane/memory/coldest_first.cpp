@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 namespace godwit::memory {
 namespace {
@@ -133,7 +134,9 @@ void ColdestFirst::rank(const pages::Bitmap& here, Ranking by) {
   std::vector<Candidate> candidates;
   candidates.reserve(here_count_);
   for (pages::PageNumber page = here.next_set(0); page < here.size(); page = here.next_set(page + 1)) {
-    candidates.push_back({coldness(pages_[page], by), evicted_count_ - pages_[page].moved_at, page});
+    if (known_here_.test(page)) {
+      candidates.push_back({coldness(pages_[page], by), evicted_count_ - pages_[page].moved_at, page});
+    }
   }
   const auto colder = [](const Candidate& one, const Candidate& other) {
     return std::tuple(other.coldness, other.since, one.page) < std::tuple(one.coldness, one.since, other.page);
@@ -159,24 +162,25 @@ ColdestFirst::Ranking ColdestFirst::draw() {
 void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::vector<pages::PageNumber>& out) {
   const std::scoped_lock lock(mutex_);
   take_placed();
-  if (fresh_) {
-    fresh_ = false;
+  const bool fresh = std::exchange(fresh_, false);
+  if (fresh) {
     find_new(here);
-    for (const Ranking by : {kRecency, kReuse}) {
-      if (victims_[by].empty()) {
+  }
+  const std::size_t begin = out.size();
+  for (; count > 0; --count) {
+    const Ranking by = draw();
+    auto& victims = victims_[by];
+    for (int turn = 0; turn < 2; ++turn) {
+      // What has left or come back meanwhile is no victim.
+      while (!victims.empty() && !(here.test(victims.back()) && known_here_.test(victims.back()))) {
+        victims.pop_back();
+      }
+      if (victims.empty() && fresh) {
         rank(here, by);
       }
     }
-  }
-  const std::size_t begin = out.size();
-  while (count > 0) {
-    const Ranking by = draw();
-    auto& victims = victims_[by];
-    while (!victims.empty() && !(here.test(victims.back()) && known_here_.test(victims.back()))) {
-      victims.pop_back();
-    }
     if (victims.empty()) {
-      fresh_ = out.size() == begin;
+      fresh_ = out.size() == begin;  // whoever asks may have found nothing in memory, and not asked again
       return;
     }
     const pages::PageNumber page = victims.back();
@@ -185,7 +189,6 @@ void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::v
     known_here_.clear(page);
     chosen_[by].set(page);
     pages_[page].moved_at = ++evicted_count_;
-    --count;
   }
 }
 

@@ -8,13 +8,13 @@
 //     accessed once it is twice that time: what is not known to come back is expected to stay away as long again.
 // Neither is right for all programs: one that reads on and on through more than fits wants the second, one whose phases
 // change the first. So each chooses a share of the victims, and loses weight when one that it chose comes back, the
-// more the sooner: LeCaR (G. Vietri and others, HotStorage 2018), whose constants these are. It begins with recency: where
-// little comes back there is little to learn from, and recency is seldom far off. docs/evaluation.md has how
+// more the sooner: LeCaR (G. Vietri and others, HotStorage 2018), whose constants these are. It begins with recency:
+// where little comes back there is little to learn from, and recency is seldom far off. docs/evaluation.md has how
 // often pages have to be fetched again by this, by LRU, and by others.
 //
-// Time is counted in scans; where there has been none, in sixteenths of memory that were replaced. 12 bytes and 3 bits a
-// page, and 16 bytes a page in memory while it ranks. Threads: choose() the evictor's; end_scan() and note_placed() any, the latter never
-// waits for a ranking. Units: pages. No failure.
+// Time is counted in scans; where there has been none, in sixteenths of memory that were replaced. 12 bytes and 3 bits
+// a page, and 16 bytes a page in memory while it ranks. Threads: choose() the evictor's; end_scan() and note_placed()
+// any, the latter never waits for a ranking. Units: pages. No failure.
 
 #include <array>
 #include <cstdint>
@@ -57,8 +57,8 @@ class ColdestFirst final : public VictimPolicy {
 
   std::mutex mutex_;  // of the rest
   std::vector<Page> pages_;
-  pages::Bitmap known_here_;  // found in memory by a look-up or a scan, or placed since
-  std::array<pages::Bitmap, kRankings> chosen_;       // by which ranking it left, until it comes back
+  pages::Bitmap known_here_;                     // found in memory by a look-up or a scan, or placed since
+  std::array<pages::Bitmap, kRankings> chosen_;  // by which ranking it left, until it comes back
   std::array<std::vector<pages::PageNumber>, kRankings> victims_;  // the coldest last
   std::array<double, kRankings> weights_, credits_{};
   bool fresh_ = false;  // the next `here` is

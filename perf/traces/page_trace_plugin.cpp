@@ -6,6 +6,8 @@
 // Format: per window a count, then so many pages, each as the difference from the page before it, zigzag. All are
 // LEB128. Pages are numbered in the order of their first appearance. The program ends after so many windows.
 
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +15,6 @@
 #include <mutex>
 #include <unordered_map>
 #include <vector>
-#include <unistd.h>
 
 // QEMU's plugin API, version 1 (QEMU 7.2, docs/devel/tcg-plugins.rst); Debian has no header of it.
 extern "C" {

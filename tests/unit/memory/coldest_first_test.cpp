@@ -1,5 +1,5 @@
-// Goal: the pages leave first whose next access is farthest, as scans and what comes back tell. Method: a guest of a few
-// hundred pages whose accesses are given, asked as the evictor asks.
+// Goal: the pages leave first whose next access is farthest, as scans and what comes back tell. Method: a guest of a
+// few hundred pages whose accesses are given, asked as the evictor asks.
 
 #include "dataplane/memory/coldest_first.h"
 
