@@ -80,41 +80,31 @@ def build_modules(kernel, folder):
     return files
 
 
-def begin_root(kernel, folder):
-    """A root with busybox and KVM; returns its folder and the names of KVM's modules in the order of loading."""
+def build_initramfs(kernel, folder, program):
     root = f"{folder}/root"
     for name in ("bin", "modules", "proc", "sys", "dev"):
         os.makedirs(f"{root}/{name}")
     shutil.copy("/bin/busybox", f"{root}/bin/busybox")
+    shutil.copy(program, f"{root}/bin/test")
+    subprocess.run(["strip", f"{root}/bin/test"], check=True)
     names = []
     for file in kernel.modules("kvm-amd"):
         name = os.path.basename(file).removesuffix(".xz")
         with open(f"{root}/modules/{name}", "wb") as out:
             subprocess.run(["xz", "-dc", file] if file.endswith(".xz") else ["cat", file], stdout=out, check=True)
         names.append(name)
-    return root, names
-
-
-def pack(root, folder, init_text):
+    for file in build_modules(kernel, folder):
+        shutil.copy(file, f"{root}/modules")
     with open(f"{root}/init", "w") as init:
-        init.write(init_text)
+        init.write(INIT % {"modules": " ".join(names), "run_seconds": RUN_SECONDS_MAX})
     os.chmod(f"{root}/init", 0o755)
     subprocess.run(f"cd {root} && find . | cpio -o -H newc --quiet | gzip -1 > {folder}/initramfs.gz", shell=True, check=True)
     return f"{folder}/initramfs.gz"
 
 
-def build_initramfs(kernel, folder, program):
-    root, names = begin_root(kernel, folder)
-    shutil.copy(program, f"{root}/bin/test")
-    subprocess.run(["strip", f"{root}/bin/test"], check=True)
-    for file in build_modules(kernel, folder):
-        shutil.copy(file, f"{root}/modules")
-    return pack(root, folder, INIT % {"modules": " ".join(names), "run_seconds": RUN_SECONDS_MAX})
-
-
-def boot(kernel, initramfs, serial, processors=2):
+def boot(kernel, initramfs, serial):
     """What the machine said, until it powered off, fell over, or its time was up."""
-    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(processors), "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
                "-serial", f"file:{serial}", "-no-reboot", "-kernel", kernel.image, "-initrd", initramfs, "-append", COMMAND_LINE]
     late = ""
     try:
@@ -149,30 +139,25 @@ def problems(said):
     return found
 
 
-def judged(kernel, initramfs, folder, problems_of, processors=2):
-    """Boots until the machine is up, prints what it says; the exit status."""
+def run(kernel, folder, program):
+    initramfs = build_initramfs(kernel, folder, program)
     for _ in range(BOOTS_MAX):
-        said = boot(kernel, initramfs, f"{folder}/serial", processors)
+        said = boot(kernel, initramfs, f"{folder}/serial")
         print(said, flush=True)
         if "GODWIT-BOOTED" in said:
             break
-        print("the machine fell over before the tests began: booted again", flush=True)
-    found = problems_of(said)
+        print("the machine fell over before the module was loaded: booted again", flush=True)
+    found = problems(said)
     for problem in found:
         print(f"FAILED {problem}")
     return 1 if found else 0
 
 
-def run(kernel, folder, programs):
-    return judged(kernel, build_initramfs(kernel, folder, programs[0]), folder, problems)
-
-
-def main(usage, run_in):
-    """run_in(kernel, folder, programs) is the test."""
-    if len(sys.argv) < 4 or sys.argv[1] not in ("installed", "backports"):
-        print(usage, file=sys.stderr)
+def main():
+    if len(sys.argv) != 4 or sys.argv[1] not in ("installed", "backports"):
+        print(__doc__, file=sys.stderr)
         return 2
-    which, build, *programs = sys.argv[1:]
+    which, build, program = sys.argv[1:]
     try:
         for needed in ("qemu-system-x86_64", "/bin/busybox", "make", "cpio", "modprobe", "xz"):
             if shutil.which(needed) is None:
@@ -182,8 +167,8 @@ def main(usage, run_in):
         print(f"skipped: {missing}")
         return 77
     with tempfile.TemporaryDirectory(dir=build, prefix=f"{which}.") as folder:
-        return run_in(kernel, folder, programs)
+        return run(kernel, folder, program)
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run))
+    sys.exit(main())
