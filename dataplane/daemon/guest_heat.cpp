@@ -41,7 +41,8 @@ std::string writes_refusal(const Guest& guest) {
              : "";
 }
 
-std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses) {
+std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses,
+                                                               LiveSplit* split) {
   const std::uint64_t began_ns = thread_time_ns();
   api::NoteAccessesResult result;
   const bool by_writes = accesses.source == api::ACCESS_WRITES;
@@ -54,6 +55,9 @@ std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, con
   }
   std::uint64_t cost_ns = 0;
   if (accesses.ends) {
+    if (split != nullptr) {
+      split->end_scan(guest.accesses.noted());
+    }
     guest.accessed_pages = guest.accesses.end_scan();
     guest.access_source = accesses.source;
     result.set_pages(guest.accessed_pages);

@@ -14,7 +14,8 @@ namespace godwit::daemon {
 std::string writes_refusal(const Guest& guest);
 
 /// A scan, or a part of one, that fits the guest.
-std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses);
+std::expected<api::NoteAccessesResult, ApiError> note_accesses(Guest& guest, const Accesses& accesses,
+                                                               LiveSplit* split = nullptr);
 
 api::HeatMap heat_map(const Guest& guest, std::uint32_t cells);
 

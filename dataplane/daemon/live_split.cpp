@@ -50,7 +50,7 @@ LiveSplit::LiveSplit(LiveGuest& guest, std::string directory, const memory::Miss
       of_(of),
       request_(guest.pager_request()),
       room_(guest.ram(), 0),
-      policy_(std::make_unique<memory::SecondChance>(guest.page_count())) {
+      policy_(guest.page_count()) {
   request_.sees_kernel_accesses = true;
   request_.file = file(kMissing);
   request_.of = of;
@@ -131,7 +131,7 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
                                           .tracker = request_.tracker,
                                           .pager = pager_.get(),
                                           .leaving = leaving_.get(),
-                                          .policy = policy_.get(),
+                                          .policy = &policy_,
                                           .high_pages = limits.high_pages,
                                           .low_pages = limits.low_pages});
   if (!evictor) {
@@ -267,7 +267,7 @@ std::expected<split::MainMemory::Placed, std::string> LiveSplit::place(pages::Pa
   placed_.clear();
   const auto placed = pager_->place(0, {&write, 1}, &placed_);
   if (!placed_.empty()) {
-    policy_->note_used(page);
+    policy_.note_placed(page);
     return Placed::kPlaced;
   }
   if (!placed && placed.error().code != memory::ErrorCode::kNoMemory) {

@@ -24,11 +24,11 @@
 #include "dataplane/daemon/fault_watch.h"
 #include "dataplane/daemon/inbox.h"
 #include "dataplane/daemon/live_guest.h"
+#include "dataplane/memory/coldest_first.h"
 #include "dataplane/memory/demand_pager.h"
 #include "dataplane/memory/evictor.h"
 #include "dataplane/memory/guest_state_file.h"
 #include "dataplane/memory/leaving_pages.h"
-#include "dataplane/memory/victim_policy.h"
 #include "dataplane/split/main_host.h"
 
 namespace godwit::daemon {
@@ -92,6 +92,8 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   [[nodiscard]] std::vector<int> descriptors() const override { return pager_->descriptors(); }
   [[nodiscard]] bool begun() const { return begun_.load(std::memory_order_acquire); }
   [[nodiscard]] bool complete() const { return leaving_ != nullptr; }
+  /// What a scan found accessed: those stay longest.
+  void end_scan(const pages::Bitmap& accessed) { policy_.end_scan(accessed); }
   [[nodiscard]] SplitLimits limits() const;
   [[nodiscard]] SplitFigures figures() const;
   [[nodiscard]] std::string problem() const;
@@ -129,7 +131,7 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   std::unique_ptr<memory::DemandPager> pager_;
   std::unique_ptr<memory::LeavingPages> leaving_;
   std::unique_ptr<memory::GuestStateFile> places_;
-  std::unique_ptr<memory::SecondChance> policy_;
+  memory::ColdestFirst policy_;
   std::unique_ptr<split::MainHost> main_;  // the home lcore's, once begun
   std::vector<pages::PageNumber> demanded_;
   std::vector<memory::PageRange> placed_;

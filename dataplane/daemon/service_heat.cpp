@@ -29,7 +29,7 @@ std::optional<ApiError> Service::refuse_scan(const Accesses& accesses, const Ent
     return bad_request(vm + " is in a migration, or does not run here");
   }
   if (const auto split = splits_.find(accesses.vm_uuid);
-      guest.split || (split != splits_.end() && split->second.busy)) {
+      (guest.split && accesses.source == api::ACCESS_WRITES) || (split != splits_.end() && split->second.busy)) {
     return bad_request(vm + " is split: what the tracker knows goes with the pages that come and go");
   }
   if (entry.scanning) {
@@ -59,11 +59,15 @@ void Service::note_accesses(const api::NoteAccesses& request, const Respond& res
   (*entry)->scanning = true;
   struct Scan {
     Accesses accesses;
+    std::shared_ptr<LiveSplit> split;  // a scan tells its evictor too
     std::expected<api::NoteAccessesResult, ApiError> result;
   };
-  auto scan = std::make_shared<Scan>(Scan{std::move(*accesses), {}});
+  auto scan = std::make_shared<Scan>(Scan{std::move(*accesses), (*entry)->guest->split, {}});
   (*entry)->worker->submit(
-      [scan, guest = (*entry)->guest.get()] { scan->result = daemon::note_accesses(*guest, scan->accesses); }, control_,
+      [scan, guest = (*entry)->guest.get()] {
+        scan->result = daemon::note_accesses(*guest, scan->accesses, scan->split.get());
+      },
+      control_,
       [this, scan, respond] {
         Entry& scanned = guests_.at(scan->accesses.vm_uuid);  // who forgets it waits for its worker
         scanned.scanning = false;

@@ -35,6 +35,8 @@ class AccessHistory {
 
   /// How many scans there were; none: nothing is known, and all pages are as cold.
   [[nodiscard]] std::uint64_t scans() const { return scans_; }
+  /// By the scan that is under way.
+  [[nodiscard]] const Bitmap& noted() const { return accessed_; }
   [[nodiscard]] std::uint8_t heat(PageNumber page) const { return heat_[page]; }
   [[nodiscard]] std::span<const std::uint8_t> heat() const { return heat_; }
 

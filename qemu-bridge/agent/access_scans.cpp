@@ -30,6 +30,9 @@ void AccessScans::look(pid_t pid, std::span<const MemoryBackend> backends, Datap
     spdlog::info("VM {}: which pages are hot is found by {}", vm.uuid.text(),
                  reason_.empty() ? "the module" : "writes: " + printable(reason_));
   }
+  if (vm.split && !reason_.empty()) {
+    return;  // what the tracker knows goes with the pages that come and go
+  }
   const Instant began = now();
   if (!pace_->due(began)) {
     return;

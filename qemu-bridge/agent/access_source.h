@@ -25,6 +25,7 @@ namespace godwit::bridge {
 struct ScannedVm {
   Id128 uuid;
   std::uint64_t ownership = 0;
+  bool split = false;
 };
 
 class AccessSource {

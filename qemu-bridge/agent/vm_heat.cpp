@@ -11,11 +11,11 @@ void Vm::look_at_accesses() {
       return;  // it accesses nothing
     }
   }
-  // What the tracker knows belongs to a migration while there is one, or to a split; and nothing must hold that up.
-  if (over_ || !qmp_ || record_.migration || record_.split || attached_.tracker() == dataplane::v1::TRACKER_AUTO) {
+  // What the tracker knows belongs to a migration while there is one; and nothing must hold that up.
+  if (over_ || !qmp_ || record_.migration || attached_.tracker() == dataplane::v1::TRACKER_AUTO) {
     return;
   }
-  accesses_.look(record_.process.pid, backends_, services_.dataplane, {uuid_, record_.ownership});
+  accesses_.look(record_.process.pid, backends_, services_.dataplane, {uuid_, record_.ownership, record_.split.has_value()});
 }
 
 void Vm::heat(std::uint32_t cells, Reply reply) {

@@ -352,7 +352,7 @@ TEST(EvictorRefusal, WhatCannotBeEvictedIsTold) {
   ASSERT_NO_FATAL_FAILURE(g.start());
   ASSERT_TRUE(g.start_tracker());
   SplitGuest split(*g.ram, *g.tracker, kNoLimits);
-  split.policy = std::make_unique<SecondChance>(g.ram->page_count());
+  split.policy = std::make_unique<ColdestFirst>(g.ram->page_count());
   auto pager = DemandPager::create(split.pager_request());
   ASSERT_TRUE(pager);
   split.pager = std::move(*pager);
@@ -363,26 +363,6 @@ TEST(EvictorRefusal, WhatCannotBeEvictedIsTold) {
   ASSERT_FALSE(evictor);
   EXPECT_EQ(evictor.error().code, ErrorCode::kUnsupported);
   EXPECT_NE(evictor.error().text.find("hashes"), std::string::npos) << evictor.error().text;
-}
-
-TEST(SecondChanceTest, WhatIsUsedStaysARoundLonger) {
-  SecondChance policy(6);
-  pages::Bitmap here(6);
-  here.set_range(0, 5);
-  policy.note_used(1);
-  std::vector<pages::PageNumber> out;
-  policy.choose(here, 2, out);
-  EXPECT_EQ(out, (std::vector<pages::PageNumber>{0, 2}));
-  out.clear();
-  policy.choose(here, 4, out);
-  EXPECT_EQ(out, (std::vector<pages::PageNumber>{3, 4, 0, 1})) << "first in, first out, and 1 has had its round";
-  here.set(5);
-  policy.note_used(here);
-  out.clear();
-  policy.choose(here, 9, out);
-  EXPECT_TRUE(out.empty());
-  policy.choose(here, 9, out);
-  EXPECT_EQ(out.size(), 6U) << "each once";
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ std::expected<std::unique_ptr<Evictor>, Error> SplitGuest::make_evictor() {
 
 void SplitGuest::start() {
   room = std::make_unique<ResidentRoom>(ram_, limits_.budget_pages);
-  policy = std::make_unique<SecondChance>(ram_.page_count());
+  policy = std::make_unique<ColdestFirst>(ram_.page_count());
   auto made = DemandPager::create(pager_request());
   ASSERT_TRUE(made) << made.error().text;
   pager = std::move(*made);
@@ -120,6 +120,7 @@ void SplitGuest::serve_once() {
       again_.push_back(page);
       continue;
     }
+    policy->note_placed(page);
     ++(version ? from_leaving : from_store);
     if (version) {
       leaving->forget(page, *version);

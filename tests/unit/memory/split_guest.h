@@ -14,6 +14,7 @@
 #include <string>
 #include <thread>
 
+#include "dataplane/memory/coldest_first.h"
 #include "dataplane/memory/evictor.h"
 
 namespace godwit::memory::test {
@@ -57,7 +58,7 @@ class SplitGuest {
   std::unique_ptr<ResidentRoom> room;
   std::unique_ptr<DemandPager> pager;
   std::unique_ptr<LeavingPages> leaving;
-  std::unique_ptr<SecondChance> policy;
+  std::unique_ptr<ColdestFirst> policy;
   std::unique_ptr<Evictor> evictor;
   std::uint64_t resident_most = 0;  // seen by the thread of begin()
   std::uint64_t from_leaving = 0;   // pages served before they were confirmed
