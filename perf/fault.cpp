@@ -7,17 +7,15 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <map>
 
-#include "perf/fault_end.h"
 #include "perf/fault_pager.h"
+#include "perf/fault_run.h"
 #include "perf/processes.h"
 
 namespace godwit::perf {
 namespace {
 
-constexpr Duration kRunMax = milliseconds(60'000);
 const std::map<std::string, transport::Cipher> kCiphers{{"none", transport::Cipher::kNone},
                                                         {"aes-128-gcm", transport::Cipher::kAes128Gcm},
                                                         {"aes-256-gcm", transport::Cipher::kAes256Gcm}};
@@ -51,27 +49,6 @@ std::expected<Settings, std::string> parse(const Options& options) {
   return settings;
 }
 
-/// Faults of one kind, of all runs.
-struct Faults {
-  std::vector<std::uint64_t> times_ns;
-  std::uint64_t span_ns = 0;  // in which they were
-
-  /// The touches from `first` to `end`.
-  void add(const FaultGuest& guest, std::uint64_t first, std::uint64_t end) {
-    const auto touches = guest.touches();
-    const std::uint64_t from_ns = touches[FaultGuest::page_of_touch(first, touches.size())].from_ns;
-    std::uint64_t to_ns = from_ns;
-    for (std::uint64_t i = first; i < end; ++i) {
-      const Touch& touch = touches[FaultGuest::page_of_touch(i, touches.size())];
-      if (touch.waited) {
-        times_ns.push_back(touch.to_ns - touch.from_ns);
-        to_ns = touch.to_ns;
-      }
-    }
-    span_ns += to_ns - from_ns;
-  }
-};
-
 /// From one step to the next, of faults for which the page was asked for.
 struct Way {
   static constexpr std::array<std::pair<const char*, const char*>, 6> kNames{
@@ -100,80 +77,31 @@ struct Way {
 };
 
 struct Figures {
-  Faults local, memif, loaded;
+  FaultTimes local, memif, loaded;
   Way way, way_loaded;
   std::uint64_t background_pages = 0, background_ns = 0;
 };
-
-/// What came is the source's.
-std::expected<void, std::string> compare(const FaultGuest& guest, const FaultGuest& source) {
-  const auto here = map_ram(guest);
-  const auto there = map_ram(source);
-  if (!here || !there) return std::unexpected(!here ? here.error() : there.error());
-  for (pages::PageNumber page = 0; page < guest.touches().size(); ++page) {
-    if (guest.touches()[page].from_ns != 0 && !std::ranges::equal((*here)->mapped(page), (*there)->mapped(page))) {
-      return std::unexpected(fmt::format("page {} of the guest is not the source's", page));
-    }
-  }
-  return {};
-}
 
 std::expected<void, std::string> run_once(const Settings& settings, bool background,
                                           const std::array<std::string, 2>& cpus, Figures& figures) {
   const std::uint64_t touches = background ? kFaultPages : settings.touches + settings.warm_up;
   const std::uint64_t local_touches = settings.touches + settings.warm_up;
-  // It has the source's CPU, which has nothing to do while the guest runs: perf/README.md.
-  const auto guest_cpu = static_cast<unsigned>(std::stoul(cpus[0]));
-  FaultGuestOptions options{.pages = kFaultPages, .touches = local_touches, .cpu = guest_cpu, .goes_first = true};
-  auto local = FaultGuest::start(options);
-  options.touches = touches;
-  auto guest = FaultGuest::start(options);
-  auto source = FaultGuest::start(options);
-  for (const auto* started : {&local, &guest, &source}) {
-    if (!*started) return std::unexpected(started->error());
-  }
-  const SharedMemory<FaultShared> memory;
-  const TemporaryDirectory directory;
-  if (memory.get() == nullptr || !directory.made()) return std::unexpected("no shared memory or temporary directory");
-  FaultShared& shared = *memory.get();
-  Children children;
-  FaultEndOptions end{.socket = directory.path() + "/memif.sock",
-                      .local = local->get(),
-                      .background = background,
-                      .cipher = settings.cipher};
-  for (const bool is_source : {false, true}) {
-    end.is_source = is_source;
-    end.cpus = cpus[is_source ? 0 : 1];
-    end.guest = is_source ? source->get() : guest->get();
-    if (auto started = children.start([&end, &shared] { return run_fault_end(end, shared); }); !started) {
-      return started;
-    }
-  }
-  const auto ended = children.wait(kRunMax);
-  for (const EndError& error : shared.errors) {
-    if (error[0] != '\0') return std::unexpected(std::string(error.data()));
-  }
-  if (!ended) return ended;
-  if ((*local)->wrong() || (*guest)->wrong()) {
-    return std::unexpected("a guest read something else than there was to place");
-  }
-  if (auto equal = compare(**guest, **source); !equal) return equal;
-  figures.local.add(**local, settings.warm_up, local_touches);
-  (background ? figures.loaded : figures.memif).add(**guest, settings.warm_up, touches);
-  (background ? figures.way_loaded : figures.way).add(**guest, shared, settings.warm_up, touches);
+  const auto done = run_fault({.touches = touches,
+                               .local_touches = local_touches,
+                               .background = background,
+                               .cipher = settings.cipher,
+                               .cpus = cpus});
+  if (!done) return std::unexpected(done.error());
+  const FaultRun& run = **done;
+  const FaultShared& shared = *run.shared.get();
+  figures.local.add(*run.local, settings.warm_up, local_touches);
+  (background ? figures.loaded : figures.memif).add(*run.guest, settings.warm_up, touches);
+  (background ? figures.way_loaded : figures.way).add(*run.guest, shared, settings.warm_up, touches);
   if (background) {
     figures.background_pages += shared.placed_pages;
     figures.background_ns += shared.last_placed_ns - shared.first_placed_ns;
   }
   return {};
-}
-
-void report_faults(const std::string& name, const std::string& key, Faults& faults, Result& result) {
-  std::ranges::sort(faults.times_ns);
-  report_times(
-      name, key, [&](double share) { return percentile_ns(faults.times_ns, share); }, result);
-  result.metric(key + "_per_s",
-                static_cast<double>(faults.times_ns.size()) * 1e9 / static_cast<double>(faults.span_ns));
 }
 
 void report_way(const std::string& name, const std::string& key, Way& way, Result& result) {

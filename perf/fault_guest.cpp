@@ -106,9 +106,13 @@ void FaultGuest::run(int ready) {
     const pages::PageNumber page = page_of_touch(i, options_.pages);
     const std::uint64_t slept = times_slept();
     Touch touch{.from_ns = now_ns()};
-    const std::uint64_t first = *reinterpret_cast<const volatile std::uint64_t*>(ram_ + page * kPage);
+    auto* const words = reinterpret_cast<volatile std::uint64_t*>(ram_ + page * kPage);
+    const std::uint64_t first = words[0];
     touch.to_ns = now_ns();
     touch.waited = times_slept() != slept;
+    if (options_.writes) {
+      words[1] = touch.to_ns;
+    }
     shared_->touches()[page] = touch;
     if (first != page + 1) {
       shared_->wrong = true;

@@ -28,6 +28,8 @@ struct FaultGuestOptions {
   unsigned cpu = 0;           // its thread's
   /// When it is woken it runs at once, whatever else polls on its CPU (SCHED_FIFO), as on a CPU of its own.
   bool goes_first = false;
+  /// Writes into each page too, after its time was taken: content that was not there before.
+  bool writes = false;
 };
 
 /// One touch, of the page that is its place.

@@ -14,7 +14,8 @@
 
 namespace godwit::perf {
 
-TemporaryDirectory::TemporaryDirectory() : made_(::mkdtemp(path_.data()) != nullptr) {}
+TemporaryDirectory::TemporaryDirectory(const std::string& under)
+    : path_(under + "/godwit-perf-XXXXXX"), made_(::mkdtemp(path_.data()) != nullptr) {}
 
 TemporaryDirectory::~TemporaryDirectory() {
   std::error_code ignored;

@@ -19,7 +19,7 @@ namespace godwit::perf {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory();
+  explicit TemporaryDirectory(const std::string& under = "/tmp");
   ~TemporaryDirectory();
   TemporaryDirectory(const TemporaryDirectory&) = delete;
   TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
@@ -27,7 +27,7 @@ class TemporaryDirectory {
   [[nodiscard]] const std::string& path() const { return path_; }
 
  private:
-  std::string path_ = "/tmp/godwit-perf-XXXXXX";
+  std::string path_;
   bool made_;
 };
 

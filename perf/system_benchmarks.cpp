@@ -51,6 +51,9 @@ const Registration kPostcopyReturn{
 const Registration kTracking{"tracking", "a guest's memory write speed with and without tracking (root)",
                              [](const Options& options, Result&) { return become("tracking", options); },
                              TakesArguments::kYes};
+const Registration kHotFits{
+    "hot-fits", "speed of a split guest whose working set fits the budget, beside a whole one (root)",
+    [](const Options& options, Result&) { return become("hot_fits", options); }, TakesArguments::kYes};
 
 }  // namespace
 }  // namespace godwit::perf

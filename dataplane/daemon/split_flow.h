@@ -3,6 +3,7 @@
 // lcore's. Owned and called by its DataPath. Failure: the main host's side tells LiveSplit; the sub host's calls
 // `lost`, once, on the lcore, and does no more until it is taken away.
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -12,6 +13,7 @@
 #include "dataplane/daemon/flow.h"
 #include "dataplane/daemon/live_split.h"
 #include "dataplane/daemon/store_access.h"
+#include "dataplane/memserver/cold_pages.h"
 #include "dataplane/split/sub_host.h"
 
 namespace godwit::daemon {
@@ -60,7 +62,11 @@ class StoreFlow final : public Flow {
  public:
   StoreFlow(const FlowConfig& config, std::shared_ptr<OpenStore> store, const split::StoreId& id, std::uint64_t pages,
             std::function<void(const std::string&)> lost, Instant now)
-      : Flow(config, false), store_(std::move(store)), sub_(store_->access, id, pages), lost_(std::move(lost)) {
+      : Flow(config, false),
+        store_(std::move(store)),
+        sub_(store_->access, id, pages),
+        cold_(store_->store),
+        lost_(std::move(lost)) {
     lanes_.add(0, sub_, now);
     lanes_.add(1, sub_, now);
   }
@@ -75,6 +81,9 @@ class StoreFlow final : public Flow {
     if (due) {
       turn(now);
     }
+    if (sub_.listed_all()) {
+      cold_.turn(now);
+    }
     return due;
   }
   void flush(Instant now) override { turn(now); }
@@ -82,7 +91,9 @@ class StoreFlow final : public Flow {
     lanes_.tick(now);
     turn(now);
   }
-  [[nodiscard]] Instant deadline() const override { return std::min(lanes_.deadline(), sub_.deadline()); }
+  [[nodiscard]] Instant deadline() const override {
+    return std::min({lanes_.deadline(), sub_.deadline(), sub_.listed_all() ? cold_.deadline() : kNever});
+  }
 
  private:
   static constexpr Duration kPublishEvery = milliseconds(100);
@@ -99,6 +110,7 @@ class StoreFlow final : public Flow {
 
   const std::shared_ptr<OpenStore> store_;
   split::SubHost sub_;
+  memserver::ColdPages cold_;
   const std::function<void(const std::string&)> lost_;
   Instant publish_at_{};
 };

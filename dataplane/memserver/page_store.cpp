@@ -259,6 +259,7 @@ Put PageStore::put(const PageKey& key, Version version, pages::PageBytes content
                       .stamp = 0};
   hold(*at, fields, version, kind, old);
   warm_.set(*at);
+  ++changes_;
   return Put::kHeld;
 }
 

@@ -114,6 +114,12 @@ class PageStore {
     return at < records_end_;
   }
   [[nodiscard]] StoreStats stats() const;
+  /// Places of half a page, all and taken.
+  [[nodiscard]] std::uint64_t units() const { return units_.size(); }
+  [[nodiscard]] std::uint64_t units_in_use() const { return 2 * (held_ - zero_) - compressed_; }
+  [[nodiscard]] std::uint64_t records_end() const { return records_end_; }
+  /// How many pages were put so far.
+  [[nodiscard]] std::uint64_t changes() const { return changes_; }
 
  private:
   enum class Kind : std::uint8_t { kWhole = 0, kHalf = 1, kZero = 2 };
@@ -183,7 +189,7 @@ class PageStore {
   std::uint32_t records_end_ = 0;  // beyond the last that was ever in use
   std::uint32_t hand_ = 0;         // of compress_cold()
   std::vector<std::byte> deflated_;
-  std::uint64_t held_ = 0, zero_ = 0, compressed_ = 0;
+  std::uint64_t held_ = 0, zero_ = 0, compressed_ = 0, changes_ = 0;
 };
 
 }  // namespace godwit::memserver

@@ -53,6 +53,8 @@ class SubHost final : public transport::LaneUser {
   std::optional<std::string> turn(Instant now);
   [[nodiscard]] Instant deadline() const;
   [[nodiscard]] bool connected() const { return greeted_ && failure_.empty(); }
+  /// The main host has heard of all that the store holds: from here on its records may move.
+  [[nodiscard]] bool listed_all() const { return listed_all_; }
   [[nodiscard]] const SubHostStats& stats() const { return stats_; }
 
   bool next_work(std::uint16_t lane, transport::Work& out) override;

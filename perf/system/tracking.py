@@ -25,6 +25,19 @@ def sweeps_during(console, seconds):
     return console.bench_rates()[before + 1:]
 
 
+def in_turns(turns, console, qmp, plain):
+    """Rates of the guest and of the plain one while the other is paused: (guest's, plain's). The plain one is paused before and after."""
+    rates = [], []
+    for _ in range(turns):
+        rates[0].extend(sweeps_during(console, 2))
+        qmp("stop")
+        plain.qemu.qmp("cont")
+        rates[1].extend(sweeps_during(plain.qemu.console, 2))
+        plain.qemu.qmp("stop")
+        qmp("cont")
+    return rates
+
+
 def measure(turns, mode="bench", image=None):
     """({"tracked": rates, "untracked": rates}, rate of the first sweep after the move) of a guest that writes, or of what another one's `mode` does."""
     with Lab() as lab:
@@ -39,14 +52,7 @@ def measure(turns, mode="bench", image=None):
         wait_until("sweeps after the move", lambda: len(console.bench_rates()) >= before + 4, 60)
         first = console.bench_rates()[before + 1]  # the sweep in which the move fell is left out
         tracked = lab.qmp("guest", "host-b")
-        rates = {"tracked": [], "untracked": []}
-        for _ in range(turns):
-            rates["tracked"] += sweeps_during(console, 2)
-            tracked("stop")
-            plain.qemu.qmp("cont")
-            rates["untracked"] += sweeps_during(plain.qemu.console, 2)
-            plain.qemu.qmp("stop")
-            tracked("cont")
+        rates = dict(zip(("tracked", "untracked"), in_turns(turns, console, tracked, plain)))
         tracked.close()
         plain.end()
     return rates, first

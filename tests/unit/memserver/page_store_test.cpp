@@ -15,6 +15,8 @@
 #include <random>
 #include <tuple>
 
+#include "dataplane/memserver/cold_pages.h"
+
 namespace godwit::memserver::test {
 namespace {
 
@@ -158,6 +160,65 @@ TEST_F(PageStoreTest, ColdPagesAreCompressedAndReadTheSame) {
   while (store_->compress_cold(100) == 0) {
   }
   EXPECT_EQ(put(next, 1, page_of(next)), Put::kHeld);
+}
+
+TEST_F(PageStoreTest, WhatIsColdIsCompressedOnceLittleRoomIsLeft) {
+  ColdPages cold(*store_);
+  Instant now{};
+  const auto work = [&] {
+    for (int turns = 0; cold.deadline() != kNever && turns < 100'000; ++turns) {
+      now = std::max(now, cold.deadline());
+      cold.turn(now);
+    }
+  };
+  const auto max = static_cast<std::uint32_t>(store_->stats().pages_max);
+  std::uint32_t next = 0;
+  while (next < max / 2) {
+    ASSERT_EQ(put(next, 1, page_of(next, true)), Put::kHeld);
+    ++next;
+  }
+  work();
+  EXPECT_EQ(store_->stats().compressed_pages, 0U) << "half of it is free";
+  while (next < max * 7 / 8) {
+    ASSERT_EQ(put(next, 1, page_of(next, true)), Put::kHeld);
+    ++next;
+  }
+  work();
+  EXPECT_GT(store_->stats().compressed_pages, 0U);
+  EXPECT_EQ(cold.deadline(), kNever) << "enough is free again";
+  while (put(next, 1, page_of(next, true)) == Put::kHeld) {
+    work();
+    ++next;
+  }
+  EXPECT_GT(next, max) << "more pages than fit as they are";
+  for (std::uint32_t page = 0; page < next; ++page) {
+    ASSERT_EQ(get(page), page_of(page, true)) << page;
+  }
+}
+
+TEST_F(PageStoreTest, WhereNothingCanBeCompressedNobodyLooksForIt) {
+  ColdPages cold(*store_);
+  std::uint32_t next = 0;
+  while (next < store_->stats().pages_max * 7 / 8) {
+    ASSERT_EQ(put(next, 1, page_of(next)), Put::kHeld);
+    ++next;
+  }
+  Instant now{};
+  int turns = 0;
+  const auto work = [&] {
+    for (turns = 0; cold.deadline() != kNever && turns < 100'000; ++turns) {
+      now = std::max(now, cold.deadline());
+      cold.turn(now);
+    }
+  };
+  work();
+  EXPECT_GE(turns, static_cast<int>(next / ColdPages::kRecordsAtOnce));
+  EXPECT_EQ(cold.deadline(), kNever) << "an idle host sleeps";
+  ASSERT_EQ(put(next, 1, page_of(next, true)), Put::kHeld);
+  EXPECT_NE(cold.deadline(), kNever) << "this one it does not know";
+  work();
+  EXPECT_EQ(store_->stats().compressed_pages, 1U);
+  EXPECT_EQ(cold.deadline(), kNever);
 }
 
 TEST_F(PageStoreTest, ADroppedVmGivesItsMemoryBack) {
