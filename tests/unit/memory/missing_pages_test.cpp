@@ -57,7 +57,7 @@ TEST_F(MissingPagesTest, WhatNobodyCanTakeOverIsSweptOut) {
   ASSERT_TRUE(UniqueFd(open(empty.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)).valid());
   const auto there = [](const std::string& path) { return std::filesystem::exists(path); };
   const std::string name = std::filesystem::path(path_).filename();
-  for (const std::string ending : {name + ".unfinishe", name + ".other"}) {
+  for (const std::string& ending : {name + ".unfinishe", name + ".other"}) {
     GuestStateFile::remove_unfinished("/dev/shm", ending);
     EXPECT_TRUE(there(path_) && there(unfinished) && there(empty));
   }
