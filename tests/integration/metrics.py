@@ -15,6 +15,8 @@ from .registry import check, check_equal, scenario_beside_others
 DATAPLANES = (("host-a", "source"), ("host-b", "destination"))
 DAEMONS = (("host-a", "dataplane"), ("host-b", "dataplane"), ("host-a", "bridge"), ("controlplane", "controlplane"))
 
+OF_SPLIT_VMS = ("godwit_controlplane_split_bytes", "godwit_controlplane_split_connected")  # here none is split; splitting.py looks at them
+
 
 def documented():
     """Name: (type, labels) of docs/operating.md's tables."""
@@ -40,7 +42,19 @@ def check_documented(scrapes):
                 own = tuple(label for label in labels if kind != "summary" or label != "quantile")  # a summary's is the format's
                 check_equal(own, rows[name][1], f"labels of {name}")
     check_equal(seen, set(rows), "metrics")
-    check_equal(labelled, set(rows), "metrics that had a sample")
+    check_equal(labelled | set(OF_SPLIT_VMS), set(rows), "metrics that had a sample")
+
+
+def check_metrics_of_split(lab, main, subs):
+    """Of the only VM, split with those hosts and connected."""
+    rows, shown = documented(), metrics.scrape(lab, "controlplane", "controlplane")
+    hosts = {}
+    for name in OF_SPLIT_VMS:
+        check_equal(set(shown.labels(name)), {rows[name][1]}, f"labels of {name}")
+        hosts[name] = {labels["host"]: value for labels, value in shown.of(name)}
+    sizes, flows = (hosts[name] for name in OF_SPLIT_VMS)
+    check_equal((set(sizes), min(sizes.values()) > 0), ({main, *subs}, True), f"what lies where: {sizes}")
+    check_equal(flows, dict.fromkeys(subs, 1), "flows")
 
 
 def everyone(lab):

@@ -7,6 +7,7 @@ from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 
 from .failures import restart
+from .metrics import check_metrics_of_split
 from .movement import SMALL
 from .registry import check, check_equal, scenario
 
@@ -56,12 +57,13 @@ def self_check(lab):
 
 @scenario
 def split_and_gathered():
-    with Lab(hosts=3, options={"lend": "512MiB"}) as lab:
+    with Lab(hosts=3, options={"lend": "512MiB", "metrics": True}) as lab:
         lab.start()
         lab.start_vm(**SMALL, rate=200)
         lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b", "--sub", "host-c")
         wait_until("both sub hosts to be connected", lambda: connected(lab), 30, 0.1)
         wait_until("the guest to be within its budget", lambda: 0 < split_of(lab)["resident_bytes"] <= BUDGET_BYTES, 60, 0.1)
+        check_metrics_of_split(lab, "host-a", ["host-b", "host-c"])
         with Resident(lab, "host-a") as resident:
             self_check(lab)
             try:
