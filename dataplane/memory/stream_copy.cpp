@@ -4,7 +4,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include <cstring>
+#include <algorithm>
 
 #include "dataplane/pages/read_ahead.h"
 
@@ -53,7 +53,7 @@ void stream_copy(std::byte* to, std::span<const std::byte> from, Streamer stream
   } else if (fits(to, from.size(), sizeof(__m128i))) {
     copy_sse2(to, from);
   } else {
-    std::memcpy(to, from.data(), from.size());
+    std::ranges::copy(from, to);  // of nothing there may be no address
   }
 }
 
