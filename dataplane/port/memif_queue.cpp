@@ -13,7 +13,6 @@
 namespace godwit::port::memif {
 namespace {
 
-constexpr std::size_t kLineBytes = 64;
 /// Frames that are no longer are copied at once: looking at them in two places would cost more.
 constexpr std::size_t kCopiedBytes = 2048;
 static_assert(kCopiedBytes >= kHereBytes);
@@ -125,7 +124,7 @@ MemifQueue::MemifQueue(std::uint16_t index, std::uint32_t frame_bytes_max, KeptF
       room_bytes_((frame_bytes_max + kLineBytes - 1) / kLineBytes * kLineBytes + kLineBytes) {
   epoll_event event{.events = EPOLLIN | EPOLLET, .data = {}};
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, changed_fd_.get(), &event);
-  rooms_.reset(new (std::align_val_t{kLineBytes}) std::byte[(kBurst + 2) * room_bytes_]);
+  rooms_ = make_aligned((kBurst + 2) * room_bytes_);
 }
 
 MemifQueue::~MemifQueue() { disconnect(); }

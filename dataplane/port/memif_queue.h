@@ -10,9 +10,9 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <new>
 
 #include "base/unique_fd.h"
+#include "dataplane/port/aligned_bytes.h"
 #include "dataplane/port/bulk_turn.h"
 #include "dataplane/port/event_signal.h"
 #include "dataplane/port/kept_frames.h"
@@ -115,10 +115,7 @@ class MemifQueue final : public Queue {
   std::array<RingEnd, 2> out_;
   BulkTurn bulk_turn_;
   bool full_ = false;
-  struct FreeAligned {
-    void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte[], FreeAligned> rooms_;  // of received frames, and of the next to send
+  AlignedBytes rooms_;  // of received frames, and of the next to send
   std::size_t room_bytes_;
   std::array<std::span<std::byte>, kBurst> frames_{};
   std::array<const std::byte*, kBurst> elsewhere_{};

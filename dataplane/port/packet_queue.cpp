@@ -12,7 +12,6 @@
 namespace godwit::port {
 namespace {
 
-constexpr std::size_t kLineBytes = 64;
 /// No frame that Linux has for us is longer; the frames' own lengths have 16 bits.
 constexpr std::size_t kReceiveBytesMax = 65'536 + 64;
 constexpr std::size_t kIpv4Headers = wire::datagram_header_bytes(wire::IpFamily::kV4);
@@ -40,8 +39,8 @@ PacketQueue::PacketQueue(Sockets sockets, std::uint32_t frame_bytes_max, KeptFra
       epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, socket->get(), &event);
     }
   }
-  in_.reset(new (std::align_val_t{kLineBytes}) std::byte[kBurst * room_bytes_]);
-  out_bytes_.reset(new (std::align_val_t{kLineBytes}) std::byte[2 * kSlots * room_bytes_]);
+  in_ = make_aligned(kBurst * room_bytes_);
+  out_bytes_ = make_aligned(2 * kSlots * room_bytes_);
   urgent_expected_.payload_bytes = bulk_expected_.payload_bytes = frame_bytes_max - kIpv4Headers;
   for (; free_count_ < kSlots; ++free_count_) {
     free_[free_count_] = static_cast<std::uint8_t>(free_count_);

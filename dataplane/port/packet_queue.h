@@ -12,9 +12,9 @@
 
 #include <array>
 #include <memory>
-#include <new>
 
 #include "base/unique_fd.h"
+#include "dataplane/port/aligned_bytes.h"
 #include "dataplane/port/bulk_turn.h"
 #include "dataplane/port/kept_frames.h"
 #include "dataplane/port/port.h"
@@ -97,10 +97,6 @@ class PacketQueue final : public Queue {
   static constexpr std::size_t kInShift =
       63 - (wire::datagram_header_bytes(wire::IpFamily::kV4) + wire::kPagesAt + 63) % 64;
   static constexpr std::size_t kSlots = 2 * kBurst + 1;  // waiting, and the one being built
-  struct FreeAligned {
-    void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }
-  };
-  using Rooms = std::unique_ptr<std::byte[], FreeAligned>;
 
   const Sockets sockets_;
   const std::uint32_t frame_bytes_max_;
@@ -111,7 +107,7 @@ class PacketQueue final : public Queue {
   QueueCounters counters_;
   SingleWriter<std::uint64_t> transmit_errors_;
 
-  Rooms in_;                               // kBurst of them
+  AlignedBytes in_;                        // kBurst of them
   std::unique_ptr<std::byte[]> rest_;      // of what did not come as expected: what the rooms did not hold
   std::unique_ptr<std::byte[]> gathered_;  // all of that
   Segments left_;                          // of gathered_: not handed out yet
@@ -121,7 +117,7 @@ class PacketQueue final : public Queue {
   Expected bulk_expected_;
   std::array<std::span<std::byte>, kBurst> frames_{};
 
-  Rooms out_bytes_;  // two for each slot: to build in, and for room()
+  AlignedBytes out_bytes_;  // two for each slot: to build in, and for room()
   SendQueue<Waiting, kBurst> out_;
   std::array<std::uint8_t, kSlots> free_{};
   std::size_t free_count_ = 0;  // of free_, the last of which is being built
