@@ -51,6 +51,14 @@ class NeverGivenUp : public Switchover {
     ASSERT_NO_FATAL_FAILURE(switch_over());
     ASSERT_TRUE(source_.dataplane.wait_for(Request::kDeviceStateEnd));
   }
+  /// To the moment in which it is loaded at the destination, and nothing is decided. `beat`: its last one before.
+  void boot_and_load(int& beat) {
+    ASSERT_NO_FATAL_FAILURE(boot());
+    ASSERT_NO_FATAL_FAILURE(prepare());
+    beat = source_.last_beat(uuid_);
+    ASSERT_NO_FATAL_FAILURE(switch_over());
+    ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  }
   /// The bridge's connection is broken, and its next one goes through us.
   std::unique_ptr<MonitorInTheMiddle> step_between(TestHost& host) {
     const auto path = monitor_of(host);
@@ -120,11 +128,8 @@ TEST_F(NeverGivenUp, ACommittedGuestThatQemuRefusesToContinueIsTriedAgain) {
 }
 
 TEST_F(NeverGivenUp, ACommittedGuestWhoseContinuationIsNotAnsweredRunsAndIsSeen) {
-  ASSERT_NO_FATAL_FAILURE(boot());
-  ASSERT_NO_FATAL_FAILURE(prepare());
-  const int beat = source_.last_beat(uuid_);
-  ASSERT_NO_FATAL_FAILURE(switch_over());
-  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  int beat = 0;
+  ASSERT_NO_FATAL_FAILURE(boot_and_load(beat));
   const auto middle = step_between(destination_);
   middle->swallow_reply_to("cont");
   EXPECT_FALSE(tell(destination_, controlplane::v1::COMMITTED));
@@ -192,11 +197,8 @@ TEST_F(NeverGivenUp, ARepeatedSwitchDoesNothingTwice) {
 }
 
 TEST_F(NeverGivenUp, AnOutcomeBeforeTheMonitorIsConnectedWaitsForIt) {
-  ASSERT_NO_FATAL_FAILURE(boot());
-  ASSERT_NO_FATAL_FAILURE(prepare());
-  const int beat = source_.last_beat(uuid_);
-  ASSERT_NO_FATAL_FAILURE(switch_over());
-  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  int beat = 0;
+  ASSERT_NO_FATAL_FAILURE(boot_and_load(beat));
   destination_.drop_vm();
   {
     const auto held = QmpClient::connect(monitor_of(destination_), {});
@@ -255,11 +257,8 @@ TEST_F(NeverGivenUp, ASourceMonitorLostWhenStoppedIsConnectedForCommitted) {
 }
 
 TEST_F(NeverGivenUp, ACommittedSourceWhoseMonitorSomebodyHoldsIsEnded) {
-  ASSERT_NO_FATAL_FAILURE(boot());
-  ASSERT_NO_FATAL_FAILURE(prepare());
-  const int beat = source_.last_beat(uuid_);
-  ASSERT_NO_FATAL_FAILURE(switch_over());
-  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  int beat = 0;
+  ASSERT_NO_FATAL_FAILURE(boot_and_load(beat));
   const auto qemu = identify(qemu_of(source_));
   ASSERT_TRUE(qemu);
   source_.drop_vm();
@@ -319,11 +318,8 @@ TEST_F(NeverGivenUp, AGuestThatItsOperatorPausedIsNotSwitchedAndStaysPaused) {
 }
 
 TEST_F(NeverGivenUp, ADestinationMonitorLostWhenLoadedIsConnectedForTheWord) {
-  ASSERT_NO_FATAL_FAILURE(boot());
-  ASSERT_NO_FATAL_FAILURE(prepare());
-  const int beat = source_.last_beat(uuid_);
-  ASSERT_NO_FATAL_FAILURE(switch_over());
-  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  int beat = 0;
+  ASSERT_NO_FATAL_FAILURE(boot_and_load(beat));
   break_monitor(destination_);
   // The word may come before the loss is noticed; then it fails, and is in effect as soon as it can be.
   static_cast<void>(tell(destination_, controlplane::v1::COMMITTED));
@@ -333,11 +329,8 @@ TEST_F(NeverGivenUp, ADestinationMonitorLostWhenLoadedIsConnectedForTheWord) {
 
 /// A bridge that ends between QEMU's `cont` and its journal leaves that to the next.
 TEST_F(NeverGivenUp, AGuestThatTheBridgeBeforeContinuedIsTakenAsItRuns) {
-  ASSERT_NO_FATAL_FAILURE(boot());
-  ASSERT_NO_FATAL_FAILURE(prepare());
-  const int beat = source_.last_beat(uuid_);
-  ASSERT_NO_FATAL_FAILURE(switch_over());
-  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  int beat = 0;
+  ASSERT_NO_FATAL_FAILURE(boot_and_load(beat));
   destination_.drop_vm();
   {
     const auto before = QmpClient::connect(monitor_of(destination_).parent_path() / "second.qmp", {});
