@@ -8,7 +8,6 @@
 
 #include "base/unique_fd.h"
 #include "dataplane/pages/page.h"
-#include "perf/processes.h"
 
 namespace godwit::perf {
 namespace {
@@ -24,6 +23,26 @@ wire::IpAddress end_address(bool gives) {
 
 port::NeighboursOptions end_neighbours(const port::Port& port, bool gives) {
   return {.mac = {port.mac()}, .addresses = {{end_address(gives), kPrefixBits}}};
+}
+
+daemon::FlowConfig end_flow_config(bool gives, std::uint32_t mtu, transport::Cipher cipher) {
+  daemon::FlowConfig config;
+  config.local_flow_id = kEndFlowId;
+  config.peer_flow_id = kEndFlowId;
+  config.local = end_address(gives);
+  config.peer = {end_address(!gives), kEndUdpPort};
+  config.mtu_bytes = mtu;
+  config.cipher = cipher;
+  config.figures = daemon::make_flow_figures(config.bulk_lanes);
+  return config;
+}
+
+daemon::DataPathOptions end_data_path(const port::Port& port, bool gives) {
+  return {.neighbours = end_neighbours(port, gives),
+          .udp_port = kEndUdpPort,
+          .wake = [] {},
+          .on_sleeping = [](bool) {},
+          .watch = {}};
 }
 
 port::PortOptions end_memif(const std::string& socket, bool gives, std::uint32_t mtu) {
@@ -82,6 +101,14 @@ std::unexpected<std::string> run_on_end_lcore(EndPort& end, const std::function<
 
 void tell_error(const std::string& text, EndError& out) {
   std::copy_n(text.data(), std::min(text.size(), out.size() - 1), out.data());
+}
+
+std::expected<void, std::string> wait_for_ends(Children& ends, Duration longest, std::span<const EndError> errors) {
+  auto ended = ends.wait(longest);
+  for (const EndError& error : errors) {
+    if (error[0] != '\0') return std::unexpected(std::string(error.data()));
+  }
+  return ended;
 }
 
 }  // namespace godwit::perf

@@ -8,13 +8,17 @@
 #include <expected>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
+#include "dataplane/daemon/data_path.h"
+#include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/memory/guest_ram.h"
 #include "dataplane/port/doorbell.h"
 #include "dataplane/port/environment.h"
 #include "dataplane/port/neighbours.h"
 #include "dataplane/port/port.h"
+#include "perf/processes.h"
 
 namespace godwit::perf {
 
@@ -25,6 +29,11 @@ inline constexpr std::uint16_t kEndUdpPort = 7447;
 /// Of the end that gives pages, or of the other.
 [[nodiscard]] wire::IpAddress end_address(bool gives);
 [[nodiscard]] port::NeighboursOptions end_neighbours(const port::Port& port, bool gives);
+
+/// Of the only flow. Its figures are made.
+[[nodiscard]] daemon::FlowConfig end_flow_config(bool gives, std::uint32_t mtu, transport::Cipher cipher);
+/// Of a data path that polls and watches nothing.
+[[nodiscard]] daemon::DataPathOptions end_data_path(const port::Port& port, bool gives);
 
 [[nodiscard]] port::PortOptions end_memif(const std::string& socket, bool gives, std::uint32_t mtu);
 
@@ -47,5 +56,7 @@ std::unexpected<std::string> run_on_end_lcore(EndPort& end, const std::function<
 /// Where an end says why it failed; empty: it has not.
 using EndError = std::array<char, 512>;
 void tell_error(const std::string& text, EndError& out);
+/// Until both ends are through: what one of them says went wrong, else how they ended (Children::wait).
+std::expected<void, std::string> wait_for_ends(Children& ends, Duration longest, std::span<const EndError> errors);
 
 }  // namespace godwit::perf

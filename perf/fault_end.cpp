@@ -118,14 +118,7 @@ class NotingPaging final : public transfer::PagingGuest {
 };
 
 daemon::FlowConfig flow_config(const FaultEndOptions& options, const daemon::LiveGuest& guest) {
-  daemon::FlowConfig config;
-  config.local_flow_id = kEndFlowId;
-  config.peer_flow_id = kEndFlowId;
-  config.local = end_address(options.is_source);
-  config.peer = {end_address(!options.is_source), kEndUdpPort};
-  config.mtu_bytes = options.mtu;
-  config.cipher = options.cipher;
-  config.figures = daemon::make_flow_figures(config.bulk_lanes);
+  daemon::FlowConfig config = end_flow_config(options.is_source, options.mtu, options.cipher);
   config.served = options.is_source ? &guest : nullptr;
   return config;
 }
@@ -140,11 +133,7 @@ class FaultEnd final : public port::PollLoopUser, public transfer::MigrationEven
         guest_(std::move(tracked.ram), std::move(tracked.tracker), std::move(tracked.hashes), std::nullopt, false),
         memory_(guest_, shared),
         table_(kFaultPages, kEpoch),
-        path_(end.port->queue(0), {.neighbours = end_neighbours(*end.port, options.is_source),
-                                   .udp_port = kEndUdpPort,
-                                   .wake = [] {},
-                                   .on_sleeping = [](bool) {},
-                                   .watch = {}}),
+        path_(end.port->queue(0), end_data_path(*end.port, options.is_source)),
         // As a data plane with a post-copy under way: it polls.
         loop_(*this, end.doorbell, {.mode = port::IdleMode::kPoll}) {
     path_.join({&path_});

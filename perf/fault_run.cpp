@@ -60,11 +60,7 @@ std::expected<std::unique_ptr<FaultRun>, std::string> run_fault(const FaultRunOp
       return std::unexpected(started.error());
     }
   }
-  const auto ended = children.wait(kRunMax);
-  for (const EndError& error : shared.errors) {
-    if (error[0] != '\0') return std::unexpected(std::string(error.data()));
-  }
-  if (!ended) return std::unexpected(ended.error());
+  if (auto ended = wait_for_ends(children, kRunMax, shared.errors); !ended) return std::unexpected(ended.error());
   if (run->local->wrong() || run->guest->wrong()) {
     return std::unexpected("a guest read something else than there was to place");
   }

@@ -72,11 +72,7 @@ std::expected<void, std::string> run_once(const Settings& settings, bool pressed
       return started;
     }
   }
-  const auto ended = children.wait(kRunMax);
-  for (const EndError& error : shared.errors) {
-    if (error[0] != '\0') return std::unexpected(std::string(error.data()));
-  }
-  if (!ended) return ended;
+  if (auto ended = wait_for_ends(children, kRunMax, shared.errors); !ended) return ended;
   if ((*guest)->wrong()) return std::unexpected("the guest read something else than it had written");
   (pressed ? figures.pressed : figures.refetch).add(**guest, warm_up, touches);
   figures.evict_all_s += shared.evict_all_s;

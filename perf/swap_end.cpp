@@ -15,20 +15,9 @@
 namespace godwit::perf {
 namespace {
 
+constexpr std::uint32_t kMtu = 9000;
 constexpr split::SubId kSub = 1;
 constexpr split::StoreId kStore{std::byte{1}};
-
-daemon::FlowConfig flow_config(const SwapEndOptions& options) {
-  daemon::FlowConfig config;
-  config.local_flow_id = kEndFlowId;
-  config.peer_flow_id = kEndFlowId;
-  config.local = end_address(options.is_store);
-  config.peer = {end_address(!options.is_store), kEndUdpPort};
-  config.mtu_bytes = 9000;
-  config.cipher = options.cipher;
-  config.figures = daemon::make_flow_figures(config.bulk_lanes);
-  return config;
-}
 
 /// The lcore's loop, for either end.
 class SwapEnd : public port::PollLoopUser {
@@ -36,11 +25,7 @@ class SwapEnd : public port::PollLoopUser {
   SwapEnd(const SwapEndOptions& options, SwapShared& shared, EndPort& end)
       : options_(options),
         shared_(shared),
-        path_(end.port->queue(0), {.neighbours = end_neighbours(*end.port, options.is_store),
-                                   .udp_port = kEndUdpPort,
-                                   .wake = [] {},
-                                   .on_sleeping = [](bool) {},
-                                   .watch = {}}),
+        path_(end.port->queue(0), end_data_path(*end.port, options.is_store)),
         // As a data plane whose guest waits for pages: it polls.
         loop_(*this, end.doorbell, {.mode = port::IdleMode::kPoll}) {
     path_.join({&path_});
@@ -95,7 +80,7 @@ class StoreEnd final : public SwapEnd {
   void work(Instant now) override {
     if (!added_) {
       path_.add(std::make_unique<daemon::StoreFlow>(
-                    flow_config(options_), store_, kStore, options_.pages,
+                    end_flow_config(options_.is_store, kMtu, options_.cipher), store_, kStore, options_.pages,
                     [this](const std::string& why) { fail("the main host is lost: " + why); }, now),
                 now);
       added_ = true;
@@ -151,7 +136,9 @@ class MainEnd final : public SwapEnd {
       case Phase::kConnecting:
         if (!shared_.begin) return;
         path_.watch(split_);
-        path_.add(std::make_unique<daemon::MainFlow>(flow_config(options_), split_, kSub, now), now);
+        path_.add(std::make_unique<daemon::MainFlow>(end_flow_config(options_.is_store, kMtu, options_.cipher), split_,
+                                                     kSub, now),
+                  now);
         set_limits({.budget_pages = options_.pages, .high_pages = 1, .low_pages = 0});
         since_ = now;
         phase_ = Phase::kEvicting;
@@ -197,7 +184,7 @@ class MainEnd final : public SwapEnd {
 
 std::unexpected<std::string> run_store(const SwapEndOptions& options, SwapShared& shared) {
   wait_for_memif_server(shared.ready[0], shared.stop);
-  auto parts = open_end_port(end_memif(options.socket, true, 9000), options.cpus);
+  auto parts = open_end_port(end_memif(options.socket, true, kMtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
   StoreEnd end(options, shared, *parts);
   if (auto prepared = end.prepare(); !prepared) return std::unexpected(prepared.error());
@@ -209,7 +196,7 @@ std::unexpected<std::string> run_store(const SwapEndOptions& options, SwapShared
 std::unexpected<std::string> run_main(const SwapEndOptions& options, SwapShared& shared) {
   auto tracked = track(*options.guest);
   if (!tracked) return std::unexpected(tracked.error());
-  auto parts = open_end_port(end_memif(options.socket, false, 9000), options.cpus);
+  auto parts = open_end_port(end_memif(options.socket, false, kMtu), options.cpus);
   if (!parts) return std::unexpected(parts.error());
   MainEnd end(options, shared, *parts, std::move(*tracked));
   if (auto prepared = end.prepare(); !prepared) return std::unexpected(prepared.error());

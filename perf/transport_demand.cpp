@@ -38,11 +38,7 @@ std::expected<void, std::string> run_ends(const DemandSettings& settings, const 
       return started;
     }
   }
-  const auto ended = children.wait(kRunMax);
-  for (const auto& error : shared.errors) {
-    if (error[0] != '\0') return std::unexpected(std::string(error.data()));
-  }
-  if (!ended) return ended;
+  if (auto ended = wait_for_ends(children, kRunMax, shared.errors); !ended) return ended;
   for (pages::PageNumber page = 0; page < options.pages; ++page) {
     if (!ram->destination.same_page(ram->source, page) && !ram->destination.untouched(page)) {
       return std::unexpected(fmt::format("page {} of the destination is not the source's", page));

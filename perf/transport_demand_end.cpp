@@ -27,18 +27,6 @@ constexpr std::int64_t kThinkMaxNs = 100'000;
 /// Bulk reaches its rate, and the clocks their speed, in the first part of the round trips.
 constexpr std::uint32_t kWarmUp = 1'000;
 
-daemon::FlowConfig flow_config(const DemandEndOptions& options) {
-  daemon::FlowConfig config;
-  config.local_flow_id = kEndFlowId;
-  config.peer_flow_id = kEndFlowId;
-  config.local = end_address(options.is_source);
-  config.peer = {end_address(!options.is_source), kEndUdpPort};
-  config.mtu_bytes = options.mtu;
-  config.cipher = transport::Cipher::kNone;
-  config.figures = daemon::make_flow_figures(config.bulk_lanes);
-  return config;
-}
-
 /// The loop's user and the lanes', for both roles: a data path of one flow.
 class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
  public:
@@ -51,7 +39,7 @@ class DemandEnd final : public port::PollLoopUser, public transport::LaneUser {
         mac_{port.mac()},
         neighbours_(end_neighbours(port, options.is_source)),
         peer_(end_address(!options.is_source)),
-        lanes_(flow_config(options), options.is_source) {
+        lanes_(end_flow_config(options.is_source, options.mtu, transport::Cipher::kNone), options.is_source) {
     for (const std::uint16_t lane : {transport::kPriorityLane, kBulkLane}) lanes_.add(lane, *this, port::now());
     writes_.reserve(port::kBurst * 2);
   }

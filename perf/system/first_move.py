@@ -72,9 +72,7 @@ def main():
     report.ratio("time_vs_multifd2", base / median([m["total_ms"] for m in systems["QEMU multifd 2"]]))
     report.ratio("time_vs_multifd4", base / median([m["total_ms"] for m in systems["QEMU multifd 4"]]))
     report.ratio("blackout_vs_qemu", median([m["blackout_ms"] for m in systems["godwit"]]) / median([m["blackout_ms"] for m in systems["QEMU"]]))
-    report.print()
-    if options.json:
-        report.write(options.json)
+    report.finish(options.json)
     return 0 if all(m["ok"] for m in systems["godwit"]) else 1
 
 

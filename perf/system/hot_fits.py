@@ -52,17 +52,13 @@ def main():
     options = parser.parse_args()
     report = Report("hot-fits")
     rates, refetched, split = measure(options.turns)
-    for name, values in zip(("split", "whole"), rates):
-        report.row(guest=name, pages_per_s=median(values), best=max(values), worst=min(values), sweeps=len(values))
-        report.metrics[f"pages_per_s.{name}"] = median(values)
+    report.rates(split=rates[0], whole=rates[1])
     report.metrics["refetched_pages"] = refetched
     report.metrics["resident_bytes"] = split["resident_bytes"]
     report.row(guest="split: of its memory here, MiB", pages_per_s=split["resident_bytes"] >> 20)
     report.row(guest="split: refetched meanwhile, pages", pages_per_s=refetched)
     report.ratio("hot_fits", median(rates[0]) / median(rates[1]), 0.98, at_most=False)
-    report.print()
-    if options.json:
-        report.write(options.json)
+    report.finish(options.json)
     return 0
 
 

@@ -75,9 +75,7 @@ def main():
     report.metrics["wake_us_p50"], report.metrics["wake_us_p99"] = percentile(daemon, 50), percentile(daemon, 99)
     for name, value in (("idle_core_percent", percent), ("idle_core_percent.memif", memif)):
         report.notes.append(f"{name} = {value:.2f} (must be < {IDLE_PERCENT_MAX}): {'ok' if value < IDLE_PERCENT_MAX else 'MISSED'}")
-    report.print()
-    if options.json:
-        report.write(options.json)
+    report.finish(options.json)
     return 0
 
 

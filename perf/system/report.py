@@ -33,6 +33,18 @@ class Report:
             good = value <= limit if at_most else value >= limit
             self.notes.append(f"{key} = {value:.3f} (must be {'<=' if at_most else '>='} {limit}): {'ok' if good else 'MISSED'}")
 
+    def rates(self, **of_guests):
+        """Of each guest what it did in each sweep, pages a second."""
+        for name, values in of_guests.items():
+            self.row(guest=name, pages_per_s=median(values), best=max(values), worst=min(values), sweeps=len(values))
+            self.metrics[f"pages_per_s.{name}"] = median(values)
+
+    def finish(self, path):
+        """Prints it, and writes it if somebody named a file."""
+        self.print()
+        if path:
+            self.write(path)
+
     def print(self):
         heads = list(dict.fromkeys(key for row in self.rows for key in row))
         cells = [heads] + [[self._text(row.get(h)) for h in heads] for row in self.rows]
@@ -62,7 +74,5 @@ def run_points(benchmark, one, **defaults):
     options = parser.parse_args()
     report = Report(benchmark)
     well = [one(report, link, int(rate), options) for link in options.links.split(",") for rate in options.rates.split(",")]
-    report.print()
-    if options.json:
-        report.write(options.json)
+    report.finish(options.json)
     return 0 if all(well) else 1

@@ -65,16 +65,12 @@ def main():
     options = parser.parse_args()
     report = Report("tracking")
     rates, first = measure(options.turns)
-    for name, values in rates.items():
-        report.row(guest=name, pages_per_s=median(values), best=max(values), worst=min(values), sweeps=len(values))
-        report.metrics[f"pages_per_s.{name}"] = median(values)
+    report.rates(**rates)
     report.metrics["first_sweep_pages_per_s"] = first
     report.metrics["first_write_ns"] = 1e9 / first - 1e9 / median(rates["tracked"])
     report.row(guest="first sweep after arming", pages_per_s=first, sweeps=1)
     report.ratio("steady_state", median(rates["tracked"]) / median(rates["untracked"]), 0.99, at_most=False)
-    report.print()
-    if options.json:
-        report.write(options.json)
+    report.finish(options.json)
     return 0
 
 
