@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -18,6 +19,7 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::int64_t kUnixSecondsMax = INT64_MAX / 2'000'000;
+constexpr int kFirstIdBits = 48;  // leaves room to count, and fits every JSON number
 
 std::string errno_text(int error) { return std::strerror(error); }
 
@@ -55,7 +57,13 @@ std::expected<std::unique_ptr<QmpClient>, QmpError> QmpClient::connect(const std
   if (!wake.valid()) {
     return std::unexpected(QmpError{QmpErrorCode::kConnect, "eventfd: " + errno_text(errno)});
   }
-  std::unique_ptr<QmpClient> client(new QmpClient(path, std::move(*socket), std::move(wake), std::move(handlers)));
+  std::uint64_t first_id = 0;
+  if (::getrandom(&first_id, sizeof(first_id), 0) != static_cast<ssize_t>(sizeof(first_id))) {
+    return std::unexpected(QmpError{QmpErrorCode::kConnect, "getrandom: " + errno_text(errno)});
+  }
+  first_id >>= 64 - kFirstIdBits;
+  std::unique_ptr<QmpClient> client(
+      new QmpClient(path, std::move(*socket), std::move(wake), first_id, std::move(handlers)));
   {
     std::unique_lock lock(client->mutex_);
     const bool answered =
@@ -74,8 +82,12 @@ std::expected<std::unique_ptr<QmpClient>, QmpError> QmpClient::connect(const std
   return client;
 }
 
-QmpClient::QmpClient(std::string path, UniqueFd socket, UniqueFd wake, Handlers handlers)
-    : path_(std::move(path)), socket_(std::move(socket)), wake_(std::move(wake)), handlers_(std::move(handlers)) {
+QmpClient::QmpClient(std::string path, UniqueFd socket, UniqueFd wake, std::uint64_t first_id, Handlers handlers)
+    : path_(std::move(path)),
+      socket_(std::move(socket)),
+      wake_(std::move(wake)),
+      handlers_(std::move(handlers)),
+      first_id_(first_id) {
   ucred peer{};
   socklen_t length = sizeof(peer);
   if (::getsockopt(socket_.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) {
@@ -251,6 +263,9 @@ std::optional<QmpError> QmpClient::handle_line(std::string_view line) {
     return std::nullopt;
   }
   if (auto name = json_string(*message, "event")) {
+    if (const std::lock_guard lock(mutex_); !greeted_) {
+      return std::nullopt;
+    }
     QmpEvent event{std::move(*name), Json::object(), 0};
     if (const Json* data = json_member(*message, "data")) {
       event.data = *data;
@@ -275,10 +290,15 @@ std::optional<QmpError> QmpClient::handle_reply(Json message) {
   const auto id = json_uint(message, "id");
   const bool shaped = json_member(message, "return") != nullptr || json_member(message, "error") != nullptr;
   const std::lock_guard lock(mutex_);
-  if (!id || !shaped || *id == 0 || *id >= next_id_) {
+  const bool ours = id && *id >= first_id_ && *id < next_id_;
+  if (shaped && !ours && !answered_) {
+    return std::nullopt;
+  }
+  if (!shaped || !ours) {
     return QmpError{QmpErrorCode::kProtocol,
                     "QMP " + path_ + ": a reply that answers nothing: '" + dump_json(message).substr(0, 80) + "'"};
   }
+  answered_ = true;
   if (const auto waiter = waiting_.find(*id); waiter != waiting_.end()) {
     waiter->second.reply = std::move(message);
     changed_.notify_all();

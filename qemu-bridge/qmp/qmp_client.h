@@ -5,6 +5,10 @@
 // QEMU sends is checked: a line over kLineBytesMax, something that is not QMP, a reply nobody asked for or the end of
 // the socket closes the connection for good; every waiting and later execute() then returns that error, and `on_closed`
 // is called once. The monitor's text is never trusted to be small, valid or timely.
+//
+// QEMU sends to a new client what the one before (a daemon that died) left unread: events ahead of the greeting, and
+// replies until it answers the first command, for it handles one at a time. Both are dropped; ids begin at random, so
+// that no such reply is taken for an answer to us.
 
 #include <sys/types.h>
 
@@ -78,7 +82,7 @@ class QmpClient {
     std::optional<Json> reply;
   };
 
-  QmpClient(std::string path, UniqueFd socket, UniqueFd wake, Handlers handlers);
+  QmpClient(std::string path, UniqueFd socket, UniqueFd wake, std::uint64_t first_id, Handlers handlers);
   std::expected<void, QmpError> send_line(const std::string& line, int fd, std::chrono::steady_clock::time_point until);
   void read_loop();
   std::optional<QmpError> consume(std::string& pending, std::string_view bytes);
@@ -96,8 +100,10 @@ class QmpClient {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::uint64_t, Waiter> waiting_;
-  std::uint64_t next_id_ = 1;
+  const std::uint64_t first_id_;
+  std::uint64_t next_id_ = first_id_;
   bool greeted_ = false;
+  bool answered_ = false;  // our first command: nothing of another client's follows
   std::optional<QmpError> closed_;
 
   std::mutex send_mutex_;

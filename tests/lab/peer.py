@@ -30,7 +30,10 @@ class Qmp:
                 time.sleep(0.02)
         # Two files: one that is read and written drops the lines that it has read ahead when it is written to.
         self.file, self.out = self.socket.makefile("r"), self.socket.makefile("w")
-        self.file.readline()
+        # QEMU sends first what the client before has left unread: events, and a reply.
+        while "QMP" not in (line := self.file.readline()):
+            if not line:
+                raise LabError(f"QEMU closed its monitor {path} before its greeting")
         self("qmp_capabilities")
 
     def __call__(self, command, **arguments):

@@ -68,9 +68,10 @@ class FakeMonitor {
     answer();
   }
   /// Answers the next command with `value`.
-  void answer(const std::string& value = "{}") {
+  void answer(const std::string& value = "{}") { reply(R"("return":)" + value); }
+  void reply(const std::string& member) {
     const auto id = json_uint(parse_json(read_line()).value_or(Json()), "id").value_or(0);
-    write(R"({"return":)" + value + R"(,"id":)" + std::to_string(id) + "}\n");
+    write("{" + member + R"(,"id":)" + std::to_string(id) + "}\n");
   }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
@@ -111,6 +112,22 @@ TEST(QmpClient, SplitLinesAndEventsBetweenReplies) {
   EXPECT_EQ(events[0].name, "STOP");
   EXPECT_EQ(events[0].unix_us, 7'000'005);
   EXPECT_EQ(events[1].unix_us, 0);
+}
+
+TEST(QmpClient, WhatTheClientBeforeLeftUnreadIsDropped) {
+  FakeMonitor monitor([](FakeMonitor& fake) {
+    fake.write("{\"event\":\"STOP\"}\n{\"return\":{\"status\":\"paused\"},\"id\":1}\n{\"return\":{}}\n");
+    fake.write(kGreeting);
+    fake.write("{\"error\":{\"desc\":\"of another\"},\"id\":\"libvirt-7\"}\n{\"return\":{},\"id\":2}\n");
+    fake.answer();
+    fake.write("{\"event\":\"RESUME\"}\n");
+    fake.answer(R"({"status":"running"})");
+  });
+  std::vector<std::string> events;
+  auto client = QmpClient::connect(monitor.path(), {.on_event = [&](const QmpEvent& e) { events.push_back(e.name); }});
+  ASSERT_TRUE(client) << client.error().text;
+  EXPECT_EQ(query_status(**client).value_or(""), "running");
+  EXPECT_EQ(events, std::vector<std::string>{"RESUME"});
 }
 
 struct BadLine {
@@ -195,9 +212,7 @@ TEST(QmpClient, QemuDiesWhileACommandWaits) {
 TEST(QmpClient, RefusalCarriesQemusText) {
   FakeMonitor monitor([](FakeMonitor& fake) {
     fake.greet();
-    fake.read_line();
-    fake.write(R"({"error":{"class":"GenericError","desc":"no such thing"},"id":2})"
-               "\n");
+    fake.reply(R"("error":{"class":"GenericError","desc":"no such thing"})");
   });
   auto client = QmpClient::connect(monitor.path(), {});
   ASSERT_TRUE(client);
