@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <ranges>
+#include <set>
 
 #include "config/parsers.h"
+#include "config/vm_definition.h"
 
 namespace godwit::config {
 
@@ -12,7 +15,7 @@ namespace {
 constexpr std::uint64_t kMegabitPerSecond = 1'000'000;
 constexpr const char* kCommandLine = "command line";
 
-/// Whole numbers are TOML's integers, all else its strings.
+/// Each as TOML writes it: whole numbers, truth, lists, and all else its strings.
 toml::table table_of(const PlanFlags& flags) {
   toml::table table;
   for (const auto& [key, value] : flags) {
@@ -21,6 +24,14 @@ toml::table table_of(const PlanFlags& flags) {
     if ((key == "rounds_max" || key == "postcopy_after_rounds") && error == std::errc{} &&
         end == value.data() + value.size()) {
       table.insert(key, number);
+    } else if (key == "whole" && (value == "true" || value == "false")) {
+      table.insert(key, value == "true");
+    } else if (key == "sub_hosts") {
+      toml::array hosts;
+      for (const auto part : std::views::split(value, ',')) {
+        hosts.push_back(std::string(part.begin(), part.end()));
+      }
+      table.insert(key, std::move(hosts));
     } else {
       table.insert(key, value);
     }
@@ -49,6 +60,17 @@ void read_postcopy(Reader& reader, MigrationPlan& plan) {
   }
 }
 
+/// How a VM is split where it arrives.
+void read_arrival(Reader& reader, MigrationPlan& plan) {
+  reader.optional("whole", plan.whole, boolean());
+  static_cast<void>(read_split(reader, plan.resident_budget_bytes, plan.sub_hosts));
+  for (const char* key : {"resident_budget", "sub_hosts"}) {
+    if (plan.whole && reader.given(key)) {
+      reader.fail(key, "is of no use with whole");
+    }
+  }
+}
+
 }  // namespace
 
 void read(Reader& reader, MigrationPlan& plan) {
@@ -72,6 +94,7 @@ void read(Reader& reader, MigrationPlan& plan) {
   reader.optional("time_limit", plan.time_limit,
                   duration_or_none(milliseconds(1000), milliseconds(7LL * 24 * 3'600'000)));
   read_postcopy(reader, plan);
+  read_arrival(reader, plan);
   reader.optional("encryption", plan.encryption,
                   one_of<Encryption>({{"aes-128-gcm", Encryption::kAes128Gcm},
                                       {"aes-256-gcm", Encryption::kAes256Gcm},

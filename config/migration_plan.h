@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "base/time.h"
 #include "config/diagnostic.h"
@@ -38,9 +39,14 @@ struct MigrationPlan {
   Duration postcopy_after{};
   BackgroundOrder background_order = BackgroundOrder::kAroundFaults;
   Encryption encryption = Encryption::kAes128Gcm;
+  // A VM that is split is split again where it arrives, as it was but for these.
+  bool whole = false;                       // it is not
+  std::uint64_t resident_budget_bytes = 0;  // 0: as it was; a VM that is not split is not then, either
+  std::vector<std::string> sub_hosts;       // none: as they were
 };
 
-/// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes.
+/// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes. A list: with
+/// commas, without brackets.
 using PlanFlags = std::map<std::string, std::string>;
 
 /// An empty `file`: the flags alone. Mistakes in a flag are those of a file that is called "command line".

@@ -78,23 +78,20 @@ void read_region(Reader& reader, RegionDefinition& region) {
   }
 }
 
-void read_split(Reader& reader, VmDefinition& definition) {
-  const bool budget =
-      reader.optional("resident_budget", definition.resident_budget_bytes, bytes(kResidentBudgetBytesMin, 16ULL << 40));
-  reader.optional("sub_hosts", definition.sub_hosts, list(text(name_rule), 0, 64));
-  if (budget && definition.resident_budget_bytes % page_bytes(Backing::kTmpfs) != 0) {
+}  // namespace
+
+bool read_split(Reader& reader, std::uint64_t& budget_bytes, std::vector<std::string>& sub_hosts) {
+  const bool budget = reader.optional("resident_budget", budget_bytes, bytes(kResidentBudgetBytesMin, 16ULL << 40));
+  reader.optional("sub_hosts", sub_hosts, list(text(name_rule), 0, 64));
+  if (budget && budget_bytes % page_bytes(Backing::kTmpfs) != 0) {
     reader.fail("resident_budget", "is no multiple of 4 KiB");
   }
-  if (!budget && !definition.sub_hosts.empty()) {
-    reader.fail("sub_hosts", "is of no use without resident_budget");
-  }
-  const std::set<std::string> distinct(definition.sub_hosts.begin(), definition.sub_hosts.end());
-  if (distinct.size() != definition.sub_hosts.size()) {
+  const std::set<std::string> distinct(sub_hosts.begin(), sub_hosts.end());
+  if (distinct.size() != sub_hosts.size()) {
     reader.fail("sub_hosts", "names a host twice");
   }
+  return budget;
 }
-
-}  // namespace
 
 void read(Reader& reader, VmDefinition& definition) {
   reader.required("name", definition.name, text(name_rule));
@@ -111,7 +108,10 @@ void read(Reader& reader, VmDefinition& definition) {
     definition.qemu_binary = qemu_binary.string();
   }
   reader.tables("region", 1, 64, [&](Reader& region) { read_region(region, definition.regions.emplace_back()); });
-  read_split(reader, definition);
+  const bool split = read_split(reader, definition.resident_budget_bytes, definition.sub_hosts);
+  if (!split && !definition.sub_hosts.empty()) {
+    reader.fail("sub_hosts", "is of no use without resident_budget");
+  }
   std::set<std::string> names;
   for (const auto& region : definition.regions) {
     if (!region.name.empty() && !names.insert(region.name).second) {

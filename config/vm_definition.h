@@ -47,6 +47,8 @@ inline constexpr std::uint64_t kResidentBudgetBytesMin = 16ULL << 20;
 
 [[nodiscard]] Loaded<VmDefinition> load_vm_definition(const std::filesystem::path& file);
 void read(Reader& reader, VmDefinition& definition);
+/// resident_budget and sub_hosts, which a plan has too. Whether there is a budget.
+bool read_split(Reader& reader, std::uint64_t& budget_bytes, std::vector<std::string>& sub_hosts);
 
 [[nodiscard]] std::string_view backing_name(Backing backing);  // "tmpfs", "hugetlbfs"
 [[nodiscard]] std::string_view accel_name(Accel accel);        // "auto", "tcg", "kvm"

@@ -322,6 +322,9 @@ std::string vm_text(const api::Vm& vm) {
   add("migration", or_dash(id_text(vm.migration_id())));
   if (!vm.has_split()) {
     add("depends on", dependence_text(vm));
+    if (!vm.to_be_split().empty()) {
+      add("to be split", printable(vm.to_be_split()));
+    }
     return fmt::format("VM {}  {} on {}\n{}", or_dash(vm.name()), or_dash(vm.run_state()), or_dash(vm.host()),
                        table(rows));
   }
@@ -436,7 +439,8 @@ Json to_json(const api::Vm& vm) {
           {"depends_on", vm.depends_on()},
           {"connected", vm.depends_on().empty() ? Json(nullptr) : Json(vm.paging().connected())},
           {"paging", vm.depends_on().empty() ? Json(nullptr) : to_json(vm.paging().stats())},
-          {"split", vm.has_split() ? to_json(vm.split()) : Json(nullptr)}};
+          {"split", vm.has_split() ? to_json(vm.split()) : Json(nullptr)},
+          {"to_be_split", vm.to_be_split()}};
 }
 
 Json to_json(const api::HostImage& image) {

@@ -40,6 +40,11 @@ api::Plan to_api(const config::MigrationPlan& plan) {
   message.set_postcopy_after_ms(static_cast<std::uint64_t>(plan.postcopy_after.us() / 1000));
   message.set_background_order(static_cast<dpapi::BackgroundOrder>(plan.background_order));
   message.set_encryption(static_cast<dpapi::Encryption>(plan.encryption));
+  message.set_whole(plan.whole);
+  message.set_resident_budget_bytes(plan.resident_budget_bytes);
+  for (const std::string& host : plan.sub_hosts) {
+    message.add_sub_hosts(host);
+  }
   return message;
 }
 

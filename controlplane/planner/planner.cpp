@@ -70,8 +70,9 @@ std::optional<Refused> memory_refusal(const Question& question, const ReuseDecis
                        config::format_bytes(free_bytes), config::format_bytes(droppable_bytes),
                        reuse.reuse ? " or reused" : "");
   };
-  if (missing(need.tmpfs_bytes, info.memory_free_bytes()) > 0) {
-    return Refused{Refusal::kNotEnoughMemory, text("memory", need.tmpfs_bytes, info.memory_free_bytes())};
+  const std::uint64_t free_bytes = info.memory_free_bytes() + question.lent_bytes;
+  if (missing(need.tmpfs_bytes, free_bytes) > 0) {
+    return Refused{Refusal::kNotEnoughMemory, text("memory", need.tmpfs_bytes, free_bytes)};
   }
   if (missing(need.hugetlbfs_bytes, info.hugepages_free_bytes()) > 0) {
     return Refused{Refusal::kNotEnoughMemory, text("hugepages", need.hugetlbfs_bytes, info.hugepages_free_bytes())};
@@ -99,6 +100,13 @@ std::optional<Refused> plan_refusal(const api::Plan& plan) {
       !dpapi::OnNoConvergence_IsValid(plan.on_no_convergence()) || !dpapi::Encryption_IsValid(plan.encryption())) {
     return Refused{Refusal::kBadPlan,
                    "reuse, verify, on_no_convergence or encryption has a value that this version does not know"};
+  }
+  const std::set<std::string> distinct(plan.sub_hosts().begin(), plan.sub_hosts().end());
+  if (distinct.size() != static_cast<std::size_t>(plan.sub_hosts_size())) {
+    return Refused{Refusal::kBadPlan, "a sub host is named twice"};
+  }
+  if (plan.whole() && (plan.resident_budget_bytes() != 0 || !distinct.empty())) {
+    return Refused{Refusal::kBadPlan, "a VM that is to be whole where it arrives has no budget and no sub hosts there"};
   }
   return std::nullopt;
 }
@@ -227,11 +235,6 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
   if (question.active_migration) {
     return refuse(Refusal::kMigrationActive,
                   fmt::format("VM \"{}\" is in migration {} already", vm.name, question.active_migration->text()));
-  }
-  if (question.split) {
-    return refuse(
-        Refusal::kSplit,
-        fmt::format("VM \"{}\" is split, and a split VM cannot move yet: godwitctl vm gather {}", vm.name, vm.name));
   }
   if (auto refused = host_refusal(question)) {
     return std::unexpected(*refused);

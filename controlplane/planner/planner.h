@@ -49,7 +49,6 @@ enum class Refusal : std::uint8_t {
   kVmAtDestination,    // the destination reports a VM of this uuid already
   kNoReusableImage,    // and the plan requires one
   kNotEnoughMemory,
-  kSplit,          // a VM that does not move: sub hosts hold a part of it
   kCannotBeSplit,  // its memory, or how it is tracked, forbids it
 };
 
@@ -65,7 +64,7 @@ struct Question {
   const HostView* destination = nullptr;     // what plan.destination names, if known
   std::optional<Id128> active_migration;     // of this VM
   const MigrationRecord* pulling = nullptr;  // if that is PULLING: its record
-  bool split = false;                        // sub hosts hold a part of the VM, or are about to
+  std::uint64_t lent_bytes = 0;              // by the destination to this VM, which will not need them when it comes
 };
 
 /// The reuse decision of a migration that may begin, or the first reason why it may not.

@@ -72,11 +72,15 @@ std::expected<std::uint64_t, Refused> lendable_bytes(const SplitQuestion& questi
     return refuse(Refusal::kNotEnoughMemory,
                   fmt::format("{} lends no memory: set lend in [memory] of its bridge.toml", name));
   }
-  const auto promised = question.promised.find(name);
-  const std::uint64_t lent_bytes =
-      std::max(host.info.memory_lent_bytes(), promised == question.promised.end() ? 0 : promised->second);
+  const auto of_host = [&](const std::map<std::string, std::uint64_t>& bytes) {
+    const auto found_bytes = bytes.find(name);
+    return found_bytes == bytes.end() ? 0 : found_bytes->second;
+  };
+  const std::uint64_t freed_bytes = of_host(question.freed);
+  std::uint64_t lent_bytes = std::max(host.info.memory_lent_bytes(), of_host(question.promised));
+  lent_bytes -= std::min(lent_bytes, freed_bytes);
   const std::uint64_t left_bytes = host.info.memory_lend_bytes() - std::min(host.info.memory_lend_bytes(), lent_bytes);
-  return std::min(left_bytes, host.info.memory_free_bytes());
+  return std::min(left_bytes, host.info.memory_free_bytes() + freed_bytes);
 }
 
 /// Equal shares, but nobody's above what it can lend.

@@ -25,6 +25,7 @@ struct SplitQuestion {
   std::set<std::string> without;       // hosts that are to hold nothing of it
   std::map<std::string, const HostView*> hosts;
   std::map<std::string, std::uint64_t> promised;  // by all page stores of the cluster
+  std::map<std::string, std::uint64_t> freed;     // of that, by those that go before the VM is split
 };
 
 /// The page stores to be added, so that all of them together hold what the budget leaves. None, if they do already.

@@ -40,6 +40,9 @@ std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store
   if (auto done = coordinator->splits_.take_up(); !done) {
     return std::unexpected(done.error());
   }
+  if (auto done = coordinator->moves_.take_up(); !done) {
+    return std::unexpected(done.error());
+  }
   const auto hosts = store.hosts();
   if (!hosts) {
     return std::unexpected(hosts.error());
@@ -54,6 +57,7 @@ void Coordinator::freeze() {
   const std::lock_guard lock(mutex_);
   migrations_.freeze();
   splits_.freeze();
+  moves_.freeze();
 }
 
 // ---- agents ---------------------------------------------------------------------------------------------------------
@@ -89,6 +93,7 @@ void Coordinator::received(SessionId id, const api::FromAgent& message) {
       hosts_.refresh(*host, message.heartbeat());
       migrations_.host_reported(name);
       splits_.host_reported(name);
+      moves_.look();
       break;
     case api::FromAgent::kReply:
       hosts_.replied(name, id, message.reply());
@@ -146,6 +151,7 @@ void Coordinator::register_host(SessionId id, Session& session, const api::Regis
   migrations_.host_registered(name);
   migrations_.host_reported(name);
   splits_.host_reported(name);
+  moves_.look();
 }
 
 api::Registered Coordinator::registered_answer(const std::string& host, const HostView& view) {
@@ -325,15 +331,11 @@ std::expected<Id128, ServiceError> Coordinator::begin_migration(const api::Plan&
                           .destination = view(plan.destination()),
                           .active_migration = *vm ? migrations_.of_vm((*vm)->uuid) : std::nullopt,
                           .pulling = *vm ? migrations_.pulling((*vm)->uuid) : nullptr,
-                          .split = *vm && splits_.is_split((*vm)->uuid)};
+                          .lent_bytes = *vm ? splits_.lent_bytes((*vm)->uuid, plan.destination()) : 0};
   if (const auto planned = plan_migration(question); !planned) {
     return std::unexpected(from_planner(planned.error()));
   }
-  auto id = migrations_.begin(plan, **vm);
-  if (!id) {
-    return std::unexpected(from_store(id.error()));
-  }
-  return *id;
+  return moves_.begin(plan, **vm);
 }
 
 std::expected<void, ServiceError> Coordinator::cancel_migration(const std::string& migration_id) {

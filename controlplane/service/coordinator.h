@@ -15,6 +15,7 @@
 #include "controlplane/service/agent_link.h"
 #include "controlplane/service/hosts.h"
 #include "controlplane/service/migrations.h"
+#include "controlplane/service/split_moves.h"
 #include "controlplane/service/splits.h"
 #include "controlplane/service/timers.h"
 #include "controlplane/service/vms.h"
@@ -100,7 +101,8 @@ class Coordinator {
   Hosts hosts_{timers_};
   Migrations migrations_{store_, hosts_, timers_, timeouts_};
   Splits splits_{store_, hosts_, timers_, migrations_, timeouts_};
-  Vms vms_{store_, hosts_, migrations_, splits_, timeouts_};
+  SplitMoves moves_{store_, hosts_, timers_, migrations_, splits_};
+  Vms vms_{store_, hosts_, migrations_, splits_, moves_, timeouts_};
 };
 
 }  // namespace godwit::controlplane

@@ -262,7 +262,9 @@ void Migrations::host_lost(const std::string& host) {
                                            api::MigrationState_Name(m->record.state));
     switch (m->record.state) {
       case api::PREPARING:
-        decide(*m, api::ABORTED, reason);
+        if (m->step != Step::kHeld) {
+          decide(*m, api::ABORTED, reason);
+        }
         break;
       case api::TRANSFERRING:
         m->note = fmt::format("{} is not connected; waiting for it", host);

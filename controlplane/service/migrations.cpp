@@ -61,7 +61,7 @@ void Migrations::freeze() {
   active_.clear();
 }
 
-std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const VmRecord& vm) {
+std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const VmRecord& vm, bool held) {
   if (frozen_) {
     return std::unexpected(StoreError{StoreError::Code::kForbidden, "the control plane is ending"});
   }
@@ -80,8 +80,36 @@ std::expected<Id128, StoreError> Migrations::begin(const api::Plan& plan, const 
   m.definition = vm.definition;
   m.record.tracker = vm.tracker;
   spdlog::info("migration {}: VM {} from {} to {}", id.text(), vm.name, vm.host, plan.destination());
-  prepare_source(m);
+  if (held) {
+    m.step = Step::kHeld;
+  } else {
+    prepare_source(m);
+  }
   return id;
+}
+
+std::vector<Migrations::Held> Migrations::all_held() const {
+  std::vector<Held> held;
+  for (const auto& [id, m] : active_) {
+    if (m->step == Step::kHeld) {
+      held.push_back({id, m->record.vm_uuid, m->record.destination});
+    }
+  }
+  return held;
+}
+
+void Migrations::waits_for(const Id128& id, const std::string& what) {
+  Active* m = find(id);
+  if (m != nullptr && m->step == Step::kHeld && m->note != what) {
+    m->note = what;
+    notify(*m);
+  }
+}
+
+void Migrations::go_on(const Id128& id) {
+  if (Active* m = find(id); m != nullptr && m->step == Step::kHeld) {
+    prepare_source(*m);
+  }
 }
 
 std::expected<void, ServiceError> Migrations::cancel(const Id128& id, const std::string& reason) {

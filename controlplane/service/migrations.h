@@ -4,9 +4,9 @@
 // The rules of which all follow:
 //  * A transition counts when the store has it; only then is anybody told. A store that fails leaves the migration
 //    undecided, both guests paused at worst, and is asked again.
-//  * Before COMMITTED each failure is ABORTED: an error reply, FAILED, a timeout, a lost host. Two exceptions wait: in
-//    TRANSFERRING a host may come back within timeouts.host_heartbeat, and in SWITCHING a lost source changes nothing,
-//    as LOADED says that the destination has all of the guest.
+//  * Before COMMITTED each failure is ABORTED: an error reply, FAILED, a timeout, a lost host. Three exceptions wait:
+//    one that is held no host has heard of, in TRANSFERRING a host may come back within timeouts.host_heartbeat, and in
+//    SWITCHING a lost source changes nothing, as LOADED says that the destination has all of the guest.
 //  * An outcome is told until both sides confirm that it is in effect, after each registration again, across restarts.
 //  * PULLING is decided, but not the end: whose the VM is is settled, and the source still holds pages that it needs.
 //  It
@@ -41,8 +41,16 @@ class Migrations {
   /// Before the control plane ends: from here on nothing is decided, as after a crash; the next start does that.
   void freeze();
 
-  /// From a plan that the planner has let pass.
-  std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm);
+  /// From a plan that the planner has let pass. `held`: no host hears of it before go_on().
+  std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm, bool held);
+  struct Held {
+    Id128 id, vm_uuid;
+    std::string destination;
+  };
+  [[nodiscard]] std::vector<Held> all_held() const;
+  /// What one that is held waits for.
+  void waits_for(const Id128& id, const std::string& what);
+  void go_on(const Id128& id);
   std::expected<void, ServiceError> cancel(const Id128& id, const std::string& reason);
   using Done = std::function<void(std::expected<void, ServiceError>)>;
   /// Ends the rounds of a migration that transfers; `done` once the source has taken it.
@@ -79,6 +87,7 @@ class Migrations {
 
  private:
   enum class Step : std::uint8_t {
+    kHeld,
     kPreparingSource,
     kPreparingDestination,
     kStartingDestination,

@@ -65,26 +65,32 @@ void Splits::freeze() {
 
 // ---- an operator's order --------------------------------------------------------------------------------------------
 
-std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmRecord& vm, const Order& order) {
+std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmRecord& vm, const Order& order) const {
   SplitQuestion question{.vm = vm,
                          .budget_bytes = order.budget_bytes,
                          .sub_hosts = order.sub_hosts,
                          .own = staying(vm.uuid),
                          .without = {order.without.begin(), order.without.end()},
                          .hosts = {},
-                         .promised = {}};
+                         .promised = {},
+                         .freed = {}};
   for (const PageStoreRecord& own : question.own) {
     if (own.state == api::PAGE_STORE_DRAINING) {
       question.without.insert(own.sub_host);
     }
   }
-  std::erase_if(question.own, [&](const auto& own) { return question.without.contains(own.sub_host); });
+  std::erase_if(question.own, [&](const auto& own) {
+    return question.without.contains(own.sub_host) || own.main_host != vm.host;
+  });
   for (const auto& [name, host] : hosts_.all()) {
     question.hosts[name] = &host.view;
   }
   std::uint32_t number = 0;
   for (const auto& [id, part] : parts_) {
     question.promised[part.record.sub_host] += part.record.bytes_lent;
+    if (part.record.vm_uuid == vm.uuid && part.record.main_host != vm.host) {
+      question.freed[part.record.sub_host] += part.record.bytes_lent;
+    }
     if (part.record.vm_uuid == vm.uuid && part.record.state != api::PAGE_STORE_RETIRING) {
       number = std::max(number, part.record.number + 1);
     }
@@ -111,11 +117,41 @@ std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmR
   return added;
 }
 
-std::optional<ServiceError> Splits::obstacle(const VmRecord& vm) {
-  const std::vector<std::string> sub_hosts(vm.definition.sub_hosts().begin(), vm.definition.sub_hosts().end());
-  const auto planned =
-      plan(vm, {.budget_bytes = vm.definition.resident_budget_bytes(), .sub_hosts = sub_hosts, .without = {}});
+std::optional<ServiceError> Splits::obstacle(const VmRecord& vm, const Order& order) const {
+  const auto planned = plan(vm, order);
   return planned ? std::nullopt : std::optional(planned.error());
+}
+
+std::optional<Splits::Order> Splits::settings(const Id128& vm_uuid) const {
+  const auto split = splits_.find(vm_uuid);
+  if (split == splits_.end() || split->second.record.state != api::SPLIT) {
+    return std::nullopt;
+  }
+  Order order{.budget_bytes = split->second.record.budget_bytes,
+              .sub_hosts = {},
+              .without = {},
+              .encryption = split->second.record.encryption};
+  for (const PageStoreRecord& own : staying(vm_uuid)) {
+    if (own.state != api::PAGE_STORE_DRAINING) {
+      order.sub_hosts.push_back(own.sub_host);
+    }
+  }
+  return order;
+}
+
+std::uint64_t Splits::lent_bytes(const Id128& vm_uuid, const std::string& sub_host) const {
+  std::uint64_t bytes = 0;
+  for (const auto& [id, part] : parts_) {
+    if (part.record.vm_uuid == vm_uuid && part.record.sub_host == sub_host) {
+      bytes += part.record.bytes_lent;
+    }
+  }
+  return bytes;
+}
+
+api::SplitState Splits::state(const Id128& vm_uuid) const {
+  const auto split = splits_.find(vm_uuid);
+  return split == splits_.end() ? api::SPLIT_UNSPECIFIED : split->second.record.state;
 }
 
 std::expected<void, ServiceError> Splits::may_change(const VmRecord& vm, const Order& order) const {
@@ -312,6 +348,16 @@ std::expected<void, ServiceError> Splits::gather(const VmRecord& vm) {
   spdlog::info("VM {}: gathering it on {}", vm.name, vm.host);
   look_after(split);
   return {};
+}
+
+Splits::Order order_of(const api::SplitVmRequest& request) {
+  Splits::Order order{.budget_bytes = request.budget_bytes(),
+                      .sub_hosts = {request.sub_hosts().begin(), request.sub_hosts().end()},
+                      .without = {request.without().begin(), request.without().end()}};
+  if (request.has_encryption()) {
+    order.encryption = request.encryption();
+  }
+  return order;
 }
 
 // ---- its end --------------------------------------------------------------------------------------------------------

@@ -44,13 +44,17 @@ class Splits {
   std::expected<void, StoreError> take_up();
   void freeze();
 
-  /// Whether split() could begin, for a VM that is to be split from its start.
-  [[nodiscard]] std::optional<ServiceError> obstacle(const VmRecord& vm);
+  /// Why split() could not begin, for a VM that is not split where the record says: it is about to run there.
+  [[nodiscard]] std::optional<ServiceError> obstacle(const VmRecord& vm, const Order& order) const;
   /// Splits the VM, or changes that. `done` once main host and new sub hosts have agreed; flows follow, and what is to
   /// go elsewhere goes. If one refuses, nothing has changed.
   void split(const VmRecord& vm, Order order, const Done& done);
   /// VMs of which this host holds a part that is not on its way elsewhere.
   [[nodiscard]] std::vector<Id128> held_by(const std::string& sub_host) const;
+  /// How a VM that is SPLIT is, in the words of an order.
+  [[nodiscard]] std::optional<Order> settings(const Id128& vm_uuid) const;
+  /// How much a host lends to this VM, until it has confirmed that the page store is gone.
+  [[nodiscard]] std::uint64_t lent_bytes(const Id128& vm_uuid, const std::string& sub_host) const;
   /// Begins to bring all pages back to the main host.
   [[nodiscard]] std::expected<void, ServiceError> gather(const VmRecord& vm);
 
@@ -59,7 +63,8 @@ class Splits {
   void vm_over(const Id128& vm_uuid);
   void vm_ended(const std::string& host, const api::VmEnded& ended);
 
-  [[nodiscard]] bool is_split(const Id128& vm_uuid) const { return splits_.contains(vm_uuid); }
+  /// SPLIT_UNSPECIFIED: it is not split.
+  [[nodiscard]] api::SplitState state(const Id128& vm_uuid) const;
   [[nodiscard]] std::optional<api::Split> view(const Id128& vm_uuid) const;
   /// Of each its uuid, host and split.
   [[nodiscard]] std::vector<api::Vm> all() const;
@@ -133,7 +138,8 @@ class Splits {
   [[nodiscard]] api::ToAgent order_of(const Active& split, std::uint64_t budget_bytes) const;
   [[nodiscard]] api::ToAgent prepare_store(const Part& part) const;
   void warn_of(const Part& part, api::Split& shown) const;
-  [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(const VmRecord& vm, const Order& order);
+  [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(const VmRecord& vm,
+                                                                                const Order& order) const;
   [[nodiscard]] std::expected<void, ServiceError> may_change(const VmRecord& vm, const Order& order) const;
   void drain(const Id128& page_store);
 
@@ -146,5 +152,7 @@ class Splits {
   std::map<Id128, Part> parts_;     // by store_id
   bool frozen_ = false;
 };
+
+[[nodiscard]] Splits::Order order_of(const api::SplitVmRequest& request);
 
 }  // namespace godwit::controlplane

@@ -21,6 +21,13 @@ std::unexpected<ServiceError> failed(Code code, std::string text) {
   return std::unexpected(ServiceError{code, std::move(text)});
 }
 
+/// How the definition wants the VM split; a budget of 0: not.
+Splits::Order order_in(const api::VmDefinition& definition) {
+  return {.budget_bytes = definition.resident_budget_bytes(),
+          .sub_hosts = {definition.sub_hosts().begin(), definition.sub_hosts().end()},
+          .without = {}};
+}
+
 }  // namespace
 
 ServiceError from_store(const StoreError& error) {
@@ -61,7 +68,6 @@ ServiceError from_planner(const Refused& refused) {
     case Refusal::kVmAtDestination:
     case Refusal::kNoReusableImage:
     case Refusal::kNotEnoughMemory:
-    case Refusal::kSplit:
     case Refusal::kCannotBeSplit:
       return {Code::kNotNow, refused.text};
   }
@@ -166,11 +172,11 @@ void Vms::run_at(const std::string& host_name, const api::VmDefinition& definiti
       return;
     }
   }
-  if (definition.resident_budget_bytes() > 0) {
+  if (const auto order = order_in(definition); order.budget_bytes > 0) {
     VmRecord planned{
         .uuid = uuid, .name = definition.name(), .definition = definition, .host = host_name, .image_id = {}};
     planned.tracker = tracker;
-    if (auto obstacle = splits_.obstacle(planned)) {
+    if (auto obstacle = splits_.obstacle(planned, order)) {
       done(std::unexpected(std::move(*obstacle)));
       return;
     }
@@ -185,6 +191,7 @@ void Vms::run_at(const std::string& host_name, const api::VmDefinition& definiti
     return;
   }
   splits_.vm_over(uuid);  // of a life before this one
+  moves_.vm_over(uuid);
   starting_[uuid] = host->session;
   hosts_.request(host_name, fill(*vm), timeouts_.command,
                  [this, vm = *vm, done = std::move(done)](const auto& answer) { started(vm, answer, done); });
@@ -232,12 +239,10 @@ void Vms::started(VmRecord vm, const std::expected<api::AgentReply, ServiceError
     shown.set_tracker(tracker);  // the host's last report may be of before
     done(std::move(shown));
   };
-  if (vm.definition.resident_budget_bytes() == 0) {
+  const Splits::Order order = order_in(vm.definition);
+  if (order.budget_bytes == 0) {
     return show();
   }
-  const std::vector<std::string> sub_hosts(vm.definition.sub_hosts().begin(), vm.definition.sub_hosts().end());
-  const Splits::Order order{
-      .budget_bytes = vm.definition.resident_budget_bytes(), .sub_hosts = sub_hosts, .without = {}};
   splits_.split(vm, order, [vm, show, done](const auto& split) {
     if (split) {
       return show();
@@ -254,17 +259,12 @@ void Vms::split(const api::SplitVmRequest& request, const VmDone& done) {
   if (!vm) {
     return done(std::unexpected(vm.error()));
   }
-  Splits::Order order{.budget_bytes = request.budget_bytes(),
-                      .sub_hosts = {request.sub_hosts().begin(), request.sub_hosts().end()},
-                      .without = {request.without().begin(), request.without().end()}};
+  const Splits::Order order = order_of(request);
   if (std::set(order.sub_hosts.begin(), order.sub_hosts.end()).size() != order.sub_hosts.size()) {
     return done(failed(Code::kInvalid, "a sub host is named twice"));
   }
   if (request.has_encryption() && !dpapi::Encryption_IsValid(request.encryption())) {
     return done(failed(Code::kInvalid, "encryption has a value that this version does not know"));
-  }
-  if (request.has_encryption()) {
-    order.encryption = request.encryption();
   }
   splits_.split(*vm, order, [this, vm = *vm, done](const auto& split) {
     done(split ? std::expected<api::Vm, ServiceError>(to_api(vm)) : std::unexpected(split.error()));
@@ -276,7 +276,12 @@ std::expected<api::Vm, ServiceError> Vms::gather(const std::string& name_or_uuid
   if (!vm) {
     return std::unexpected(vm.error());
   }
-  if (auto begun = splits_.gather(*vm); !begun) {
+  auto begun = splits_.gather(*vm);
+  if (const bool whole = splits_.state(vm->uuid) == api::SPLIT_UNSPECIFIED;
+      (begun || whole) && moves_.forget(vm->uuid)) {
+    begun = {};  // it stays whole
+  }
+  if (!begun) {
     return std::unexpected(begun.error());
   }
   return to_api(*vm);
@@ -317,6 +322,7 @@ void Vms::stop(const std::string& name_or_uuid, Done done) {
                    }
                    migrations_.vm_stopped(vm.uuid);
                    splits_.vm_over(vm.uuid);
+                   moves_.vm_over(vm.uuid);
                    spdlog::info("VM {} stopped on {}", vm.name, vm.host);
                    done({});
                  });
@@ -447,6 +453,7 @@ api::Vm Vms::to_api(const VmRecord& vm) {
   if (auto split = splits_.view(vm.uuid)) {
     *answer.mutable_split() = std::move(*split);
   }
+  answer.set_to_be_split(moves_.view(vm.uuid));
   if (vm.host.empty()) {
     answer.set_run_state("stopped");
     return answer;

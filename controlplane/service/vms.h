@@ -12,6 +12,7 @@
 #include "config/controlplane_config.h"
 #include "controlplane/service/hosts.h"
 #include "controlplane/service/migrations.h"
+#include "controlplane/service/split_moves.h"
 #include "controlplane/service/splits.h"
 #include "controlplane/store/store.h"
 
@@ -23,8 +24,9 @@ class Vms {
   using HeatDone = std::function<void(std::expected<api::GetHeatResponse, ServiceError>)>;
   using Done = std::function<void(std::expected<void, ServiceError>)>;
 
-  Vms(Store& store, Hosts& hosts, Migrations& migrations, Splits& splits, const config::TimeoutConfig& timeouts)
-      : store_(store), hosts_(hosts), migrations_(migrations), splits_(splits), timeouts_(timeouts) {}
+  Vms(Store& store, Hosts& hosts, Migrations& migrations, Splits& splits, SplitMoves& moves,
+      const config::TimeoutConfig& timeouts)
+      : store_(store), hosts_(hosts), migrations_(migrations), splits_(splits), moves_(moves), timeouts_(timeouts) {}
 
   void start(const api::StartVmRequest& request, VmDone done);
   void attach(const api::AttachVmRequest& request, VmDone done);
@@ -53,6 +55,7 @@ class Vms {
   Hosts& hosts_;
   Migrations& migrations_;
   Splits& splits_;
+  SplitMoves& moves_;
   const config::TimeoutConfig timeouts_;
   std::map<Id128, SessionId> starting_;  // commands that are, or may be, still at work in that session's host
 };

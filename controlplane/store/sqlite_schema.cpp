@@ -88,7 +88,17 @@ CREATE TABLE page_stores (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX one_page_store_a_number ON page_stores (vm_uuid, number) WHERE state <> 4;
 CREATE UNIQUE INDEX one_page_store_a_sub_host ON page_stores (vm_uuid, sub_host) WHERE state <> 4;
-PRAGMA user_version = 4;
+)sql";
+// Each of the splits is a SplitVmRequest; empty: none.
+constexpr const char* kOrdersSchema = R"sql(
+CREATE TABLE standing_orders (
+  vm_uuid BLOB PRIMARY KEY REFERENCES vms (uuid),
+  source TEXT NOT NULL,
+  at_source BLOB NOT NULL,
+  destination TEXT NOT NULL,
+  at_destination BLOB NOT NULL
+) WITHOUT ROWID;
+PRAGMA user_version = 5;
 )sql";
 // Version 1 knew no state above 5. The columns are the same; the old indexes go with the old table.
 constexpr const char* kFromVersion1[] = {
@@ -97,6 +107,7 @@ constexpr const char* kFromVersion1[] = {
     "INSERT INTO migrations SELECT * FROM migrations_1 ORDER BY rowid; DROP TABLE migrations_1;",
     kMigrationsIndexes,
     kSplitsSchema,
+    kOrdersSchema,
 };
 // Version 3 knew neither how flows are encrypted nor DRAINING.
 constexpr const char* kFromVersion3[] = {
@@ -105,6 +116,7 @@ constexpr const char* kFromVersion3[] = {
     kSplitsSchema,
     "INSERT INTO splits SELECT *, 0 FROM splits_3; INSERT INTO page_stores SELECT * FROM page_stores_3;",
     "DROP TABLE splits_3; DROP TABLE page_stores_3;",
+    kOrdersSchema,
 };
 
 /// -1 on an error.
@@ -123,10 +135,12 @@ std::optional<int> bring_schema_up_to_date(sqlite3* database) {
   const auto run = [&](const char* sql) { return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK; };
   const int version = version_of(database);
   const bool ready = version == 0
-                         ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) && run(kSplitsSchema)
+                         ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) && run(kSplitsSchema) &&
+                               run(kOrdersSchema)
                      : version == 1 ? std::ranges::all_of(kFromVersion1, run)
-                     : version == 2 ? run(kSplitsSchema)
+                     : version == 2 ? run(kSplitsSchema) && run(kOrdersSchema)
                      : version == 3 ? std::ranges::all_of(kFromVersion3, run)
+                     : version == 4 ? run(kOrdersSchema)
                                     : version > 0;
   return ready ? std::optional(version) : std::nullopt;
 }

@@ -7,7 +7,7 @@
 
 namespace godwit::controlplane {
 
-inline constexpr int kSchemaVersion = 4;
+inline constexpr int kSchemaVersion = 5;
 
 // A migration that has not ended: PREPARING, TRANSFERRING, SWITCHING or PULLING.
 #define ACTIVE_MIGRATION "(state < 4 OR state = 6)"

@@ -4,6 +4,7 @@ namespace godwit::controlplane {
 namespace {
 
 #define SPLIT_COLUMNS "vm_uuid, ownership, budget_bytes, state, encryption"
+#define ORDER_COLUMNS "vm_uuid, source, at_source, destination, at_destination"
 #define PAGE_STORE_COLUMNS "id, vm_uuid, vm_name, main_host, sub_host, ownership, number, bytes_lent, state"
 
 SplitRecord split_of(Use& use) {
@@ -30,6 +31,16 @@ PageStoreRecord page_store_of(Use& use) {
   return record;
 }
 
+StandingOrder order_of(Use& use) {
+  StandingOrder order;
+  order.vm_uuid = use.id();
+  order.source = use.bytes();
+  order.at_source.ParseFromString(use.bytes());
+  order.destination = use.bytes();
+  order.at_destination.ParseFromString(use.bytes());
+  return order;
+}
+
 template <typename Record>
 std::optional<std::vector<Record>> rows(Use& use, Record (*read)(Use&)) {
   std::vector<Record> records;
@@ -45,9 +56,9 @@ bool done(Use& use) { return use.step() == SQLITE_DONE; }
 }  // namespace
 
 bool SqliteSplits::prepare(sqlite3* database) {
-  const std::array<std::pair<Statement*, const char*>, 9> statements{{
+  const std::array<std::pair<Statement*, const char*>, 12> statements{{
       {&splits_, "SELECT " SPLIT_COLUMNS " FROM splits"},
-      {&split_of_vm_, "SELECT 1 FROM splits WHERE vm_uuid = ?"},
+      {&split_of_vm_, "SELECT state FROM splits WHERE vm_uuid = ?"},
       {&write_split_, "INSERT OR REPLACE INTO splits (" SPLIT_COLUMNS ") VALUES (?, ?, ?, ?, ?)"},
       {&erase_split_, "DELETE FROM splits WHERE vm_uuid = ?"},
       {&page_stores_, "SELECT " PAGE_STORE_COLUMNS " FROM page_stores ORDER BY vm_name, number"},
@@ -55,6 +66,9 @@ bool SqliteSplits::prepare(sqlite3* database) {
       {&retire_, "UPDATE page_stores SET state = 4 WHERE vm_uuid = ?"},
       {&set_state_, "UPDATE page_stores SET state = ? WHERE id = ?"},
       {&forget_, "DELETE FROM page_stores WHERE id = ?"},
+      {&orders_, "SELECT " ORDER_COLUMNS " FROM standing_orders"},
+      {&write_order_, "INSERT OR REPLACE INTO standing_orders (" ORDER_COLUMNS ") VALUES (?, ?, ?, ?, ?)"},
+      {&erase_order_, "DELETE FROM standing_orders WHERE vm_uuid = ?"},
   }};
   for (const auto& [statement, sql] : statements) {
     sqlite3_stmt* prepared = nullptr;
@@ -76,10 +90,12 @@ std::optional<std::vector<PageStoreRecord>> SqliteSplits::page_stores() {
   return rows(use, page_store_of);
 }
 
-std::optional<bool> SqliteSplits::is_split(const Id128& vm_uuid) {
+std::optional<api::SplitState> SqliteSplits::state_of(const Id128& vm_uuid) {
   Use use(split_of_vm_);
   const int result = use.id(vm_uuid).step();
-  return result == SQLITE_ROW || result == SQLITE_DONE ? std::optional(result == SQLITE_ROW) : std::nullopt;
+  return result == SQLITE_ROW    ? std::optional(static_cast<api::SplitState>(use.number()))
+         : result == SQLITE_DONE ? std::optional(api::SPLIT_UNSPECIFIED)
+                                 : std::nullopt;
 }
 
 bool SqliteSplits::write(const SplitRecord& split) {
@@ -109,6 +125,22 @@ bool SqliteSplits::set_state(const Id128& page_store, api::PageStoreState state)
 bool SqliteSplits::forget(const Id128& page_store) {
   Use use(forget_);
   return done(use.id(page_store));
+}
+
+std::optional<std::vector<StandingOrder>> SqliteSplits::standing_orders() {
+  Use use(orders_);
+  return rows(use, order_of);
+}
+
+bool SqliteSplits::write(const StandingOrder& order) {
+  Use use(write_order_);
+  use.id(order.vm_uuid).text(order.source).blob(order.at_source.SerializeAsString());
+  return done(use.text(order.destination).blob(order.at_destination.SerializeAsString()));
+}
+
+bool SqliteSplits::forget_order(const Id128& vm_uuid) {
+  Use use(erase_order_);
+  return done(use.id(vm_uuid));
 }
 
 }  // namespace godwit::controlplane

@@ -1,5 +1,5 @@
 #pragma once
-// The tables of split VMs and their page stores in the store's SQLite file. Owned by the store, under its mutex and in
+// The tables of split VMs, their page stores and standing orders in the store's SQLite file. Owned by the store, under its mutex and in
 // its transactions. Every function tells by false, or nothing, that the database refused; sqlite3_errmsg() says why.
 
 #include <array>
@@ -19,16 +19,21 @@ class SqliteSplits {
 
   [[nodiscard]] std::optional<std::vector<SplitRecord>> splits();
   [[nodiscard]] std::optional<std::vector<PageStoreRecord>> page_stores();
-  [[nodiscard]] std::optional<bool> is_split(const Id128& vm_uuid);
+  /// SPLIT_UNSPECIFIED: it is not split.
+  [[nodiscard]] std::optional<api::SplitState> state_of(const Id128& vm_uuid);
   [[nodiscard]] bool write(const SplitRecord& split);
   [[nodiscard]] bool add(const PageStoreRecord& page_store);
   [[nodiscard]] bool end(const Id128& vm_uuid);
   [[nodiscard]] bool set_state(const Id128& page_store, api::PageStoreState state);
   [[nodiscard]] bool forget(const Id128& page_store);
+  [[nodiscard]] std::optional<std::vector<StandingOrder>> standing_orders();
+  [[nodiscard]] bool write(const StandingOrder& order);
+  [[nodiscard]] bool forget_order(const Id128& vm_uuid);
 
  private:
   Statement splits_, split_of_vm_, write_split_, erase_split_;
   Statement page_stores_, add_page_store_, retire_, set_state_, forget_;
+  Statement orders_, write_order_, erase_order_;
 };
 
 }  // namespace godwit::controlplane

@@ -4,6 +4,7 @@
 
 #include <mutex>
 
+#include "controlplane/store/sqlite_records.h"
 #include "controlplane/store/sqlite_schema.h"
 #include "controlplane/store/sqlite_splits.h"
 #include "controlplane/store/sqlite_statement.h"
@@ -16,61 +17,6 @@ template <typename T>
 using Result = Store::Result<T>;
 
 constexpr int kBusyTimeoutMs = 10'000;
-
-#define VM_COLUMNS "uuid, name, definition, host, ownership, image_id, epoch_next, tracker"
-#define MIGRATION_COLUMNS                                                                                    \
-  "id, vm_uuid, vm_name, plan, source, destination, state, reason, ownership_before, image_id, epoch_base, " \
-  "epoch_count, reused, reuse_reason, created_unix_us, ended_unix_us, stop_unix_us, resume_unix_us, stats, " \
-  "destination_stats, tracker, tracker_reason, source_settled, destination_settled"
-
-template <typename Message>
-Message parsed(const std::string& bytes) {
-  Message message;
-  message.ParseFromString(bytes);  // written by us; fields of a later version are skipped
-  return message;
-}
-
-VmRecord vm_of(Use& use) {
-  VmRecord vm;
-  vm.uuid = use.id();
-  vm.name = use.bytes();
-  vm.definition = parsed<api::VmDefinition>(use.bytes());
-  vm.host = use.bytes();
-  vm.ownership = static_cast<std::uint64_t>(use.number());
-  vm.image_id = use.id();
-  vm.epoch_next = static_cast<std::uint32_t>(use.number());
-  vm.tracker = static_cast<dpapi::Tracker>(use.number());
-  return vm;
-}
-
-MigrationRecord migration_of(Use& use) {
-  MigrationRecord record;
-  record.id = use.id();
-  record.vm_uuid = use.id();
-  record.vm_name = use.bytes();
-  record.plan = parsed<api::Plan>(use.bytes());
-  record.source = use.bytes();
-  record.destination = use.bytes();
-  record.state = static_cast<api::MigrationState>(use.number());
-  record.reason = use.bytes();
-  record.ownership_before = static_cast<std::uint64_t>(use.number());
-  record.image_id = use.id();
-  record.epoch_base = static_cast<std::uint32_t>(use.number());
-  record.epoch_count = static_cast<std::uint32_t>(use.number());
-  record.reused = use.flag();
-  record.reuse_reason = use.bytes();
-  record.created_unix_us = use.number();
-  record.ended_unix_us = use.number();
-  record.stop_unix_us = use.number();
-  record.resume_unix_us = use.number();
-  record.stats = parsed<dpapi::MigrationStats>(use.bytes());
-  record.destination_stats = parsed<dpapi::MigrationStats>(use.bytes());
-  record.tracker = static_cast<dpapi::Tracker>(use.number());
-  record.tracker_reason = use.bytes();
-  record.source_settled = use.flag();
-  record.destination_settled = use.flag();
-  return record;
-}
 
 std::unexpected<StoreError> failed(Code code, std::string text) {
   return std::unexpected(StoreError{code, std::move(text)});
@@ -102,6 +48,9 @@ class SqliteStore final : public Store {
   Result<void> end_split(const Id128& vm_uuid) override;
   Result<void> set_page_store_state(const Id128& id, api::PageStoreState state) override;
   Result<void> forget_page_store(const Id128& id) override;
+  Result<std::vector<StandingOrder>> standing_orders() override;
+  Result<void> save_standing_order(const StandingOrder& order) override;
+  Result<void> forget_standing_order(const Id128& vm_uuid) override;
   Result<void> save_host(const HostRecord& host) override;
   Result<std::vector<HostRecord>> hosts() override;
 
@@ -314,7 +263,7 @@ Result<VmRecord> SqliteStore::claim_locked(const VmClaim& claim, const Id128& uu
     }
     Use use(claim_vm_);
     use.text(name).blob(claim.definition.SerializeAsString()).text(claim.host).id(claim.image_id).number(claim.tracker);
-    if (!done(use.id(uuid).number(claim.ownership_seen)) || !one_row_changed()) {
+    if (!done(use.id(uuid).number(claim.ownership_seen)) || !one_row_changed() || !splits_.forget_order(uuid)) {
       return database_failed("store a VM");
     }
   }
@@ -364,7 +313,8 @@ Result<MigrationRecord> SqliteStore::begin_locked(const NewMigration& migration)
     return failed(Code::kEpochsExhausted,
                   fmt::format("VM \"{}\" has used up its epochs: give it a new uuid", from.name));
   }
-  if (const auto split = splits_.is_split(from.uuid); !split || *split) {
+  if (const auto split = splits_.state_of(from.uuid);
+      !split || (*split != api::SPLIT_UNSPECIFIED && *split != api::GATHERING)) {
     return split ? failed(Code::kSplit, fmt::format("VM \"{}\" is split: gather it first", from.name))
                  : database_failed("read splits");
   }
@@ -422,6 +372,13 @@ Result<bool> SqliteStore::transition_locked(const MigrationRecord& record, api::
   }
   if (!one_row_changed()) {
     return failed(Code::kOwnershipMoved, "lost");
+  }
+  if (next == api::TRANSFERRING) {
+    const auto split = splits_.state_of(record.vm_uuid);
+    if (!split || *split != api::SPLIT_UNSPECIFIED) {
+      return split ? failed(Code::kSplit, fmt::format("VM \"{}\" is split: it has not been gathered", record.vm_name))
+                   : database_failed("read splits");
+    }
   }
   if (is_committed(next) && !is_committed(expected)) {
     Use use(move_vm_);
@@ -530,6 +487,22 @@ Result<void> SqliteStore::forget_page_store(const Id128& id) {
   return splits_.forget(id) ? Result<void>() : database_failed("forget a page store");
 }
 
+Result<std::vector<StandingOrder>> SqliteStore::standing_orders() {
+  const std::lock_guard lock(mutex_);
+  auto all = splits_.standing_orders();
+  return all ? Result<std::vector<StandingOrder>>(std::move(*all)) : database_failed("list standing orders");
+}
+
+Result<void> SqliteStore::save_standing_order(const StandingOrder& order) {
+  const std::lock_guard lock(mutex_);
+  return splits_.write(order) ? Result<void>() : database_failed("store a standing order");
+}
+
+Result<void> SqliteStore::forget_standing_order(const Id128& vm_uuid) {
+  const std::lock_guard lock(mutex_);
+  return splits_.forget_order(vm_uuid) ? Result<void>() : database_failed("forget a standing order");
+}
+
 Result<void> SqliteStore::save_host(const HostRecord& host) {
   const std::lock_guard lock(mutex_);
   Use use(save_host_);
@@ -537,14 +510,6 @@ Result<void> SqliteStore::save_host(const HostRecord& host) {
     return database_failed("store a host");
   }
   return {};
-}
-
-HostRecord host_of(Use& use) {
-  HostRecord host;
-  host.name = use.bytes();
-  host.last = parsed<api::Register>(use.bytes());
-  host.last_seen_unix_us = use.number();
-  return host;
 }
 
 Result<std::vector<HostRecord>> SqliteStore::hosts() {

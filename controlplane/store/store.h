@@ -116,6 +116,15 @@ struct PageStoreRecord {
   api::PageStoreState state = api::PAGE_STORE_UNSPECIFIED;
 };
 
+/// How a VM that is to move is to be split once it has moved, or has not: a standing order. In either a budget of 0: not.
+struct StandingOrder {
+  Id128 vm_uuid;
+  std::string source;
+  api::SplitVmRequest at_source;
+  std::string destination;
+  api::SplitVmRequest at_destination;
+};
+
 /// What the store remembers of a host that is not connected.
 struct HostRecord {
   std::string name;
@@ -195,7 +204,8 @@ class Store {
   /// The definition as the host reports it. False as above.
   [[nodiscard]] virtual Result<bool> redefine_vm(const api::VmDefinition& definition, std::uint64_t ownership) = 0;
 
-  /// PREPARING, with its epochs reserved.
+  /// PREPARING, with its epochs reserved. Refused of a VM that is split, unless it is being gathered: then it does not
+  /// become TRANSFERRING before that is over.
   [[nodiscard]] virtual Result<MigrationRecord> begin_migration(const NewMigration& migration) = 0;
   /// Compare-and-swap of the state, with record's reason, reuse decision, times and statistics. SWITCHING to
   /// COMMITTED or PULLING also makes the destination the owner under the next ownership number; a terminal state frees
@@ -215,12 +225,18 @@ class Store {
   [[nodiscard]] virtual Result<std::vector<SplitRecord>> splits() = 0;
   [[nodiscard]] virtual Result<std::vector<PageStoreRecord>> page_stores() = 0;
   /// The split, new or changed, and those of its page stores that are new. Refused during a migration, and when the
-  /// ownership number is not the VM's; a migration of a split VM is refused in turn.
+  /// ownership number is not the VM's.
   [[nodiscard]] virtual Result<void> save_split(const SplitRecord& split, std::span<const PageStoreRecord> added) = 0;
   /// Forgets the split, and makes all of its page stores RETIRING. One that is not there is fine.
   [[nodiscard]] virtual Result<void> end_split(const Id128& vm_uuid) = 0;
   [[nodiscard]] virtual Result<void> set_page_store_state(const Id128& id, api::PageStoreState state) = 0;
   [[nodiscard]] virtual Result<void> forget_page_store(const Id128& id) = 0;
+
+  [[nodiscard]] virtual Result<std::vector<StandingOrder>> standing_orders() = 0;
+  /// In place of the VM's former one. claim_vm() forgets it.
+  [[nodiscard]] virtual Result<void> save_standing_order(const StandingOrder& order) = 0;
+  /// One that is not there is fine.
+  [[nodiscard]] virtual Result<void> forget_standing_order(const Id128& vm_uuid) = 0;
 
   [[nodiscard]] virtual Result<void> save_host(const HostRecord& host) = 0;
   [[nodiscard]] virtual Result<std::vector<HostRecord>> hosts() = 0;

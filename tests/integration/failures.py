@@ -40,7 +40,7 @@ class Background:
         said = self.said()
         print(f"godwitctl: {said}", flush=True)
         if self.error:
-            check(re.search(r"host-[ab]|control plane|operator", said) and "\\n" not in said, f"no clear line that says where: {said}")
+            check(re.search(r"host-[a-d]|control plane|operator", said) and "\\n" not in said, f"no clear line that says where: {said}")
 
     def said(self):
         """What godwitctl told at the end, in one line."""

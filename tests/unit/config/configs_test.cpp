@@ -230,6 +230,23 @@ TEST(MigrationPlanFile, OnlyHybridSaysWhenItSwitches) {
   EXPECT_EQ(flags->postcopy_after_rounds, 4U);
 }
 
+TEST(MigrationPlanFile, SaysHowTheVmIsSplitWhereItArrives) {
+  const std::string text = "vm = 'v'\ndestination = 'b'\n";
+  const auto plan = parse_text<MigrationPlan>(text + "resident_budget = '64MiB'\nsub_hosts = ['c', 'd']", "f");
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->resident_budget_bytes, 64U << 20);
+  EXPECT_THAT(plan->sub_hosts, ElementsAre("c", "d"));
+  EXPECT_FALSE(plan->whole);
+  EXPECT_THAT(mistakes<MigrationPlan>(text + "whole = true\nresident_budget = '64MiB'\nsub_hosts = ['c']"),
+              ElementsAre(HasSubstr("resident_budget: is of no use with whole"), HasSubstr("sub_hosts: is of no use")));
+  EXPECT_THAT(mistakes<MigrationPlan>(text + "resident_budget = '1MiB'\nsub_hosts = ['c d']"),
+              ElementsAre(HasSubstr("resident_budget: is"), HasSubstr("sub_hosts")));
+  const auto flags = load_migration_plan("", {{"vm", "v"}, {"destination", "b"}, {"sub_hosts", "c,d"}});
+  ASSERT_TRUE(flags);
+  EXPECT_THAT(flags->sub_hosts, ElementsAre("c", "d"));
+  EXPECT_TRUE(load_migration_plan("", {{"vm", "v"}, {"destination", "b"}, {"whole", "true"}})->whole);
+}
+
 TEST(MigrationPlanFile, FlagsGoBeforeTheFileAndAreHeldToItsRules) {
   const test::TemporaryDirectory directory;
   std::ofstream(directory / "plan.toml") << "destination = 'b'\ndowntime_limit = '1s'\nrounds_max = 5";

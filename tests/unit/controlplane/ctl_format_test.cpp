@@ -204,6 +204,10 @@ TEST(CtlFormat, VmsThatDependOnAHost) {
   EXPECT_NE(vms_table(vms).find("host-a: 1234 pages (4.8 MiB), no pages flow"), std::string::npos) << vms_table(vms);
   vm.clear_depends_on();
   EXPECT_TRUE(to_json(vm)["paging"].is_null());
+  EXPECT_EQ(vm_text(vm).find("to be split"), std::string::npos) << vm_text(vm);
+  vm.set_to_be_split("not yet: host-c is full");
+  EXPECT_NE(vm_text(vm).find("to be split  not yet: host-c is full"), std::string::npos) << vm_text(vm);
+  EXPECT_EQ(to_json(vm)["to_be_split"], "not yet: host-c is full");
 }
 
 TEST(CtlFormat, Lists) {

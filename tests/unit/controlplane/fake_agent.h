@@ -10,6 +10,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -62,8 +63,10 @@ class FakeAgent {
     reader_ = std::thread([this, stream = stream_.get()] {
       for (api::ToAgent message; stream->Read(&message);) {
         const std::lock_guard lock(mutex_);
-        received_.push_back(message);
-        arrived_.notify_all();
+        if (!ignored_.contains(message.message_case())) {
+          received_.push_back(message);
+          arrived_.notify_all();
+        }
       }
       const std::lock_guard lock(mutex_);
       connected_ = false;
@@ -131,6 +134,12 @@ class FakeAgent {
     received_.pop_front();
     EXPECT_EQ(message.message_case(), kind) << info.name() << " got " << message.ShortDebugString();
     return message;
+  }
+  /// What is told with each report until that shows it; from now on nobody reads it.
+  void ignore(api::ToAgent::MessageCase kind) {
+    const std::lock_guard lock(mutex_);
+    ignored_.insert(kind);
+    std::erase_if(received_, [&](const auto& message) { return message.message_case() == kind; });
   }
   [[nodiscard]] bool wait_until_cut_off() {
     std::unique_lock lock(mutex_);
@@ -200,6 +209,7 @@ class FakeAgent {
   std::mutex mutex_, write_mutex_;
   std::condition_variable arrived_, heart_stop_;
   std::deque<api::ToAgent> received_;
+  std::set<api::ToAgent::MessageCase> ignored_;
   bool connected_ = false;
   bool beating_ = false;
 };

@@ -18,6 +18,7 @@ struct World {
   bool vm_known = true, source_known = true, destination_known = true;
   std::optional<Id128> active;
   std::optional<MigrationRecord> pulling;
+  std::uint64_t lent_bytes = 0;
 
   World() {
     plan.set_vm("demo");
@@ -66,7 +67,8 @@ struct World {
                            .source = source_known ? &source : nullptr,
                            .destination = destination_known ? &destination : nullptr,
                            .active_migration = active,
-                           .pulling = pulling ? &*pulling : nullptr});
+                           .pulling = pulling ? &*pulling : nullptr,
+                           .lent_bytes = lent_bytes});
   }
 };
 
@@ -112,6 +114,24 @@ TEST(Planner, Refusals) {
       {"held there", [](World& w) { w.destination.vms = w.source.vms; }, Refusal::kVmAtDestination, "still holds"},
       {"reuse required", [](World& w) { w.plan.set_reuse(api::REUSE_REQUIRE); }, Refusal::kNoReusableImage,
        "no image of this VM"},
+      {"a sub host twice",
+       [](World& w) {
+         w.plan.add_sub_hosts("host-c");
+         w.plan.add_sub_hosts("host-c");
+       },
+       Refusal::kBadPlan, "twice"},
+      {"whole, with a budget",
+       [](World& w) {
+         w.plan.set_whole(true);
+         w.plan.set_resident_budget_bytes(kGiB);
+       },
+       Refusal::kBadPlan, "no budget"},
+      {"memory that it lends is not enough",
+       [](World& w) {
+         w.destination.info.set_memory_free_bytes(0);
+         w.lent_bytes = kGiB - 1;
+       },
+       Refusal::kNotEnoughMemory, "not enough memory"},
       {"memory", [](World& w) { w.destination.info.set_memory_free_bytes(kGiB - 1); }, Refusal::kNotEnoughMemory,
        "not enough memory"},
       {"image in use makes no room",
@@ -181,6 +201,10 @@ TEST(Planner, EnoughMemory) {
   World tracked;
   tracked.vm.tracker = dpapi::TRACKER_HASHES;
   EXPECT_TRUE(tracked.ask().has_value());
+  World lends;
+  lends.destination.info.set_memory_free_bytes(0);
+  lends.lent_bytes = kGiB;
+  EXPECT_TRUE(lends.ask().has_value()) << "what it lends to the VM is free when that comes";
 }
 
 TEST(Planner, ReuseDecisions) {

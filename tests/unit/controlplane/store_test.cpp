@@ -316,6 +316,49 @@ TEST_F(StoreTest, ASplitVmMovesNowhereAndIsKnownAfterReopening) {
   EXPECT_EQ(store_->save_split(late, {}).error().code, Code::kOwnershipMoved);
 }
 
+TEST_F(StoreTest, AVmThatIsGatheredMayBeginToMoveButNotTransfer) {
+  const VmRecord vm = start(uuid_);
+  SplitRecord split{.vm_uuid = uuid_, .ownership = 1, .budget_bytes = 4096, .state = api::SPLITTING};
+  for (const api::SplitState state : {api::SPLITTING, api::SPLIT}) {
+    split.state = state;
+    ASSERT_TRUE(store_->save_split(split, {}).has_value());
+    EXPECT_EQ(store_->begin_migration({.id = Id128::random(), .vm_uuid = uuid_, .ownership_seen = 1}).error().code,
+              Code::kSplit);
+  }
+  split.state = api::GATHERING;
+  ASSERT_TRUE(store_->save_split(split, {}).has_value());
+  const MigrationRecord moving = begin(vm);
+  EXPECT_EQ(store_->transition(moving, api::PREPARING, api::TRANSFERRING).error().code, Code::kSplit);
+  EXPECT_EQ(store_->migration(moving.id).value()->state, api::PREPARING);
+  ASSERT_TRUE(store_->end_split(uuid_).has_value());
+  EXPECT_TRUE(store_->transition(moving, api::PREPARING, api::TRANSFERRING).value());
+}
+
+TEST_F(StoreTest, AStandingOrderIsKeptUntilTheVmIsStartedAnew) {
+  const VmRecord vm = start(uuid_);
+  StandingOrder order{
+      .vm_uuid = uuid_, .source = "host-a", .at_source = {}, .destination = "host-b", .at_destination = {}};
+  order.at_source.set_budget_bytes(4096);
+  ASSERT_TRUE(store_->save_standing_order(order).has_value());
+  order.at_source.add_sub_hosts("host-c");
+  ASSERT_TRUE(store_->save_standing_order(order).has_value());
+  open();
+  const auto orders = store_->standing_orders().value();
+  ASSERT_EQ(orders.size(), 1U) << "one a VM";
+  EXPECT_EQ(orders[0].vm_uuid, uuid_);
+  EXPECT_EQ(orders[0].source + orders[0].destination, "host-ahost-b");
+  EXPECT_EQ(orders[0].at_source.budget_bytes(), 4096U);
+  EXPECT_EQ(orders[0].at_source.sub_hosts(0), "host-c");
+  EXPECT_EQ(orders[0].at_destination.budget_bytes(), 0U);
+  ASSERT_TRUE(store_->release_vm(uuid_, vm.ownership).value());
+  ASSERT_TRUE(store_->claim_vm(claim_of("demo", uuid_, "host-a", vm.ownership)).has_value());
+  EXPECT_TRUE(store_->standing_orders().value().empty());
+  ASSERT_TRUE(store_->save_standing_order(order).has_value());
+  ASSERT_TRUE(store_->forget_standing_order(uuid_).has_value());
+  ASSERT_TRUE(store_->forget_standing_order(uuid_).has_value());
+  EXPECT_TRUE(store_->standing_orders().value().empty());
+}
+
 void run_sql(const std::filesystem::path& file, const char* sql) {
   sqlite3* database = nullptr;
   ASSERT_EQ(sqlite3_open(file.c_str(), &database), SQLITE_OK);
@@ -330,14 +373,14 @@ void make_version_1(const std::filesystem::path& file) {
           "PRAGMA writable_schema = ON;"
           "UPDATE sqlite_schema SET sql = replace(sql, 'BETWEEN 1 AND 7', 'BETWEEN 1 AND 5');"
           "UPDATE sqlite_schema SET sql = replace(sql, '(state < 4 OR state = 6)', 'state < 4');"
-          "PRAGMA writable_schema = OFF; DROP TABLE page_stores; DROP TABLE splits;"
+          "PRAGMA writable_schema = OFF; DROP TABLE page_stores; DROP TABLE splits; DROP TABLE standing_orders;"
           "PRAGMA user_version = 1");
 }
 
 /// As version 3 wrote it: it knew neither how flows are encrypted nor that stores are drained.
 void make_version_3(const std::filesystem::path& file) {
   run_sql(file,
-          "ALTER TABLE splits DROP COLUMN encryption; PRAGMA writable_schema = ON;"
+          "ALTER TABLE splits DROP COLUMN encryption; DROP TABLE standing_orders; PRAGMA writable_schema = ON;"
           "UPDATE sqlite_schema SET sql = replace(sql, '(1, 2, 4, 5)', '(1, 2, 4)');"
           "UPDATE sqlite_schema SET sql = replace(sql, 'state <> 4', 'state < 4');"
           "PRAGMA writable_schema = OFF; PRAGMA user_version = 3");
@@ -387,6 +430,16 @@ TEST_F(StoreTest, AFileOfVersion3IsTakenOver) {
   EXPECT_FALSE(store_->save_split(split, {&second, 1}).has_value()) << "two of one VM at one host";
   open();
   EXPECT_EQ(store_->page_stores().value().at(0).state, api::PAGE_STORE_DRAINING);
+}
+
+TEST_F(StoreTest, AFileOfVersion4IsTakenOver) {
+  start(uuid_);
+  store_.reset();
+  run_sql(file(), "DROP TABLE standing_orders; PRAGMA user_version = 4");
+  open();
+  EXPECT_TRUE(store_->save_standing_order({.vm_uuid = uuid_}).has_value());
+  open();
+  EXPECT_EQ(store_->standing_orders().value().size(), 1U);
 }
 
 TEST_F(StoreTest, ForeignFilesAreRefused) {

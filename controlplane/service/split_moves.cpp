@@ -1,0 +1,271 @@
+#include "controlplane/service/split_moves.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "config/units.h"
+#include "controlplane/service/vms.h"
+
+namespace godwit::controlplane {
+namespace {
+
+using Code = ServiceError::Code;
+
+// After a failure: a host that lacks something may have it again, and each attempt asks all of them.
+constexpr Duration kPauseMin = milliseconds(1500);
+constexpr Duration kPauseMax = milliseconds(30'000);
+
+bool says_not(const api::SplitVmRequest& order) { return order.budget_bytes() == 0; }
+
+api::SplitVmRequest request_of(const Splits::Order& order) {
+  api::SplitVmRequest request;
+  request.set_budget_bytes(order.budget_bytes);
+  for (const std::string& host : order.sub_hosts) {
+    request.add_sub_hosts(host);
+  }
+  if (order.encryption) {
+    request.set_encryption(*order.encryption);
+  }
+  return request;
+}
+
+/// What the plan makes of how the VM is split now.
+api::SplitVmRequest changed(api::SplitVmRequest order, const api::Plan& plan) {
+  if (plan.whole()) {
+    return {};
+  }
+  if (plan.resident_budget_bytes() > 0) {
+    order.set_budget_bytes(plan.resident_budget_bytes());
+  }
+  const std::vector<std::string> had(order.sub_hosts().begin(), order.sub_hosts().end());
+  order.clear_sub_hosts();
+  for (const std::string& host : had) {
+    if (plan.sub_hosts().empty() && host != plan.destination()) {
+      order.add_sub_hosts(host);
+    }
+  }
+  order.mutable_sub_hosts()->MergeFrom(plan.sub_hosts());
+  return order;
+}
+
+}  // namespace
+
+std::expected<void, StoreError> SplitMoves::take_up() {
+  const auto orders = store_.standing_orders();
+  if (!orders) {
+    return std::unexpected(orders.error());
+  }
+  for (const StandingOrder& order : *orders) {
+    orders_[order.vm_uuid].order = order;
+  }
+  return {};
+}
+
+void SplitMoves::freeze() {
+  frozen_ = true;
+  for (auto& [uuid, standing] : orders_) {
+    timers_.cancel(standing.timer);
+  }
+}
+
+// ---- an operator's plan ---------------------------------------------------------------------------------------------
+
+std::expected<StandingOrder, ServiceError> SplitMoves::order_for(const api::Plan& plan, const VmRecord& vm) const {
+  StandingOrder order{.vm_uuid = vm.uuid,
+                      .source = vm.host,
+                      .at_source = {},
+                      .destination = plan.destination(),
+                      .at_destination = {}};
+  if (const auto now = splits_.settings(vm.uuid)) {
+    order.at_source = request_of(*now);
+  } else if (const auto standing = orders_.find(vm.uuid); standing != orders_.end()) {
+    const StandingOrder& former = standing->second.order;
+    order.at_source = former.source == vm.host ? former.at_source : former.at_destination;
+  }
+  order.at_destination = changed(order.at_source, plan);
+  if (says_not(order.at_destination)) {
+    if (!plan.sub_hosts().empty()) {
+      return std::unexpected(ServiceError{
+          Code::kInvalid, fmt::format("VM \"{}\" is not split: sub hosts are of no use without a budget", vm.name)});
+    }
+    return order;
+  }
+  VmRecord there = vm;
+  there.host = plan.destination();
+  auto obstacle = splits_.obstacle(there, order_of(order.at_destination));
+  if (obstacle && plan.sub_hosts().empty()) {
+    order.at_destination.clear_sub_hosts();
+    obstacle = splits_.obstacle(there, order_of(order.at_destination));
+  }
+  if (obstacle) {
+    return std::unexpected(ServiceError{
+        obstacle->code, fmt::format("it could not be split on {}: {}", plan.destination(), obstacle->text)});
+  }
+  return order;
+}
+
+std::expected<Id128, ServiceError> SplitMoves::begin(const api::Plan& plan, const VmRecord& vm) {
+  const auto order = order_for(plan, vm);
+  if (!order) {
+    return std::unexpected(order.error());
+  }
+  const auto standing = orders_.find(vm.uuid);
+  const StandingOrder before = standing == orders_.end() ? StandingOrder{.vm_uuid = vm.uuid} : standing->second.order;
+  if (auto error = keep(*order)) {
+    return std::unexpected(std::move(*error));
+  }
+  const bool split = splits_.state(vm.uuid) != api::SPLIT_UNSPECIFIED;
+  if (split) {
+    if (auto gathers = splits_.gather(vm); !gathers) {
+      static_cast<void>(keep(before));
+      return std::unexpected(ServiceError{
+          gathers.error().code,
+          fmt::format("a split VM moves whole, so it is gathered first, but {}", gathers.error().text)});
+    }
+  }
+  auto id = migrations_.begin(plan, vm, split);
+  if (!id) {
+    if (!split) {
+      static_cast<void>(keep(before));
+    }  // else it will be whole, and the order brings it back to where it was
+    return std::unexpected(from_store(id.error()));
+  }
+  look();
+  return *id;
+}
+
+std::optional<ServiceError> SplitMoves::keep(const StandingOrder& order) {
+  if (says_not(order.at_source) && says_not(order.at_destination)) {
+    const bool kept = orders_.contains(order.vm_uuid) && !forget(order.vm_uuid);
+    return kept ? std::optional(ServiceError{Code::kStore, "the store failed: nothing has begun"}) : std::nullopt;
+  }
+  if (auto saved = store_.save_standing_order(order); !saved) {
+    return from_store(saved.error());
+  }
+  Standing& standing = orders_[order.vm_uuid];
+  timers_.cancel(standing.timer);
+  standing = {.order = order};
+  return std::nullopt;
+}
+
+bool SplitMoves::forget(const Id128& vm_uuid) {
+  const auto standing = orders_.find(vm_uuid);
+  if (standing == orders_.end()) {
+    return false;
+  }
+  if (auto forgotten = store_.forget_standing_order(vm_uuid); !forgotten) {
+    spdlog::error("VM {}: {}", vm_uuid.text(), forgotten.error().text);
+    return false;
+  }
+  timers_.cancel(standing->second.timer);
+  orders_.erase(standing);
+  return true;
+}
+
+// ---- what follows ---------------------------------------------------------------------------------------------------
+
+void SplitMoves::look() {
+  if (frozen_) {
+    return;
+  }
+  for (const Migrations::Held& held : migrations_.all_held()) {
+    look_after_held(held);
+  }
+  std::vector<Id128> vms;
+  for (const auto& [uuid, standing] : orders_) {
+    vms.push_back(uuid);
+  }
+  for (const Id128& uuid : vms) {
+    look_after(uuid);
+  }
+}
+
+void SplitMoves::look_after_held(const Migrations::Held& held) {
+  if (const auto split = splits_.view(held.vm_uuid)) {
+    return migrations_.waits_for(
+        held.id, fmt::format("gathering it first: {} of it are still on sub hosts{}{}",
+                             config::format_pages(split->status().pages_missing()),
+                             split->warnings().empty() ? "" : "; ", split->warnings().empty() ? "" : split->warnings(0)));
+  }
+  const Hosts::Host* destination = hosts_.find(held.destination);
+  const bool there = destination != nullptr && destination->session != 0;
+  if (there && splits_.lent_bytes(held.vm_uuid, held.destination) > 0) {
+    return migrations_.waits_for(held.id, fmt::format("{} gives back what it lent to the VM", held.destination));
+  }
+  migrations_.go_on(held.id);
+}
+
+bool SplitMoves::runs(const Id128& vm_uuid, const std::string& name) const {
+  const Hosts::Host* host = hosts_.find(name);
+  return host != nullptr && host->session != 0 && Hosts::running(*host, vm_uuid) != nullptr;
+}
+
+void SplitMoves::look_after(const Id128& vm_uuid) {
+  Standing& standing = orders_.at(vm_uuid);
+  if (standing.under_way || standing.timer != Timers::kNone || migrations_.of_vm(vm_uuid)) {
+    return;
+  }
+  const auto vm = store_.vm(vm_uuid);
+  if (!vm) {
+    return;  // with the next report
+  }
+  const std::string host = *vm ? (*vm)->host : "";
+  const StandingOrder& order = standing.order;
+  const api::SplitVmRequest* wanted = host == order.source        ? &order.at_source
+                                      : host == order.destination ? &order.at_destination
+                                                                  : nullptr;
+  const api::SplitState state = splits_.state(vm_uuid);
+  if (host.empty() || wanted == nullptr || says_not(*wanted) || state == api::SPLIT) {
+    static_cast<void>(forget(vm_uuid));
+  } else if (state == api::SPLIT_UNSPECIFIED && runs(vm_uuid, host)) {
+    carry_out(standing, **vm, *wanted);
+  }
+}
+
+void SplitMoves::carry_out(Standing& standing, const VmRecord& vm, const api::SplitVmRequest& order) {
+  standing.under_way = true;
+  const std::uint64_t serial = standing.serial = ++serial_;
+  splits_.split(vm, order_of(order),
+                [this, uuid = vm.uuid, serial](const auto& split) { carried_out(uuid, serial, split); });
+}
+
+void SplitMoves::carried_out(const Id128& vm_uuid, std::uint64_t serial,
+                             const std::expected<void, ServiceError>& split) {
+  const auto found = orders_.find(vm_uuid);
+  if (found == orders_.end() || found->second.serial != serial || frozen_) {
+    return;
+  }
+  Standing& standing = found->second;
+  standing.under_way = false;
+  if (split) {
+    static_cast<void>(forget(vm_uuid));
+    return;
+  }
+  standing.problem = split.error().text;
+  spdlog::warn("VM {} is to be split: {}; tried again", vm_uuid.text(), standing.problem);
+  standing.pause = std::clamp(Duration{standing.pause.ns * 2}, kPauseMin, kPauseMax);
+  standing.timer = timers_.schedule(standing.pause, [this, vm_uuid] {
+    orders_.at(vm_uuid).timer = Timers::kNone;  // whoever erases it cancels the timer
+    look_after(vm_uuid);
+  });
+}
+
+std::string SplitMoves::view(const Id128& vm_uuid) const {
+  const auto found = orders_.find(vm_uuid);
+  if (found == orders_.end()) {
+    return "";
+  }
+  const StandingOrder& order = found->second.order;
+  if (migrations_.of_vm(vm_uuid)) {
+    return says_not(order.at_destination)
+               ? fmt::format("if it stays on {}", order.source)
+               : fmt::format("on {}, {} there", order.destination, config::format_bytes(order.at_destination.budget_bytes()));
+  }
+  const std::string& problem = found->second.problem;
+  return problem.empty() ? "now" : fmt::format("not yet: {}; tried again", problem);
+}
+
+}  // namespace godwit::controlplane
