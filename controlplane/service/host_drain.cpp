@@ -30,20 +30,51 @@ std::vector<std::string> Coordinator::destinations_from(const std::string& sourc
   return {names.begin(), names.end()};
 }
 
+/// Over which sub hosts a split VM could be split there: those that it has, or all that lend; not over the host that is
+/// drained. Of a VM that is not split: one choice, of none.
+std::vector<std::vector<std::string>> Coordinator::sub_hosts_at(const std::string& destination,
+                                                                const VmRecord& vm) const {
+  const auto now = splits_.settings(vm.uuid);
+  if (!now) {
+    return {{}};
+  }
+  std::vector<std::vector<std::string>> choices(2);
+  for (const auto& [name, host] : hosts_.all()) {
+    if (name == vm.host || name == destination) {
+      continue;
+    }
+    if (std::ranges::find(now->sub_hosts, name) != now->sub_hosts.end()) {
+      choices[0].push_back(name);
+    }
+    if (host.session != 0 && host.view.info.dataplane_up() && host.view.info.memory_lend_bytes() > 0) {
+      choices[1].push_back(name);
+    }
+  }
+  std::erase_if(choices, [](const auto& choice) { return choice.empty(); });
+  return choices;
+}
+
 void Coordinator::move_away(const VmRecord& vm, api::DrainHostResponse::Part& part) {
   part.set_vm_name(vm.name);
   part.set_refusal("no other host is connected, with its data plane up");
   for (const std::string& destination : destinations_from(vm.host)) {
-    api::Plan plan;
-    plan.set_vm(vm.uuid.text());
-    plan.set_destination(destination);
-    const auto id = begin_migration(plan);
-    if (id) {
-      part.set_migration_id(id->to_bytes());
-      part.clear_refusal();
-      return;
+    const auto choices = sub_hosts_at(destination, vm);
+    if (choices.empty()) {
+      part.set_refusal(fmt::format("the VM is split, and no host but {} and {} lends memory", vm.host, destination));
     }
-    part.set_refusal(id.error().text);
+    for (const auto& sub_hosts : choices) {
+      api::Plan plan;
+      plan.set_vm(vm.uuid.text());
+      plan.set_destination(destination);
+      plan.mutable_sub_hosts()->Assign(sub_hosts.begin(), sub_hosts.end());
+      const auto id = begin_migration(plan);
+      if (id) {
+        part.set_migration_id(id->to_bytes());
+        part.clear_refusal();
+        return;
+      }
+      part.set_refusal(id.error().text);
+    }
   }
 }
 

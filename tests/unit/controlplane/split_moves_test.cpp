@@ -287,6 +287,41 @@ TEST_F(SplitMovesTest, WhatWouldFailOnTheWayIsRefusedAndNobodyHears) {
   EXPECT_EQ(a_->unread() + b_->unread() + c_->unread(), 0U);
 }
 
+TEST_F(SplitMovesTest, AHostThatIsDrainedLendsNothingToWhatLeavesIt) {
+  a_->info.set_memory_lend_bytes(256 * kMiB);
+  a_->info.set_memory_free_bytes(16ULL << 30);
+  b_->info.set_memory_free_bytes(8ULL << 30);  // it goes there
+  split_over_b();
+  api::DrainHostRequest request;
+  request.set_host("host-a");
+  const auto [status, response] = call(&api::Operators::Stub::DrainHost, request).get();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.parts_size(), 1);
+  EXPECT_EQ(response.parts(0).refusal(), "");
+  const Agent order = a_->expect(Agent::kSplitGuest);
+  EXPECT_TRUE(order.split_guest().gather());
+  main_reports(true, kBudget, true);
+  a_->reply(order);
+  gathered();
+  expect_dropped(*b_);
+  play_migration(response.parts(0).migration_id(), *a_, *b_);
+  b_->reply(expect_split(*b_, *c_, kBudget));
+  until_not_to_be_split();
+}
+
+TEST_F(SplitMovesTest, NoHostThatLendsIsLeftWhenItIsDrained) {
+  a_->info.set_memory_lend_bytes(256 * kMiB);
+  c_->info.set_memory_lend_bytes(0);
+  c_->info.set_dataplane_up(false);
+  split_over_b();
+  api::DrainHostRequest request;
+  request.set_host("host-a");
+  const auto response = call(&api::Operators::Stub::DrainHost, request).get().second;
+  ASSERT_EQ(response.parts_size(), 1);
+  EXPECT_NE(response.parts(0).refusal().find("no host but host-a and host-b lends"), std::string::npos)
+      << response.parts(0).refusal();
+}
+
 TEST_F(SplitMovesTest, SubHostsWithoutABudgetAreOfNoUse) {
   connect_all();
   api::Plan plan = plan_to("host-b");
