@@ -45,8 +45,8 @@ struct MigrationPlan {
   std::vector<std::string> sub_hosts;       // none: as they were
 };
 
-/// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes. A list: with
-/// commas, without brackets.
+/// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes. A list:
+/// with commas, without brackets.
 using PlanFlags = std::map<std::string, std::string>;
 
 /// An empty `file`: the flags alone. Mistakes in a flag are those of a file that is called "command line".

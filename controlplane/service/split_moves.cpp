@@ -74,11 +74,8 @@ void SplitMoves::freeze() {
 // ---- an operator's plan ---------------------------------------------------------------------------------------------
 
 std::expected<StandingOrder, ServiceError> SplitMoves::order_for(const api::Plan& plan, const VmRecord& vm) const {
-  StandingOrder order{.vm_uuid = vm.uuid,
-                      .source = vm.host,
-                      .at_source = {},
-                      .destination = plan.destination(),
-                      .at_destination = {}};
+  StandingOrder order{
+      .vm_uuid = vm.uuid, .source = vm.host, .at_source = {}, .destination = plan.destination(), .at_destination = {}};
   if (const auto now = splits_.settings(vm.uuid)) {
     order.at_source = request_of(*now);
   } else if (const auto standing = orders_.find(vm.uuid); standing != orders_.end()) {
@@ -121,9 +118,9 @@ std::expected<Id128, ServiceError> SplitMoves::begin(const api::Plan& plan, cons
   if (split) {
     if (auto gathers = splits_.gather(vm); !gathers) {
       static_cast<void>(keep(before));
-      return std::unexpected(ServiceError{
-          gathers.error().code,
-          fmt::format("a split VM moves whole, so it is gathered first, but {}", gathers.error().text)});
+      return std::unexpected(
+          ServiceError{gathers.error().code,
+                       fmt::format("a split VM moves whole, so it is gathered first, but {}", gathers.error().text)});
     }
   }
   auto id = migrations_.begin(plan, vm, split);
@@ -185,10 +182,10 @@ void SplitMoves::look() {
 
 void SplitMoves::look_after_held(const Migrations::Held& held) {
   if (const auto split = splits_.view(held.vm_uuid)) {
-    return migrations_.waits_for(
-        held.id, fmt::format("gathering it first: {} of it are still on sub hosts{}{}",
-                             config::format_pages(split->status().pages_missing()),
-                             split->warnings().empty() ? "" : "; ", split->warnings().empty() ? "" : split->warnings(0)));
+    return migrations_.waits_for(held.id, fmt::format("gathering it first: {} of it are still on sub hosts{}{}",
+                                                      config::format_pages(split->status().pages_missing()),
+                                                      split->warnings().empty() ? "" : "; ",
+                                                      split->warnings().empty() ? "" : split->warnings(0)));
   }
   const Hosts::Host* destination = hosts_.find(held.destination);
   const bool there = destination != nullptr && destination->session != 0;
@@ -260,9 +257,9 @@ std::string SplitMoves::view(const Id128& vm_uuid) const {
   }
   const StandingOrder& order = found->second.order;
   if (migrations_.of_vm(vm_uuid)) {
-    return says_not(order.at_destination)
-               ? fmt::format("if it stays on {}", order.source)
-               : fmt::format("on {}, {} there", order.destination, config::format_bytes(order.at_destination.budget_bytes()));
+    return says_not(order.at_destination) ? fmt::format("if it stays on {}", order.source)
+                                          : fmt::format("on {}, {} there", order.destination,
+                                                        config::format_bytes(order.at_destination.budget_bytes()));
   }
   const std::string& problem = found->second.problem;
   return problem.empty() ? "now" : fmt::format("not yet: {}; tried again", problem);

@@ -3,7 +3,8 @@
 // that is not split can be split where it arrives.
 // Thread: the coordinator's lock is held in every call; nothing here blocks but the store (one fsync a change).
 // The rules of which all follow:
-//  * How the VM is to be split in the end, its standing order, is in our store before anything is begun. It goes when it
+//  * How the VM is to be split in the end, its standing order, is in our store before anything is begun. It goes when
+//  it
 //    has been carried out, or says "not", when the VM is elsewhere than it speaks of, is stopped or started anew, and
 //    when the operator gathers or splits the VM meanwhile.
 //  * The migration is in our store from the beginning, so nothing else is begun with the VM. No host hears of it before

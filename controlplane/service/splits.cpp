@@ -79,9 +79,8 @@ std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmR
       question.without.insert(own.sub_host);
     }
   }
-  std::erase_if(question.own, [&](const auto& own) {
-    return question.without.contains(own.sub_host) || own.main_host != vm.host;
-  });
+  std::erase_if(question.own,
+                [&](const auto& own) { return question.without.contains(own.sub_host) || own.main_host != vm.host; });
   for (const auto& [name, host] : hosts_.all()) {
     question.hosts[name] = &host.view;
   }

@@ -139,7 +139,7 @@ class Splits {
   [[nodiscard]] api::ToAgent prepare_store(const Part& part) const;
   void warn_of(const Part& part, api::Split& shown) const;
   [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(const VmRecord& vm,
-                                                                                const Order& order) const;
+                                                                               const Order& order) const;
   [[nodiscard]] std::expected<void, ServiceError> may_change(const VmRecord& vm, const Order& order) const;
   void drain(const Id128& page_store);
 

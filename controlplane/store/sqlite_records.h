@@ -1,6 +1,6 @@
 #pragma once
-// The columns of VMs and migrations in the store's SQLite file, and how a row becomes a record. For the store alone, under
-// its mutex. What was written by us is taken as it is.
+// The columns of VMs and migrations in the store's SQLite file, and how a row becomes a record. For the store alone,
+// under its mutex. What was written by us is taken as it is.
 
 #include "controlplane/store/sqlite_statement.h"
 #include "controlplane/store/store.h"

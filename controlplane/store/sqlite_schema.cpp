@@ -134,9 +134,8 @@ int version_of(sqlite3* database) {
 std::optional<int> bring_schema_up_to_date(sqlite3* database) {
   const auto run = [&](const char* sql) { return sqlite3_exec(database, sql, nullptr, nullptr, nullptr) == SQLITE_OK; };
   const int version = version_of(database);
-  const bool ready = version == 0
-                         ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) && run(kSplitsSchema) &&
-                               run(kOrdersSchema)
+  const bool ready = version == 0 ? run(kSchema) && run(kMigrationsSchema) && run(kMigrationsIndexes) &&
+                                        run(kSplitsSchema) && run(kOrdersSchema)
                      : version == 1 ? std::ranges::all_of(kFromVersion1, run)
                      : version == 2 ? run(kSplitsSchema) && run(kOrdersSchema)
                      : version == 3 ? std::ranges::all_of(kFromVersion3, run)

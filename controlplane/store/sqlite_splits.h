@@ -1,6 +1,7 @@
 #pragma once
-// The tables of split VMs, their page stores and standing orders in the store's SQLite file. Owned by the store, under its mutex and in
-// its transactions. Every function tells by false, or nothing, that the database refused; sqlite3_errmsg() says why.
+// The tables of split VMs, their page stores and standing orders in the store's SQLite file. Owned by the store, under
+// its mutex and in its transactions. Every function tells by false, or nothing, that the database refused;
+// sqlite3_errmsg() says why.
 
 #include <array>
 #include <optional>

@@ -116,7 +116,8 @@ struct PageStoreRecord {
   api::PageStoreState state = api::PAGE_STORE_UNSPECIFIED;
 };
 
-/// How a VM that is to move is to be split once it has moved, or has not: a standing order. In either a budget of 0: not.
+/// How a VM that is to move is to be split once it has moved, or has not: a standing order. In either a budget of 0:
+/// not.
 struct StandingOrder {
   Id128 vm_uuid;
   std::string source;

@@ -110,6 +110,7 @@ class SplitMovesTest : public SplitTest {
 };
 
 TEST_F(SplitMovesTest, ItIsGatheredMovedAndSplitAgainAsItWas) {
+  b_->info.set_memory_lend_bytes(kVmBytes - kBudget + 2 * kMiB);  // enough once, not twice
   const std::string id = begin_move(plan_to("host-c"));
   watch_until(id, [](const auto& m) { return m.note().starts_with("gathering it first"); });
   EXPECT_NE(vm().to_be_split().find("host-c"), std::string::npos) << vm().to_be_split();
@@ -272,7 +273,8 @@ TEST_F(SplitMovesTest, AStoppedVmIsSplitNoMore) {
 TEST_F(SplitMovesTest, WhatWouldFailOnTheWayIsRefusedAndNobodyHears) {
   a_->info.set_memory_free_bytes(8 * kMiB);
   split_over_b();
-  EXPECT_NE(move_refused(plan_to("host-c")).find("gathered first, but host-a has not enough memory"), std::string::npos);
+  EXPECT_NE(move_refused(plan_to("host-c")).find("gathered first, but host-a has not enough memory"),
+            std::string::npos);
   api::Plan plan = plan_to("host-c");
   plan.set_resident_budget_bytes(kVmBytes);
   EXPECT_NE(move_refused(plan).find("could not be split on host-c"), std::string::npos);
