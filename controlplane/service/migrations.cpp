@@ -115,8 +115,8 @@ void Migrations::go_on(const Id128& id) {
 std::expected<void, ServiceError> Migrations::cancel(const Id128& id, const std::string& reason) {
   if (Active* m = find(id); m != nullptr && !is_decided(m->record.state)) {
     decide(*m, api::ABORTED, reason);
-    // A LOADED cannot have come between, but the store may have refused.
-    if (!is_decided(m->record.state)) {
+    // A LOADED cannot have come between, but the store may have refused. One that was held has ended.
+    if (const Active* now = find(id); now != nullptr && !is_decided(now->record.state)) {
       return std::unexpected(ServiceError{ServiceError::Code::kStore, "the store failed; it will be tried again"});
     }
     return {};
