@@ -377,7 +377,7 @@ void Splits::vm_ended(const std::string& host, const api::VmEnded& ended) {
   }
 }
 
-void Splits::end(const Id128& vm_uuid) {
+void Splits::end(Id128 vm_uuid) {
   if (auto ended = store_.end_split(vm_uuid); !ended) {
     spdlog::error("VM {}: {}; tried again", vm_uuid.text(), ended.error().text);
     splits_.at(vm_uuid).over = true;

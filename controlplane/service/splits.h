@@ -105,7 +105,7 @@ class Splits {
   void prepare_next(const std::shared_ptr<Change>& change);
   void tell_changed(const std::shared_ptr<Change>& change);
   void undo(const std::shared_ptr<Change>& change, const ServiceError& why);
-  void end(const Id128& vm_uuid);
+  void end(Id128 vm_uuid);  // a copy: callers have it from what goes
   void retire(Part& part);
 
   // split_sessions.cpp
