@@ -161,18 +161,6 @@ def memfd_under_the_units_capabilities():
     ram_without_a_name(options={"as_units": True})
 
 
-@scenario
-def kvm():
-    """Under real hardware virtualisation; a paravirtual /dev/kvm emulates every instruction, and boots no kernel in useful time."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        raise Skip("no usable /dev/kvm")
-    if not any(os.path.exists(f"/sys/module/{module}") for module in ("kvm_intel", "kvm_amd")):
-        raise Skip("/dev/kvm is neither kvm_intel's nor kvm_amd's")
-    with Lab() as lab:
-        lab.start()
-        home_and_away(lab, accel="kvm")
-
-
 @scenario_beside_others
 def direct_io_is_tracked_by_hashes():
     """A disk without host cache reads into pages that write protection does not see: only hashes may track such a guest."""

@@ -11,19 +11,16 @@ import subprocess
 import sys
 import tempfile
 
-from tests.kernel import kernels
+from tests.kernel import kernels, machine
 
 MODULE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "kmod-ept")
 SECONDS_MAX = 480
 RUN_SECONDS_MAX = 200  # of one run of the test program; usual are 45
-# A double fault of TCG's cmpxchg16b kills newer kernels in their boot; they do without it.
-CPU = "max,-cx16"
 MEMORY_MIB = 3072  # the second GiB is one huge page: neither kernel nor initramfs is in it
-# oops=panic: the first one ends the run. slub_debug: what is used after it was freed, or written beyond its end, is found.
+# slub_debug: what is used after it was freed, or written beyond its end, is found.
 # maxcpus: TCG does not always see code that another processor has patched. KVM patches the scheduler with the first VM, and back with the last:
 # one is held while the second processor runs.
-COMMAND_LINE = "maxcpus=1 console=ttyS0 quiet panic=-1 oops=panic slub_debug=FZP log_buf_len=4M damon_stat.enabled=N hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"
-BOOTS_MAX = 3
+COMMAND_LINE = "maxcpus=1 slub_debug=FZP log_buf_len=4M damon_stat.enabled=N hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=8"
 # Severities up to 4 (warning) that a module of another tree brings about, or a machine whose processors wait for their turn.
 EXPECTED = re.compile(r"out-of-tree module taints kernel|hrtimer: interrupt took|clocksource: |perf: interrupt took too long")
 RUNS = ("tables", "newer", "newer-tables")
@@ -81,38 +78,13 @@ def build_modules(kernel, folder):
 
 
 def build_initramfs(kernel, folder, program):
-    root = f"{folder}/root"
-    for name in ("bin", "modules", "proc", "sys", "dev"):
-        os.makedirs(f"{root}/{name}")
-    shutil.copy("/bin/busybox", f"{root}/bin/busybox")
-    shutil.copy(program, f"{root}/bin/test")
-    subprocess.run(["strip", f"{root}/bin/test"], check=True)
-    names = []
-    for file in kernel.modules("kvm-amd"):
-        name = os.path.basename(file).removesuffix(".xz")
-        with open(f"{root}/modules/{name}", "wb") as out:
-            subprocess.run(["xz", "-dc", file] if file.endswith(".xz") else ["cat", file], stdout=out, check=True)
-        names.append(name)
+    initramfs = machine.Initramfs(kernel, folder)
+    shutil.copy(program, f"{initramfs.root}/bin/test")
+    subprocess.run(["strip", f"{initramfs.root}/bin/test"], check=True)
+    initramfs.load("kvm-amd")
     for file in build_modules(kernel, folder):
-        shutil.copy(file, f"{root}/modules")
-    with open(f"{root}/init", "w") as init:
-        init.write(INIT % {"modules": " ".join(names), "run_seconds": RUN_SECONDS_MAX})
-    os.chmod(f"{root}/init", 0o755)
-    subprocess.run(f"cd {root} && find . | cpio -o -H newc --quiet | gzip -1 > {folder}/initramfs.gz", shell=True, check=True)
-    return f"{folder}/initramfs.gz"
-
-
-def boot(kernel, initramfs, serial):
-    """What the machine said, until it powered off, fell over, or its time was up."""
-    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
-               "-serial", f"file:{serial}", "-no-reboot", "-kernel", kernel.image, "-initrd", initramfs, "-append", COMMAND_LINE]
-    late = ""
-    try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        late = f"\nGODWIT-FAILED not ready after {SECONDS_MAX} s\n"
-    with open(serial, errors="replace", newline="") as file:
-        return file.read().replace("\r", "") + late
+        shutil.copy(file, f"{initramfs.root}/modules")
+    return initramfs.pack(INIT % {"modules": " ".join(initramfs.loaded), "run_seconds": RUN_SECONDS_MAX})
 
 
 def problems(said):
@@ -140,13 +112,7 @@ def problems(said):
 
 
 def run(kernel, folder, program):
-    initramfs = build_initramfs(kernel, folder, program)
-    for _ in range(BOOTS_MAX):
-        said = boot(kernel, initramfs, f"{folder}/serial")
-        print(said, flush=True)
-        if "GODWIT-BOOTED" in said:
-            break
-        print("the machine fell over before the module was loaded: booted again", flush=True)
+    said = machine.boot(kernel, build_initramfs(kernel, folder, program), folder, MEMORY_MIB, COMMAND_LINE, SECONDS_MAX)
     found = problems(said)
     for problem in found:
         print(f"FAILED {problem}")

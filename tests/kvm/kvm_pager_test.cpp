@@ -21,10 +21,7 @@ using memory::test::pattern_of;
 class KvmPager : public KvmGuest {
  protected:
   void TearDown() override {
-    stop_ = true;
-    if (server_.joinable()) {
-      server_.join();
-    }
+    end_serving();
     pager_.reset();
     KvmGuest::TearDown();
     EXPECT_TRUE(memory::MissingPages::remove(file_));
@@ -53,6 +50,14 @@ class KvmPager : public KvmGuest {
     ASSERT_TRUE(pager_->add_missing(all));
     ASSERT_TRUE(pager_->arm());
     server_ = std::thread([this] { serve(); });
+  }
+
+  /// What has been placed is counted, too.
+  void end_serving() {
+    stop_ = true;
+    if (server_.joinable()) {
+      server_.join();
+    }
   }
 
   void serve() {
@@ -106,6 +111,7 @@ TEST_P(KvmPager, TheVcpuFaultsPagesInAndItsWritesAreExact) {
   }
   ASSERT_TRUE(vmm_->write(writes));
   ASSERT_TRUE(vmm_->read(reads));
+  end_serving();
   EXPECT_EQ(pager_->missing_count(), 0U);
   for (const std::uint32_t page : reads) {
     ASSERT_TRUE(content_of(page) == pattern_of(page)) << page;
