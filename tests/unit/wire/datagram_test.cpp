@@ -130,6 +130,24 @@ TEST(Address, Text) {
   EXPECT_EQ(to_string(*parse_mac_address("02:00:aB:00:00:01")), "02:00:ab:00:00:01");
 }
 
+TEST(Address, DiffersInAnyByte) {
+  const IpAddress ip = *parse_ip_address("fd00:1:2:3:4:5:6:7");
+  EXPECT_EQ(ip, *parse_ip_address("fd00:1:2:3:4:5:6:7"));
+  for (std::size_t i = 0; i < ip.bytes.size(); ++i) {
+    IpAddress other = ip;
+    other.bytes[i] ^= 0x80;
+    EXPECT_NE(other, ip) << i;
+  }
+  EXPECT_NE((IpAddress{.family = IpFamily::kV6}), (IpAddress{.family = IpFamily::kV4}));
+  const MacAddress mac = *parse_mac_address("02:00:00:00:00:01");
+  EXPECT_EQ(mac, *parse_mac_address("02:00:00:00:00:01"));
+  for (std::size_t i = 0; i < mac.bytes.size(); ++i) {
+    MacAddress other = mac;
+    other.bytes[i] ^= 0x80;
+    EXPECT_NE(other, mac) << i;
+  }
+}
+
 TEST(Arp, RoundTripAndRefusals) {
   const ArpMessage request{
       .sender_mac = kPath4.source_mac, .sender = kPath4.source.address, .target = kPath4.destination.address};
