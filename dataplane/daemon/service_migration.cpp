@@ -361,8 +361,9 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
                    relay = session.relay.get()] {
     if (!launch->part && source) {
       launch->part = std::make_unique<MigrationPart>(
-          SourceRole{launch->config, launch->policy, {*guest->memory, guest->table, guest->epoch_now}}, *worker,
-          data_path_.inbox(), *relay);
+          SourceRole{
+              launch->config, launch->policy, {*guest->memory, guest->table, guest->epoch_now, &guest->accesses}},
+          *worker, data_path_.inbox(), *relay);
     } else if (!launch->part) {
       launch->part = std::make_unique<MigrationPart>(
           DestinationRole{launch->config, {*guest->memory, std::move(launch->table), guest->paging.get()}}, *worker,

@@ -21,6 +21,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
       policy_(policy),
       table_(guest.table),
       epoch_now_(guest.epoch_now),
+      accesses_(guest.accesses),
       bucket_(policy.bandwidth_limit_bps),
       unsorted_(page_count_),
       unlooked_(page_count_),
@@ -304,10 +305,10 @@ void Source::Impl::on(const wire::ChunkDigests& message) {
                                       " attempts to mend it; check the hosts' memory and network cards");
   }
   // Any page of such a chunk may be the wrong one: all go again, under an epoch that the wrong copy does not have.
-  resend_.emplace(page_count_);
+  carried_over_.emplace(page_count_);
   differing.for_each_run([&](std::uint64_t first, std::uint64_t count) {
     const pages::PageNumber page = first * pages::kDigestChunkPages;
-    resend_->set_range(page, std::min(count * pages::kDigestChunkPages, page_count_ - page));
+    carried_over_->set_range(page, std::min(count * pages::kDigestChunkPages, page_count_ - page));
   });
   announced_ = false;
   phase_ = Phase::kMoving;  // from which it may have gone on to serving

@@ -14,6 +14,11 @@
 // holds g for that page again, and the stale copy is never taken for reusable. If the source forgets its history
 // (crash), all its pages get a fresh epoch: the same argument.
 //
+// Order. What is likely to be written again goes last: a page that a scan has found, and the scan before it too (before
+// the first one: that was accessed in half of the scans that the guest's history knows), is put off by a round. Then it
+// goes as the guest has made it by then, and is not sent for nothing; no page waits longer than that, nor does any once
+// what is left fits the downtime. Not in round 1: what does not come with it counts as known at the destination.
+//
 // Post-copy. After STOP the source sends no content until all of it is announced: what is in flight is acknowledged,
 // what is left of the open round and what the last scans found are sets of pages (wire::PageSetPiece). From then on it
 // gives any page that it is asked for, also one that it never announced, as it is in RAM, which nobody may change, and
@@ -23,6 +28,7 @@
 
 #include <memory>
 
+#include "dataplane/pages/access_history.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transfer/share.h"
 
@@ -33,6 +39,7 @@ struct SourceGuest {
   GuestMemory& memory;
   pages::GenerationTable& table;  // brought up to date by every scan
   std::uint32_t epoch_now;  // generation for what the first scan finds written (this visit's epoch); below epoch_base
+  const pages::AccessHistory* accesses = nullptr;  // if there is one; read by jobs alone
 };
 
 class Source final : public transport::LaneUser {

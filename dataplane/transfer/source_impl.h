@@ -3,7 +3,8 @@
 //
 // A round r goes: RoundBegin{r} → RoundAck; meanwhile scan r → its pages. With both there the pages are "loaded" and go
 // out; when all are acknowledged the round is over and r + 1 is begun at once, so that its acknowledgement is in before
-// its pages are known. Once the guest stands still scans no longer wait for the round in flight. The last scan's round
+// its pages are known. What is likely to be written again goes a round later, so that it is not sent for nothing. Once
+// the guest stands still scans no longer wait for the round in flight. The last scan's round
 // ends with AllPlaced instead of a barrier.
 //
 // With post-copy decided (postcopy_) and the guest stopped nothing is handed out any more; when all in flight is
@@ -68,6 +69,8 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
     std::uint32_t round = 0;
     pages::Bitmap pages, zero;  // zero: of those, as far as sorted
     std::uint64_t count = 0;
+    pages::Bitmap likely;  // of those: to be written again soon
+    std::uint64_t likely_count = 0;
     bool sorted = false;
   };
 
@@ -108,6 +111,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void finish_round();
   void begin_round();
   void load_round();
+  void put_off_likely();
   void scan_if_due();
   void scanned(ScanJob& job);
   void judge(const ScanJob& job);
@@ -150,6 +154,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   const Policy policy_;
   pages::GenerationTable& table_;
   const std::uint32_t epoch_now_;
+  const pages::AccessHistory* const accesses_;
   std::vector<SourceShare*> shares_;
 
   Phase phase_ = Phase::kIdle;
@@ -178,7 +183,9 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   Instant round_started_{};
 
   // scans
-  std::optional<Found> found_;  // for round_, or the one after it
+  std::optional<Found> found_;                 // for round_, or the one after it
+  pages::Bitmap written_before_;               // found by the scan before the next one; at first what history says
+  std::optional<pages::Bitmap> carried_over_;  // joins what the next scan finds: put off, or different over there
   bool scanning_ = false;
   std::uint32_t scans_top_ = 0;  // highest round a scan was made for
   Instant scan_due_{}, scan_submitted_{}, scan_before_{};
@@ -201,7 +208,6 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   bool announced_ = false;
   std::uint32_t mismatches_ = 0;
   std::vector<pages::PageDigest> peer_chunks_;
-  std::optional<pages::Bitmap> resend_;
 
   // post-copy
   bool can_page_ = false;  // the destination

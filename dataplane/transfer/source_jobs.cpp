@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <utility>
 
 #include "dataplane/pages/compare.h"
 #include "dataplane/pages/table_codec.h"
@@ -41,6 +43,17 @@ bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
   return true;
 }
 
+pages::Bitmap accessed_often(const pages::AccessHistory& history) {
+  pages::Bitmap often(history.page_count());
+  const auto heat = history.heat();
+  for (pages::PageNumber page = 0; page < heat.size(); ++page) {
+    if (std::popcount(heat[page]) * 2 >= static_cast<int>(pages::AccessHistory::kScans)) {
+      often.set(page);
+    }
+  }
+  return often;
+}
+
 void encode_table(CompareJob& job, const pages::GenerationTable& table) {
   std::vector<std::byte> piece;
   pages::PageNumber at = 0;
@@ -71,6 +84,7 @@ void run(CompareJob& job, JobGuest guest) {
     job.to_send.set_all();
   }
   encode_table(job, guest.table);
+  job.often = job.accesses != nullptr ? accessed_often(*job.accesses) : pages::Bitmap(guest.table.size());
 }
 
 void run(ScanJob& job, JobGuest guest) {
@@ -79,10 +93,15 @@ void run(ScanJob& job, JobGuest guest) {
   if (!scan(guest, job.epoch, job.written, job.guest_error)) {
     return;
   }
+  job.found_count = job.written.count();
+  job.likely = std::exchange(job.before, job.written);
+  job.likely &= job.written;
   if (job.also) {
     guest.table.set_written(*job.also, job.epoch);
     job.written |= *job.also;
+    job.likely.and_not(*job.also);
   }
+  job.likely_count = job.likely.count();
   job.written_count = job.written.count();
   if (job.written_count <= kSortPagesMax) {
     job.sorted = true;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dataplane/pages/access_history.h"
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/guest.h"
@@ -32,7 +33,9 @@ struct CompareJob {
   std::uint64_t link_bps = 0;
   bool has_retained = false;
   std::vector<std::vector<std::byte>> retained_pieces;
+  const pages::AccessHistory* accesses = nullptr;
   // ---- result ----
+  pages::Bitmap often;  // accessed, as far as history says
   pages::Bitmap to_send;
   std::vector<std::vector<std::byte>> messages;  // TablePiece, encoded
   std::uint64_t table_bytes = 0;
@@ -45,7 +48,11 @@ struct ScanJob {
   std::uint32_t round = 0;
   std::uint32_t epoch = 0;
   std::optional<pages::Bitmap> also;  // pages that count as written whatever the scan says
+  pages::Bitmap before;               // that the scan before this has found; result: that this one has, without `also`
   // ---- result ----
+  pages::Bitmap likely;  // to be written again: found by both, and not in `also`
+  std::uint64_t likely_count = 0;
+  std::uint64_t found_count = 0;  // written, without `also`
   pages::Bitmap written, zero;
   std::uint64_t written_count = 0, zero_count = 0;
   bool sorted = false;

@@ -66,8 +66,8 @@ void Source::Impl::on(const wire::PageSetAck& message) {
 }
 
 void Source::Impl::announce_missing_if_due() {
-  const bool still = stopped_ && end_scanned_ && !scanning_ && !resend_ && !sorting_ && opened_ && outstanding_ == 0 &&
-                     unread_count_ == 0 && rest_left_ == 0 && !rest_hashing_;
+  const bool still = stopped_ && end_scanned_ && !scanning_ && !carried_over_ && !sorting_ && opened_ &&
+                     outstanding_ == 0 && unread_count_ == 0 && rest_left_ == 0 && !rest_hashing_;
   if (!postcopy_ || !still || announcing_ || announced_ || phase_ != Phase::kMoving) {
     return;
   }

@@ -23,6 +23,7 @@ void Source::Impl::compare() {
   job->link_bps = policy_.bandwidth_limit_bps;
   job->has_retained = has_retained_;
   job->retained_pieces = std::move(retained_pieces_);
+  job->accesses = accesses_;
   scan_before_ = scan_submitted_ = now_;
   submit(std::move(job), &Impl::compared);
 }
@@ -41,6 +42,7 @@ void Source::Impl::compared(CompareJob& job) {
     outbox_.push_encoded(std::move(message));
   }
   totals_.table_bytes += job.table_bytes;
+  written_before_ = std::move(job.often);
   phase_ = Phase::kMoving;
   scans_top_ = 1;
   const std::uint64_t count = job.to_send.count();
@@ -50,7 +52,8 @@ void Source::Impl::compared(CompareJob& job) {
     rest_.and_not(job.to_send);
     rest_left_ = rest_.count();
   }
-  found_ = Found{.round = 1, .pages = std::move(job.to_send), .zero = {}, .count = count, .sorted = false};
+  found_ =
+      Found{.round = 1, .pages = std::move(job.to_send), .zero = {}, .count = count, .likely = {}, .sorted = false};
   over_ = true;  // of "round 0" nothing was sent
 }
 
@@ -91,7 +94,7 @@ void Source::Impl::finish_round() {
 
 void Source::Impl::begin_round() {
   // After the last scan there is no next round, unless verification asks for one.
-  const bool all_found = end_scanned_ && !found_ && !scanning_ && !resend_;
+  const bool all_found = end_scanned_ && !found_ && !scanning_ && !carried_over_;
   const bool no_more = holds_back() && round_ != 0;
   if (!over_ || announced_ || all_found || no_more || phase_ != Phase::kMoving) {
     return;
@@ -109,6 +112,7 @@ void Source::Impl::load_round() {
       phase_ != Phase::kMoving) {
     return;
   }
+  put_off_likely();
   loaded_ = true;
   round_started_ = now_;
   pages_ = RoundPages(page_count_);
@@ -127,13 +131,25 @@ void Source::Impl::load_round() {
   wake_ = wake_ || over_;
 }
 
+void Source::Impl::put_off_likely() {
+  const bool goes_on = !stopped_ && !ready_ && !postcopy_;
+  if (!goes_on || found_->likely_count == 0) {
+    return;
+  }
+  GW_ASSERT(!carried_over_);  // the scan that found these took it
+  found_->pages.and_not(found_->likely);
+  found_->zero.and_not(found_->likely);
+  found_->count -= found_->likely_count;
+  carried_over_ = std::move(found_->likely);
+}
+
 void Source::Impl::scan_if_due() {
   if (scanning_ || phase_ != Phase::kMoving || round_ == 0) {
     return;
   }
   // What is announced waits for the last scan anyway; what is sent is sent sooner.
   const bool stop_due = !postcopy_ && !stop_covered_;
-  const bool due = stopped_ ? stop_due || (ended_ && !end_covered_) || resend_.has_value()
+  const bool due = stopped_ ? stop_due || (ended_ && !end_covered_) || carried_over_.has_value()
                             : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
                                   round_ <= config_.epoch_count - kEpochsForSwitchover && reused_hashed();
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;
@@ -148,8 +164,9 @@ void Source::Impl::scan_if_due() {
   auto job = std::make_shared<ScanJob>();
   job->round = round;
   job->epoch = config_.epoch_base + round;
-  job->also = std::move(resend_);
-  resend_.reset();
+  job->also = std::move(carried_over_);
+  carried_over_.reset();
+  job->before = std::move(written_before_);
   scans_top_ = std::max(scans_top_, round);
   scanning_ = true;
   stop_covered_ = stopped_;
@@ -168,7 +185,8 @@ void Source::Impl::scanned(ScanJob& job) {
     return fail(Failure::kGuestMemory, *job.guest_error);
   }
   end_scanned_ = end_scanned_ || scan_covers_end_;
-  convergence_.scan_found(job.written_count, scan_submitted_ - scan_before_, now_ - scan_submitted_);
+  written_before_ = std::move(job.before);
+  convergence_.scan_found(job.found_count, scan_submitted_ - scan_before_, now_ - scan_submitted_);
   if (loaded_ && sorted_ && job.written_count != 0) {
     pages_.drop(job.written);  // the newer round carries them
   }
@@ -186,6 +204,8 @@ void Source::Impl::scanned(ScanJob& job) {
                    .pages = std::move(job.written),
                    .zero = std::move(job.zero),
                    .count = job.written_count,
+                   .likely = std::move(job.likely),
+                   .likely_count = job.likely_count,
                    .sorted = job.sorted};
   }
 }
@@ -461,7 +481,7 @@ void Source::Impl::hashed(HashJob& job) {
 }
 
 void Source::Impl::announce_if_due() {
-  if (!end_scanned_ || scanning_ || announced_ || resend_ || postcopy_ || phase_ != Phase::kMoving) {
+  if (!end_scanned_ || scanning_ || announced_ || carried_over_ || postcopy_ || phase_ != Phase::kMoving) {
     return;
   }
   if (found_) {
