@@ -131,21 +131,18 @@ TEST(Address, Text) {
 }
 
 TEST(Address, DiffersInAnyByte) {
-  const IpAddress ip = *parse_ip_address("fd00:1:2:3:4:5:6:7");
-  EXPECT_EQ(ip, *parse_ip_address("fd00:1:2:3:4:5:6:7"));
-  for (std::size_t i = 0; i < ip.bytes.size(); ++i) {
-    IpAddress other = ip;
-    other.bytes[i] ^= 0x80;
-    EXPECT_NE(other, ip) << i;
-  }
+  const auto expect_differs = [](const auto& address) {
+    auto other = address;
+    EXPECT_EQ(other, address);
+    for (std::uint8_t& byte : other.bytes) {
+      byte ^= 0x80;
+      EXPECT_NE(other, address);
+      byte ^= 0x80;
+    }
+  };
+  expect_differs(*parse_ip_address("fd00:1:2:3:4:5:6:7"));
+  expect_differs(*parse_mac_address("02:00:00:00:00:01"));
   EXPECT_NE((IpAddress{.family = IpFamily::kV6}), (IpAddress{.family = IpFamily::kV4}));
-  const MacAddress mac = *parse_mac_address("02:00:00:00:00:01");
-  EXPECT_EQ(mac, *parse_mac_address("02:00:00:00:00:01"));
-  for (std::size_t i = 0; i < mac.bytes.size(); ++i) {
-    MacAddress other = mac;
-    other.bytes[i] ^= 0x80;
-    EXPECT_NE(other, mac) << i;
-  }
 }
 
 TEST(Arp, RoundTripAndRefusals) {
