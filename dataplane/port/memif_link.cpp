@@ -25,12 +25,29 @@ std::unexpected<std::string> failed(const std::string& operation) {
   return std::unexpected(operation + ": " + std::strerror(errno));
 }
 
+/// Where huge pages would be aligned: the rings are far larger than what the processor remembers of small ones. A hint,
+/// taken where shmem_enabled of transparent_hugepage says "advise" or more.
 std::expected<std::span<std::byte>, std::string> map_shared(int file, std::uint64_t bytes) {
-  void* const at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (at == MAP_FAILED) {
+  constexpr std::uintptr_t kHugePageBytes = 2U << 20;
+  const std::size_t reserved_bytes = bytes + kHugePageBytes;
+  void* const reserved = mmap(nullptr, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) {
     return failed("mmap of " + std::to_string(bytes) + " bytes");
   }
-  return std::span(static_cast<std::byte*>(at), bytes);
+  auto* const begin = static_cast<std::byte*>(reserved);
+  std::byte* const aligned = begin + (kHugePageBytes - reinterpret_cast<std::uintptr_t>(begin) % kHugePageBytes);
+  if (mmap(aligned, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED) {
+    const auto error = failed("mmap of " + std::to_string(bytes) + " bytes");
+    munmap(reserved, reserved_bytes);
+    return error;
+  }
+  munmap(begin, static_cast<std::size_t>(aligned - begin));
+  std::byte* const end = aligned + (bytes + 4095) / 4096 * 4096;
+  if (end < begin + reserved_bytes) {
+    munmap(end, static_cast<std::size_t>(begin + reserved_bytes - end));
+  }
+  madvise(aligned, bytes, MADV_HUGEPAGE);
+  return std::span(aligned, bytes);
 }
 
 Outgoing plain(Type type) { return {.message = {.type = type}}; }

@@ -85,14 +85,17 @@ Lane::Impl::Next Lane::Impl::next_content(bool window_open) {
 }
 
 bool Lane::Impl::pull_work() {
-  Work work;
-  if (works_.full() || !user_.next_work(config_.lane, work)) {
+  if (works_.full()) {
+    return false;
+  }
+  Work& work = works_.next();
+  if (!user_.next_work(config_.lane, work)) {
     return false;
   }
   GW_ASSERT(work.count >= 1 && (work.zero || work.count == 1));
   GW_ASSERT(work.page < wire::kPageNumberLimit && work.count <= wire::kPageNumberLimit - work.page);
   swift_.keep_queue_short(work.background);
-  works_.add(work, work.zero ? 1 : layout_.all_parts());
+  works_.add(work.zero ? 1 : layout_.all_parts());
   return true;
 }
 

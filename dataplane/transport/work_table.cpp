@@ -9,12 +9,15 @@ WorkTable::WorkTable(std::uint32_t slots) : slots_(std::make_unique<WorkSlot[]>(
   }
 }
 
-void WorkTable::add(const Work& work, std::uint8_t parts) {
+void WorkTable::add(std::uint8_t parts) {
   GW_ASSERT(!full() && parts != 0);
   const std::uint32_t slot = free_;
-  free_ = slots_[slot].queue_next;
+  WorkSlot& added = slots_[slot];
+  free_ = added.queue_next;
   ++used_;
-  slots_[slot] = {.work = work, .unacknowledged = parts, .unsent = parts};
+  added.chain_next = kNoSlot;
+  added.unacknowledged = added.unsent = parts;
+  added.lost = 0;
   enqueue(slot);
 }
 

@@ -39,8 +39,14 @@ class WorkTable {
   }
   [[nodiscard]] WorkSlot& at(std::uint32_t slot) { return slots_[slot]; }
 
-  /// Queues new work. Requires !full().
-  void add(const Work& work, std::uint8_t parts);
+  /// Where the next new work belongs, without a copy: a copy of what was just written in parts would wait for all
+  /// stores before those, which are pages. Requires !full().
+  [[nodiscard]] Work& next() {
+    GW_ASSERT(!full());
+    return slots_[free_].work = {};
+  }
+  /// Queues what next() has been set to.
+  void add(std::uint8_t parts);
   /// The front's lowest unsent part, now in flight; returns its bit. The slot leaves the queue with its last part.
   std::uint8_t send_part();
   /// Parts of a packet that will not be acknowledged: they go out again.

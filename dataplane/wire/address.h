@@ -5,15 +5,36 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
 
 namespace godwit::wire {
 
+namespace detail {
+/// Compares in the units in which an address is taken from a packet, of which it is a multiple: the processor hands a
+/// store on to a load of as much, but what is loaded in larger units waits for all stores before it, and those may be
+/// pages.
+template <class Unit, std::size_t kBytes>
+[[nodiscard]] inline bool equal_by(const std::array<std::uint8_t, kBytes>& a,
+                                   const std::array<std::uint8_t, kBytes>& b) {
+  static_assert(kBytes % sizeof(Unit) == 0);
+  bool same = true;
+  for (std::size_t at = 0; at < kBytes; at += sizeof(Unit)) {
+    Unit x, y;
+    std::memcpy(&x, a.data() + at, sizeof x);
+    std::memcpy(&y, b.data() + at, sizeof y);
+    same = same && x == y;
+  }
+  return same;
+}
+}  // namespace detail
+
 struct MacAddress {
   std::array<std::uint8_t, 6> bytes{};
   auto operator<=>(const MacAddress&) const = default;
+  bool operator==(const MacAddress& other) const { return detail::equal_by<std::uint16_t>(bytes, other.bytes); }
 };
 
 inline constexpr MacAddress kBroadcastMac{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
@@ -23,8 +44,11 @@ enum class IpFamily : std::uint8_t { kV4, kV6 };
 /// An IPv4 address occupies the first four bytes, the others are zero.
 struct IpAddress {
   IpFamily family = IpFamily::kV4;
-  std::array<std::uint8_t, 16> bytes{};
+  alignas(std::uint32_t) std::array<std::uint8_t, 16> bytes{};
   auto operator<=>(const IpAddress&) const = default;
+  bool operator==(const IpAddress& other) const {
+    return family == other.family && detail::equal_by<std::uint32_t>(bytes, other.bytes);
+  }
 };
 
 struct UdpEndpoint {

@@ -1,6 +1,7 @@
 #include "dataplane/wire/datagram.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "dataplane/wire/bytes.h"
 #include "dataplane/wire/headers.h"
@@ -14,14 +15,10 @@ constexpr std::uint16_t kDontFragment = 0x4000;
 constexpr std::uint16_t kFragmentMask = 0x3fff;  // more fragments, and the offset
 
 void write_ipv4(const DatagramPath& path, std::span<std::byte> ip, std::size_t bytes) {
-  store_be<std::uint8_t>(ip, 0, 0x45);
-  store_be<std::uint8_t>(ip, 1, static_cast<std::uint8_t>(path.dscp << 2));
-  store_be<std::uint16_t>(ip, 2, static_cast<std::uint16_t>(bytes));
-  store_be<std::uint16_t>(ip, 4, 0);
-  store_be<std::uint16_t>(ip, 6, kDontFragment);
-  store_be<std::uint8_t>(ip, 8, kTimeToLive);
-  store_be<std::uint8_t>(ip, 9, kProtocolUdp);
-  store_be<std::uint16_t>(ip, 10, 0);
+  // In the words that the checksum reads: see address.h.
+  store_be<std::uint32_t>(ip, 0, 0x45000000U | std::uint32_t{path.dscp} << 18 | static_cast<std::uint16_t>(bytes));
+  store_be<std::uint32_t>(ip, 4, kDontFragment);
+  store_be<std::uint32_t>(ip, 8, std::uint32_t{kTimeToLive} << 24 | std::uint32_t{kProtocolUdp} << 16);
   store_ip(ip, 12, path.source.address);
   store_ip(ip, 16, path.destination.address);
   store_be<std::uint16_t>(ip, 10, internet_checksum(checksum_add(0, ip.first(kIpv4Bytes))));
@@ -36,54 +33,58 @@ void write_ipv6(const DatagramPath& path, std::span<std::byte> ip) {
   store_ip(ip, 24, path.destination.address);
 }
 
-using Udp = std::expected<std::span<std::byte>, DatagramReject>;
+/// Nothing is wrong, or the first broken rule.
+using Broken = std::optional<DatagramReject>;
 
-Udp parse_ipv4(std::span<std::byte> ip, ChecksumCheck check, DatagramView& view) {
+/// Afterwards the view's payload is the UDP datagram, without Ethernet's padding.
+Broken parse_ipv4(std::span<std::byte> ip, ChecksumCheck check, DatagramView& view) {
   if (ip.size() < kIpv4Bytes) {
-    return std::unexpected(DatagramReject::kTooShort);
+    return DatagramReject::kTooShort;
   }
   const auto version_length = load_be<std::uint8_t>(ip, 0);
   if (version_length >> 4 != 4) {
-    return std::unexpected(DatagramReject::kIpVersion);
+    return DatagramReject::kIpVersion;
   }
   if ((version_length & 0x0f) != kIpv4Bytes / 4) {
-    return std::unexpected(DatagramReject::kIpHeaderLength);
+    return DatagramReject::kIpHeaderLength;
   }
   const auto length = load_be<std::uint16_t>(ip, 2);
   if (length < kIpv4Bytes || length > ip.size()) {
-    return std::unexpected(DatagramReject::kIpLength);
+    return DatagramReject::kIpLength;
   }
   if (check == ChecksumCheck::kVerify && internet_checksum(checksum_add(0, ip.first(kIpv4Bytes))) != 0) {
-    return std::unexpected(DatagramReject::kIpChecksum);
+    return DatagramReject::kIpChecksum;
   }
   if ((load_be<std::uint16_t>(ip, 6) & kFragmentMask) != 0) {
-    return std::unexpected(DatagramReject::kIpFragment);
+    return DatagramReject::kIpFragment;
   }
   if (load_be<std::uint8_t>(ip, 9) != kProtocolUdp) {
-    return std::unexpected(DatagramReject::kNotUdp);
+    return DatagramReject::kNotUdp;
   }
-  view.source.address = load_ip(ip, 12, IpFamily::kV4);
-  view.destination.address = load_ip(ip, 16, IpFamily::kV4);
-  return ip.subspan(kIpv4Bytes, length - kIpv4Bytes);  // without Ethernet's padding
+  load_ip(ip, 12, IpFamily::kV4, view.source.address);
+  load_ip(ip, 16, IpFamily::kV4, view.destination.address);
+  view.payload = ip.subspan(kIpv4Bytes, length - kIpv4Bytes);
+  return std::nullopt;
 }
 
-Udp parse_ipv6(std::span<std::byte> ip, DatagramView& view) {
+Broken parse_ipv6(std::span<std::byte> ip, DatagramView& view) {
   if (ip.size() < kIpv6Bytes) {
-    return std::unexpected(DatagramReject::kTooShort);
+    return DatagramReject::kTooShort;
   }
   if (load_be<std::uint8_t>(ip, 0) >> 4 != 6) {
-    return std::unexpected(DatagramReject::kIpVersion);
+    return DatagramReject::kIpVersion;
   }
   const auto length = load_be<std::uint16_t>(ip, 4);
   if (length > ip.size() - kIpv6Bytes) {
-    return std::unexpected(DatagramReject::kIpLength);
+    return DatagramReject::kIpLength;
   }
   if (load_be<std::uint8_t>(ip, 6) != kProtocolUdp) {
-    return std::unexpected(DatagramReject::kNotUdp);
+    return DatagramReject::kNotUdp;
   }
-  view.source.address = load_ip(ip, 8, IpFamily::kV6);
-  view.destination.address = load_ip(ip, 24, IpFamily::kV6);
-  return ip.subspan(kIpv6Bytes, length);
+  load_ip(ip, 8, IpFamily::kV6, view.source.address);
+  load_ip(ip, 24, IpFamily::kV6, view.destination.address);
+  view.payload = ip.subspan(kIpv6Bytes, length);
+  return std::nullopt;
 }
 
 bool udp_checksum_holds(std::span<const std::byte> udp, const DatagramView& view) {
@@ -94,6 +95,40 @@ bool udp_checksum_holds(std::span<const std::byte> udp, const DatagramView& view
   const auto length = static_cast<std::uint32_t>(udp.size());
   const std::uint64_t pseudo = pseudo_header_sum(view.source.address, view.destination.address, kProtocolUdp, length);
   return internet_checksum(checksum_add(pseudo, udp)) == 0;
+}
+
+Broken parse_into(std::span<std::byte> frame, ChecksumCheck check, DatagramView& view) {
+  if (frame.size() < kEthernetBytes) {
+    return DatagramReject::kTooShort;
+  }
+  view.destination_mac = load_mac(frame, 0);
+  view.source_mac = load_mac(frame, 6);
+  const std::span<std::byte> ip = frame.subspan(kEthernetBytes);
+  Broken broken;
+  switch (load_be<std::uint16_t>(frame, kAtEtherType)) {
+    case kEtherTypeIpv4:
+      broken = parse_ipv4(ip, check, view);
+      break;
+    case kEtherTypeIpv6:
+      broken = parse_ipv6(ip, view);
+      break;
+    default:
+      return DatagramReject::kNotIp;
+  }
+  if (broken) {
+    return broken;
+  }
+  const std::span<std::byte> udp = view.payload;
+  if (udp.size() < kUdpBytes || load_be<std::uint16_t>(udp, 4) != udp.size()) {
+    return DatagramReject::kUdpLength;
+  }
+  if (check == ChecksumCheck::kVerify && !udp_checksum_holds(udp, view)) {
+    return DatagramReject::kUdpChecksum;
+  }
+  view.source.port = load_be<std::uint16_t>(udp, 0);
+  view.destination.port = load_be<std::uint16_t>(udp, 2);
+  view.payload = udp.subspan(kUdpBytes);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -174,37 +209,12 @@ void write_datagram_headers(const DatagramPath& path, UdpChecksum checksum, std:
 }
 
 std::expected<DatagramView, DatagramReject> parse_datagram(std::span<std::byte> frame, ChecksumCheck check) {
-  if (frame.size() < kEthernetBytes) {
-    return std::unexpected(DatagramReject::kTooShort);
+  // Made where it is returned: see address.h.
+  std::expected<DatagramView, DatagramReject> parsed;
+  if (const auto bad = parse_into(frame, check, *parsed)) {
+    parsed = std::unexpected(*bad);
   }
-  DatagramView view;
-  view.destination_mac = load_mac(frame, 0);
-  view.source_mac = load_mac(frame, 6);
-  const std::span<std::byte> ip = frame.subspan(kEthernetBytes);
-  Udp udp;
-  switch (load_be<std::uint16_t>(frame, kAtEtherType)) {
-    case kEtherTypeIpv4:
-      udp = parse_ipv4(ip, check, view);
-      break;
-    case kEtherTypeIpv6:
-      udp = parse_ipv6(ip, view);
-      break;
-    default:
-      return std::unexpected(DatagramReject::kNotIp);
-  }
-  if (!udp) {
-    return std::unexpected(udp.error());
-  }
-  if (udp->size() < kUdpBytes || load_be<std::uint16_t>(*udp, 4) != udp->size()) {
-    return std::unexpected(DatagramReject::kUdpLength);
-  }
-  if (check == ChecksumCheck::kVerify && !udp_checksum_holds(*udp, view)) {
-    return std::unexpected(DatagramReject::kUdpChecksum);
-  }
-  view.source.port = load_be<std::uint16_t>(*udp, 0);
-  view.destination.port = load_be<std::uint16_t>(*udp, 2);
-  view.payload = udp->subspan(kUdpBytes);
-  return view;
+  return parsed;
 }
 
 std::uint64_t checksum_add(std::uint64_t sum, std::span<const std::byte> bytes) {

@@ -63,18 +63,18 @@ BadBody parse_ack(Bytes& bytes, AckBlock& ack) {
 }
 
 BadBody parse_page_desc(Bytes bytes, bool alone, PageDesc& desc) {
-  desc.round = load_le<std::uint32_t>(bytes, 0);
-  desc.offset = load_le<std::uint16_t>(bytes, 4);
-  desc.length = load_le<std::uint16_t>(bytes, 6);
-  desc.page = load_le<std::uint64_t>(bytes, 8);
+  const auto page = load_le<std::uint64_t>(bytes, 8);
+  const auto offset = load_le<std::uint16_t>(bytes, 4);
+  const auto length = load_le<std::uint16_t>(bytes, 6);
+  desc = {.page = page, .round = load_le<std::uint32_t>(bytes, 0), .offset = offset, .length = length};
   if (load_le<std::uint64_t>(bytes, 16) != 0) {
     return BadBody::kReserved;
   }
-  if (desc.page >= kPageNumberLimit) {
+  if (page >= kPageNumberLimit) {
     return BadBody::kPageRange;
   }
-  const bool whole = desc.offset == 0 && desc.length == pages::kPageSize;
-  const bool inside = desc.length > 0 && desc.offset + std::size_t{desc.length} <= pages::kPageSize;
+  const bool whole = offset == 0 && length == pages::kPageSize;
+  const bool inside = length > 0 && offset + std::size_t{length} <= pages::kPageSize;
   // A fragment travels alone.
   return whole || (alone && inside) ? BadBody::kNone : BadBody::kFragment;
 }

@@ -17,10 +17,15 @@ inline constexpr std::uint8_t kProtocolIcmpv6 = 58;
 
 [[nodiscard]] constexpr std::size_t address_bytes(IpFamily family) { return family == IpFamily::kV4 ? 4 : 16; }
 
-[[nodiscard]] inline IpAddress load_ip(std::span<const std::byte> bytes, std::size_t at, IpFamily family) {
+/// `address` is new: its bytes are zero.
+inline void load_ip(std::span<const std::byte> bytes, std::size_t at, IpFamily family, IpAddress& address) {
   GW_ASSERT(at + address_bytes(family) <= bytes.size());
-  IpAddress address{.family = family};
+  address.family = family;
   std::memcpy(address.bytes.data(), bytes.data() + at, address_bytes(family));
+}
+[[nodiscard]] inline IpAddress load_ip(std::span<const std::byte> bytes, std::size_t at, IpFamily family) {
+  IpAddress address;
+  load_ip(bytes, at, family, address);
   return address;
 }
 

@@ -1,5 +1,7 @@
 #include "dataplane/wire/packet.h"
 
+#include <optional>
+
 #include "dataplane/wire/bytes.h"
 
 namespace godwit::wire {
@@ -24,6 +26,42 @@ constexpr bool is_known(std::uint8_t type) {
       return true;
   }
   return false;
+}
+
+/// Nothing: it is one.
+std::optional<Reject> parse_into(std::span<std::byte> datagram, PacketView& view) {
+  if (datagram.size() < kHeaderBytes + kTagBytes) {
+    return Reject::kTooShort;
+  }
+  if (datagram.size() > kDatagramBytesMaximum) {
+    return Reject::kTooLong;
+  }
+  const auto version_type = load_le<std::uint8_t>(datagram, kAtVersionType);
+  if (version_type >> 4 != kProtocolVersion) {
+    return Reject::kVersion;
+  }
+  const auto type = static_cast<std::uint8_t>(version_type & 0x0f);
+  if (!is_known(type)) {
+    return Reject::kType;
+  }
+  view.header.type = static_cast<PacketType>(type);
+  view.header.flags = load_le<std::uint8_t>(datagram, kAtFlags);
+  view.header.lane = load_le<std::uint16_t>(datagram, kAtLane);
+  view.header.flow_id = load_le<std::uint32_t>(datagram, kAtFlowId);
+  view.header.packet_number = load_le<std::uint64_t>(datagram, kAtPacketNumber);
+  // An ack packet is its ack block.
+  const bool ack_without_block = view.header.type == PacketType::kAck && (view.header.flags & kFlagAckBlock) == 0;
+  if ((view.header.flags & ~kFlagsKnown) != 0 || ack_without_block) {
+    return Reject::kFlags;
+  }
+  if (view.header.flow_id == 0) {
+    return Reject::kFlowId;
+  }
+  if (view.header.packet_number > kPacketNumberMax) {
+    return Reject::kPacketNumber;
+  }
+  view.body = datagram.subspan(kHeaderBytes, datagram.size() - kHeaderBytes - kTagBytes);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -60,39 +98,12 @@ void write_header(const PacketHeader& header, std::span<std::byte> out) {
 }
 
 std::expected<PacketView, Reject> parse_packet(std::span<std::byte> datagram) {
-  if (datagram.size() < kHeaderBytes + kTagBytes) {
-    return std::unexpected(Reject::kTooShort);
+  // Made where it is returned, in the units in which it is read.
+  std::expected<PacketView, Reject> parsed;
+  if (const auto bad = parse_into(datagram, *parsed)) {
+    parsed = std::unexpected(*bad);
   }
-  if (datagram.size() > kDatagramBytesMaximum) {
-    return std::unexpected(Reject::kTooLong);
-  }
-  const auto version_type = load_le<std::uint8_t>(datagram, kAtVersionType);
-  if (version_type >> 4 != kProtocolVersion) {
-    return std::unexpected(Reject::kVersion);
-  }
-  const auto type = static_cast<std::uint8_t>(version_type & 0x0f);
-  if (!is_known(type)) {
-    return std::unexpected(Reject::kType);
-  }
-  PacketView view;
-  view.header.type = static_cast<PacketType>(type);
-  view.header.flags = load_le<std::uint8_t>(datagram, kAtFlags);
-  view.header.lane = load_le<std::uint16_t>(datagram, kAtLane);
-  view.header.flow_id = load_le<std::uint32_t>(datagram, kAtFlowId);
-  view.header.packet_number = load_le<std::uint64_t>(datagram, kAtPacketNumber);
-  // An ack packet is its ack block.
-  const bool ack_without_block = view.header.type == PacketType::kAck && (view.header.flags & kFlagAckBlock) == 0;
-  if ((view.header.flags & ~kFlagsKnown) != 0 || ack_without_block) {
-    return std::unexpected(Reject::kFlags);
-  }
-  if (view.header.flow_id == 0) {
-    return std::unexpected(Reject::kFlowId);
-  }
-  if (view.header.packet_number > kPacketNumberMax) {
-    return std::unexpected(Reject::kPacketNumber);
-  }
-  view.body = datagram.subspan(kHeaderBytes, datagram.size() - kHeaderBytes - kTagBytes);
-  return view;
+  return parsed;
 }
 
 }  // namespace godwit::wire

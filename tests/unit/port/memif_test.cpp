@@ -318,6 +318,16 @@ bool takes_region(std::uint64_t claimed, std::uint64_t real, bool sealed, std::u
       .has_value();
 }
 
+TEST(MemifRegion, LiesWhereHugePagesWould) {
+  for (const std::uint64_t bytes : {std::uint64_t{4096}, std::uint64_t{5} << 20}) {
+    const auto region = Region::make(bytes);
+    ASSERT_TRUE(region.has_value());
+    EXPECT_EQ(region->bytes().size(), bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(region->bytes().data()) % (2U << 20), 0U);
+    region->bytes().back() = std::byte{1};
+  }
+}
+
 TEST(MemifHandshake, RefusesMemoryThatMayBeTakenAway) {
   EXPECT_TRUE(takes_region(65536, 65536, true));
   EXPECT_FALSE(takes_region(65536, 65536, false)) << "not sealed";

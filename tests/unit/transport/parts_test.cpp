@@ -202,7 +202,8 @@ constexpr std::uint32_t kSlots = 100;
 TEST(WorkTable, APartIsInOnePlace) {
   WorkTable table(kSlots);
   Work done;
-  table.add({.page = 7, .round = 1}, 0b111);
+  table.next() = {.page = 7, .round = 1};
+  table.add(0b111);
   const std::uint32_t slot = table.front();
   EXPECT_EQ(table.send_part(), 0b001);
   EXPECT_EQ(table.send_part(), 0b010);
@@ -223,7 +224,8 @@ TEST(WorkTable, FullAndReused) {
   WorkTable table(kSlots);
   for (std::uint32_t i = 0; i < kSlots; ++i) {
     ASSERT_FALSE(table.full());
-    table.add({.page = i}, 1);
+    table.next().page = i;
+    table.add(1);
   }
   EXPECT_TRUE(table.full());
   Work done;

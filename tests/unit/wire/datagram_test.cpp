@@ -130,6 +130,21 @@ TEST(Address, Text) {
   EXPECT_EQ(to_string(*parse_mac_address("02:00:aB:00:00:01")), "02:00:ab:00:00:01");
 }
 
+TEST(Address, DiffersInAnyByte) {
+  const auto expect_differs = [](const auto& address) {
+    auto other = address;
+    EXPECT_EQ(other, address);
+    for (std::uint8_t& byte : other.bytes) {
+      byte ^= 0x80;
+      EXPECT_NE(other, address);
+      byte ^= 0x80;
+    }
+  };
+  expect_differs(*parse_ip_address("fd00:1:2:3:4:5:6:7"));
+  expect_differs(*parse_mac_address("02:00:00:00:00:01"));
+  EXPECT_NE((IpAddress{.family = IpFamily::kV6}), (IpAddress{.family = IpFamily::kV4}));
+}
+
 TEST(Arp, RoundTripAndRefusals) {
   const ArpMessage request{
       .sender_mac = kPath4.source_mac, .sender = kPath4.source.address, .target = kPath4.destination.address};
