@@ -6,7 +6,7 @@ import os
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
 
-from .movement import SMALL, home_and_away, moved
+from .movement import home_and_away, moved
 from .registry import Skip, check, scenario
 from .splitting import split_of
 
@@ -32,13 +32,15 @@ def kvm_pulled_and_split():
     needs_kvm()
     with Lab(options={"lend": "512MiB"}) as lab:
         lab.start()
-        lab.start_vm(**SMALL, rate=100, accel="kvm")
+        lab.start_vm(mem_mib=128, mb=32, rate=100, accel="kvm")
         moved(lab, "guest", "host-b", mode="postcopy")
-        lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-a")
+        print("it has moved", flush=True)
+        lab.ctl("vm", "split", "guest", "--budget", "40MiB", "--sub", "host-a")
         wait_until("pages to lie on the sub host", lambda: (split_of(lab) or {}).get("pages_missing", 0) > 0, 120, 0.2)
         wait_until("pages to come back", lambda: split_of(lab)["refetched_pages"] > 100, 120, 0.2)
         ok, text = lab.verdict("guest", "host-b", timeout_s=120)
         check(ok, f"split guest: {text}")
+        print(f"{split_of(lab)['refetched_pages']} pages came back", flush=True)
         lab.ctl("vm", "gather", "guest")
         wait_until("all of it to be back", lambda: split_of(lab) is None, 240, 0.2)
         ok, text = lab.verdict("guest", "host-b")
