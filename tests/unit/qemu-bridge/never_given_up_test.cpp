@@ -116,12 +116,15 @@ TEST_F(NeverGivenUp, ACommittedGuestThatQemuRefusesToContinueIsTriedAgain) {
   EXPECT_NE(failed->error().text().find("lock"), std::string::npos) << failed->error().text();
   // Without another word of the store, and without saying so again.
   const auto middle = step_between(destination_);
-  ASSERT_TRUE(destination_.tick_until([&] { return middle->count_of("cont") >= 3; }));
-  EXPECT_EQ(destination_.count_events(MigrationEvent::FAILED), 1);
+  ASSERT_TRUE(destination_.tick_until([&] { return middle->count_of("cont") >= 2; }));
+  const int said =
+      destination_.count_events(MigrationEvent::FAILED);  // a broken monitor is another reason, if it is met
+  ASSERT_TRUE(destination_.tick_until([&] { return middle->count_of("cont") >= 5; }));
+  EXPECT_EQ(destination_.count_events(MigrationEvent::FAILED), said);
   EXPECT_EQ(destination_.last_beat(uuid_), 0);
   // A control plane that was away is told again.
   destination_.present()->on_registered();
-  ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::FAILED) == 2; }));
+  ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::FAILED) > said; }));
   lock.reset();
   ASSERT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::RESUMED) > 0; }));
   committed_guest_runs_on(beat);
