@@ -1,16 +1,6 @@
 #include "controlplane/store/sqlite_records.h"
 
 namespace godwit::controlplane {
-namespace {
-
-template <typename Message>
-Message parsed(const std::string& bytes) {
-  Message message;
-  message.ParseFromString(bytes);  // written by us; fields of a later version are skipped
-  return message;
-}
-
-}  // namespace
 
 VmRecord vm_of(Use& use) {
   VmRecord vm;

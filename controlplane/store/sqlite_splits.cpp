@@ -1,5 +1,7 @@
 #include "controlplane/store/sqlite_splits.h"
 
+#include "controlplane/store/sqlite_records.h"
+
 namespace godwit::controlplane {
 namespace {
 
@@ -35,9 +37,9 @@ StandingOrder order_of(Use& use) {
   StandingOrder order;
   order.vm_uuid = use.id();
   order.source = use.bytes();
-  order.at_source.ParseFromString(use.bytes());
+  order.at_source = parsed<api::SplitVmRequest>(use.bytes());
   order.destination = use.bytes();
-  order.at_destination.ParseFromString(use.bytes());
+  order.at_destination = parsed<api::SplitVmRequest>(use.bytes());
   return order;
 }
 

@@ -3,11 +3,16 @@
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
+
+from tests.kernel import kernels
 
 # A double fault of TCG's cmpxchg16b kills newer kernels in their boot; they do without it.
 CPU = "max,-cx16"
 BOOTS_MAX = 3
 BOOTED = "GODWIT-BOOTED"
+NEEDED = ["qemu-system-x86_64", "/bin/busybox", "cpio", "modprobe", "xz"]
 
 
 class Initramfs:
@@ -57,3 +62,24 @@ def boot(kernel, initramfs, folder, memory_mib, command_line, seconds_max, argum
             break
         print("the machine fell over before anything was tested: booted again", flush=True)
     return said
+
+
+def main(usage, run, needed, programs_max=sys.maxsize):
+    """A program whose arguments are a kernel, a build folder and test programs. run(kernel, folder, programs): what is wrong, lines."""
+    if not 4 <= len(sys.argv) <= 3 + programs_max or sys.argv[1] not in ("installed", "backports"):
+        print(usage, file=sys.stderr)
+        return 2
+    which, build, *programs = sys.argv[1], *map(os.path.abspath, sys.argv[2:])
+    try:
+        for name in NEEDED + needed:
+            if shutil.which(name) is None:
+                raise kernels.Missing(f"no {name}: scripts/install-dependencies installs it")
+        kernel = kernels.installed() if which == "installed" else kernels.backports(f"{build}/backports")
+    except kernels.Missing as missing:
+        print(f"skipped: {missing}")
+        return 77
+    with tempfile.TemporaryDirectory(dir=build, prefix=f"{which}.") as folder:
+        found = run(kernel, folder, programs)
+    for problem in found:
+        print(f"FAILED {problem}")
+    return 1 if found else 0

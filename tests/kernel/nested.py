@@ -8,9 +8,8 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 
-from tests.kernel import disk, kernels, machine
+from tests.kernel import disk, machine
 from tests.lab.lab import build_guest
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -93,28 +92,8 @@ def run(kernel, folder, programs):
     image = make_disk(folder, build, programs)
     said = machine.boot(kernel, initramfs.pack(INIT % {"modules": " ".join(initramfs.loaded)}), folder, MEMORY_MIB, COMMAND_LINE, SECONDS_MAX,
                         ["-drive", f"if=virtio,format=raw,snapshot=on,file={image}"])
-    found = problems(said, [os.path.basename(program) for program in programs] + list(SCENARIOS))
-    for problem in found:
-        print(f"FAILED {problem}")
-    return 1 if found else 0
-
-
-def main():
-    if len(sys.argv) < 4 or sys.argv[1] not in ("installed", "backports"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    which, build, *programs = sys.argv[1], *map(os.path.abspath, sys.argv[2:])
-    try:
-        for needed in ("qemu-system-x86_64", "/bin/busybox", "/sbin/mke2fs", "cpio", "modprobe", "xz"):
-            if shutil.which(needed) is None:
-                raise kernels.Missing(f"no {needed}: scripts/install-dependencies installs it")
-        kernel = kernels.installed() if which == "installed" else kernels.backports(f"{build}/backports")
-    except kernels.Missing as missing:
-        print(f"skipped: {missing}")
-        return 77
-    with tempfile.TemporaryDirectory(dir=build, prefix=f"nested-{which}.") as folder:
-        return run(kernel, folder, programs)
+    return problems(said, [os.path.basename(program) for program in programs] + list(SCENARIOS))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(machine.main(__doc__, run, needed=["/sbin/mke2fs"]))

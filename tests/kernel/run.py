@@ -9,9 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
-from tests.kernel import kernels, machine
+from tests.kernel import machine
 
 MODULE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "kmod-ept")
 SECONDS_MAX = 480
@@ -111,30 +110,9 @@ def problems(said):
     return found
 
 
-def run(kernel, folder, program):
-    said = machine.boot(kernel, build_initramfs(kernel, folder, program), folder, MEMORY_MIB, COMMAND_LINE, SECONDS_MAX)
-    found = problems(said)
-    for problem in found:
-        print(f"FAILED {problem}")
-    return 1 if found else 0
-
-
-def main():
-    if len(sys.argv) != 4 or sys.argv[1] not in ("installed", "backports"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    which, build, program = sys.argv[1:]
-    try:
-        for needed in ("qemu-system-x86_64", "/bin/busybox", "make", "cpio", "modprobe", "xz"):
-            if shutil.which(needed) is None:
-                raise kernels.Missing(f"no {needed}: scripts/install-dependencies installs it")
-        kernel = kernels.installed() if which == "installed" else kernels.backports(f"{build}/backports")
-    except kernels.Missing as missing:
-        print(f"skipped: {missing}")
-        return 77
-    with tempfile.TemporaryDirectory(dir=build, prefix=f"{which}.") as folder:
-        return run(kernel, folder, program)
+def run(kernel, folder, programs):
+    return problems(machine.boot(kernel, build_initramfs(kernel, folder, *programs), folder, MEMORY_MIB, COMMAND_LINE, SECONDS_MAX))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(machine.main(__doc__, run, needed=["make"], programs_max=1))
