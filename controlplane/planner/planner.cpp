@@ -101,11 +101,10 @@ std::optional<Refused> plan_refusal(const api::Plan& plan) {
     return Refused{Refusal::kBadPlan,
                    "reuse, verify, on_no_convergence or encryption has a value that this version does not know"};
   }
-  const std::set<std::string> distinct(plan.sub_hosts().begin(), plan.sub_hosts().end());
-  if (distinct.size() != static_cast<std::size_t>(plan.sub_hosts_size())) {
+  if (names_a_host_twice(plan.sub_hosts())) {
     return Refused{Refusal::kBadPlan, "a sub host is named twice"};
   }
-  if (plan.whole() && (plan.resident_budget_bytes() != 0 || !distinct.empty())) {
+  if (plan.whole() && (plan.resident_budget_bytes() != 0 || !plan.sub_hosts().empty())) {
     return Refused{Refusal::kBadPlan, "a VM that is to be whole where it arrives has no budget and no sub hosts there"};
   }
   return std::nullopt;
@@ -210,6 +209,10 @@ ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const 
           .bytes_resident = best->bytes_resident(),
           .reason = fmt::format("retained image of epoch {}, {}", best->epoch(),
                                 config::format_bytes(best->bytes_resident()))};
+}
+
+bool names_a_host_twice(const google::protobuf::RepeatedPtrField<std::string>& hosts) {
+  return std::set<std::string>(hosts.begin(), hosts.end()).size() != static_cast<std::size_t>(hosts.size());
 }
 
 std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {

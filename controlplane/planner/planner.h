@@ -67,6 +67,9 @@ struct Question {
   std::uint64_t lent_bytes = 0;              // by the destination to this VM, which will not need them when it comes
 };
 
+/// Of a list of sub hosts, in a plan or an order.
+[[nodiscard]] bool names_a_host_twice(const google::protobuf::RepeatedPtrField<std::string>& hosts);
+
 /// The reuse decision of a migration that may begin, or the first reason why it may not.
 [[nodiscard]] std::expected<ReuseDecision, Refused> plan_migration(const Question& question);
 

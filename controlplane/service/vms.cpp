@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <set>
 
 #include "base/log.h"
 #include "config/common.h"
@@ -260,7 +259,7 @@ void Vms::split(const api::SplitVmRequest& request, const VmDone& done) {
     return done(std::unexpected(vm.error()));
   }
   const Splits::Order order = order_of(request);
-  if (std::set(order.sub_hosts.begin(), order.sub_hosts.end()).size() != order.sub_hosts.size()) {
+  if (names_a_host_twice(request.sub_hosts())) {
     return done(failed(Code::kInvalid, "a sub host is named twice"));
   }
   if (request.has_encryption() && !dpapi::Encryption_IsValid(request.encryption())) {
