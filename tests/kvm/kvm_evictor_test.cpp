@@ -2,12 +2,14 @@
 // exactly what they leave.
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
-#include <chrono>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "tests/kvm/kvm_guest.h"
+#include "tests/unit/memory/own_ram.h"
 #include "tests/unit/memory/split_guest.h"
 
 namespace godwit::kvm_test {
@@ -17,10 +19,10 @@ using memory::test::SplitGuest;
 
 class KvmEvictor : public KvmGuest {};
 
-INSTANTIATE_TEST_SUITE_P(All, KvmEvictor,
-                         testing::Values(KvmCase{memory::TrackerKind::kPagemapScan, false},
-                                         KvmCase{memory::TrackerKind::kWriteProtectEvents, false}),
-                         name_of_kvm_case);
+const KvmCase kEvictorCases[] = {{memory::TrackerKind::kPagemapScan, false},
+                                 {memory::TrackerKind::kWriteProtectEvents, false}};
+
+INSTANTIATE_TEST_SUITE_P(All, KvmEvictor, testing::ValuesIn(kEvictorCases), name_of_kvm_case);
 
 /// What write_at_random of guest_code.S leaves after so many writes from a fresh start.
 std::vector<std::byte> replay(std::uint64_t random, std::uint64_t writes, std::uint64_t ram_bytes) {
@@ -63,6 +65,76 @@ TEST_P(KvmEvictor, NoWriteOfAVcpuIsLost) {
         << "page " << page << " was written and not told of";
   }
   EXPECT_LE(split.resident_most, budget + memory::LeavingPages::kBatchPagesMax);
+}
+
+// The page that comes back is protected only if it was before it left.
+TEST_P(KvmEvictor, WhatWasWrittenStaysWrittenAwayAndBack) {
+  std::vector<std::uint32_t> every(ram_->page_count());
+  std::iota(every.begin(), every.end(), 0U);
+  ASSERT_TRUE(vmm_->write(every));
+  ASSERT_NO_FATAL_FAILURE(arm({}, true));
+  if (IsSkipped()) {
+    return;
+  }
+  SplitGuest split(*ram_, *tracker_, {.budget_pages = ram_->page_count(), .high_pages = 0, .low_pages = 0});
+  ASSERT_NO_FATAL_FAILURE(split.start());
+  split.begin_serving();
+  std::vector<std::uint32_t> writes;
+  pages::Bitmap expected(ram_->page_count());
+  for (std::uint32_t page = 0; page < every.size(); page += 7) {
+    writes.push_back(page);
+    expected.set(page);
+  }
+  ASSERT_TRUE(vmm_->write(writes));
+  split.evict_all();
+  EXPECT_EQ(split.pager->missing_count(), every.size());
+  ASSERT_TRUE(vmm_->read(every));
+  expect_written(expected);
+  split.evict_all();
+  ASSERT_TRUE(vmm_->read(every));
+  expect_written(pages::Bitmap(ram_->page_count()));
+  split.stop();
+}
+
+class KvmEvictorTmpfs : public KvmGuest {
+ protected:
+  void SetUp() override { start(memory::test::make_huge_tmpfs_file()); }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, KvmEvictorTmpfs, testing::ValuesIn(kEvictorCases), name_of_kvm_case);
+
+// Pinned and punched, such a page is zeroed where it is, in the file and in the pin. Its parts are tracked one by one.
+TEST_P(KvmEvictorTmpfs, PagesOfAHugePageKeepTheirContent) {
+  ASSERT_TRUE(vmm_->write({{0}}));
+  struct stat file {};
+  ASSERT_EQ(fstat(vmm_->ram_file(), &file), 0);
+  if (static_cast<std::uint64_t>(file.st_blocks) * 512 < memory::kHugePageSize) {
+    GTEST_SKIP() << "tmpfs gives no huge pages here";
+  }
+  std::vector<std::uint32_t> every(ram_->page_count());
+  std::iota(every.begin(), every.end(), 0U);
+  ASSERT_TRUE(vmm_->write(every));
+  ASSERT_NO_FATAL_FAILURE(arm({}, true));
+  if (IsSkipped()) {
+    return;
+  }
+  ASSERT_TRUE(vmm_->write({{5, 700, 701, 4000}}));
+  pages::Bitmap expected(ram_->page_count());
+  for (const std::uint32_t page : {5U, 700U, 701U, 4000U}) {
+    expected.set(page);
+  }
+  expect_written(expected);
+  const std::vector<std::byte> before = all_of_ram();
+  SplitGuest split(*ram_, *tracker_, {.budget_pages = ram_->page_count(), .high_pages = 0, .low_pages = 0});
+  ASSERT_NO_FATAL_FAILURE(split.start());
+  for (int batch = 0; batch < 8; ++batch) {
+    split.evict_once();
+  }
+  EXPECT_GE(split.evictor->stats().huge_pages, memory::LeavingPages::kBatchPagesMax);
+  for (pages::PageNumber page = 0; page < ram_->page_count(); ++page) {
+    const auto right = std::span(before).subspan(page * pages::kPageSize, pages::kPageSize);
+    ASSERT_TRUE(std::ranges::equal(split.content(page), right)) << "page " << page;
+  }
 }
 
 }  // namespace

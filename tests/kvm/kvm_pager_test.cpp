@@ -127,7 +127,7 @@ TEST_P(KvmPager, TheVcpuFaultsPagesInAndItsWritesAreExact) {
   }
   pages::Bitmap written(ram_->page_count());
   ASSERT_TRUE(tracker_->collect(written));
-  EXPECT_EQ(written, expected);
+  EXPECT_TRUE(written == expected) << difference(written, expected);
   const auto ended = pager_->end();
   ASSERT_TRUE(ended) << ended.error().text;
   ASSERT_TRUE(vmm_->write(reads));

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,10 +33,12 @@ constexpr std::uint64_t kPageTablesAt = 0x80000;
 static_assert(kControlAt + sizeof(Control) <= kPageTablesAt);
 static_assert(offsetof(Control, stop) == 16 && offsetof(Control, writes) == 40 && offsetof(Control, list) == 4096);
 
-// In C++, Debian 12's <linux/kvm.h> gives kvm_cpuid2 a size that the kernel does not know; the ioctl numbers are those
-// of C.
+// In C++, Debian 12's <linux/kvm.h> gives kvm_cpuid2 and kvm_msrs sizes that the kernel does not know; the ioctl
+// numbers are those of C.
 constexpr unsigned long kGetSupportedCpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
 constexpr unsigned long kSetCpuid = _IOW(KVMIO, 0x90, std::uint64_t);
+constexpr unsigned long kSetRegisters = _IOW(KVMIO, 0x89, std::uint64_t);
+constexpr std::uint32_t kClockRegister = 0x4b564d01;  // MSR_KVM_SYSTEM_TIME_NEW
 
 void must(bool done) {
   if (!done) {
@@ -91,6 +94,15 @@ void set_long_mode(int vcpu) {
   must(ioctl(vcpu, KVM_SET_REGS, &registers) == 0);
 }
 
+void set_clock(int vcpu, std::uint64_t address) {
+  constexpr std::uint64_t kEnabled = 1;
+  const struct {
+    std::uint32_t count, padding;
+    kvm_msr_entry clock;
+  } registers{1, 0, {.index = kClockRegister, .reserved = 0, .data = address | kEnabled}};
+  must(ioctl(vcpu, kSetRegisters, &registers) == 1);
+}
+
 void run_vcpu(int kvm, int vcpu, Control& control) {
   const auto run_bytes = static_cast<std::size_t>(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
   auto* run = static_cast<kvm_run*>(mmap(nullptr, run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0));
@@ -105,13 +117,18 @@ void run_vcpu(int kvm, int vcpu, Control& control) {
     while (control.asked < done) {
       usleep(100);
     }
+    if (control.clock != 0) {
+      set_clock(vcpu, control.clock);
+    }
   }
 }
 
 /// In the forked process; never returns.
-[[noreturn]] void vmm_main(std::byte* boot, std::byte* ram, std::uint64_t ram_bytes, Control& control) {
+[[noreturn]] void vmm_main(std::byte* boot, std::byte* ram, std::uint64_t ram_bytes, uid_t user, Control& control) {
   lay_out(boot);
   const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  must(user == 0 || (setresgid(user, user, user) == 0 && setresuid(user, user, user) == 0));
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // a change of users takes it off
   const int vm = ioctl(kvm, KVM_CREATE_VM, 0);
   must(vm >= 0);
   kvm_userspace_memory_region boot_slot{0, 0, 0, kBootBytes, reinterpret_cast<std::uint64_t>(boot)};
@@ -122,6 +139,7 @@ void run_vcpu(int kvm, int vcpu, Control& control) {
   must(ioctl(kvm, kGetSupportedCpuid, cpuid.data()) == 0);
   const int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
   must(vcpu >= 0 && ioctl(vcpu, kSetCpuid, cpuid.data()) == 0);
+  control.vcpu_stats = ioctl(vcpu, KVM_GET_STATS_FD, 0);  // now, for it waits for a vCPU that runs
   set_long_mode(vcpu);
   // As in QEMU, the vCPU has a thread of its own, and the main thread waits in a system call.
   std::thread([&] { run_vcpu(kvm, vcpu, control); }).detach();
@@ -149,13 +167,22 @@ bool kvm_is_usable() {
 
 }  // namespace
 
+UniqueFd TinyVmm::make_ram_file(RamPages ram_pages) {
+  return UniqueFd(memfd_create("guest-ram", MFD_CLOEXEC | flags_of(ram_pages)));
+}
+
 std::expected<std::unique_ptr<TinyVmm>, std::string> TinyVmm::start(std::uint64_t ram_bytes, RamPages ram_pages) {
+  return start(ram_bytes, make_ram_file(ram_pages), 0);
+}
+
+std::expected<std::unique_ptr<TinyVmm>, std::string> TinyVmm::start(std::uint64_t ram_bytes, UniqueFd ram_file,
+                                                                    uid_t user) {
   if (!kvm_is_usable()) {
     return std::unexpected("no usable /dev/kvm on this machine");
   }
   std::unique_ptr<TinyVmm> vmm(new TinyVmm);
   vmm->ram_bytes_ = ram_bytes;
-  vmm->ram_file_.reset(memfd_create("guest-ram", MFD_CLOEXEC | flags_of(ram_pages)));
+  vmm->ram_file_ = std::move(ram_file);
   if (!vmm->ram_file_.valid() || ftruncate(vmm->ram_file_.get(), static_cast<off_t>(ram_bytes)) != 0) {
     return std::unexpected("no memory for the guest");
   }
@@ -171,8 +198,7 @@ std::expected<std::unique_ptr<TinyVmm>, std::string> TinyVmm::start(std::uint64_
   vmm->ram_address_ = reinterpret_cast<std::uint64_t>(ram);
   vmm->pid_ = fork();
   if (vmm->pid_ == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    vmm_main(vmm->boot_, static_cast<std::byte*>(ram), ram_bytes, *vmm->control_);
+    vmm_main(vmm->boot_, static_cast<std::byte*>(ram), ram_bytes, user, *vmm->control_);
   }
   munmap(ram, ram_bytes);
   vmm->control_->asked = 0;
@@ -190,6 +216,11 @@ TinyVmm::~TinyVmm() {
   if (boot_ != nullptr) {
     munmap(boot_, kBootBytes);
   }
+}
+
+UniqueFd TinyVmm::vcpu_stats() const {
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), control_->vcpu_stats.load(), 0)));
 }
 
 bool TinyVmm::wait_parked() const {

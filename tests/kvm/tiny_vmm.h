@@ -29,6 +29,8 @@ struct Control {
   std::atomic<std::uint64_t> writes;  // 40
   std::atomic<std::uint64_t> asked;   // of the VMM: operations asked for
   std::atomic<std::uint64_t> parked;  // operations done
+  std::atomic<std::uint64_t> clock;   // where KVM is to keep its clock, guest-physical; 0: nowhere
+  std::atomic<int> vcpu_stats;        // number of the descriptor in the VMM
   alignas(4096) std::uint32_t list[kListMax];
 };
 
@@ -42,6 +44,10 @@ class TinyVmm {
  public:
   /// Why there cannot be one here, or the VMM with its guest parked. ram_bytes: a power of two.
   static std::expected<std::unique_ptr<TinyVmm>, std::string> start(std::uint64_t ram_bytes, RamPages ram_pages);
+  /// With RAM in this file, as this user.
+  static std::expected<std::unique_ptr<TinyVmm>, std::string> start(std::uint64_t ram_bytes, UniqueFd ram_file,
+                                                                    uid_t user);
+  static UniqueFd make_ram_file(RamPages ram_pages);
   ~TinyVmm();
 
   [[nodiscard]] bool write(std::span<const std::uint32_t> pages) { return run(1, pages); }
@@ -49,6 +55,10 @@ class TinyVmm {
   void start_writing();
   [[nodiscard]] bool stop_writing();
   [[nodiscard]] std::uint64_t writes() const { return control_->writes; }
+  /// From the next operation on, KVM writes its clock there whenever the vCPU enters the guest.
+  void keep_clock_in(std::uint32_t page) { control_->clock = kRamAt + std::uint64_t{page} * 4096; }
+  /// KVM's statistics of the vCPU: kvm_stats_header and what it says.
+  [[nodiscard]] UniqueFd vcpu_stats() const;
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   [[nodiscard]] int ram_file() const { return ram_file_.get(); }

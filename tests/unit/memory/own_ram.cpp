@@ -12,6 +12,16 @@
 
 namespace godwit::memory::test {
 
+UniqueFd make_huge_tmpfs_file() {
+  const UniqueFd context(fsopen("tmpfs", FSOPEN_CLOEXEC));
+  if (!context.valid() || fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "always", 0) != 0 ||
+      fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
+    return {};
+  }
+  const UniqueFd mounted(fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+  return UniqueFd(openat(mounted.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+}
+
 std::optional<OwnRam> OwnRam::map(UniqueFd file, std::uint64_t bytes) {
   // More than it takes, so that it begins at a huge page.
   void* const wide = mmap(nullptr, bytes + kHugePageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -31,13 +41,7 @@ std::optional<OwnRam> OwnRam::on_tmpfs(std::uint64_t bytes) {
 }
 
 std::optional<OwnRam> OwnRam::on_huge_tmpfs(std::uint64_t bytes) {
-  const UniqueFd context(fsopen("tmpfs", FSOPEN_CLOEXEC));
-  if (!context.valid() || fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "always", 0) != 0 ||
-      fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
-    return std::nullopt;
-  }
-  const UniqueFd mounted(fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-  auto ram = map(UniqueFd(openat(mounted.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)), bytes);
+  auto ram = map(make_huge_tmpfs_file(), bytes);
   if (!ram) {
     return std::nullopt;
   }

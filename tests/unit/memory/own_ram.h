@@ -13,11 +13,14 @@
 
 namespace godwit::memory::test {
 
+/// A file on a tmpfs of huge pages, in a mount of its own that is nowhere to be seen, and goes with the file. Not valid
+/// where they are off.
+UniqueFd make_huge_tmpfs_file();
+
 class OwnRam {
  public:
   static std::optional<OwnRam> on_tmpfs(std::uint64_t bytes);
-  /// On a tmpfs of huge pages, in a mount of its own that is nowhere to be seen, and goes with the file; filled, so
-  /// that they are there. nullopt where they are off.
+  /// On a tmpfs of huge pages; filled, so that they are there.
   static std::optional<OwnRam> on_huge_tmpfs(std::uint64_t bytes);
   OwnRam(OwnRam&& other) noexcept
       : file_(std::move(other.file_)), bytes_(other.bytes_), address_(std::exchange(other.address_, nullptr)) {}
