@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <fstream>
 #include <new>
 #include <thread>
@@ -130,6 +131,52 @@ TEST(Inject, ThreadsOfManyKinds) {
   expect_getpid(target.pid(), 50);
   const std::uint64_t one = 1;
   ASSERT_EQ(write(event.get(), &one, sizeof one), 8);
+  EXPECT_EQ(target.finish(), 0);
+}
+
+/// kB of the process's code that are its own: written.
+std::uint64_t written_code(pid_t pid) {
+  std::ifstream maps("/proc/" + std::to_string(pid) + "/smaps");
+  std::uint64_t sum = 0;
+  bool is_code = false;
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long long kib = 0;
+    if (line.find(" r-xp ") != std::string::npos || line.find(" rw-p ") != std::string::npos ||
+        line.find(" r--p ") != std::string::npos) {
+      is_code = line.find(" r-xp ") != std::string::npos;
+    } else if (is_code && std::sscanf(line.c_str(), "Anonymous: %llu kB", &kib) == 1) {
+      sum += kib;
+    }
+  }
+  return sum;
+}
+
+// All are at the same instruction: code put there for one of them would be run by the others, too.
+TEST(Inject, ThreadsInTheSameSystemCallGoOnUndisturbed) {
+  const UniqueFd end(eventfd(0, 0));
+  auto target = TargetProcess::fork_with([&](const auto& ready) {
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        pollfd polled{end.get(), POLLIN, 0};
+        const timespec limit{0, 50'000};
+        int came = 0;
+        while ((came = ppoll(&polled, 1, &limit, nullptr)) == 0) {
+        }
+        wrong += came == 1 ? 0 : 1;
+      });
+    }
+    ready();
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    return wrong.load();
+  });
+  expect_getpid(target.pid(), 200);
+  EXPECT_EQ(written_code(target.pid()), 0U);
+  const std::uint64_t one = 1;
+  ASSERT_EQ(write(end.get(), &one, sizeof one), 8);
   EXPECT_EQ(target.finish(), 0);
 }
 
