@@ -4,6 +4,8 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -185,6 +187,30 @@ TEST_F(LeavingPagesTest, WhatCannotBeIsRefused) {
   ASSERT_EQ(write(kept_.write.get(), "x", 1), 1);
   ASSERT_EQ(write(kept_.write.get(), std::vector<char>(kPage).data(), kPage), static_cast<ssize_t>(kPage));
   EXPECT_FALSE(die_and_come_back()) << "more in the pipe than the file says";
+}
+
+// Above 1 MiB the kernel asks for CAP_SYS_RESOURCE.
+TEST(PinPipe, AnybodyMayHaveOneThatTakesAWholeBatch) {
+  const auto own = OwnRam::on_tmpfs(LeavingPages::kBatchPagesMax * kPage);
+  ASSERT_TRUE(own);
+  const pid_t child = fork();
+  if (child == 0) {
+    constexpr uid_t kNobody = 65534;
+    if (setresuid(kNobody, kNobody, kNobody) != 0) {
+      _exit(1);
+    }
+    const auto pipe = PinPipe::make();
+    const iovec batch{own->data(), LeavingPages::kBatchPagesMax * kPage};
+    if (!pipe || fcntl(pipe->write.get(), F_GETPIPE_SZ) < static_cast<int>(batch.iov_len)) {
+      _exit(2);
+    }
+    const ssize_t pinned = vmsplice(pipe->write.get(), &batch, 1, SPLICE_F_NONBLOCK);
+    _exit(pinned == static_cast<ssize_t>(batch.iov_len) ? 0 : 3);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : -1, 0)
+      << "1: no such user; 2: no such pipe; 3: not all in one step";
 }
 
 }  // namespace
