@@ -2,13 +2,17 @@
 skipped, and run in the machines of tests/kernel/nested.py."""
 
 import os
+import struct
 
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
 
+from .heat import PAGE, SCANS_KEPT, heat, pages_of, scans_after
 from .movement import home_and_away, moved
-from .registry import Skip, check, scenario
+from .registry import Skip, check, check_equal, scenario
 from .splitting import split_of
+
+WORKLOAD_PAGES = 8192
 
 
 def needs_kvm():
@@ -26,22 +30,70 @@ def kvm():
         home_and_away(lab, accel="kvm")
 
 
+def workload_pages(pages):
+    """Where the workload's pages are, by the number that each has; and those that the guest has never used."""
+    numbered, unused = {}, []
+    for at, page in enumerate(pages):
+        version, number = struct.unpack_from("<2Q", page)
+        if number < WORKLOAD_PAGES and version < 1 << 20 and page[-8:] != bytes(8):
+            numbered[number] = at
+        elif not page.strip(b"\0"):
+            unused.append(at)
+    check_equal(len(numbered), WORKLOAD_PAGES, "pages of the workload")
+    return set(numbered.values()), unused
+
+
+def heat_of(known, pages):
+    """Mean heat of the cells that these pages are in."""
+    cells = known["cells"]
+    return sum(cells[page * len(cells) // known["page_count"]] for page in pages) / len(pages)
+
+
+def pulled_and_split(lab, **plan):
+    """vCPUs fault pages in over the network, and lose them again to a sub host, while they write."""
+    moved(lab, "guest", "host-b", mode="postcopy", **plan)
+    print("it has moved", flush=True)
+    lab.ctl("vm", "split", "guest", "--budget", "40MiB", "--sub", "host-a")
+    wait_until("pages to lie on the sub host", lambda: (split_of(lab) or {}).get("pages_missing", 0) > 0, 120, 0.2)
+    wait_until("pages to come back", lambda: split_of(lab)["refetched_pages"] > 100, 120, 0.2)
+    ok, text = lab.verdict("guest", "host-b", timeout_s=120)
+    check(ok, f"split guest: {text}")
+    print(f"{split_of(lab)['refetched_pages']} pages came back", flush=True)
+    lab.ctl("vm", "gather", "guest")
+    wait_until("all of it to be back", lambda: split_of(lab) is None, 240, 0.2)
+    ok, text = lab.verdict("guest", "host-b")
+    check(ok, f"gathered guest: {text}")
+
+
+SMALL_LAB = {"options": {"lend": "512MiB", "heat_core_percent": 25}}
+SMALL_GUEST = {"mem_mib": 128, "mb": WORKLOAD_PAGES * PAGE >> 20, "rate": 100, "accel": "kvm"}
+
+
 @scenario
 def kvm_pulled_and_split():
-    """vCPUs fault pages in over the network, and lose them again to a sub host, while they write."""
     needs_kvm()
-    with Lab(options={"lend": "512MiB"}) as lab:
+    with Lab(**SMALL_LAB) as lab:
         lab.start()
-        lab.start_vm(mem_mib=128, mb=32, rate=100, accel="kvm")
-        moved(lab, "guest", "host-b", mode="postcopy")
-        print("it has moved", flush=True)
-        lab.ctl("vm", "split", "guest", "--budget", "40MiB", "--sub", "host-a")
-        wait_until("pages to lie on the sub host", lambda: (split_of(lab) or {}).get("pages_missing", 0) > 0, 120, 0.2)
-        wait_until("pages to come back", lambda: split_of(lab)["refetched_pages"] > 100, 120, 0.2)
-        ok, text = lab.verdict("guest", "host-b", timeout_s=120)
-        check(ok, f"split guest: {text}")
-        print(f"{split_of(lab)['refetched_pages']} pages came back", flush=True)
-        lab.ctl("vm", "gather", "guest")
-        wait_until("all of it to be back", lambda: split_of(lab) is None, 240, 0.2)
-        ok, text = lab.verdict("guest", "host-b")
-        check(ok, f"gathered guest: {text}")
+        lab.start_vm(**SMALL_GUEST)
+        pulled_and_split(lab)
+
+
+@scenario
+def kvm_heat_by_module():
+    """The module sees what a guest reads: pages that it reads all the time are hot, those that it never touches are not. In that order they follow it, and
+    by that some leave it again."""
+    needs_kvm()
+    if not os.path.exists("/dev/godwit-ept"):
+        raise Skip("no /dev/godwit-ept: the module is not loaded")
+    with Lab(**SMALL_LAB) as lab:
+        lab.start()
+        lab.start_vm(**SMALL_GUEST)
+        known = scans_after(lab, heat(lab)["scans"], SCANS_KEPT + 1)  # none of the guest's start is left
+        check_equal((known["source"], known["source_reason"]), ("module", ""), "source")
+        used, unused = workload_pages(pages_of(lab))
+        hot, cold = heat_of(known, used), heat_of(known, unused)
+        print(f"scans of {known['period_us'] / 1e6:.1f} s: mean heat of {len(used)} pages in use {hot:.0f}, of {len(unused)} that are not {cold:.1f}", flush=True)
+        check(hot > 128, f"pages that the guest reads all the time have a heat of {hot:.0f} only")
+        check(cold < hot / 16, f"pages that the guest never touches have a heat of {cold:.0f}")
+        pulled_and_split(lab, background_order="hottest-first")
+        check_equal(heat(lab)["source"], "module", "source at the destination")

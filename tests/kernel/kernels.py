@@ -3,8 +3,11 @@
 import glob
 import os
 import re
+import shutil
 import subprocess
 
+EPT = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "kmod-ept")
+EPT_TAINT = 1 << 12 | 1 << 13  # what it makes of a kernel: out of tree, and unsigned
 CLOUD = "cloud-amd64"
 BACKPORTS = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main\n"
 
@@ -28,10 +31,14 @@ class Kernel:
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [line.split()[1] for line in shown.splitlines() if line.startswith("insmod ")]
 
-    def build_module(self, folder, *variables):
+    def build_ept(self, folder, name, *variables):
+        """godwit's module as a file NAME.ko of `folder`."""
+        shutil.copytree(EPT, f"{folder}/{name}")
         # pahole would be needed for type information that nobody reads here.
-        subprocess.run(["make", "-C", self.headers, f"M={folder}", "CONFIG_DEBUG_INFO_BTF_MODULES=", *variables, "modules"],
+        subprocess.run(["make", "-C", self.headers, f"M={folder}/{name}", "CONFIG_DEBUG_INFO_BTF_MODULES=", *variables, "modules"],
                        check=True, stdin=subprocess.DEVNULL)
+        os.rename(f"{folder}/{name}/godwit-ept.ko", f"{folder}/{name}.ko")
+        return f"{folder}/{name}.ko"
 
 
 def installed():

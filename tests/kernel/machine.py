@@ -35,6 +35,10 @@ class Initramfs:
                     subprocess.run(["xz", "-dc", file] if file.endswith(".xz") else ["cat", file], stdout=out, check=True)
                 self.loaded.append(name)
 
+    def add_module(self, file):
+        """One that the init loads by itself."""
+        shutil.copy(file, f"{self.root}/modules")
+
     def pack(self, init):
         with open(f"{self.root}/init", "w") as file:
             file.write(init)

@@ -4,15 +4,13 @@ Builds the module for a kernel of Debian's, boots that kernel under TCG with a n
 what the guest says on its serial console. Exit status 77: not possible here, with the reason.
 """
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 
-from tests.kernel import machine
+from tests.kernel import kernels, machine
 
-MODULE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "kmod-ept")
 SECONDS_MAX = 480
 RUN_SECONDS_MAX = 200  # of one run of the test program; usual are 45
 MEMORY_MIB = 3072  # the second GiB is one huge page: neither kernel nor initramfs is in it
@@ -65,24 +63,13 @@ poweroff -f
 """
 
 
-def build_modules(kernel, folder):
-    """The module, and as on a newer kernel; returns their files."""
-    files = []
-    for name, variables in (("godwit-ept", []), ("godwit-ept-newer", ["GODWIT_EPT_AS_NEWER=y"])):
-        shutil.copytree(MODULE, f"{folder}/{name}")
-        kernel.build_module(f"{folder}/{name}", *variables)
-        os.rename(f"{folder}/{name}/godwit-ept.ko", f"{folder}/{name}.ko")
-        files.append(f"{folder}/{name}.ko")
-    return files
-
-
 def build_initramfs(kernel, folder, program):
     initramfs = machine.Initramfs(kernel, folder)
     shutil.copy(program, f"{initramfs.root}/bin/test")
     subprocess.run(["strip", f"{initramfs.root}/bin/test"], check=True)
     initramfs.load("kvm-amd")
-    for file in build_modules(kernel, folder):
-        shutil.copy(file, f"{initramfs.root}/modules")
+    initramfs.add_module(kernel.build_ept(folder, "godwit-ept"))
+    initramfs.add_module(kernel.build_ept(folder, "godwit-ept-newer", "GODWIT_EPT_AS_NEWER=y"))
     return initramfs.pack(INIT % {"modules": " ".join(initramfs.loaded), "run_seconds": RUN_SECONDS_MAX})
 
 
@@ -104,8 +91,7 @@ def problems(said):
         if int(level) % 8 <= 4 and not EXPECTED.search(text):
             found.append(f"the kernel said: {text}")
     tainted = re.search(r"^GODWIT-TAINTED (\d+) (\d+)$", said, re.MULTILINE)
-    # Out of tree (12) and unsigned (13) it is.
-    if not tainted or int(tainted[2]) & ~int(tainted[1]) & ~(1 << 12 | 1 << 13):
+    if not tainted or int(tainted[2]) & ~int(tainted[1]) & ~kernels.EPT_TAINT:
         found.append(f"the kernel is tainted: {tainted and tainted[0]}")
     return found
 
