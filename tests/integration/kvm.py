@@ -93,7 +93,8 @@ def kvm_heat_by_module():
         used, unused = workload_pages(pages_of(lab))
         hot, cold = heat_of(known, used), heat_of(known, unused)
         print(f"scans of {known['period_us'] / 1e6:.1f} s: mean heat of {len(used)} pages in use {hot:.0f}, of {len(unused)} that are not {cold:.1f}", flush=True)
-        check(hot > 128, f"pages that the guest reads all the time have a heat of {hot:.0f} only")
+        # By what it writes alone, 100 of them from scan to scan, it would be 3.
+        check(hot > 64, f"pages that the guest reads all the time have a heat of {hot:.0f} only")
         check(cold < hot / 16, f"pages that the guest never touches have a heat of {cold:.0f}")
         pulled_and_split(lab, background_order="hottest-first")
         check_equal(heat(lab)["source"], "module", "source at the destination")

@@ -114,7 +114,7 @@ std::string difference(const pages::Bitmap& written, const pages::Bitmap& expect
 std::string name_of_kvm_case(const testing::TestParamInfo<KvmCase>& info) {
   std::string name(memory::name_of(info.param.kind));
   std::erase(name, '-');
-  return name + (info.param.huge ? "Huge" : "Small") + (info.param.user == 0 ? "" : "OfNobody");
+  return name + (info.param.huge ? "Huge" : "Small");
 }
 
 }  // namespace godwit::kvm_test

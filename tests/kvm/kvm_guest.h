@@ -54,15 +54,16 @@ class KvmGuest : public testing::TestWithParam<KvmCase> {
   bool user_mode_only_ = false;  // of the userfaultfd
 };
 
-/// Every tracker, on both kinds of memory; and for a VMM that is not root.
+/// Every tracker, on both kinds of memory.
 inline const KvmCase kKvmCases[] = {{memory::TrackerKind::kPagemapScan, false},
                                     {memory::TrackerKind::kPagemapScan, true},
                                     {memory::TrackerKind::kWriteProtectEvents, false},
                                     {memory::TrackerKind::kWriteProtectEvents, true},
                                     {memory::TrackerKind::kHashes, false},
-                                    {memory::TrackerKind::kHashes, true},
-                                    {memory::TrackerKind::kPagemapScan, false, kNobody},
-                                    {memory::TrackerKind::kWriteProtectEvents, false, kNobody}};
+                                    {memory::TrackerKind::kHashes, true}};
+/// A VMM that is not root.
+inline const KvmCase kCasesOfNobody[] = {{memory::TrackerKind::kPagemapScan, false, kNobody},
+                                         {memory::TrackerKind::kWriteProtectEvents, false, kNobody}};
 /// Which pages were missed, and which were reported without a write: for messages.
 std::string difference(const pages::Bitmap& written, const pages::Bitmap& expected);
 std::string name_of_kvm_case(const testing::TestParamInfo<KvmCase>& info);

@@ -88,6 +88,7 @@ class KvmPager : public KvmGuest {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, KvmPager, testing::ValuesIn(kKvmCases), name_of_kvm_case);
+INSTANTIATE_TEST_SUITE_P(OfNobody, KvmPager, testing::ValuesIn(kCasesOfNobody), name_of_kvm_case);
 
 TEST_P(KvmPager, TheVcpuFaultsPagesInAndItsWritesAreExact) {
   std::vector<std::uint32_t> every(ram_->page_count());

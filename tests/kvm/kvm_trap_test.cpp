@@ -48,6 +48,7 @@ class KvmTrap : public KvmGuest {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, KvmTrap, testing::ValuesIn(kKvmCases), name_of_kvm_case);
+INSTANTIATE_TEST_SUITE_P(OfNobody, KvmTrap, testing::ValuesIn(kCasesOfNobody), name_of_kvm_case);
 
 // PAGEMAP_SCAN forgets such pages: on Linux 6.12 when it is asked for more than PAGE_IS_WRITTEN, and on hugetlbfs
 // always.
