@@ -65,7 +65,8 @@ def pulled_and_split(lab, **plan):
     check(ok, f"gathered guest: {text}")
 
 
-SMALL_LAB = {"options": {"lend": "512MiB", "heat_core_percent": 25}}
+# Scans often, and none where the guest is split: who knows what is cold sends away hardly anything that comes back.
+SMALL_LAB = {"options": {"lend": "512MiB", "heat_core_percent": {"host-a": 25, "host-b": 0}}}
 SMALL_GUEST = {"mem_mib": 128, "mb": WORKLOAD_PAGES * PAGE >> 20, "rate": 100, "accel": "kvm"}
 
 
@@ -80,8 +81,7 @@ def kvm_pulled_and_split():
 
 @scenario
 def kvm_heat_by_module():
-    """The module sees what a guest reads: pages that it reads all the time are hot, those that it never touches are not. In that order they follow it, and
-    by that some leave it again."""
+    """The module sees what a guest reads: pages that it reads all the time are hot, those that it never touches are not. In that order they follow it."""
     needs_kvm()
     if not os.path.exists("/dev/godwit-ept"):
         raise Skip("no /dev/godwit-ept: the module is not loaded")
@@ -97,4 +97,3 @@ def kvm_heat_by_module():
         check(hot > 64, f"pages that the guest reads all the time have a heat of {hot:.0f} only")
         check(cold < hot / 16, f"pages that the guest never touches have a heat of {cold:.0f}")
         pulled_and_split(lab, background_order="hottest-first")
-        check_equal(heat(lab)["source"], "module", "source at the destination")

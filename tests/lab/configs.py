@@ -114,7 +114,7 @@ def bridge(lab, host):
         "run_dir": text(directory), "state_dir": text(directory + "/state"), "memory_dir_tmpfs": text(lab.memory_dir(host)),
         "memory_dir_hugetlbfs": text(lab.memory_dir(host) + "/huge") if lab.backing == "hugetlbfs" else None,
         "memory.lend": text(lab.options.get("lend", "0")),
-        "heat.period": text("1s"), "heat.core_percent": str(lab.options.get("heat_core_percent", 1))},
+        "heat.period": text("1s"), "heat.core_percent": str(lab.options.get("heat_core_percent", {}).get(host, 1))},
         without=("tls", "tracking", "log", "metrics")) + tracking_and_log(lab) + metrics(lab, "bridge"))
 
 
