@@ -189,7 +189,7 @@ class Lab:
             self.start_bridge(host)
             if self.options.get("device") == "net_memif" and host == self.hosts[0]:  # the server: its client's rings are its own
                 wait_until("the memif server", lambda: "ready:" in daemon.log(), 30)
-        wait_until("all hosts to register", self._all_registered, 30)
+        wait_until("all hosts to register", self._all_registered, 120)
         return self
 
     def _all_registered(self):
