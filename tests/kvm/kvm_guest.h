@@ -54,7 +54,7 @@ class KvmGuest : public testing::TestWithParam<KvmCase> {
   bool user_mode_only_ = false;  // of the userfaultfd
 };
 
-/// Every tracker, on both kinds of memory.
+/// Every tracker, on both kinds of memory; those that arm QEMU's memory first.
 inline const KvmCase kKvmCases[] = {{memory::TrackerKind::kPagemapScan, false},
                                     {memory::TrackerKind::kPagemapScan, true},
                                     {memory::TrackerKind::kWriteProtectEvents, false},

@@ -135,11 +135,13 @@ TEST_P(KvmTrap, WritesOfKvmItselfAreReported) {
   }
 }
 
+class KvmEventTracker : public KvmTrap {};
+
+INSTANTIATE_TEST_SUITE_P(All, KvmEventTracker,
+                         testing::Values(KvmCase{memory::TrackerKind::kWriteProtectEvents, false}), name_of_kvm_case);
+
 // A write that is marked, but not let go on yet, while the set is taken.
-TEST_P(KvmTrap, NoWriteGetsLostBetweenItsMarkAndItsRelease) {
-  if (GetParam().kind != memory::TrackerKind::kWriteProtectEvents || GetParam().huge || GetParam().user != 0) {
-    GTEST_SKIP() << "the kernel marks and lets go on in one step, or it is the same code";
-  }
+TEST_P(KvmEventTracker, NoWriteGetsLostBetweenItsMarkAndItsRelease) {
   ASSERT_NO_FATAL_FAILURE(fill_and_arm());
   if (IsSkipped()) {
     return;
@@ -182,11 +184,13 @@ std::uint64_t mappings_made(const TinyVmm& vmm) {
   return 0;
 }
 
+class KvmArming : public KvmTrap {};
+
+INSTANTIATE_TEST_SUITE_P(All, KvmArming, testing::ValuesIn(std::begin(kKvmCases), std::end(kKvmCases) - 2),
+                         name_of_kvm_case);
+
 // To arm a range again makes KVM drop all that it has mapped of it, written or not.
-TEST_P(KvmTrap, WhatWasNotWrittenStaysMapped) {
-  if (GetParam().kind == memory::TrackerKind::kHashes || GetParam().user != 0) {
-    GTEST_SKIP() << "nothing is armed, or it is the same";
-  }
+TEST_P(KvmArming, WhatWasNotWrittenStaysMapped) {
   ASSERT_NO_FATAL_FAILURE(fill_and_arm());
   if (IsSkipped()) {
     return;
