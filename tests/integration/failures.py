@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import json
 import os
 import re
 import signal
@@ -57,6 +58,19 @@ def newest(rows):
 def state_now(lab):
     rows = lab.ctl("migrations", check=False)
     return newest(rows)["state"] if rows else None
+
+
+def journal_phase(lab, host):
+    try:
+        with open(f"{lab.directory}/{host}/state/vms/{lab.uuids['guest']}.json") as file:
+            return json.load(file).get("migration", {}).get("phase")
+    except (OSError, ValueError):
+        return None
+
+
+def wait_for_the_order_to_switch(lab):
+    """Until host-a, the source, has it. It is seen there at once; who asks the control plane is late by a godwitctl."""
+    wait_until("the order to switch", lambda: journal_phase(lab, "host-a") == "switching", 60, 0.0002)
 
 
 def wait_state(lab, state, timeout_s=30):
@@ -117,13 +131,16 @@ def on_its_way(state="TRANSFERRING", into_s=0.5, rate=200, plan=None):
     """A lab whose guest moves to host-b, `into_s` into `state`; gives (lab, migration)."""
     with guest_at_home(rate=rate) as lab:
         migration = Background(lab, "guest", "host-b", **(SLOW if plan is None else plan))
-        wait_state(lab, state)
+        if state == "SWITCHING":
+            wait_for_the_order_to_switch(lab)
+        else:
+            wait_state(lab, state)
         time.sleep(into_s)
         yield lab, migration
 
 
 def kill_at(key, state, into_s):
-    with on_its_way(state, into_s) as (lab, migration):
+    with on_its_way(state, into_s, plan={} if state == "SWITCHING" else SLOW) as (lab, migration):
         lab.kill(key)
         time.sleep(0.5)
         restart(lab, key)

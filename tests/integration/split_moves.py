@@ -133,12 +133,12 @@ def _in(state, into_s=0.5):
     return wait
 
 
-@scenario
+@scenario_beside_others
 def a_split_guest_moves_and_its_destination_dies():
     _struck("dataplane host-c", _in("TRANSFERRING"), SLOW, stays=True)
 
 
-@scenario
+@scenario_beside_others
 def a_split_guest_moves_and_its_source_dies_pulling():
     _struck("dataplane host-a", _in("PULLING"), {"mode": "postcopy", **SLOW}, stays=False)
 
