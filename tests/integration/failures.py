@@ -15,7 +15,7 @@ from tests.lab.network import DATA
 from tests.lab.processes import LabError, wait_until
 
 from .movement import SMALL, guest_at_home, moved
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 
 # Slow enough that TRANSFERRING lasts some seconds.
 SLOW = {"bandwidth_limit": "200Mbit/s"}
@@ -157,7 +157,7 @@ def _register_kills():
                 kill_at(victim, state, 0.5 if state == "TRANSFERRING" else 0.0)
 
             body.__name__ = name
-            (scenario_beside_others if state == "TRANSFERRING" else scenario)(body)  # the others last milliseconds
+            scenario_beside_others(body)
 
 
 _register_kills()

@@ -12,7 +12,7 @@ from tests.lab.processes import wait_until
 from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, stray_memory, wait_for_the_order_to_switch, wait_state
 from .movement import guest_at_home, moved
 from .postcopy import SLOW
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 from .switchover import MANAGEMENT, at_switch, loaded, state_now, strike, strike_when_committed, strike_when_stopped, thawed
 
 VICTIMS = (["bridge host-a"], ["bridge host-b"], ["dataplane host-a"], ["dataplane host-b"], ["controlplane"])
@@ -43,7 +43,7 @@ def struck_in(wait, into_s, plan):
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_preparing():
     struck_in(lambda lab: wait_state(lab, "PREPARING"), 0.0, SLOW)
 
@@ -53,7 +53,7 @@ def postcopy_kills_transferring():
     struck_in(lambda lab: wait_state(lab, "TRANSFERRING"), 0.4, ROUNDS)
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_switching():
     struck_in(wait_for_the_order_to_switch, 0.0, SLOW)
 

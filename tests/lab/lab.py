@@ -271,7 +271,7 @@ class Lab:
             file.write(configs.plan(vm, destination, **plan))
         return self.ctl("migrate", "-f", path, check=check)
 
-    def verdict(self, vm, host, timeout_s=60):
+    def verdict(self, vm, host, timeout_s=240):
         return verdict(self.console(vm, host), timeout_s)
 
     def where(self, vm):
