@@ -35,7 +35,7 @@ def struck_in(wait, into_s, plan):
             known = len(lab.ctl("migrations"))
             migration = Background(lab, "guest", "host-b", **plan)
             wait_until("the migration", lambda n=known: len(lab.ctl("migrations")) > n, 30, 0.005)
-            wait(lab)
+            wait(lab, migration)
             time.sleep(into_s)
             strike(lab, victims)
             migration.join()
@@ -45,17 +45,17 @@ def struck_in(wait, into_s, plan):
 
 @scenario_beside_others
 def postcopy_kills_preparing():
-    struck_in(lambda lab: wait_state(lab, "PREPARING"), 0.0, SLOW)
+    struck_in(lambda lab, _: wait_state(lab, "PREPARING"), 0.0, SLOW)
 
 
 @scenario_beside_others
 def postcopy_kills_transferring():
-    struck_in(lambda lab: wait_state(lab, "TRANSFERRING"), 0.4, ROUNDS)
+    struck_in(lambda lab, _: wait_state(lab, "TRANSFERRING"), 0.4, ROUNDS)
 
 
 @scenario_beside_others
 def postcopy_kills_switching():
-    struck_in(wait_for_the_order_to_switch, 0.0, SLOW)
+    struck_in(lambda lab, migration: wait_for_the_order_to_switch(lab, migration.is_over), 0.0, SLOW)
 
 
 @scenario_beside_others

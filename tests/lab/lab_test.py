@@ -45,6 +45,8 @@ class End(unittest.TestCase):
             looks.communicate(b"\n")
         self.assertEqual(looks.returncode, 0)
 
+
+class EndedProcesses(unittest.TestCase):
     def test_nobody_waits_for_a_parent_that_does_not_ask_for_its_child(self):
         with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as parent:
             try:
