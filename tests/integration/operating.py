@@ -9,7 +9,7 @@ from tests.lab.processes import processes_naming, run, wait_until
 from tests.lab.terminal import CTRL_C, Terminal
 
 from .movement import guest_at_home
-from .registry import Skip, check, check_equal, scenario, scenario_beside_others
+from .registry import Skip, check, check_equal, scenario_beside_others
 
 PROGRESS = r"\[#*\.*\] +\d+ %  [\d.]+ .?bit/s  round \d+  [\d.]+( [kM])? pages left  about [\d.]+ \w+ left"
 QUESTION = r"cancel the migration\? \[y\]es, \[n\]o; Ctrl-C again leaves it running: "
@@ -69,7 +69,7 @@ def nothing_left_of(lab_directory):
         check(lab_id not in mounts.read(), f"mounts of {lab_id} are left")
 
 
-@scenario
+@scenario_beside_others
 def quickstart_interrupted():
     """At each of its steps, by Ctrl-C (and once more while it takes things down) and by SIGTERM: nothing stays, and it can be run again."""
     if os.path.realpath(BUILD) != os.path.realpath(os.path.join(ROOT, "build")):

@@ -7,7 +7,7 @@ from tests.lab.processes import wait_until
 
 from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, wait_state
 from .movement import guest_at_home, moved
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 
 # Slow enough that some seconds are spent pulling.
 SLOW = {"mode": "postcopy", "bandwidth_limit": "200Mbit/s"}
@@ -128,7 +128,7 @@ def _register_kills():
             while_pulling(strike)
 
         body.__name__ = f"postcopy_kill_{victim.replace(' ', '_').replace('-', '_')}_pulling"
-        scenario(body)
+        scenario_beside_others(body)
 
 
 _register_kills()

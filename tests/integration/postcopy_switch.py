@@ -9,10 +9,10 @@ import time
 
 from tests.lab.processes import wait_until
 
-from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, stray_memory, wait_state
+from .failures import Background, everything_works_again, newest, restart, runs_in_one_place, stray_memory, wait_for_the_order_to_switch, wait_state
 from .movement import guest_at_home, moved
 from .postcopy import SLOW
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 from .switchover import MANAGEMENT, at_switch, loaded, state_now, strike, strike_when_committed, strike_when_stopped, thawed
 
 VICTIMS = (["bridge host-a"], ["bridge host-b"], ["dataplane host-a"], ["dataplane host-b"], ["controlplane"])
@@ -29,13 +29,13 @@ def at_home_again(lab):
         moved(lab, "guest", "host-a")
 
 
-def struck_in(state, into_s, plan):
+def struck_in(wait, into_s, plan):
     with guest_at_home(rate=200) as lab:
         for victims in VICTIMS:
             known = len(lab.ctl("migrations"))
             migration = Background(lab, "guest", "host-b", **plan)
             wait_until("the migration", lambda n=known: len(lab.ctl("migrations")) > n, 30, 0.005)
-            wait_state(lab, state)
+            wait(lab, migration)
             time.sleep(into_s)
             strike(lab, victims)
             migration.join()
@@ -43,19 +43,19 @@ def struck_in(state, into_s, plan):
         everything_works_again(lab, "guest")
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_preparing():
-    struck_in("PREPARING", 0.0, SLOW)
+    struck_in(lambda lab, _: wait_state(lab, "PREPARING"), 0.0, SLOW)
 
 
 @scenario_beside_others
 def postcopy_kills_transferring():
-    struck_in("TRANSFERRING", 0.4, ROUNDS)
+    struck_in(lambda lab, _: wait_state(lab, "TRANSFERRING"), 0.4, ROUNDS)
 
 
-@scenario
+@scenario_beside_others
 def postcopy_kills_switching():
-    struck_in("SWITCHING", 0.0, SLOW)
+    struck_in(lambda lab, migration: wait_for_the_order_to_switch(lab, migration.is_over), 0.0, SLOW)
 
 
 @scenario_beside_others

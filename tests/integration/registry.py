@@ -14,7 +14,7 @@ def scenario(function):
 
 
 def scenario_beside_others(function):
-    """It waits for events, and the moments that it hits are held (a process stopped, a slow link): another scenario on the other core changes nothing."""
+    """It waits for events, and the moments that it hits are held (a process stopped, a slow link) or last as long as the machine is busy: others change nothing."""
     BESIDE_OTHERS.add(function.__name__)
     return scenario(function)
 

@@ -8,7 +8,7 @@ from tests.lab.processes import wait_until
 
 from .failures import Background, newest, restart, runs_in_one_place, wait_state
 from .movement import SMALL, moved
-from .registry import check, check_equal, scenario, scenario_beside_others
+from .registry import check, check_equal, scenario_beside_others
 from .splitting import BATCH_BYTES, BUDGET_BYTES, Resident, split_of, subs_of
 
 # Slow enough that some seconds are spent on the way.
@@ -133,16 +133,16 @@ def _in(state, into_s=0.5):
     return wait
 
 
-@scenario
+@scenario_beside_others
 def a_split_guest_moves_and_its_destination_dies():
     _struck("dataplane host-c", _in("TRANSFERRING"), SLOW, stays=True)
 
 
-@scenario
+@scenario_beside_others
 def a_split_guest_moves_and_its_source_dies_pulling():
     _struck("dataplane host-a", _in("PULLING"), {"mode": "postcopy", **SLOW}, stays=False)
 
 
-@scenario
+@scenario_beside_others
 def a_split_guest_is_gathered_to_move_and_the_control_plane_dies():
     _struck("controlplane", _in("PREPARING", 0.0), {}, stays=True)

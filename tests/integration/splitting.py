@@ -9,7 +9,7 @@ from tests.lab.processes import wait_until
 from .failures import restart
 from .metrics import check_metrics_of_split
 from .movement import SMALL
-from .registry import check, check_equal, scenario
+from .registry import check, check_equal, scenario_beside_others
 
 BUDGET_BYTES = 64 << 20
 BATCH_BYTES = 64 * 4096  # dataplane/memory/evictor.h
@@ -55,7 +55,7 @@ def self_check(lab):
     check(ok, f"guest: {text}")
 
 
-@scenario
+@scenario_beside_others
 def split_and_gathered():
     with Lab(hosts=3, options={"lend": "512MiB", "metrics": True}) as lab:
         lab.start()
@@ -83,7 +83,7 @@ def split_and_gathered():
         check_equal([host["memory_lent_bytes"] for host in lab.ctl("hosts")], [0, 0, 0], "what is still lent")
 
 
-@scenario
+@scenario_beside_others
 def a_sub_host_is_drained():
     with Lab(hosts=3, options={"lend": "512MiB"}) as lab:
         lab.start()

@@ -3,14 +3,13 @@
 To hit moments that last milliseconds, a process is stopped (SIGSTOP) while the order is on its way, and let go on when the blow has fallen.
 """
 
-import json
 import os
 import signal
 import time
 
 from tests.lab.processes import LabError, wait_until
 
-from .failures import Background, everything_works_again, newest, on_its_way, restart, runs_in_one_place, state_now
+from .failures import Background, everything_works_again, newest, on_its_way, restart, runs_in_one_place, state_now, wait_for_the_order_to_switch
 from .movement import guest_at_home
 from .registry import check, check_equal, scenario_beside_others
 
@@ -23,14 +22,6 @@ def frozen(lab, key):
 
 def thawed(lab, key):
     os.kill(lab.daemons[key].pid, signal.SIGCONT)
-
-
-def journal_phase(lab, host):
-    try:
-        with open(f"{lab.directory}/{host}/state/vms/{lab.uuids['guest']}.json") as file:
-            return json.load(file).get("migration", {}).get("phase")
-    except (OSError, ValueError):
-        return None
 
 
 def asked(lab, host, command):
@@ -48,7 +39,7 @@ def asked(lab, host, command):
 def at_switch(lab, freeze, **plan):
     """Begins a migration from host-a, and stops daemon `freeze` in the moment in which the source has the order to switch."""
     migration = Background(lab, "guest", "host-b", **plan)
-    wait_until("the order to switch", lambda: journal_phase(lab, "host-a") == "switching", 60, 0.0002)
+    wait_for_the_order_to_switch(lab)
     frozen(lab, freeze)
     return migration
 

@@ -1,11 +1,13 @@
 """The lab's end: what it takes down, whatever fails meanwhile, and what it leaves alone. Needs no root: nothing of a network is made."""
 
+import math
 import os
 import subprocess
 import sys
 import unittest
 
 from .lab import Lab
+from .processes import end_processes
 
 
 class FailsToStop:
@@ -42,6 +44,17 @@ class End(unittest.TestCase):
         finally:
             looks.communicate(b"\n")
         self.assertEqual(looks.returncode, 0)
+
+
+class EndedProcesses(unittest.TestCase):
+    def test_nobody_waits_for_a_parent_that_does_not_ask_for_its_child(self):
+        with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as parent:
+            try:
+                child = int(parent.stdout.readline())
+                end_processes([child], timeout_s=math.inf)
+                self.assertTrue(os.path.exists(f"/proc/{child}"))
+            finally:
+                parent.kill()
 
 
 if __name__ == "__main__":

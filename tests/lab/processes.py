@@ -90,6 +90,16 @@ def processes_naming(text):
     return found
 
 
+def _over(pid):
+    """It has ended, and holds nothing any more. Its parent, maybe the machine's init, may take its time to ask for its status."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        return state == "Z" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def end_processes(pids, timeout_s=5):
     for pid in pids:
         try:
@@ -97,10 +107,10 @@ def end_processes(pids, timeout_s=5):
         except ProcessLookupError:
             pass
     end = time.monotonic() + timeout_s
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < end:
-        for pid in pids:
-            try:
-                os.waitpid(pid, os.WNOHANG)
-            except (ChildProcessError, OSError):
-                pass
+    while not all(_over(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(0.01)
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)  # of our own children nothing is left
+        except ChildProcessError:
+            pass

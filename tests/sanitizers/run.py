@@ -29,7 +29,7 @@ LINK_GRPC = ('bridge_', 'controlplane_', 'godwitctl_')
 # and for DPDK's buffers. These synchronise by atomics in libraries that TSan cannot see into, so it takes every task,
 # call and buffer for a race.
 THREADED = {'base', 'port', 'memory', 'demand-pager', 'evictor', 'dataplane', 'transfer', 'bridge_qmp_client', 'bridge_device_state',
-            'bridge_switchover', 'bridge_never_given_up-1', 'bridge_never_given_up-2', 'bridge_never_given_up-3'}
+            'bridge_switchover-1', 'bridge_switchover-2', 'bridge_never_given_up-1', 'bridge_never_given_up-2', 'bridge_never_given_up-3'}
 
 
 def fewer_seeds(command):
