@@ -168,14 +168,11 @@ std::expected<void, ApiError> arm_and_begin(Guest& guest, const AttachContext& c
   }
   if (guest.kind == api::AttachGuest::CONTINUING) {
     continue_history(guest, context);
-    if (auto paging = guest.demand_paging ? continue_paging(guest, context.missing_dir, context.lcores)
-                                          : std::expected<void, ApiError>{};
-        !paging) {
-      return paging;
-    }
-    if (auto split = guest.split_allowed ? continue_split(guest, context.missing_dir) : std::expected<void, ApiError>{};
-        !split) {
-      return split;
+    auto missing = guest.split_allowed   ? continue_split(guest, context.missing_dir, context.lcores)
+                   : guest.demand_paging ? continue_paging(guest, context.missing_dir, context.lcores)
+                                         : std::expected<void, ApiError>{};
+    if (!missing) {
+      return missing;
     }
   } else if (auto begun = begin_history(guest, context); !begun) {
     return begun;
@@ -371,6 +368,7 @@ Retained retain(Guest& guest, pages::GenerationTable table, std::uint32_t epoch,
     return {false, forgotten ? reason : reason + "; " + forgotten.error().text};
   }
   table.set_written(written, pages::kUnknownGeneration);
+  guest.forget_away(table);
   const memory::RetainedImage image = image_of(guest, std::move(table), epoch);
   if (auto saved = images.store.save(image); !saved) {
     return {false, saved.error().text};

@@ -47,7 +47,7 @@ struct Guest {
 
   std::unique_ptr<LiveGuest> memory;
   bool demand_paging = false;          // its userfaultfds see every access
-  std::shared_ptr<LivePaging> paging;  // null: nothing is or will be missing
+  std::shared_ptr<LivePaging> paging;  // null: nothing comes by a migration, nor will
   bool split_allowed = false;          // attached so that it may be split
   std::shared_ptr<LiveSplit> split;    // null: it is not
   std::uint32_t paging_epoch = 0;      // epoch_base of the migration whose pages may be missing
@@ -64,8 +64,14 @@ struct Guest {
   std::string tracker_reason;
   std::string history_lost;  // reason; empty: history is whole
 
+  /// A table that goes with the RAM files: of what page stores have those have nothing.
+  void forget_away(pages::GenerationTable& with_files) const {
+    if (split) {
+      with_files.set_written(split->pager()->missing(), pages::kUnknownGeneration);
+    }
+  }
   [[nodiscard]] std::uint64_t pages_missing() const {
-    return (paging ? paging->missing_count() : 0) + (split ? split->missing_count() : 0);
+    return split ? split->missing_count() : paging ? paging->missing_count() : 0;
   }
 };
 

@@ -62,6 +62,18 @@ std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_bas
   return {};
 }
 
+std::expected<void, ApiError> begin_split_arrival(Guest& guest, std::uint32_t epoch_base,
+                                                  const std::string& missing_dir, std::uint32_t lcores) {
+  auto split = LiveSplit::arrive(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), lcores);
+  if (!split) {
+    return std::unexpected(from_memory(split.error()));
+  }
+  guest.split = std::move(*split);
+  guest.paging = LivePaging::of_split(*guest.memory, guest.split, lcores, false);
+  guest.paging_epoch = epoch_base;
+  return {};
+}
+
 std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores) {
   auto paging = LivePaging::take_over(*guest.memory, LivePaging::file_of(missing_dir, guest.vm_uuid),
                                       missing_of(guest, guest.paging_epoch), lcores);
@@ -78,11 +90,15 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& gue
   return LiveSplit::create(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), std::move(pipe));
 }
 
-std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir) {
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir, std::uint32_t lcores) {
   if (!LiveSplit::left_behind(missing_dir, guest.vm_uuid)) {
+    if (guest.demand_paging) {
+      return std::unexpected(
+          ApiError{api::Error::KERNEL, "what the guest lacks is not known: its files are not there"});
+    }
     return {};
   }
-  auto split = LiveSplit::take_over(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch));
+  auto split = LiveSplit::take_over(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), lcores);
   if (!split) {
     return std::unexpected(
         ApiError{to_api(split.error().code), "what is elsewhere is not known: " + split.error().text});
@@ -96,6 +112,9 @@ void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t e
   guest.table = std::move(table);
   guest.epoch_now = epoch_next;
   guest.kind = api::AttachGuest::CONTINUING;
+  if (guest.split) {
+    guest.split->stop_asking_source();
+  }
   {
     // Its RAM is a running guest's now.
     const std::lock_guard lock(images.mutex);
@@ -119,6 +138,7 @@ std::expected<void, ApiError> secure_image(Guest& guest, const Id128& migration,
     return std::unexpected(ApiError{api::Error::KERNEL, whole.error().text});
   }
   guest.table.set_written(written, pages::kUnknownGeneration);
+  guest.forget_away(guest.table);
   memory::RetainedImage image = image_of(guest, guest.table, epoch_next);
   image.serving = to_memory_id(migration);
   const std::lock_guard lock(images.mutex);

@@ -19,6 +19,9 @@ std::string postcopy_refusal(const std::string& missing_dir);
 /// Before a migration that is not pre-copy: pages of the guest may become missing.
 std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_base, const std::string& missing_dir,
                                            std::uint32_t lcores);
+/// The same of one that is split at the source, and keeps its stores.
+std::expected<void, ApiError> begin_split_arrival(Guest& guest, std::uint32_t epoch_base,
+                                                  const std::string& missing_dir, std::uint32_t lcores);
 /// After a restart of the daemon: takes over what is missing by the former one's file. Without it nobody knows what is.
 std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores);
 /// The guest is ours from here on, though pages may be missing. It runs already, so nothing can refuse it: what fails
@@ -31,7 +34,8 @@ void take_possession(Guest& guest, pages::GenerationTable table, std::uint32_t e
 std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
                                                                       memory::PinPipe pipe);
 /// After a restart of the daemon: if pages of this guest were elsewhere they are, and its faults wait for SplitGuest.
-std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir);
+/// Pages that a migration was pulling are among them.
+std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir, std::uint32_t lcores);
 
 // ---- the source ----
 /// The RAM files become an image that serves this migration, durable on return. QEMU, which does not run its guest any

@@ -140,6 +140,10 @@ void LiveGuest::note_zero(pages::PageNumber first, std::uint64_t count) {
   }
 }
 
+void LiveGuest::note_present(const pages::Bitmap& pages) {
+  pages.for_each_run([this](pages::PageNumber first, std::uint64_t count) { set_present(first, count, true); });
+}
+
 void LiveGuest::note_content(const pages::Bitmap& among, const pages::Bitmap& zero) {
   for (std::size_t i = 0; i < content_.size(); ++i) {
     if (const std::uint64_t content = among.words()[i] & ~zero.words()[i]; content != 0) {

@@ -44,6 +44,10 @@ class LiveGuest final : public transfer::GuestMemory {
   /// Any lcore, for the page that it has just put in.
   void note_arrived(pages::PageNumber page, std::span<const std::byte> bytes);
   void note_zero(pages::PageNumber first, std::uint64_t count);
+  /// A job. These were put in while the guest ran, and stay.
+  void note_present(const pages::Bitmap& pages);
+  /// Any thread.
+  void note_present(pages::PageNumber page) { set_present(page, 1, true); }
 
   // ---- jobs ----
   std::expected<void, transfer::GuestError> arm();

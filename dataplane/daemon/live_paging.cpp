@@ -46,7 +46,16 @@ std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::open(Open 
   if (!pager) {
     return std::unexpected(pager.error());
   }
-  return std::shared_ptr<LivePaging>(new LivePaging(guest, std::move(*pager), lcores));
+  return std::shared_ptr<LivePaging>(new LivePaging(guest, std::move(*pager), nullptr, lcores));
+}
+
+std::shared_ptr<LivePaging> LivePaging::of_split(LiveGuest& guest, std::shared_ptr<LiveSplit> split,
+                                                 std::uint32_t lcores, bool armed) {
+  auto pager = split->pager();
+  std::shared_ptr<LivePaging> paging(new LivePaging(guest, std::move(pager), std::move(split), lcores));
+  paging->missing_first_.store(paging->missing_count(), std::memory_order_relaxed);
+  paging->armed_.store(armed, std::memory_order_release);
+  return paging;
 }
 
 std::expected<std::shared_ptr<LivePaging>, memory::Error> LivePaging::create(LiveGuest& guest, const std::string& file,
@@ -99,7 +108,7 @@ std::expected<void, transfer::GuestError> LivePaging::arm(const pages::Bitmap& m
   if (auto armed = pager_->arm(); !armed) {
     return guest_error(armed.error());
   }
-  missing_first_.store(missing.count(), std::memory_order_relaxed);
+  missing_first_.store(missing_count(), std::memory_order_relaxed);
   armed_.store(true, std::memory_order_release);
   return {};
 }
@@ -108,7 +117,8 @@ std::expected<void, transfer::GuestError> LivePaging::disarm() {
   if (!armed()) {
     return {};
   }
-  if (auto ended = pager_->end(); !ended) {
+  // Of one that is split faults go on: what its stores have is missing still.
+  if (auto ended = split_ ? std::expected<void, memory::Error>{} : pager_->end(); !ended) {
     return guest_error(ended.error());
   }
   armed_.store(false, std::memory_order_release);
@@ -117,7 +127,7 @@ std::expected<void, transfer::GuestError> LivePaging::disarm() {
 }
 
 bool LivePaging::poll() {
-  if (!armed()) {
+  if (!armed() || split_) {
     return false;
   }
   const std::size_t before = faults_.size();
@@ -130,6 +140,9 @@ bool LivePaging::poll() {
 std::expected<void, transfer::GuestError> LivePaging::read_events(transfer::PagingEvents& out) {
   if (failure_) {
     return std::unexpected(*failure_);
+  }
+  if (split_) {
+    split_->take_awaited(faults_, out.given_back);
   }
   out.faults.insert(out.faults.end(), faults_.begin(), faults_.end());
   faults_.clear();
@@ -146,7 +159,10 @@ std::expected<void, transfer::GuestError> LivePaging::place(std::uint32_t lcore,
       return memory::PageWrite{.page = page.page, .offset = 0, .bytes = page.bytes};
     });
     placed.clear();
-    const auto done = pager_->place(lcore, std::span(writes).first(some.size()), &placed);
+    const auto done = pager_->place(lcore, std::span(writes).first(some.size()), &placed, only());
+    if (split_ && done && !*done) {
+      split_->want_room();  // and what found none is sent again
+    }
     auto at = some.begin();
     for (const memory::PageRange& range : placed) {
       for (pages::PageNumber page = range.first; page < range.first + range.count; ++page, ++at) {
@@ -170,7 +186,7 @@ std::expected<void, transfer::GuestError> LivePaging::place_zero(std::uint32_t l
   GW_ASSERT(lcore < placed_.size());
   std::vector<memory::PageRange>& zeroed = placed_[lcore];
   zeroed.clear();
-  const auto done = pager_->place_zero(lcore, {first, count}, &zeroed);
+  const auto done = pager_->place_zero(lcore, {first, count}, &zeroed, only());
   for (const memory::PageRange& range : zeroed) {
     placed.push_back({range.first, range.count});
     guest_.note_zero(range.first, range.count);

@@ -2,6 +2,8 @@
 // The pages of a guest that runs here and are still elsewhere, behind transfer's interface: memory::DemandPager, and
 // the reading of faults, which goes on with or without a flow. Shared by the guest, its migration and the home lcore;
 // the guest's LiveGuest outlives it.
+// Of a guest that is split the pager is its LiveSplit's, which reads the faults; what is missing here are its awaited
+// pages alone.
 //
 // Threads as transfer/paging_guest.h says; poll() and read_events() on the home lcore. Failure: GuestError, as long as
 // what is wrong lasts: another migration part may go on later. Memory that is not free just now is none (the pages stay
@@ -18,6 +20,7 @@
 #include "base/uuid.h"
 #include "dataplane/daemon/fault_watch.h"
 #include "dataplane/daemon/live_guest.h"
+#include "dataplane/daemon/live_split.h"
 #include "dataplane/memory/demand_pager.h"
 #include "dataplane/transfer/paging_guest.h"
 
@@ -40,6 +43,9 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
   static std::expected<std::shared_ptr<LivePaging>, memory::Error> take_over(LiveGuest& guest, const std::string& file,
                                                                              const memory::MissingOf& of,
                                                                              std::uint32_t lcores);
+  /// Of one that is split. `armed`: it goes on where a former daemon stopped.
+  static std::shared_ptr<LivePaging> of_split(LiveGuest& guest, std::shared_ptr<LiveSplit> split, std::uint32_t lcores,
+                                              bool armed);
   std::expected<void, transfer::GuestError> punch(const pages::Bitmap& missing, const pages::Bitmap& zero) override;
   std::expected<bool, transfer::GuestError> guard() override;
   std::expected<void, transfer::GuestError> arm(const pages::Bitmap& missing) override;
@@ -62,8 +68,16 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
                                                        std::vector<transfer::PageRun>& placed) override;
 
   // ---- any thread ----
-  [[nodiscard]] bool missing(pages::PageNumber page) const override { return pager_->is_missing(page); }
-  [[nodiscard]] std::uint64_t missing_count() const { return pager_->missing_count(); }
+  [[nodiscard]] bool missing(pages::PageNumber page) const override {
+    return split_ ? pager_->is_awaited(page) : pager_->is_missing(page);
+  }
+  [[nodiscard]] std::uint64_t missing_count() const {
+    return split_ ? pager_->awaited_count() : pager_->missing_count();
+  }
+  /// Who reads its faults.
+  static std::shared_ptr<FaultWatch> reader_of(const std::shared_ptr<LivePaging>& paging) {
+    return paging->split_ ? std::shared_ptr<FaultWatch>(paging->split_) : paging;
+  }
   /// When it was armed.
   [[nodiscard]] std::uint64_t missing_first() const { return missing_first_.load(std::memory_order_relaxed); }
   /// From arm() until disarm() has returned.
@@ -80,11 +94,16 @@ class LivePaging final : public transfer::PagingGuest, public FaultWatch {
                                                                         const std::string& file,
                                                                         const memory::MissingOf& of,
                                                                         std::uint32_t lcores);
-  LivePaging(LiveGuest& guest, std::unique_ptr<memory::DemandPager> pager, std::uint32_t lcores)
-      : guest_(guest), pager_(std::move(pager)), placed_(lcores) {}
+  LivePaging(LiveGuest& guest, std::shared_ptr<memory::DemandPager> pager, std::shared_ptr<LiveSplit> split,
+             std::uint32_t lcores)
+      : guest_(guest), pager_(std::move(pager)), split_(std::move(split)), placed_(lcores) {}
+  [[nodiscard]] memory::DemandPager::Only only() const {
+    return split_ ? memory::DemandPager::Only::kAwaited : memory::DemandPager::Only::kMissing;
+  }
 
   LiveGuest& guest_;
-  const std::unique_ptr<memory::DemandPager> pager_;
+  const std::shared_ptr<memory::DemandPager> pager_;
+  const std::shared_ptr<LiveSplit> split_;
   std::vector<std::vector<memory::PageRange>> placed_;  // by lcore, to be reused
   std::atomic<std::uint64_t> missing_first_{0};
   std::atomic<bool> armed_{false};

@@ -12,11 +12,8 @@ namespace godwit::daemon {
 namespace {
 
 constexpr const char* kMissing = ".split-missing";
-constexpr const char* kLeaving = ".split-leaving";
 constexpr const char* kPlaces = ".split-places";
 constexpr memory::GuestStateFile::Kind kPlacesKind{0x6777706c61636573, 1, "file of where pages are"};  // "gwplaces"
-/// On their way out at once: 8 MiB, some milliseconds of a 10 Gbit/s link.
-constexpr std::uint32_t kSlots = 2048;
 /// Faults that could not be answered when they were read raise no event again.
 constexpr Duration kFaultsAgain = milliseconds(10);
 constexpr Duration kUnansweredAgain = microseconds(200);
@@ -44,7 +41,7 @@ void LiveSplit::remove_files(const std::string& directory, const Id128& vm) {
   }
 }
 
-LiveSplit::LiveSplit(LiveGuest& guest, std::string directory, const memory::MissingOf& of)
+LiveSplit::LiveSplit(LiveGuest& guest, std::string directory, const memory::MissingOf& of, std::uint32_t lcores)
     : guest_(guest),
       directory_(std::move(directory)),
       of_(of),
@@ -55,6 +52,7 @@ LiveSplit::LiveSplit(LiveGuest& guest, std::string directory, const memory::Miss
   request_.file = file(kMissing);
   request_.of = of;
   request_.room = &room_;
+  request_.lcores = lcores;
 }
 
 LiveSplit::~LiveSplit() { stop_evicting(); }
@@ -63,10 +61,13 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::create(LiveG
                                                                            const std::string& directory,
                                                                            const memory::MissingOf& of,
                                                                            memory::PinPipe pipe) {
-  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of));
+  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, 1));
   auto opened = made->open_rest(true, std::move(pipe));
   if (opened) {
     opened = made->open_pager(true);
+  }
+  if (opened) {
+    opened = made->pager_->arm();
   }
   if (!opened) {
     return std::unexpected(opened.error());
@@ -76,9 +77,26 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::create(LiveG
 
 std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::take_over(LiveGuest& guest,
                                                                               const std::string& directory,
-                                                                              const memory::MissingOf& of) {
-  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of));
+                                                                              const memory::MissingOf& of,
+                                                                              std::uint32_t lcores) {
+  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, lcores));
   if (auto opened = made->open_pager(false); !opened) {
+    return std::unexpected(opened.error());
+  }
+  return made;
+}
+
+std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::arrive(LiveGuest& guest,
+                                                                           const std::string& directory,
+                                                                           const memory::MissingOf& of,
+                                                                           std::uint32_t lcores) {
+  std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, lcores));
+  made->room_.set_budget(kNoBudget);  // until SplitGuest says
+  auto opened = made->open_places(true);
+  if (opened) {
+    opened = made->open_pager(true);
+  }
+  if (!opened) {
     return std::unexpected(opened.error());
   }
   return made;
@@ -90,7 +108,18 @@ std::expected<void, memory::Error> LiveSplit::open_pager(bool fresh) {
     return std::unexpected(pager.error());
   }
   pager_ = std::move(*pager);
-  return fresh ? pager_->arm() : std::expected<void, memory::Error>{};
+  return {};
+}
+
+std::expected<void, memory::Error> LiveSplit::open_places(bool fresh) {
+  const std::size_t bytes = split::PageCopies::bytes(of_.page_count);
+  auto places = fresh ? memory::GuestStateFile::create(file(kPlaces), kPlacesKind, of_, bytes)
+                      : memory::GuestStateFile::adopt(file(kPlaces), kPlacesKind, of_, bytes);
+  if (!places) {
+    return std::unexpected(places.error());
+  }
+  places_ = std::make_unique<memory::GuestStateFile>(std::move(*places));
+  return {};
 }
 
 std::expected<void, memory::Error> LiveSplit::open_rest(bool fresh, memory::PinPipe pipe) {
@@ -99,15 +128,13 @@ std::expected<void, memory::Error> LiveSplit::open_rest(bool fresh, memory::PinP
   if (!leaving) {
     return std::unexpected(leaving.error());
   }
-  const std::size_t bytes = split::PageCopies::bytes(of_.page_count);
-  auto places = fresh ? memory::GuestStateFile::create(file(kPlaces), kPlacesKind, of_, bytes)
-                      : memory::GuestStateFile::adopt(file(kPlaces), kPlacesKind, of_, bytes);
-  if (!places) {
-    return std::unexpected(places.error());
+  if (!places_) {
+    if (auto opened = open_places(fresh); !opened) {
+      return opened;
+    }
   }
-  places->let_take_over();
+  places_->let_take_over();
   leaving_ = std::make_unique<memory::LeavingPages>(std::move(*leaving));
-  places_ = std::make_unique<memory::GuestStateFile>(std::move(*places));
   return {};
 }
 
@@ -139,7 +166,7 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
   }
   evictor_ = std::move(*evictor);
   limits_ = limits;
-  room_.set_budget(limits.gather ? UINT64_MAX / 2 : limits.budget_pages);
+  room_.set_budget(limits.gather ? kNoBudget : limits.budget_pages);
   changed_.notify_all();
   return {};
 }
@@ -183,7 +210,7 @@ std::chrono::milliseconds LiveSplit::evict_once() {
   const std::lock_guard evicting(evicting_);
   {
     const std::lock_guard lock(mutex_);
-    if (!evictor_ || limits_.gather || !problem_.empty()) {
+    if (!evictor_ || limits_.gather || held_ || !problem_.empty()) {
       return kNotWanted;
     }
   }
@@ -221,17 +248,63 @@ void LiveSplit::fail(const std::string& why) {
 // ---- the home lcore ----
 
 bool LiveSplit::poll_faults(Instant now) {
-  demanded_.clear();
+  const std::size_t before = demanded_.size();
   if (const auto read = pager_->read_faults(demanded_); !read && read.error().code != memory::ErrorCode::kNoMemory) {
     fail(read.error().text);
   }
+  const auto own = std::stable_partition(demanded_.begin() + static_cast<std::ptrdiff_t>(before), demanded_.end(),
+                                         [this](pages::PageNumber page) { return !pager_->is_awaited(page); });
+  awaited_faults_.insert(awaited_faults_.end(), own, demanded_.end());
+  bool busy = demanded_.size() != before;
+  demanded_.erase(own, demanded_.end());
+  const bool asks_source = asks_source_.load(std::memory_order_acquire);
+  if (!asks_source) {
+    leave_to_stores();
+  }
+  if (!begun()) {
+    if (asks_source) {
+      ask_source(before);
+    }
+    return busy;
+  }
   main_->demand(demanded_);
-  const bool busy = main_->turn(now) || !demanded_.empty();
+  demanded_.clear();
+  busy = main_->turn(now) || busy;
   if (!main_->failure().empty()) {
     fail(main_->failure());
   }
+  if (held_then_ && main_->at_rest()) {
+    std::exchange(held_then_, nullptr)();
+  }
   publish(now);
   return busy;
+}
+
+/// It arrives, and no store serves it: the source gives these pages too, or the stores do once they can.
+void LiveSplit::ask_source(std::size_t from) {
+  pages::Bitmap asked(of_.page_count);
+  for (std::size_t i = from; i < demanded_.size(); ++i) {
+    asked.set(demanded_[i]);
+    awaited_faults_.push_back(demanded_[i]);
+    early_.push_back(demanded_[i]);
+  }
+  pager_->await(asked);
+}
+
+/// From the commit on: the source may be another process by the next word, which does not know what it has not.
+void LiveSplit::leave_to_stores() {
+  for (const pages::PageNumber page : early_) {
+    pager_->stop_awaiting(page);
+    awaited_here_.push_back({page, 1});  // for the migration
+  }
+  early_.clear();
+}
+
+void LiveSplit::take_awaited(std::vector<pages::PageNumber>& faults, std::vector<transfer::PageRun>& here) {
+  faults.insert(faults.end(), awaited_faults_.begin(), awaited_faults_.end());
+  here.insert(here.end(), awaited_here_.begin(), awaited_here_.end());
+  awaited_faults_.clear();
+  awaited_here_.clear();
 }
 
 void LiveSplit::publish(Instant now) {
@@ -259,15 +332,19 @@ void LiveSplit::publish(Instant now) {
 
 Instant LiveSplit::deadline(Instant polled_at) const {
   const Instant faults = polled_at + (pager_->has_unanswered() ? kUnansweredAgain : kFaultsAgain);
-  return std::min(faults, main_->deadline());
+  return begun() ? std::min(faults, main_->deadline()) : faults;
 }
 
 std::expected<split::MainMemory::Placed, std::string> LiveSplit::place(pages::PageNumber page, pages::PageBytes bytes) {
   const memory::PageWrite write{page, 0, bytes};
+  const bool awaited = pager_->is_awaited(page);
   placed_.clear();
   const auto placed = pager_->place(0, {&write, 1}, &placed_);
   if (!placed_.empty()) {
     policy_.note_placed(page);
+    if (awaited) {
+      awaited_here_.push_back({page, 1});
+    }
     return Placed::kPlaced;
   }
   if (!placed && placed.error().code != memory::ErrorCode::kNoMemory) {
@@ -276,10 +353,14 @@ std::expected<split::MainMemory::Placed, std::string> LiveSplit::place(pages::Pa
   if (placed && *placed) {
     return Placed::kNotWanted;
   }
+  want_room();
+  return Placed::kAgain;
+}
+
+void LiveSplit::want_room() {
   if (!room_wanted_.exchange(true)) {
     changed_.notify_all();  // the evictor may be looking seldom
   }
-  return Placed::kAgain;
 }
 
 std::vector<split::Entry> LiveSplit::all_leaving() const {

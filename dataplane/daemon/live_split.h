@@ -6,6 +6,11 @@
 // evictor's tells the lcore through its inbox. Units: pages. Failure: memory::Error at the beginning; later problem(),
 // one line, after which pages that are away stay away.
 //
+// When its main part moves, the stores stay (transfer/kept_stores.h). At the source hold() comes before: nothing leaves
+// its memory any more, and the budget does not count. The destination begins with arrive(): as soon as all is announced
+// the three files lie there as if a former process had left them, and SplitGuest goes on with them. Meanwhile pages are
+// pulled from the source, too: those are the pager's awaited ones, and LivePaging places them.
+//
 // Three files on tmpfs outlive the daemon: what is missing, what is on its way out, and where the rest is. The first is
 // armed last, so that it is never there without the others.
 
@@ -30,6 +35,7 @@
 #include "dataplane/memory/guest_state_file.h"
 #include "dataplane/memory/leaving_pages.h"
 #include "dataplane/split/main_host.h"
+#include "dataplane/transfer/kept_stores.h"
 
 namespace godwit::daemon {
 
@@ -56,13 +62,17 @@ struct SplitTold {
   std::function<void()> gathered;
 };
 
-class LiveSplit final : public split::MainMemory, public FaultWatch, public split::MainEvents {
+class LiveSplit final : public split::MainMemory,
+                        public FaultWatch,
+                        public split::MainEvents,
+                        public transfer::KeptStores,
+                        public transfer::TakenStores {
  public:
   /// Of what a former process left.
   static bool left_behind(const std::string& directory, const Id128& vm);
   static void remove_files(const std::string& directory, const Id128& vm);
 
-  // ---- jobs ----
+  // ---- jobs; `lcores`: that may place pages ----
   /// Nothing is missing yet; from here on faults wait for the lcore.
   static std::expected<std::shared_ptr<LiveSplit>, memory::Error> create(LiveGuest& guest, const std::string& directory,
                                                                          const memory::MissingOf& of,
@@ -70,13 +80,34 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   /// What is missing stays so, and faults wait; continue_with() must follow.
   static std::expected<std::shared_ptr<LiveSplit>, memory::Error> take_over(LiveGuest& guest,
                                                                             const std::string& directory,
-                                                                            const memory::MissingOf& of);
-  /// After take_over(). The same pipe as before.
+                                                                            const memory::MissingOf& of,
+                                                                            std::uint32_t lcores);
+  /// A guest that still arrives, split: nothing is missing yet, and nothing waits before settle() and the pager's
+  /// arm().
+  static std::expected<std::shared_ptr<LiveSplit>, memory::Error> arrive(LiveGuest& guest, const std::string& directory,
+                                                                         const memory::MissingOf& of,
+                                                                         std::uint32_t lcores);
+  /// After take_over(), or of one that arrived. The same pipe as before.
   std::expected<void, memory::Error> continue_with(memory::PinPipe pipe);
   /// Once it is all there. `lcore`: of the home lcore.
   void begin(Inbox& lcore, SplitTold told);
   /// From now on; the same as for a new evictor.
   std::expected<void, memory::Error> set_limits(const SplitLimits& limits);
+  /// Begun: nothing is evicted from here on, nor does any store get or lose anything. `then` on the home lcore, once it
+  /// is so and all that was on its way out is back.
+  void hold(std::function<void()> then);
+  void release();
+  std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
+  std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
+  void fetch(pages::PageNumber page) override;
+  [[nodiscard]] bool is_here(pages::PageNumber page) override;
+  void note(std::span<const wire::StoredPage> pages) override;
+  std::expected<void, transfer::GuestError> settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
+                                                   std::uint64_t version_next) override;
+  [[nodiscard]] bool serve() const override { return begun(); }
+  /// After continue_with() of one that was taken over: what is neither in a store nor on its way there comes from where
+  /// it was pulled before.
+  void await_rest();
   /// Nothing is missing any more: takes all of this off the guest. While the lcore polls.
   std::expected<void, memory::Error> end();
   /// The evictor does nothing any more, and has told all; before the lcore stops polling.
@@ -87,11 +118,18 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   bool poll_faults(Instant now) override;
   [[nodiscard]] Instant deadline(Instant polled_at) const override;
   [[nodiscard]] split::MainHost& main() { return *main_; }
+  /// Since the last call: faults on awaited pages, and awaited pages that a store has given.
+  void take_awaited(std::vector<pages::PageNumber>& faults, std::vector<transfer::PageRun>& here);
 
   // ---- any thread ----
   [[nodiscard]] std::vector<int> descriptors() const override { return pager_->descriptors(); }
   [[nodiscard]] bool begun() const { return begun_.load(std::memory_order_acquire); }
   [[nodiscard]] bool complete() const { return leaving_ != nullptr; }
+  [[nodiscard]] const std::shared_ptr<memory::DemandPager>& pager() const { return pager_; }
+  /// The guest is ours: who touches what a store has waits for SplitGuest. Before, the source gives it.
+  void stop_asking_source() { asks_source_.store(false, std::memory_order_release); }
+  /// Somebody waits for a page, and there is no room for it.
+  void want_room();
   /// What a scan found accessed: those stay longest.
   void end_scan(const pages::Bitmap& accessed) { policy_.end_scan(accessed); }
   [[nodiscard]] SplitLimits limits() const;
@@ -100,10 +138,18 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   [[nodiscard]] std::uint64_t missing_count() const override { return pager_->missing_count(); }
 
  private:
-  LiveSplit(LiveGuest& guest, std::string directory, const memory::MissingOf& of);
+  static constexpr const char* kLeaving = ".split-leaving";
+  /// On their way out at once: 8 MiB, some milliseconds of a 10 Gbit/s link.
+  static constexpr std::uint32_t kSlots = 2048;
+  static constexpr std::uint64_t kNoBudget = UINT64_MAX / 2;  // pages
+  LiveSplit(LiveGuest& guest, std::string directory, const memory::MissingOf& of, std::uint32_t lcores);
   std::expected<void, memory::Error> open_pager(bool fresh);
   std::expected<void, memory::Error> open_rest(bool fresh, memory::PinPipe pipe);
+  std::expected<void, memory::Error> open_places(bool fresh);
+  std::expected<void, transfer::GuestError> drop_present(pages::Bitmap& missing, const pages::Bitmap& written) const;
   [[nodiscard]] std::string file(const char* ending) const;
+  void ask_source(std::size_t from);
+  void leave_to_stores();
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
   void fail(const std::string& why);
@@ -128,23 +174,29 @@ class LiveSplit final : public split::MainMemory, public FaultWatch, public spli
   const memory::MissingOf of_;
   memory::PagerRequest request_;
   memory::ResidentRoom room_;
-  std::unique_ptr<memory::DemandPager> pager_;
+  std::shared_ptr<memory::DemandPager> pager_;
   std::unique_ptr<memory::LeavingPages> leaving_;
   std::unique_ptr<memory::GuestStateFile> places_;
   memory::ColdestFirst policy_;
-  std::unique_ptr<split::MainHost> main_;  // the home lcore's, once begun
-  std::vector<pages::PageNumber> demanded_;
+  std::unique_ptr<split::MainHost> main_;          // the home lcore's, once begun
+  std::vector<pages::PageNumber> demanded_;        // not told to main_ yet
+  std::vector<pages::PageNumber> awaited_faults_;  // not taken yet
+  std::vector<transfer::PageRun> awaited_here_;    // the same
+  std::vector<pages::PageNumber> early_;           // that a store has, and the source was asked for before the commit
+  std::function<void()> held_then_;
   std::vector<memory::PageRange> placed_;
   bool gathered_ = false;
   Instant publish_at_{};
   SplitTold told_;
   Inbox* lcore_ = nullptr;
   std::atomic<bool> begun_{false};
+  std::atomic<bool> asks_source_{true};
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable_any changed_;
   std::atomic<bool> room_wanted_{false};  // somebody waits for a page that the budget has no room for
   SplitLimits limits_;
+  bool held_ = false;
   SplitFigures figures_;
   std::string problem_;
 

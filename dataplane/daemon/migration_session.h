@@ -79,6 +79,7 @@ struct MigrationSession {
   std::uint32_t flow_id = 0;
   bool failed = false;
   transfer::Mode mode = transfer::Mode::kPrecopy;
+  bool keeps_stores = false;  // of a guest that is split
   // ---- pages may come after the guest ----
   bool device_state_ended = false;  // source
   bool memory_ready = false;        // destination

@@ -263,10 +263,8 @@ std::expected<void, ApiError> check_attach(const api::AttachGuest& request, std:
   if (request.demand_paging() && request.kind() == api::AttachGuest::CONTINUING && request.paging_epoch() == 0) {
     return bad_request("AttachGuest: paging_epoch 0 names no migration whose pages could be missing");
   }
-  if (request.split() && (request.demand_paging() || !request.has_userfaultfd())) {
-    return bad_request(
-        "AttachGuest: split needs a userfaultfd of QEMU, and excludes demand_paging: pages of one that still arrives "
-        "cannot be held elsewhere");
+  if (request.split() && !request.has_userfaultfd()) {
+    return bad_request("AttachGuest: split needs a userfaultfd of QEMU, and none came");
   }
   if (request.qemu_pid() <= 0) {
     return bad_request("AttachGuest: qemu_pid " + std::to_string(request.qemu_pid()) + " is no process");
@@ -460,6 +458,7 @@ void to_api(const transfer::Stats& stats, api::MigrationStats& out) {
   out.set_pages_sent(stats.pages_sent);
   out.set_pages_zero(stats.pages_zero);
   out.set_pages_reused(stats.pages_reused);
+  out.set_pages_stored(stats.pages_stored);
   out.set_wire_bytes(stats.wire_bytes);
   out.set_table_bytes(stats.table_bytes);
   out.set_retransmitted_pages(stats.retransmitted_pages);

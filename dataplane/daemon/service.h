@@ -142,6 +142,8 @@ class Service {
   void release_flow(std::uint32_t flow_id, std::function<void()> then);
   void gathered(const Id128& vm);
   void end_split(const Id128& vm, std::function<void()> then);
+  /// It is another host's now.
+  void give_up_split(const Id128& vm);
   void fill_status(const Id128& vm, api::SplitStatus& status) const;
 
   // ---- finishing, in the order of its steps (service_finish.cpp) ----
@@ -161,6 +163,9 @@ class Service {
   std::expected<MigrationSession*, ApiError> find_session(const std::string& migration_id, api::Role role);
   std::expected<Entry*, ApiError> find_guest(const Id128& vm, std::uint64_t ownership);
   void prepared(MigrationSession& session);
+  [[nodiscard]] std::optional<ApiError> refuse_while_split_changes(const Id128& vm) const;
+  void hold_stores(const MigrationSession& session, Entry& entry);
+  static bool stop_holding(MigrationSession& migration);
   /// A flow of this session to that peer, on which its part starts or goes on. `respond`: once it is on its way.
   void launch(MigrationSession& session, Start start, const Respond& respond);
   [[nodiscard]] FlowConfig migration_flow_config(const MigrationSession& session, const Start& start,

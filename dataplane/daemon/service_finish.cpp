@@ -81,7 +81,8 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
         refusal({api::Error::STALE_OWNERSHIP, "FinishMigration: ownership " + std::to_string(request.ownership()) +
                                                   " does not follow " + std::to_string(migration.ownership)}));
   }
-  if (migration.state == MigrationSession::State::kPreparing ||
+  const bool holds = !committed && stop_holding(migration);
+  if ((migration.state == MigrationSession::State::kPreparing && !holds) ||
       migration.state == MigrationSession::State::kCommitting ||
       (committed && migration.state == MigrationSession::State::kPrepared)) {
     return respond(
@@ -117,6 +118,18 @@ void Service::finish(const api::FinishMigration& request, const Respond& respond
     ending->epoch_next = migration.epoch_base;
     run_finish_job(ending);
   }
+}
+
+/// A source that waits for its split to come to rest need not. Who has prepared it is told.
+bool Service::stop_holding(MigrationSession& migration) {
+  const bool holds = migration.state == MigrationSession::State::kPreparing && migration.keeps_stores &&
+                     migration.role == api::ROLE_SOURCE;
+  if (holds) {
+    for (const Respond& preparing : std::exchange(migration.waiting, {})) {
+      preparing(refusal(bad_request("PrepareMigration: migration " + migration.id.text() + " is aborted")));
+    }
+  }
+  return holds;
 }
 
 void Service::take_flow(const std::shared_ptr<Ending>& ending) {
@@ -313,6 +326,12 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
       respond(reply);
     }
   };
+  if (ending->keep_guest && entry.guest->split && ending->role == api::ROLE_SOURCE) {
+    entry.guest->split->release();
+  } else if (ending->keep_guest && entry.guest->split && entry.guest->split->limits().gather &&
+             entry.guest->split->missing_count() == 0) {
+    gathered(ending->vm_uuid);
+  }
   if (ending->keep_guest) {
     entry.guest->ownership = ending->ownership;
     publish_guests();
@@ -321,7 +340,10 @@ void Service::finished(const std::shared_ptr<Ending>& ending) {
   }
   // Its descriptors are closed before the bridge hears of it: QEMU may be ended, and its RAM be another's, from then
   // on.
-  forget_guest(ending->vm_uuid, answer);
+  forget_guest(ending->vm_uuid, [this, vm = ending->vm_uuid, answer] {
+    LiveSplit::remove_files(options_.missing_dir, vm);  // it does not run here
+    answer();
+  });
 }
 
 }  // namespace godwit::daemon

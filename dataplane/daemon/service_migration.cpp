@@ -37,6 +37,35 @@ std::expected<void, ApiError> check_epochs(const api::PrepareMigration& request,
   return {};
 }
 
+/// A guest that is split at the source keeps its stores, and no other does.
+std::optional<ApiError> refuse_stores(const api::PrepareMigration& request, const Id128& vm, const Guest& guest) {
+  const bool source = request.role() == api::ROLE_SOURCE;
+  std::string why;
+  if (request.keeps_stores() && request.mode() == api::PRECOPY) {
+    why = " cannot keep its stores in mode precopy: use hybrid";
+  } else if (request.keeps_stores() && !guest.split_allowed) {
+    why = " was attached without `split`, and its stores are to be kept";
+  } else if (request.keeps_stores() && guest.memory->ram().any_huge()) {
+    why = " has RAM on hugetlbfs here, which nothing can be kept out of: start it with RAM on tmpfs";
+  } else if (!source && guest.split_allowed && !request.keeps_stores()) {
+    why = " was attached to be split, and is to arrive without its stores";
+  } else if (source && request.keeps_stores() != (guest.split != nullptr)) {
+    why =
+        guest.split ? " is split: keep its stores, or gather it first" : " is not split, and its stores are to be kept";
+  } else if (source && guest.split) {
+    const std::string problem = guest.split->begun() ? guest.split->problem() : "its data plane has just started";
+    std::uint64_t lost = 0;
+    for (const auto& [sub, stats] : guest.split->figures().subs) {
+      lost += stats.lost_pages;
+    }
+    why = !problem.empty()               ? " cannot move: " + problem
+          : guest.split->limits().gather ? " is being gathered"
+          : lost != 0                    ? " has lost " + std::to_string(lost) + " pages"
+                                         : "";
+  }
+  return why.empty() ? std::nullopt : std::optional(bad_request("PrepareMigration: VM " + vm.text() + why));
+}
+
 /// Whether the guest may take this part in a migration; the retained image to reuse, if one is named.
 std::expected<std::optional<Id128>, ApiError> check_preparation(const api::PrepareMigration& request, const Id128& vm,
                                                                 const Guest& guest) {
@@ -48,12 +77,10 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
     return std::unexpected(
         bad_request("PrepareMigration: VM " + vm.text() + (source ? " has not arrived here" : " runs here")));
   }
-  if (guest.split_allowed && (guest.split || !source)) {
-    return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() +
-                                       (source ? " is split: gather it first, a split VM cannot be moved yet"
-                                               : " was attached to be split, which one that arrives cannot be yet")));
+  if (auto refused = refuse_stores(request, vm, guest)) {
+    return std::unexpected(std::move(*refused));
   }
-  if (source && guest.pages_missing() != 0) {
+  if (source && !request.keeps_stores() && guest.pages_missing() != 0) {
     return std::unexpected(bad_request("PrepareMigration: VM " + vm.text() + " lacks " +
                                        std::to_string(guest.pages_missing()) + " pages, which are on another host"));
   }
@@ -77,6 +104,11 @@ std::expected<std::optional<Id128>, ApiError> check_preparation(const api::Prepa
     reuse = *image;
   }
   return reuse;
+}
+
+/// A split that is over by the commit is not looked at after it.
+transfer::SourceGuest source_guest(Guest& guest, bool starts) {
+  return {*guest.memory, guest.table, guest.epoch_now, &guest.accesses, starts ? guest.split.get() : nullptr};
 }
 
 /// At a source: from here on those of this attempt may be in copies.
@@ -124,7 +156,8 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (const auto found = sessions_.find(*id); found != sessions_.end()) {
     MigrationSession& session = *found->second;
     if (session.vm_uuid != *vm || session.role != request.role() || session.epoch_base != request.epoch_base() ||
-        parse_encryption(request.encryption()) != session.cipher || parse_mode(request.mode()) != session.mode) {
+        parse_encryption(request.encryption()) != session.cipher || parse_mode(request.mode()) != session.mode ||
+        request.keeps_stores() != session.keeps_stores) {
       return respond(refusal(bad_request("PrepareMigration: migration " + id->text() + " was prepared otherwise")));
     }
     if (session.state == MigrationSession::State::kPreparing) {
@@ -143,6 +176,9 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   if (!(*entry)->migration.is_nil()) {
     return respond(refusal(bad_request("PrepareMigration: VM " + vm->text() + " is in migration " +
                                        (*entry)->migration.text() + " already")));
+  }
+  if (const auto refused = refuse_while_split_changes(*vm)) {
+    return respond(refusal(*refused));
   }
   const auto reuse = check_preparation(request, *vm, guest);
   if (!reuse) {
@@ -166,6 +202,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   made->epoch_count = request.epoch_count();
   made->cipher = *cipher;
   made->mode = *mode;
+  made->keeps_stores = request.keeps_stores();
   made->flow_id = flow_ids_.draw();
   if (made->flow_id == 0) {
     return respond(refusal(
@@ -179,17 +216,42 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
     return prepare_destination(session, **entry, *reuse);
   }
   reserve_epochs(request, guest);
-  prepared(session);
+  session.keeps_stores ? hold_stores(session, **entry) : prepared(session);
+}
+
+std::optional<ApiError> Service::refuse_while_split_changes(const Id128& vm) const {
+  const auto split = splits_.find(vm);
+  if (split == splits_.end() || !split->second.busy) {
+    return std::nullopt;
+  }
+  return bad_request("PrepareMigration: VM " + vm.text() + " is just being split or gathered: ask again");
+}
+
+/// From here to the end of the migration pages only come back.
+void Service::hold_stores(const MigrationSession& session, Entry& entry) {
+  entry.worker->submit(
+      [this, split = entry.guest->split, id = session.id] {
+        split->hold([this, id] {
+          control_.post([this, id] {
+            if (const auto found = sessions_.find(id);
+                found != sessions_.end() && found->second->state == MigrationSession::State::kPreparing) {
+              prepared(*found->second);
+            }
+          });
+        });
+      },
+      control_, [] {});
 }
 
 void Service::prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted) {
   auto result = std::make_shared<std::expected<ArrivalReuse, ApiError>>();
   entry.worker->submit(
-      [this, result, guest = entry.guest.get(), wanted, mode = preparing.mode, epoch_base = preparing.epoch_base,
-       lcores = static_cast<std::uint32_t>(data_path_.lcore_count())] {
+      [this, result, guest = entry.guest.get(), wanted, mode = preparing.mode, keeps_stores = preparing.keeps_stores,
+       epoch_base = preparing.epoch_base, lcores = static_cast<std::uint32_t>(data_path_.lcore_count())] {
         *result = prepare_arrival(*guest, wanted, images_);
         if (*result && mode != transfer::Mode::kPrecopy) {
-          if (const auto begun = begin_paging(*guest, epoch_base, options_.missing_dir, lcores); !begun) {
+          const auto begin = keeps_stores ? begin_split_arrival : begin_paging;
+          if (const auto begun = begin(*guest, epoch_base, options_.missing_dir, lcores); !begun) {
             *result = std::unexpected(begun.error());
           }
         }
@@ -361,16 +423,16 @@ void Service::launch(MigrationSession& session, Start start, const Respond& resp
                    relay = session.relay.get()] {
     if (!launch->part && source) {
       launch->part = std::make_unique<MigrationPart>(
-          SourceRole{
-              launch->config, launch->policy, {*guest->memory, guest->table, guest->epoch_now, &guest->accesses}},
+          SourceRole{launch->config, launch->policy, source_guest(*guest, begin == MigrationFlow::Begin::kStart)},
           *worker, data_path_.inbox(), *relay);
     } else if (!launch->part) {
       launch->part = std::make_unique<MigrationPart>(
-          DestinationRole{launch->config, {*guest->memory, std::move(launch->table), guest->paging.get()}}, *worker,
-          data_path_.inbox(), *relay);
+          DestinationRole{launch->config,
+                          {*guest->memory, std::move(launch->table), guest->paging.get(), guest->split.get()}},
+          *worker, data_path_.inbox(), *relay);
     }
     if (guest->paging) {
-      data_path_.watch(guest->paging);
+      data_path_.watch(LivePaging::reader_of(guest->paging));
     }
     const Instant now = port::now();
     data_path_.add(std::make_unique<MigrationFlow>(launch->flow, std::move(launch->part), begin, now), now);

@@ -160,6 +160,10 @@ void Service::run_commit_job(const std::shared_ptr<Commitment>& commitment) {
           take_possession(*guest, *commitment->table, commitment->epoch_next, options_.run_dir, images_);
         } else {
           commitment->result = secure_image(*guest, commitment->id, commitment->epoch_next, images_);
+          if (commitment->result && guest->split) {
+            commitment->result =
+                persist_history(*guest, options_.run_dir);  // it claims less now, and must not more again
+          }
         }
       },
       control_, [this, commitment] { committed(commitment); });
@@ -194,6 +198,9 @@ void Service::committed(const std::shared_ptr<Commitment>& commitment) {
   }
   if (!session.committed) {
     return;
+  }
+  if (session.keeps_stores && session.role == api::ROLE_SOURCE) {
+    give_up_split(session.vm_uuid);
   }
   // What was told before counted for a migration that could still fail.
   if (session.complete) {
@@ -327,6 +334,11 @@ void Service::resume_without_session(const api::PrepareResume& request, const Id
   if (request.role() == api::ROLE_DESTINATION && !entry.guest->demand_paging) {
     return respond(refusal(bad_request("PrepareResume: VM " + vm.text() + " was attached without demand_paging")));
   }
+  const auto split = splits_.find(vm);
+  if (request.role() == api::ROLE_DESTINATION && entry.guest->split &&
+      (!entry.guest->split->begun() || split == splits_.end() || split->second.busy)) {
+    return respond(refusal(bad_request("PrepareResume: VM " + vm.text() + " is split: SplitGuest comes before")));
+  }
   MigrationSession& session = take_up(request, id, entry);
   session.waiting.push_back(respond);
   if (session.role == api::ROLE_DESTINATION) {
@@ -340,6 +352,9 @@ void Service::resume_without_session(const api::PrepareResume& request, const Id
                        [this, secured, id] {
                          MigrationSession& taken = *sessions_.at(id);
                          taken.securing = false;
+                         if (*secured && taken.keeps_stores) {
+                           give_up_split(taken.vm_uuid);
+                         }
                          if (*secured) {
                            return resume_prepared(taken);
                          }
@@ -401,6 +416,7 @@ MigrationSession& Service::take_up(const api::PrepareResume& request, const Id12
   session->ownership = guest.ownership = request.ownership();
   session->cipher = parse_encryption(request.encryption()).value();
   session->mode = transfer::Mode::kPostcopy;
+  session->keeps_stores = guest.split != nullptr;
   session->epoch_count = transfer::kEpochsMin;
   session->epoch_next = guest.epoch_now;
   session->committed = session->device_state_ended = session->memory_ready = true;

@@ -102,8 +102,10 @@ void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> 
     return respond(refusal(bad_request("SplitGuest: VM " + vm->text() +
                                        " has RAM on hugetlbfs, which is not evicted: start it with RAM on tmpfs")));
   }
-  if (!guest.split_allowed || !(*entry)->migration.is_nil() || guest.kind == api::AttachGuest::ARRIVING ||
-      session.busy || leaves_out) {
+  const auto migration = sessions_.find((*entry)->migration);
+  const bool moves = migration != sessions_.end() &&
+                     !(migration->second->committed && migration->second->role == api::ROLE_DESTINATION);
+  if (!guest.split_allowed || moves || guest.kind == api::AttachGuest::ARRIVING || session.busy || leaves_out) {
     const std::string why = session.busy ? " is just being split or gathered: ask again"
                             : leaves_out ? " has a store that is left out and not drained, or has another number now"
                             : guest.split_allowed ? " has not arrived, or is in a migration"
@@ -137,6 +139,9 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
     splitting.fresh = true;
   } else if (!splitting.split->complete()) {
     splitting.result = splitting.split->continue_with(std::move(*splitting.pipe));
+    if (splitting.result && guest.demand_paging && !guest.paging) {
+      splitting.split->await_rest();
+    }
   }
   if (splitting.result) {
     splitting.result = splitting.split->set_limits(splitting.limits);
@@ -162,6 +167,12 @@ void Service::split_done(Splitting& splitting) {
         refusal({to_api(splitting.result.error().code), "SplitGuest: " + splitting.result.error().text}));
   }
   entry.guest->split = splitting.split;
+  if (entry.guest->demand_paging && !entry.guest->paging && splitting.split->pager()->awaited_count() != 0) {
+    // A migration was pulling them when a former daemon ended.
+    entry.guest->paging = LivePaging::of_split(*entry.guest->memory, splitting.split,
+                                               static_cast<std::uint32_t>(data_path_.lcore_count()), true);
+    publish_guests();
+  }
   std::vector<std::pair<StoreOrder, split::StoreId>> told;
   for (const auto& [id, order] : splitting.stores) {
     session.subs[id].sub = order.sub;
@@ -385,8 +396,8 @@ void Service::gathered(const Id128& vm) {
   const auto found = guests_.find(vm);
   const auto session = splits_.find(vm);
   if (found == guests_.end() || found->second.state != Entry::State::kReady || session == splits_.end() ||
-      session->second.busy) {
-    return;
+      session->second.busy || found->second.guest->paging) {
+    return;  // with paging: once its migration has ended
   }
   session->second.busy = true;
   auto ended = std::make_shared<std::expected<void, memory::Error>>();
@@ -437,6 +448,10 @@ void Service::end_split(const Id128& vm, std::function<void()> then) {
                                     then();
                                   });
                                 });
+}
+
+void Service::give_up_split(const Id128& vm) {
+  end_split(vm, [this, vm] { LiveSplit::remove_files(options_.missing_dir, vm); });
 }
 
 // ---- status ----

@@ -86,6 +86,7 @@ DemandPager::DemandPager(PagerRequest request, std::shared_ptr<UserfaultSet> use
       claimed_(ram_.page_count()),
       evicted_(ram_.page_count()),
       asked_(ram_.page_count()),
+      awaited_(ram_.page_count()),
       lacking_(ram_.page_count() / kPagesPerHugePage + 1),
       lcores_(request.lcores + 1) {
   for (PerLcore& lcore : lcores_) {

@@ -33,6 +33,10 @@
 // copy of earlier content cannot be told from the last one here. What is not missing is here, whatever anybody else
 // keeps of it: QEMU may have given it back.
 //
+// A guest that is split and pulls pages too (await()) has two who answer: each page that is awaited comes by them alone
+// who pull, until it has been here once, so that what they bring late is never taken for the content of a page that was
+// evicted since.
+//
 // Which pages are missing is in a file that outlives us (missing_pages.h). Whoever takes over wakes all: faults that we
 // had read come again.
 
@@ -95,6 +99,10 @@ class DemandPager final : private MissingFaultEvents {
   // ---- before the guest runs; the latest word on a page counts ----
   /// Takes the memory of these pages away.
   std::expected<void, Error> add_missing(const pages::Bitmap& pages);
+  /// On tmpfs, of pages that are missing: those come by Only::kAwaited. After take_over() too.
+  void await(const pages::Bitmap& pages);
+  /// It comes from elsewhere after all, while it is missing. Any thread.
+  void stop_awaiting(pages::PageNumber page) { not_awaited(page); }
   /// These pages are zero.
   std::expected<void, Error> add_zero(const pages::Bitmap& pages);
   /// From here on whoever touches memory that is not present waits for arm(). True: none is, so that nothing can be
@@ -107,14 +115,16 @@ class DemandPager final : private MissingFaultEvents {
   /// Reads faults without waiting, answers those that need no other host, and appends to `demanded` every missing page
   /// that somebody waits for, each once. What an error (kNoMemory, say) left unanswered the next call tries again.
   std::expected<void, Error> read_faults(std::vector<pages::PageNumber>& demanded);
+  enum class Only : std::uint8_t { kMissing, kAwaited };
   /// Puts whole pages in place; contiguous ones together. Those that are not missing are dropped without a system call.
   /// An error, kNoMemory above all, leaves the rest missing. So does a false: QEMU is changing its mappings, or there
   /// is no room. Who gets either asks for those pages again. `placed`, where not null, gets the pages that this call
   /// has put in, in the order of `writes`, also if it fails.
   std::expected<bool, Error> place(std::uint32_t lcore, std::span<const PageWrite> writes,
-                                   std::vector<PageRange>* placed = nullptr);
+                                   std::vector<PageRange>* placed = nullptr, Only only = Only::kMissing);
   /// What of these is missing is zero; nothing of it needs to come. `placed` gets what was missing.
-  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages, std::vector<PageRange>* placed = nullptr);
+  std::expected<void, Error> place_zero(std::uint32_t lcore, PageRange pages, std::vector<PageRange>* placed = nullptr,
+                                        Only only = Only::kMissing);
   [[nodiscard]] bool wants(pages::PageNumber page) const { return missing_.test(page) && !claimed_.test(page); }
   /// Not in place yet, though somebody may be at it.
   [[nodiscard]] bool is_missing(pages::PageNumber page) const { return missing_.test(page); }
@@ -124,6 +134,8 @@ class DemandPager final : private MissingFaultEvents {
     return missing_.test(page) ? ram_.is_hole({page, 1}) : std::expected<bool, Error>(false);
   }
   [[nodiscard]] std::uint64_t missing_count() const { return missing_.count(); }
+  [[nodiscard]] bool is_awaited(pages::PageNumber page) const { return awaited_.test(page); }
+  [[nodiscard]] std::uint64_t awaited_count() const { return awaited_count_.load(std::memory_order_relaxed); }
   [[nodiscard]] pages::Bitmap missing() const { return missing_.all(); }
   /// To wait on while asleep; level-triggered.
   [[nodiscard]] std::vector<int> descriptors() const { return userfaults_->descriptors(); }
@@ -191,10 +203,15 @@ class DemandPager final : private MissingFaultEvents {
   std::expected<Outcome, Error> outcome_of(const Mapped& mapped, QemuRange range);
 
   // demand_pager_place.cpp
-  bool claim(pages::PageNumber page);
+  bool claim(pages::PageNumber page, Only only);
+  [[nodiscard]] bool wants(pages::PageNumber page, Only only) const {
+    return wants(page) && (only == Only::kMissing || awaited_.test(page));
+  }
+  /// It is here, or zero.
+  void not_awaited(pages::PageNumber page);
   [[nodiscard]] std::expected<bool, Error> place_protected(pages::PageNumber page);
-  void give_back_claims(std::span<const PageWrite> run);
-  std::size_t claim_run(std::span<const PageWrite> writes);
+  void give_back_claims(std::span<const PageWrite> run, Only only);
+  std::size_t claim_run(std::span<const PageWrite> writes, Only only);
   std::expected<Outcome, Error> copy_run(std::span<const PageWrite> run, PerLcore& lcore, std::size_t& placed);
   std::expected<Outcome, Error> copy_pages(std::span<const PageWrite> run, const std::byte* from, PerLcore& lcore,
                                            std::size_t& placed);
@@ -229,9 +246,11 @@ class DemandPager final : private MissingFaultEvents {
   const bool protects_;
   const bool maps_protected_;  // this kernel can give QEMU an entry that is write-protected
   MissingPages missing_;
-  PageFlags claimed_;                                // somebody places or evicts it
-  PageFlags evicted_;                                // and not placed since: its marks are the tracker's to say
-  PageFlags asked_;                                  // somebody waits for it
+  PageFlags claimed_;  // somebody places or evicts it
+  PageFlags evicted_;  // and not placed since: its marks are the tracker's to say
+  PageFlags asked_;    // somebody waits for it
+  PageFlags awaited_;  // missing, and was never here
+  std::atomic<std::uint64_t> awaited_count_{0};
   std::vector<std::atomic<std::uint32_t>> lacking_;  // of 2 MiB in the numbering, how many pages the huge page lacks
   std::vector<PerLcore> lcores_;
   SingleWriter<std::uint64_t> faults_, removed_;

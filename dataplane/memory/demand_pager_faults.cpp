@@ -29,6 +29,7 @@ void DemandPager::on_memory_removed(QemuRange range) {
       continue;
     }
     removed_ += 1;
+    not_awaited(page);
     const Unit unit = unit_of(page);
     const bool whole = unit.pages.count == 1 || --lacking(unit.pages.first) == 0;
     if (whole) {

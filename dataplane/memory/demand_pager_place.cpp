@@ -15,7 +15,7 @@ constexpr int kTriesMax = 64;
 
 /// With removals kept out. A claim is given back when the page is in place, and so not missing any more, or when that
 /// has failed: so each page is placed once.
-bool DemandPager::claim(pages::PageNumber page) {
+bool DemandPager::claim(pages::PageNumber page, Only only) {
   if (!missing_.test(page) || !claimed_.set(page)) {
     return false;
   }
@@ -23,48 +23,62 @@ bool DemandPager::claim(pages::PageNumber page) {
     claimed_.clear(page);
     return false;
   }
+  if (only == Only::kAwaited && !awaited_.test(page)) {
+    static_cast<void>(release(page));  // it has been here, and was evicted: somebody else answers
+    return false;
+  }
   return true;
 }
 
-void DemandPager::give_back_claims(std::span<const PageWrite> run) {
+void DemandPager::not_awaited(pages::PageNumber page) {
+  if (awaited_.clear(page)) {
+    --awaited_count_;
+  }
+}
+
+void DemandPager::give_back_claims(std::span<const PageWrite> run, Only only) {
   for (const PageWrite& write : run) {
-    claimed_.clear(write.page);
+    if (only == Only::kAwaited) {
+      static_cast<void>(release(write.page));  // there may be no room, and who waits was told that somebody is at it
+    } else {
+      claimed_.clear(write.page);
+    }
   }
 }
 
 /// How many of the first writes are of consecutive pages, of one unit or of one region of small pages, all claimed now.
-std::size_t DemandPager::claim_run(std::span<const PageWrite> writes) {
+std::size_t DemandPager::claim_run(std::span<const PageWrite> writes, Only only) {
   const Unit unit = unit_of(writes[0].page);
   const pages::PageNumber end =
       unit.pages.count > 1 ? unit.pages.first + unit.pages.count : unit.region->first_page + unit.region->page_count;
   std::size_t count = 0;
   while (count < writes.size() && count < kJoinedPagesMax && writes[count].page == writes[0].page + count &&
-         writes[count].page < end && claim(writes[count].page)) {
+         writes[count].page < end && claim(writes[count].page, only)) {
     ++count;
   }
   return count;
 }
 
 std::expected<bool, Error> DemandPager::place(std::uint32_t lcore, std::span<const PageWrite> writes,
-                                              std::vector<PageRange>* placed_here) {
+                                              std::vector<PageRange>* placed_here, Only only) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   PerLcore& mine = lcores_[lcore];
   for (int tries = 0; !writes.empty();) {
     GW_ASSERT(writes[0].offset == 0 && writes[0].bytes.size() == pages::kPageSize);
-    if (!wants(writes[0].page)) {
+    if (!wants(writes[0].page, only)) {
       ++mine.dropped;
       writes = writes.subspan(1);
       continue;
     }
     auto apart = userfaults_->reader().keep_removals_out();
-    const auto run = writes.first(claim_run(writes));
+    const auto run = writes.first(claim_run(writes, only));
     if (run.empty()) {
       continue;  // not wanted any more
     }
     const bool huge = unit_of(run[0].page).pages.count > 1;
     std::size_t placed = 0;
     const auto outcome = huge ? write_huge_run(run, mine, placed) : copy_run(run, mine, placed);
-    give_back_claims(run.subspan(placed));
+    give_back_claims(run.subspan(placed), only);
     if (placed_here != nullptr && placed > 0) {
       placed_here->push_back({run[0].page, placed});
     }
@@ -162,6 +176,7 @@ std::expected<DemandPager::Outcome, Error> DemandPager::write_huge_run(std::span
 /// The page's content is in place: it is not missing any more, and who waits for it goes on.
 std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore& lcore) {
   evicted_.clear(page);
+  not_awaited(page);
   missing_.clear(page);
   const bool asked = asked_.test(page);
   ++(asked ? lcore.demand : lcore.background);
@@ -184,12 +199,12 @@ std::expected<void, Error> DemandPager::settle(pages::PageNumber page, PerLcore&
   return {};
 }
 
-std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages,
-                                                   std::vector<PageRange>* placed) {
+std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRange pages, std::vector<PageRange>* placed,
+                                                   Only only) {
   GW_ASSERT(lcore + 1 < lcores_.size());
   for (pages::PageNumber page = pages.first; page < pages.first + pages.count; ++page) {
     const auto apart = userfaults_->reader().keep_removals_out();
-    if (claim(page)) {
+    if (claim(page, only)) {
       if (auto done = zero_page(page, lcores_[lcore]); !done) {
         return done;
       }
@@ -208,6 +223,7 @@ std::expected<void, Error> DemandPager::place_zero(std::uint32_t lcore, PageRang
 
 /// A hole on tmpfs, and zeros in a huge page that is held back, already are what is wanted.
 std::expected<void, Error> DemandPager::zero_page(pages::PageNumber page, PerLcore& lcore) {
+  not_awaited(page);
   missing_.clear(page);
   ++lcore.zero;
   const Unit unit = unit_of(page);

@@ -97,6 +97,15 @@ std::expected<void, Error> DemandPager::hold_back(const Unit& unit) {
   return ram_.write(writes);
 }
 
+void DemandPager::await(const pages::Bitmap& pages) {
+  pages.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    for (pages::PageNumber page = first; page < first + count; ++page) {
+      GW_ASSERT(missing_.test(page) && unit_of(page).pages.count == 1);
+      awaited_count_ += awaited_.set(page) ? 1U : 0U;
+    }
+  });
+}
+
 std::expected<void, Error> DemandPager::add_zero(const pages::Bitmap& pages) {
   GW_ASSERT(pages.size() == ram_.page_count() && !attached_);
   for (const Region& region : ram_.regions()) {

@@ -18,7 +18,8 @@ class PageFlags {
   [[nodiscard]] bool test(pages::PageNumber page) const { return (word(page).load() & bit(page)) != 0; }
   /// True: it was clear until this call.
   bool set(pages::PageNumber page) { return (word(page).fetch_or(bit(page)) & bit(page)) == 0; }
-  void clear(pages::PageNumber page) { word(page).fetch_and(~bit(page)); }
+  /// True: it was set until this call.
+  bool clear(pages::PageNumber page) { return (word(page).fetch_and(~bit(page)) & bit(page)) != 0; }
 
  private:
   static constexpr std::uint64_t bit(pages::PageNumber page) { return std::uint64_t{1} << page % 64; }

@@ -191,7 +191,7 @@ void MainHost::assign_again() {
 
 bool MainHost::next_put(MainLink& link, PutPage& out) {
   auto& queue = subs_.at(link.sub()).to_put;
-  for (std::size_t tries = queue.size(); tries > 0 && !gather_; --tries) {
+  for (std::size_t tries = queue.size(); tries > 0 && !gather_ && !held_; --tries) {
     const pages::PageNumber page = queue.front();
     queue.pop_front();
     if (link.holds_work(page)) {
@@ -337,10 +337,13 @@ bool MainHost::turn(Instant now) {
     at = serve(*at) ? wanted_.erase(at) : std::next(at);
   }
   place_parked();
-  if (gather_) {
+  if (held_) {
+    recall_leaving();
+  } else if (gather_) {
     gather_more();
+  } else {
+    drain_more();
   }
-  drain_more();
   for (auto& [id, sub] : subs_) {
     if (sub.full && now >= sub.full_until) {
       sub.full = false;
@@ -362,7 +365,7 @@ Instant MainHost::deadline() const {
     return now_;
   }
   Instant first = kNever;
-  if (!wanted_.empty() || !parked_.empty() || gather_) {
+  if (!wanted_.empty() || !parked_.empty() || gather_ || (held_ && !at_rest())) {
     first = now_ + kWaitingAgain;
   }
   for (const auto& [id, sub] : subs_) {

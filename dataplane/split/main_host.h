@@ -114,6 +114,10 @@ class MainHost {
   [[nodiscard]] bool remove_sub(SubId sub);
   /// Everything comes back, and nothing is sent any more; it is all here when nothing is missing.
   void gather(bool on) { gather_ = on; }
+  /// Nothing goes to a store any more, nor from one to another, and none is told to drop anything. What is on its way
+  /// out comes back; at_rest() once it has, and what was sent is answered or its link has ended. Nobody may evict.
+  void hold(bool on);
+  [[nodiscard]] bool at_rest() const;
 
   // ---- a link: the user of two lanes of one flow ----
   /// In place of a former one, whose lanes are called no more.
@@ -201,6 +205,7 @@ class MainHost {
   void ask(pages::PageNumber page, bool demand);
   void ask_neighbours(pages::PageNumber page);
   void gather_more();
+  void recall_leaving();
   [[nodiscard]] bool awaits(const MainLink& link, std::uint32_t ticket, pages::PageNumber page) const;
   void on_answer(MainLink& link, pages::PageNumber page, pages::PageBytes bytes);
   void on_lacks(MainLink& link, const Entry& entry);
@@ -233,6 +238,7 @@ class MainHost {
   placement::PageDirectory directory_;
   std::map<SubId, Sub> subs_;
   bool gather_ = false;
+  bool held_ = false;
   pages::PageNumber gather_hand_ = 0;
   pages::PageNumber drain_hand_ = 0;
   std::uint64_t drain_idle_ = 0;  // pages looked at since something was to be done

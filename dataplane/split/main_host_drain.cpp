@@ -106,7 +106,7 @@ void MainHost::move(pages::PageNumber page, const Copy& from, pages::PageBytes b
 
 bool MainHost::next_move(MainLink& link, PutPage& out) {
   auto& queue = subs_.at(link.sub()).to_move;
-  for (std::size_t tries = gather_ ? 0 : queue.size(); tries > 0; --tries) {
+  for (std::size_t tries = gather_ || held_ ? 0 : queue.size(); tries > 0; --tries) {
     const pages::PageNumber page = queue.front();
     queue.pop_front();
     Moving& moving = moving_.at(page);

@@ -107,6 +107,26 @@ void MainHost::gather_more() {
   }
 }
 
+void MainHost::hold(bool on) {
+  held_ = on;
+  did_ = true;
+  for (const auto& [id, sub] : subs_) {
+    forget_moves_to(id, false);
+  }
+}
+
+bool MainHost::at_rest() const { return outgoing_.empty() && moving_.empty() && memory_.all_leaving().empty(); }
+
+void MainHost::recall_leaving() {
+  for (const Entry& entry : memory_.all_leaving()) {
+    if (!memory_.is_missing(entry.page)) {
+      memory_.forget_leaving(entry.page, entry.version);  // QEMU has given it back meanwhile
+    } else {
+      static_cast<void>(serve(entry.page));
+    }
+  }
+}
+
 bool MainHost::awaits(const MainLink& link, std::uint32_t ticket, pages::PageNumber page) const {
   const auto asked = asked_.find(page);
   return asked != asked_.end() && asked->second.sub == link.sub() && asked->second.ticket == ticket;
@@ -127,7 +147,7 @@ void MainHost::on_answer(MainLink& link, pages::PageNumber page, pages::PageByte
     clear_copy(page);
     return lose(page, asked.sub);
   }
-  if (!asked.demand && !gather_ && drains(copy->sub)) {
+  if (!asked.demand && !gather_ && !held_ && drains(copy->sub)) {
     return move(page, *copy, bytes);
   }
   place(page, asked.version, bytes, asked.demand);

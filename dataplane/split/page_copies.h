@@ -5,7 +5,7 @@
 //
 // A view of memory that its owner keeps, in a file that outlives the process: 16 bytes a page, all zero at first. At
 // any kill an entry is as it was, as it is to be, or, of set(), none: harmless, as its page is resident or on its way
-// out. Thread: one. No failure.
+// out. Thread: one; get() also of any other while that one changes no entry that is looked at. No failure.
 
 #include <atomic>
 #include <cstddef>
@@ -39,11 +39,14 @@ class PageCopies {
 
   [[nodiscard]] std::uint64_t page_count() const { return entries_.size(); }
   [[nodiscard]] std::optional<Copy> get(pages::PageNumber page) const {
-    const Entry& entry = entries_[page];
-    if (entry.word == 0) {
+    Entry& entry = entries_[page];
+    const std::uint64_t word = std::atomic_ref(entry.word).load();
+    if (word == 0) {
       return std::nullopt;
     }
-    return Copy{.sub = static_cast<SubId>(entry.word & UINT16_MAX), .version = entry.word >> 16, .hash = entry.hash};
+    return Copy{.sub = static_cast<SubId>(word & UINT16_MAX),
+                .version = word >> 16,
+                .hash = std::atomic_ref(entry.hash).load()};
   }
   void set(pages::PageNumber page, const Copy& copy) {
     clear(page);

@@ -18,13 +18,19 @@ Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, E
                         MigrationEvents& events)
     : MigrationEnd(config, guest.memory, executor, events),
       paging_(guest.paging),
+      stores_(guest.stores),
       has_retained_(guest.retained.has_value()),
       table_(guest.retained ? std::move(*guest.retained)
                             : pages::GenerationTable(page_count_, pages::kUnknownGeneration)),
       placer_(memory_, table_, gate_),
       placed_first_(page_count_),
       pieces_(page_count_),
-      pull_placer_(paging_, 0, page_count_, gate_) {}
+      pull_placer_(paging_, 0, page_count_, gate_) {
+  GW_ASSERT(!is_split() || paging_ != nullptr);
+  if (is_split()) {
+    stored_ = pages::Bitmap(page_count_);
+  }
+}
 
 void Destination::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   GW_ASSERT(phase_ == Phase::kIdle);
@@ -42,7 +48,7 @@ void Destination::Impl::fail(Failure failure, std::string text) {
   }
   gate_.close();
   failed_.store(true, std::memory_order_relaxed);
-  if (paging_ != nullptr && phase_ >= Phase::kRounds && phase_ < Phase::kReady) {
+  if (paging_ != nullptr && phase_ >= Phase::kRounds && (phase_ < Phase::kReady || is_split())) {
     forget_missing();
   }
   if (doubtful_) {
@@ -177,6 +183,9 @@ std::string Destination::Impl::hello_mismatch(const wire::Hello& hello) const {
     return "epochs " + std::to_string(config_.epoch_base) + " + " + std::to_string(config_.epoch_count) +
            " are out of range";
   }
+  if (hello.keeps_stores != is_split()) {
+    return std::string("the guest is ") + (hello.keeps_stores ? "split there, not here" : "not split there, but here");
+  }
   if (hello.regions.size() != config_.regions.size()) {
     return std::to_string(hello.regions.size()) + " RAM regions there, " + std::to_string(config_.regions.size()) +
            " here";
@@ -280,8 +289,59 @@ void Destination::Impl::decode_source_table() {
       });
 }
 
+void Destination::Impl::on(const wire::StoredPages& message) {
+  if (phase_ != Phase::kTables || !is_split() || !table_ended_ || stored_ended_) {
+    return protocol_error("pages of stores that nobody expects");
+  }
+  for (const wire::StoredPage& stored : message.pages) {
+    if (stored.page >= page_count_ || (!stored_come_.empty() && stored.page <= stored_come_.back().page)) {
+      return protocol_error("pages of stores out of order, or that the guest does not have");
+    }
+    stored_come_.push_back(stored);
+  }
+  totals_.pages_stored = stored_come_.size();
+  if (message.last) {
+    stored_ended_ = true;
+    version_next_ = message.version_next;
+    take_stored();
+  }
+}
+
+// What the image has of these pages is not what they are now; a table that says so outlives a migration that fails.
+void Destination::Impl::take_stored() {
+  for (const wire::StoredPage& stored : stored_come_) {
+    stored_.set(stored.page);
+  }
+  auto error = std::make_shared<std::optional<GuestError>>();
+  executor_.submit(
+      [self = shared_from_this(), stored = std::move(stored_come_), pages = stored_, error] {
+        if (self->failed_.load(std::memory_order_relaxed)) {
+          return;
+        }
+        self->stores_->note(stored);
+        self->table_.set_written(pages, pages::kUnknownGeneration);
+        pages.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
+          if (const auto taken = *error ? std::expected<void, GuestError>{} : self->memory_.zero_pages(first, count);
+              !taken) {
+            *error = taken.error();
+          }
+        });
+      },
+      [weak = weak_from_this(), error] {
+        const auto self = weak.lock();
+        if (!self || self->phase_ == Phase::kFailed) {
+          return;
+        }
+        if (*error) {
+          return self->fail(Failure::kGuestMemory, (*error)->text);
+        }
+        self->stored_taken_ = self->wake_ = true;
+      });
+}
+
 void Destination::Impl::on(const wire::RoundBegin& message) {
-  const bool expected = phase_ == Phase::kTables ? table_ended_ && round_ == 0
+  const bool tables = table_ended_ && (stored_ended_ || !is_split());
+  const bool expected = phase_ == Phase::kTables ? tables && round_ == 0
                                                  : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0;
   if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
@@ -307,7 +367,7 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
 }
 
 void Destination::Impl::acknowledge_if_due() {
-  const bool tables = round_ == 1 ? table_decoded_ : first_round_complete_;
+  const bool tables = round_ == 1 ? table_decoded_ && (stored_taken_ || !is_split()) : first_round_complete_;
   if (phase_ != Phase::kRounds || acknowledged_ || !tables || unhashed_pages_ + rest_left_ > kUnhashedPagesMax) {
     return;
   }

@@ -7,6 +7,10 @@
 // source.h says why that is safe although the guest may have written it since. Pages of a round are placed once;
 // packets of an older round are dropped; of a round not begun they end the migration.
 //
+// A guest that is split (kept_stores.h). What its stores have is taken for unknown, and its memory away, before round 1
+// is acknowledged; a round or a set that has such a page takes it out. What is left when all is announced is missing
+// like the sets, but is not asked for.
+//
 // Post-copy. The sets that the source announces are punched out of RAM by jobs; pages of the missing sets are unknown
 // from then until PagingGuest::arm(), which makes the table the VM's table, though they are still missing: what is
 // missing is known by PagingGuest alone. If the migration fails after that, what is missing is unknown again, and the
@@ -17,6 +21,7 @@
 #include <memory>
 #include <optional>
 
+#include "dataplane/transfer/kept_stores.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transfer/share.h"
 
@@ -27,6 +32,7 @@ struct DestinationGuest {
   /// The retained image's table; nullopt: nothing to reuse, memory is all zero.
   std::optional<pages::GenerationTable> retained;
   PagingGuest* paging = nullptr;  // null: post-copy is not possible here
+  TakenStores* stores = nullptr;  // of a guest that is split, with `paging`; null: it is not
 };
 
 class Destination final : public transport::LaneUser {

@@ -77,6 +77,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void on(const wire::AllAnnounced& message);
   void on(const wire::AllSent& message);
   void on(const wire::Completed& message);
+  void on(const wire::StoredPages& message);
   void on(const wire::Keepalive& message);
   template <class Unexpected>
   void on(const Unexpected& message);
@@ -91,6 +92,9 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   [[nodiscard]] std::string hello_mismatch(const wire::Hello& hello) const;
   void send_retained();
   void decode_source_table();
+  void take_stored();
+  /// Of a guest that is not split nothing is.
+  [[nodiscard]] bool is_split() const { return stores_ != nullptr; }
   void acknowledge_if_due();
   void verify_if_due();
   void verified(bool equal, const std::vector<pages::PageDigest>& chunks);
@@ -109,6 +113,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void hash_later(pages::PageNumber first, std::uint64_t count);
   void start_round(std::uint32_t round);
   void complete_first_round();
+  void drop_source_table();
   /// Pages that no round has carried: reused, or zero.
   [[nodiscard]] pages::Bitmap not_carried() const;
   /// Those are to be hashed too, if all is to be verified.
@@ -136,11 +141,13 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   bool read_events();
   void page();
   void ask_for_rest();
+  void leave_to_stores();
   void complete_if_due();
   void send_set(std::shared_ptr<pages::Bitmap> set, wire::PageSet kind);
   [[nodiscard]] Duration answer_time() const;
 
   PagingGuest* const paging_;
+  TakenStores* const stores_;
   const bool has_retained_;
   Verify verify_ = Verify::kOff;
 
@@ -158,6 +165,13 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   std::vector<std::vector<std::byte>> table_pieces_;
   std::uint64_t table_piece_bytes_ = 0;
   bool table_ended_ = false, table_decoded_ = false;
+
+  // what stays with stores; the jobs' while they punch and arm
+  std::vector<wire::StoredPage> stored_come_;
+  pages::Bitmap stored_;
+  std::uint64_t version_next_ = 1;
+  std::vector<pages::PageNumber> asked_stored_;  // of the source, before the commit
+  bool stored_ended_ = false, stored_taken_ = false;
 
   // the round
   std::uint32_t round_ = 0;

@@ -127,6 +127,9 @@ void Destination::Impl::set_generation(pages::PageNumber first, std::uint64_t co
   for (pages::PageNumber page = first; page < first + count; ++page) {
     table_.set(page, round_ == 1 ? source_table_.get(page) : config_.epoch_base + round_);
   }
+  if (is_split()) {
+    stored_.clear_range(first, count);
+  }
 }
 
 void Destination::Impl::hash_later(pages::PageNumber first, std::uint64_t count) {
@@ -154,14 +157,14 @@ void Destination::Impl::complete_first_round() {
   hash_rest(not_carried());
   if (has_retained_) {
     first_round_complete_ = true;
-    source_table_ = {};
+    drop_source_table();
     return;
   }
   completing_ = true;
   executor_.submit(
       [self = shared_from_this(), rest = not_carried()] {
         self->table_.set_from(rest, self->source_table_);
-        self->source_table_ = {};
+        self->drop_source_table();
       },
       [weak = weak_from_this()] {
         if (const auto self = weak.lock()) {
@@ -176,7 +179,17 @@ pages::Bitmap Destination::Impl::not_carried() const {
   pages::Bitmap rest(page_count_);
   rest.set_all();
   rest.and_not(placed_first_);
+  if (is_split()) {
+    rest.and_not(stored_);
+  }
   return rest;
+}
+
+/// Of what stays with stores it is needed to the end.
+void Destination::Impl::drop_source_table() {
+  if (!is_split()) {
+    source_table_ = {};
+  }
 }
 
 void Destination::Impl::hash_rest(pages::Bitmap not_carried) {

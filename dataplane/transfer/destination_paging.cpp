@@ -115,6 +115,10 @@ void Destination::Impl::punch(MissingSet& set, pages::Bitmap& not_carried, std::
     return;
   }
   missing->and_not(*zero);
+  if (is_split()) {
+    stored_.and_not(*missing);
+    stored_.and_not(*zero);
+  }
   table_.set_written(*missing, pages::kUnknownGeneration);
   table_.set_written(*zero, pages::kUnknownGeneration);
   if (const auto punched = paging_->punch(*missing, *zero); !punched) {
@@ -224,9 +228,20 @@ void Destination::Impl::arm(const wire::AllAnnounced& announced, const std::vect
       return;
     }
   }
-  if (const auto armed = paging_->arm(missing_); !armed) {
+  pages::Bitmap away = missing_;
+  if (is_split()) {
+    if (const auto settled = stores_->settle(missing_, stored_, version_next_); !settled) {
+      result.error = settled.error();
+      return;
+    }
+    away |= stored_;
+  }
+  if (const auto armed = paging_->arm(away); !armed) {
     result.error = armed.error();
     return;
+  }
+  if (is_split()) {
+    table_.set_from(stored_, source_table_);
   }
   for (MissingSet& set : sets_) {
     set.missing &= missing_;
@@ -269,12 +284,14 @@ void Destination::Impl::begin_paging() {
 }
 
 void Destination::Impl::forget_missing() {
-  const bool armed = phase_ == Phase::kPaging;
+  const bool armed = phase_ >= Phase::kPaging;
   executor_.submit(
       [self = shared_from_this(), missing = armed ? std::move(wanted_) : pages::Bitmap(), armed] {
         const pages::Bitmap& doubtful = armed ? missing : self->missing_;
-        if (doubtful.size() != 0) {
-          self->table_.set_written(doubtful, pages::kUnknownGeneration);
+        for (const pages::Bitmap* away : {&doubtful, &std::as_const(self->stored_)}) {
+          if (away->size() != 0) {
+            self->table_.set_written(*away, pages::kUnknownGeneration);
+          }
         }
       },
       [] {});
@@ -300,6 +317,12 @@ bool Destination::Impl::read_events() {
     }
   }
   for (const pages::PageNumber page : paging_events_.faults) {
+    if (is_split() && stored_.test(page)) {
+      asked_stored_.push_back(page);  // its store does not serve us yet: the source fetches it
+      stored_.clear(page);
+      wanted_.set(page);
+      ++wanted_count_;
+    }
     wake_ = (wants(page) && requests_.want(page)) || wake_;
   }
   return !paging_events_.faults.empty() || !paging_events_.given_back.empty();
@@ -352,6 +375,16 @@ void Destination::Impl::page() {
   complete_if_due();
 }
 
+/// Another source than the one that was asked may not know that it has them not.
+void Destination::Impl::leave_to_stores() {
+  for (const pages::PageNumber page : std::exchange(asked_stored_, {})) {
+    if (wants(page)) {
+      has(page);
+      stored_.set(page);
+    }
+  }
+}
+
 // What was sent and acknowledged, and could not be placed at its time.
 void Destination::Impl::ask_for_rest() {
   if (!all_sent_ || wanted_count_ == 0 || resuming_ || !requests_.empty()) {
@@ -381,7 +414,7 @@ void Destination::Impl::on(const wire::AllSent&) {
 // ---- the end ----
 
 void Destination::Impl::complete_if_due() {
-  if (wanted_count_ != 0 || resuming_) {
+  if (wanted_count_ != 0 || resuming_ || (is_split() && !stores_->serve())) {
     return;
   }
   if (!std::exchange(disarming_, true)) {
@@ -498,6 +531,7 @@ void Destination::Impl::resume(Instant now, std::span<transport::Lane* const> la
   if (phase_ != Phase::kPaging) {
     return;
   }
+  leave_to_stores();
   resuming_ = true;
   requests_.ask_all_anew();
   outbox_.push(wire::Resume{.id = config_.id});

@@ -88,11 +88,12 @@ inline constexpr std::uint32_t kEpochsMin = 16;
 
 /// Mirrors godwit.dataplane.v1.MigrationStats; see there for meaning and units. pages_zero counts zero pages that
 /// crossed as runs, and those that did not need to because the destination's memory was zero from the start;
-/// pages_reused the reusable ones of round 1. At the destination pages_sent and pages_zero count what was placed.
+/// pages_reused the reusable ones of round 1, pages_stored those that stayed with stores then. At the destination
+/// pages_sent and pages_zero count what was placed.
 struct Stats {
   std::uint32_t round = 0;
-  std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, table_bytes = 0,
-                payload_bytes = 0;
+  std::uint64_t pages_total = 0, pages_left = 0, pages_sent = 0, pages_zero = 0, pages_reused = 0, pages_stored = 0,
+                table_bytes = 0, payload_bytes = 0;
   std::uint64_t retransmitted_pages = 0, wire_bytes = 0, rate_bps = 0, written_pages_per_s = 0, elapsed_us = 0,
                 estimated_left_us = 0;
   std::uint64_t device_state_bytes = 0, last_round_us = 0, pages_last_round = 0;

@@ -22,6 +22,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
       table_(guest.table),
       epoch_now_(guest.epoch_now),
       accesses_(guest.accesses),
+      stores_(guest.stores),
       bucket_(policy.bandwidth_limit_bps),
       unsorted_(page_count_),
       unlooked_(page_count_),
@@ -37,7 +38,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
 }
 
 void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
-  GW_ASSERT(phase_ == Phase::kIdle);
+  GW_ASSERT(phase_ == Phase::kIdle && (stores_ == nullptr || policy_.mode != Mode::kPrecopy));
   begin(now, lanes);
   start_timers();
   bucket_.start(now);
@@ -56,6 +57,7 @@ void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
                            .mode = at_once()  ? wire::TransferMode::kPostcopy
                                    : may_pull ? wire::TransferMode::kHybrid
                                               : wire::TransferMode::kPrecopy,
+                           .keeps_stores = stores_ != nullptr,
                            .id = config_.id,
                            .epoch_base = config_.epoch_base,
                            .epoch_count = config_.epoch_count,
@@ -192,6 +194,9 @@ Instant Source::Impl::deadline() const {
   at = std::min({at, keepalive_at_, progress_at_});
   if ((loaded_ && !stopped_) || serving_) {
     at = std::min(at, bucket_.opens_at());
+  }
+  if (!fetching_.empty()) {
+    at = std::min(at, now_ + kPumpInterval);
   }
   if (serving_ && background_from_ > now_) {
     at = std::min(at, background_from_);

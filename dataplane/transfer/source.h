@@ -22,13 +22,15 @@
 // Post-copy. After STOP the source sends no content until all of it is announced: what is in flight is acknowledged,
 // what is left of the open round and what the last scans found are sets of pages (wire::PageSetPiece). From then on it
 // gives any page that it is asked for, also one that it never announced, as it is in RAM, which nobody may change, and
-// streams the others; until on_complete(). Memory that turns out to be cut short gives zeros: whoever sends asks
-// GuestMemory::damaged() between poll_transmit() and the port, and drops the frames. What resume() needs after a
-// restart: the guest's RAM and MigrationConfig; of the table nothing changes any more.
+// streams the others; until on_complete(). What stays with stores (kept_stores.h) it never gives. Memory that turns out
+// to be cut short gives zeros: whoever sends asks GuestMemory::damaged() between poll_transmit() and the port, and
+// drops the frames. What resume() needs after a restart: the guest's RAM and MigrationConfig; of the table nothing
+// changes any more.
 
 #include <memory>
 
 #include "dataplane/pages/access_history.h"
+#include "dataplane/transfer/kept_stores.h"
 #include "dataplane/transfer/migration.h"
 #include "dataplane/transfer/share.h"
 
@@ -40,6 +42,7 @@ struct SourceGuest {
   pages::GenerationTable& table;  // brought up to date by every scan
   std::uint32_t epoch_now;  // generation for what the first scan finds written (this visit's epoch); below epoch_base
   const pages::AccessHistory* accesses = nullptr;  // if there is one; read by jobs alone
+  KeptStores* stores = nullptr;                    // of a guest that is split; not with Mode::kPrecopy
 };
 
 class Source final : public transport::LaneUser {

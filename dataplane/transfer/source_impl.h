@@ -138,6 +138,8 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void serve_if_due();
   void sorted_pull(SortJob& job);
   void decoded(DecodeJob& job);
+  void ask_stored(pages::PageNumber page);
+  void give_fetched();
   void digest_if_due();
   void digested(HashJob& job);
   void complete(bool equal);
@@ -150,11 +152,15 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   [[nodiscard]] std::uint64_t payload_sent() const;
   [[nodiscard]] std::uint32_t rounds_running_max() const;
   [[nodiscard]] bool hashes() const { return policy_.verify != Verify::kOff; }
+  [[nodiscard]] bool is_stored(pages::PageNumber page) const {
+    return stored_.away.size() != 0 && stored_.away.test(page);
+  }
 
   const Policy policy_;
   pages::GenerationTable& table_;
   const std::uint32_t epoch_now_;
   const pages::AccessHistory* const accesses_;
+  KeptStores* stores_;  // null from the destination's commit on
   std::vector<SourceShare*> shares_;
 
   Phase phase_ = Phase::kIdle;
@@ -181,6 +187,9 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   std::uint64_t handed_pages_ = 0;
   std::uint64_t handed_content_ = 0;
   Instant round_started_{};
+
+  StoredSets stored_;                        // while a scan is under way its job has them
+  std::vector<pages::PageNumber> fetching_;  // of stored_, asked for
 
   // scans
   std::optional<Found> found_;                 // for round_, or the one after it

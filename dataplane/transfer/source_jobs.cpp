@@ -43,6 +43,58 @@ bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
   return true;
 }
 
+/// What the stores have is not sent but told of, where the destination does not have it. If all is to be verified it is
+/// told of in any case: what is not here nobody can compare.
+bool list_stored(CompareJob& job, const pages::Bitmap& written) {
+  const auto listed = job.stores->list(written);
+  if (!listed) {
+    job.guest_error = listed.error().text;
+    return false;
+  }
+  job.stored = {pages::Bitmap(job.to_send.size()), pages::Bitmap(job.to_send.size())};
+  wire::StoredPages message{.last = false, .version_next = listed->version_next, .pages = {}};
+  const auto tell = [&](bool last) {
+    message.last = last;
+    job.messages.push_back(wire::encode_message(message));
+    job.table_bytes += job.messages.back().size();
+    message.pages.clear();
+  };
+  for (const wire::StoredPage& stored : listed->pages) {
+    job.stored.away.set(stored.page);
+    if (!job.verifies_all && !job.to_send.test(stored.page)) {
+      continue;
+    }
+    job.stored.told.set(stored.page);
+    if (message.pages.size() == wire::kStoredPagesMax) {
+      tell(false);
+    }
+    message.pages.push_back(stored);
+  }
+  tell(true);
+  job.to_send.and_not(job.stored.away);
+  return true;
+}
+
+/// A page that came back counts as written, unless the destination has it; one that did not is not sent, whatever else
+/// is said of it.
+bool look_for_stored(ScanJob& job) {
+  pages::Bitmap here = job.stored.away;
+  if (const auto kept = job.stores->keep_stored(job.stored.away, job.written); !kept) {
+    job.guest_error = kept.error().text;
+    return false;
+  }
+  here.and_not(job.stored.away);
+  here &= job.stored.told;
+  job.stored.told.and_not(here);
+  job.written.and_not(job.stored.away);
+  if (here.any() || job.also) {
+    job.also = job.also ? std::move(*job.also) : pages::Bitmap(here.size());
+    *job.also |= here;
+    job.also->and_not(job.stored.away);
+  }
+  return true;
+}
+
 pages::Bitmap accessed_often(const pages::AccessHistory& history) {
   pages::Bitmap often(history.page_count());
   const auto heat = history.heat();
@@ -84,6 +136,9 @@ void run(CompareJob& job, JobGuest guest) {
     job.to_send.set_all();
   }
   encode_table(job, guest.table);
+  if (job.stores != nullptr && !list_stored(job, written)) {
+    return;
+  }
   job.often = job.accesses != nullptr ? accessed_often(*job.accesses) : pages::Bitmap(guest.table.size());
 }
 
@@ -91,6 +146,9 @@ void run(ScanJob& job, JobGuest guest) {
   job.written = pages::Bitmap(guest.table.size());
   job.zero = pages::Bitmap(guest.table.size());
   if (!scan(guest, job.epoch, job.written, job.guest_error)) {
+    return;
+  }
+  if (job.stores != nullptr && !look_for_stored(job)) {
     return;
   }
   job.found_count = job.written.count();

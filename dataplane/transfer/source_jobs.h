@@ -11,6 +11,7 @@
 #include "dataplane/pages/generation_table.h"
 #include "dataplane/pages/page_digest.h"
 #include "dataplane/transfer/guest.h"
+#include "dataplane/transfer/kept_stores.h"
 #include "dataplane/wire/messages.h"
 
 namespace godwit::transfer {
@@ -27,6 +28,11 @@ inline constexpr std::uint64_t kSortPagesMax = 65536;
 inline constexpr std::uint64_t kSortJobsMax = 64;
 inline constexpr std::uint64_t kHashPagesMax = 4096;
 
+/// Of a guest that is split. Nobody reads `away` here; of those the destination lacks `told`, and knows where they are.
+struct StoredSets {
+  pages::Bitmap away, told;
+};
+
 /// Scan 1: brings the table up to this visit and finds what the destination cannot reuse.
 struct CompareJob {
   std::uint32_t epoch_now = 0;
@@ -34,10 +40,13 @@ struct CompareJob {
   bool has_retained = false;
   std::vector<std::vector<std::byte>> retained_pieces;
   const pages::AccessHistory* accesses = nullptr;
+  KeptStores* stores = nullptr;
+  bool verifies_all = false;
   // ---- result ----
+  StoredSets stored;    // not in to_send
   pages::Bitmap often;  // accessed, as far as history says
   pages::Bitmap to_send;
-  std::vector<std::vector<std::byte>> messages;  // TablePiece, encoded
+  std::vector<std::vector<std::byte>> messages;  // TablePiece, then StoredPages, encoded
   std::uint64_t table_bytes = 0;
   std::optional<std::string> guest_error, peer_error;
 };
@@ -49,6 +58,8 @@ struct ScanJob {
   std::uint32_t epoch = 0;
   std::optional<pages::Bitmap> also;  // pages that count as written whatever the scan says
   pages::Bitmap before;               // that the scan before this has found; result: that this one has, without `also`
+  KeptStores* stores = nullptr;
+  StoredSets stored;  // result: those that still are
   // ---- result ----
   pages::Bitmap likely;  // to be written again: found by both, and not in `also`
   std::uint64_t likely_count = 0;

@@ -139,6 +139,7 @@ void Source::Impl::serve_if_due() {
   if (phase_ != Phase::kServing || !connected_) {
     return;
   }
+  give_fetched();
   if (!pull_sorting_ && serving_ && now_ >= background_from_) {
     if (auto stretch = pull_.take_unsorted(std::max(kSortPagesMax, page_count_ / kSortJobsMax))) {
       pull_sorting_ = true;
@@ -180,9 +181,32 @@ void Source::Impl::on(const wire::DemandRequest& message) {
     if (page >= page_count_) {
       return protocol_error("asks for page " + std::to_string(page) + " of " + std::to_string(page_count_));
     }
+    if (is_stored(page)) {
+      ask_stored(page);
+      continue;
+    }
     totals_.pages_demand += pull_.ask(page, message.again) ? 1U : 0U;
     totals_.pages_asked_again += message.again ? 1U : 0U;
   }
+}
+
+/// Once the destination has the stores it asks them.
+void Source::Impl::ask_stored(pages::PageNumber page) {
+  if (stores_ != nullptr && std::ranges::find(fetching_, page) == fetching_.end()) {
+    stores_->fetch(page);
+    fetching_.push_back(page);
+  }
+}
+
+void Source::Impl::give_fetched() {
+  std::erase_if(fetching_, [this](pages::PageNumber page) {
+    if (!stores_->is_here(page)) {
+      return false;
+    }
+    stored_.away.clear(page);
+    totals_.pages_demand += pull_.ask(page, false) ? 1U : 0U;
+    return true;
+  });
 }
 
 bool Source::Impl::is_zero(pages::PageNumber page) {
@@ -194,6 +218,8 @@ bool Source::Impl::is_zero(pages::PageNumber page) {
 void Source::Impl::committed(Instant now) {
   now_ = std::max(now_, now);
   background_from_ = std::min(background_from_, now_);
+  stores_ = nullptr;
+  fetching_.clear();
   wake_ = true;
 }
 
@@ -255,6 +281,9 @@ void Source::Impl::decoded(DecodeJob& job) {
     got_from_ = 0;
     got_digest_ = {};
   } else {
+    if (stored_.away.size() != 0) {
+      job.set.and_not(stored_.away);
+    }
     pull_.load(std::move(job.set));
     serving_ = true;
   }
@@ -342,6 +371,7 @@ void Source::Impl::detach(Instant now) {
   shares_.clear();
   ++connection_;
   pull_.forget_lanes();
+  fetching_.clear();
   pieces_.clear();
   complete_.reset();
   got_.reset();

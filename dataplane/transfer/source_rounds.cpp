@@ -24,6 +24,8 @@ void Source::Impl::compare() {
   job->has_retained = has_retained_;
   job->retained_pieces = std::move(retained_pieces_);
   job->accesses = accesses_;
+  job->stores = stores_;
+  job->verifies_all = policy_.verify == Verify::kFull;
   scan_before_ = scan_submitted_ = now_;
   submit(std::move(job), &Impl::compared);
 }
@@ -46,10 +48,15 @@ void Source::Impl::compared(CompareJob& job) {
   phase_ = Phase::kMoving;
   scans_top_ = 1;
   const std::uint64_t count = job.to_send.count();
-  totals_.pages_reused = page_count_ - count;
+  stored_ = std::move(job.stored);
+  totals_.pages_stored = stored_.told.size() != 0 ? stored_.told.count() : 0;
+  totals_.pages_reused = page_count_ - count - totals_.pages_stored;
   if (policy_.verify == Verify::kFull) {
     rest_.set_all();
     rest_.and_not(job.to_send);
+    if (stores_ != nullptr) {
+      rest_.and_not(stored_.away);
+    }
     rest_left_ = rest_.count();
   }
   found_ =
@@ -167,6 +174,8 @@ void Source::Impl::scan_if_due() {
   job->also = std::move(carried_over_);
   carried_over_.reset();
   job->before = std::move(written_before_);
+  job->stores = stores_;
+  job->stored = std::move(stored_);
   scans_top_ = std::max(scans_top_, round);
   scanning_ = true;
   stop_covered_ = stopped_;
@@ -186,6 +195,7 @@ void Source::Impl::scanned(ScanJob& job) {
   }
   end_scanned_ = end_scanned_ || scan_covers_end_;
   written_before_ = std::move(job.before);
+  stored_ = std::move(job.stored);
   convergence_.scan_found(job.found_count, scan_submitted_ - scan_before_, now_ - scan_submitted_);
   if (loaded_ && sorted_ && job.written_count != 0) {
     pages_.drop(job.written);  // the newer round carries them
@@ -228,7 +238,8 @@ void Source::Impl::judge(const ScanJob& job) {
     return;
   }
   if (fits_) {
-    ready(estimate);
+    // What stores have stays missing at the destination, so the end is post-copy's, however little is left.
+    stores_ != nullptr ? begin_postcopy(estimate) : ready(estimate);
   } else if (policy_.mode == Mode::kHybrid && policy_.hybrid_rounds != 0 && job.round > policy_.hybrid_rounds) {
     begin_postcopy(convergence_.time_for(0, 0, rtt()));
   } else if (job.round >= rounds_running_max()) {

@@ -8,10 +8,10 @@ namespace godwit::wire {
 namespace {
 
 // The type byte is the alternative's index plus one, so that a buffer of zeros is no message.
-constexpr std::array kNames = {"Hello",         "HelloReply",     "TablePiece",   "RoundBegin", "RoundAck",
-                               "DeviceState",   "DeviceStateEnd", "AllPlaced",    "Verified",   "ChunkDigests",
-                               "Abort",         "Keepalive",      "PageSetPiece", "PageSetAck", "AllAnnounced",
-                               "DemandRequest", "AllSent",        "Complete",     "Completed",  "Resume"};
+constexpr std::array kNames = {
+    "Hello",        "HelloReply",    "TablePiece",   "RoundBegin", "RoundAck",  "DeviceState",  "DeviceStateEnd",
+    "AllPlaced",    "Verified",      "ChunkDigests", "Abort",      "Keepalive", "PageSetPiece", "PageSetAck",
+    "AllAnnounced", "DemandRequest", "AllSent",      "Complete",   "Completed", "Resume",       "StoredPages"};
 static_assert(kNames.size() == std::variant_size_v<Message>);
 
 class Writer {
@@ -92,6 +92,7 @@ void write(Writer& out, const Hello& m) {
   out.number(m.version);
   out.number(static_cast<std::uint8_t>(m.verify));
   out.number(static_cast<std::uint8_t>(m.mode));
+  out.number(static_cast<std::uint8_t>(m.keeps_stores));
   out.raw(m.id);
   out.number(m.epoch_base);
   out.number(m.epoch_count);
@@ -120,6 +121,11 @@ Result read(Reader& in, Hello m) {
     return Bad("mode out of range");
   }
   m.mode = static_cast<TransferMode>(mode);
+  const auto keeps_stores = in.number<std::uint8_t>();
+  if (keeps_stores > 1 || (keeps_stores == 1 && m.mode == TransferMode::kPrecopy)) {
+    return Bad("keeps_stores is neither 0 nor 1, or 1 in pre-copy");
+  }
+  m.keeps_stores = keeps_stores == 1;
   const auto id = in.raw(m.id.size());
   std::copy(id.begin(), id.end(), m.id.begin());
   m.epoch_base = in.number<std::uint32_t>();
@@ -335,6 +341,43 @@ Result read(Reader& in, Resume m) {
   }
   const auto id = in.raw(m.id.size());
   std::copy(id.begin(), id.end(), m.id.begin());
+  return m;
+}
+
+void write(Writer& out, const StoredPages& m) {
+  GW_ASSERT(m.pages.size() <= kStoredPagesMax && (m.last || !m.pages.empty()));
+  out.number(static_cast<std::uint8_t>(m.last));
+  out.number(m.version_next);
+  out.number(static_cast<std::uint16_t>(m.pages.size()));
+  for (const StoredPage& stored : m.pages) {
+    out.number(stored.page);
+    out.number(stored.version);
+    out.number(stored.sub);
+    out.number(stored.hash);
+  }
+}
+Result read(Reader& in, StoredPages m) {
+  const auto flag = in.number<std::uint8_t>();
+  m.last = flag == 1;
+  m.version_next = in.number<std::uint64_t>();
+  const std::size_t count = in.number<std::uint16_t>();
+  if (!in.cut() && (flag > 1 || count > kStoredPagesMax || (count == 0 && !m.last) || m.version_next == 0 ||
+                    m.version_next > kStoreVersionMax)) {
+    return Bad("bad flag, number of pages or version");
+  }
+  for (std::size_t i = 0; i < count && !in.cut(); ++i) {
+    StoredPage stored;
+    stored.page = in.number<std::uint64_t>();
+    stored.version = in.number<std::uint64_t>();
+    stored.sub = in.number<std::uint16_t>();
+    stored.hash = in.number<std::uint64_t>();
+    const bool ascending = m.pages.empty() || stored.page > m.pages.back().page;
+    if (!in.cut() &&
+        (!ascending || stored.page >= kPagesMax || stored.version == 0 || stored.version >= m.version_next)) {
+      return Bad("a page out of order or range, or its version");
+    }
+    m.pages.push_back(stored);
+  }
   return m;
 }
 

@@ -19,7 +19,7 @@
 
 namespace godwit::wire {
 
-inline constexpr std::uint16_t kTransferVersion = 2;  // 1 had no post-copy
+inline constexpr std::uint16_t kTransferVersion = 3;  // 1 had no post-copy, 2 no stores that stay
 inline constexpr std::size_t kMessageBytesMax = 65536;
 inline constexpr std::size_t kRegionsMax = 64;
 inline constexpr std::size_t kRegionNameBytesMax = 255;
@@ -28,6 +28,8 @@ inline constexpr std::size_t kAbortTextBytesMax = 512;
 inline constexpr std::size_t kChunkDigestsMax = 4000;                   // of one message: 64,000 bytes
 inline constexpr std::size_t kPayloadBytesMax = kMessageBytesMax - 16;  // of DeviceState, TablePiece, PageSetPiece
 inline constexpr std::size_t kDemandPagesMax = 512;                     // of one message
+inline constexpr std::size_t kStoredPagesMax = 2500;                    // of one message: 65,000 bytes
+inline constexpr std::uint64_t kStoreVersionMax = (std::uint64_t{1} << 48) - 1;
 
 /// One QEMU RAM backend as both ends must have it: they number pages through the regions in order.
 struct RegionShape {
@@ -52,6 +54,7 @@ struct Hello {
   std::uint16_t version = kTransferVersion;  // any: the receiver compares
   VerifyLevel verify = VerifyLevel::kOff;
   TransferMode mode = TransferMode::kPrecopy;
+  bool keeps_stores = false;  // the guest is split: StoredPages follow the table. Not kPrecopy
   std::array<std::byte, 16> id{};
   std::uint32_t epoch_base = 0;
   std::uint32_t epoch_count = 0;
@@ -145,9 +148,25 @@ struct Resume {
   std::array<std::byte, 16> id{};
 };
 
+/// A page of a split guest that is missing at the source, and the one copy of it that counts.
+struct StoredPage {
+  std::uint64_t page = 0;     // below kPagesMax
+  std::uint64_t version = 0;  // 1..kStoreVersionMax
+  std::uint16_t sub = 0;      // the store, as the control plane numbers them
+  pages::PageHash hash = 0;
+  bool operator==(const StoredPage&) const = default;
+};
+/// Source, behind its table, if the guest is split: pages that stay with its page stores unless a later round or set
+/// has them. Ascending over all messages. The last has what no version reaches that any store of the guest's has.
+struct StoredPages {
+  bool last = false;
+  std::uint64_t version_next = 0;  // 1..kStoreVersionMax
+  std::vector<StoredPage> pages;   // at most kStoredPagesMax; of the last perhaps none
+};
+
 using Message = std::variant<Hello, HelloReply, TablePiece, RoundBegin, RoundAck, DeviceState, DeviceStateEnd,
                              AllPlaced, Verified, ChunkDigests, Abort, Keepalive, PageSetPiece, PageSetAck,
-                             AllAnnounced, DemandRequest, AllSent, Complete, Completed, Resume>;
+                             AllAnnounced, DemandRequest, AllSent, Complete, Completed, Resume, StoredPages>;
 
 /// Fields must be in range (asserted), except Abort's text, which is cut and made printable.
 [[nodiscard]] std::vector<std::byte> encode_message(const Message& message);

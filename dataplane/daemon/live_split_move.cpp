@@ -1,0 +1,157 @@
+// LiveSplit: its main part moves, and the stores stay.
+
+#include <utility>
+
+#include "base/check.h"
+#include "dataplane/daemon/live_split.h"
+
+namespace godwit::daemon {
+namespace {
+
+std::unexpected<transfer::GuestError> guest_error(const memory::Error& error) {
+  return std::unexpected(transfer::GuestError{error.text});
+}
+
+}  // namespace
+
+// ---- the source ----
+
+void LiveSplit::hold(std::function<void()> then) {
+  GW_ASSERT(begun());
+  {
+    const std::scoped_lock lock(evicting_, mutex_);  // no batch is under way, and all of them are told
+    held_ = true;
+    room_.set_budget(kNoBudget);
+  }
+  lcore_->post([this, then = std::move(then)] {
+    held_then_ = then;
+    main_->hold(true);
+  });
+}
+
+void LiveSplit::release() {
+  {
+    const std::lock_guard lock(mutex_);
+    held_ = false;
+    room_.set_budget(limits_.gather ? kNoBudget : limits_.budget_pages);
+    changed_.notify_all();
+  }
+  lcore_->post([this] {
+    held_then_ = nullptr;
+    main_->hold(false);
+  });
+}
+
+/// A page is missing for a moment more when it is in place, and may have been written in that moment.
+std::expected<void, transfer::GuestError> LiveSplit::drop_present(pages::Bitmap& missing,
+                                                                  const pages::Bitmap& written) const {
+  pages::Bitmap doubtful = missing;
+  doubtful &= written;
+  for (auto page = doubtful.next_set(0); page < doubtful.size(); page = doubtful.next_set(page + 1)) {
+    const auto away = pager_->is_away(page);
+    if (!away) {
+      return guest_error(away.error());
+    }
+    if (!*away) {
+      missing.clear(page);
+    }
+  }
+  return {};
+}
+
+std::expected<transfer::KeptStores::Stored, transfer::GuestError> LiveSplit::list(const pages::Bitmap& written) {
+  pages::Bitmap missing = pager_->missing();
+  if (auto dropped = drop_present(missing, written); !dropped) {
+    return std::unexpected(dropped.error());
+  }
+  // Afterwards: whatever is not told of as missing is present by now.
+  if (auto refreshed = guest_.refresh_present(); !refreshed) {
+    return std::unexpected(refreshed.error());
+  }
+  const split::PageCopies copies(places_->body(), of_.page_count);
+  Stored stored{.pages = {}, .version_next = leaving_->draw_version()};
+  stored.pages.reserve(missing.count());
+  for (auto page = missing.next_set(0); page < missing.size(); page = missing.next_set(page + 1)) {
+    const auto copy = copies.get(page);
+    if (copy) {
+      stored.pages.push_back({.page = page, .version = copy->version, .sub = copy->sub, .hash = copy->hash});
+    } else if (pager_->is_missing(page)) {
+      return std::unexpected(
+          transfer::GuestError{"page " + std::to_string(page) + " is lost: neither here nor in any store of the VM's"});
+    }
+  }
+  return stored;
+}
+
+std::expected<void, transfer::GuestError> LiveSplit::keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) {
+  pages::Bitmap here = stored;
+  stored &= pager_->missing();
+  if (auto dropped = drop_present(stored, written); !dropped) {
+    return dropped;
+  }
+  guest_.note_present(here.and_not(stored));
+  return {};
+}
+
+void LiveSplit::fetch(pages::PageNumber page) { main_->demand({&page, 1}); }
+
+bool LiveSplit::is_here(pages::PageNumber page) {
+  if (pager_->is_missing(page)) {
+    return false;
+  }
+  guest_.note_present(page);
+  return true;
+}
+
+// ---- the destination ----
+
+void LiveSplit::note(std::span<const wire::StoredPage> pages) {
+  split::PageCopies copies(places_->body(), of_.page_count);
+  for (const wire::StoredPage& stored : pages) {
+    copies.set(stored.page, {.sub = stored.sub, .version = stored.version, .hash = stored.hash});
+  }
+}
+
+std::expected<void, transfer::GuestError> LiveSplit::settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
+                                                            std::uint64_t version_next) {
+  split::PageCopies copies(places_->body(), of_.page_count);
+  for (pages::PageNumber page = 0; page < of_.page_count; ++page) {
+    const bool told = copies.get(page).has_value();
+    GW_ASSERT(told || !stored.test(page));
+    if (told && !stored.test(page)) {
+      copies.clear(page);  // of content that the guest has replaced since
+    }
+  }
+  if (auto added = pager_->add_missing(stored); !added) {
+    return guest_error(added.error());
+  }
+  guest_.note_taken_away(stored, pages::Bitmap(of_.page_count));
+  pager_->await(missing);
+  // The pipe of later batches comes with SplitGuest: until then nothing is evicted.
+  auto pipe = memory::PinPipe::make();
+  if (!pipe) {
+    return guest_error(pipe.error());
+  }
+  if (auto leaving = memory::LeavingPages::create(file(kLeaving), of_, kSlots, std::move(*pipe), version_next);
+      !leaving) {
+    return guest_error(leaving.error());
+  }
+  places_->let_take_over();
+  return {};
+}
+
+void LiveSplit::await_rest() {
+  const split::PageCopies copies(places_->body(), of_.page_count);
+  pages::Bitmap rest = pager_->missing();
+  for (auto page = rest.next_set(0); page < rest.size(); page = rest.next_set(page + 1)) {
+    if (copies.get(page)) {
+      rest.clear(page);
+    }
+  }
+  for (const memory::LeavingPage& page : leaving_->all()) {
+    rest.clear(page.page);
+  }
+  pager_->await(rest);
+}
+
+}  // namespace godwit::daemon

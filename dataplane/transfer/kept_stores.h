@@ -1,0 +1,62 @@
+#pragma once
+// What a migration knows of a guest that is split: pages that are missing at the source, because its page stores have
+// them, stay there; the destination is told which store has what, and becomes the main host. Beside GuestMemory
+// (guest.h) and PagingGuest (paging_guest.h). The daemon implements it over daemon/live_split.h, the simulation over a
+// model.
+//
+// Why no page is older there than it was here:
+//   * From before list() to the end of the migration nothing leaves the source's memory, and no store is told anything
+//     but to give pages. So the stored pages only become fewer, and the copies that were told are what counts for them.
+//   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
+//   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
+//
+//   * Before the store's word the destination may touch such a page already: QEMU loads its devices. Then the source
+//   fetches
+//     it and gives it like any other; whoever of the two has it first, its content is the same.
+//
+// Threads: jobs, one of a guest at a time; what says so, the home lcore. Errors as guest.h has them.
+
+#include <expected>
+#include <span>
+#include <vector>
+
+#include "dataplane/transfer/guest.h"
+#include "dataplane/wire/messages.h"
+
+namespace godwit::transfer {
+
+/// The source's side.
+class KeptStores {
+ public:
+  virtual ~KeptStores() = default;
+  struct Stored {
+    std::vector<wire::StoredPage> pages;  // ascending
+    std::uint64_t version_next = 1;       // above all that any store of the guest's may know
+  };
+  /// All that is missing here. After the first scan, which has found `written`; what comes back from then on the next
+  /// ones are told.
+  virtual std::expected<Stored, GuestError> list(const pages::Bitmap& written) = 0;
+  /// After a scan, which has found `written`: takes out of `stored` what is here again.
+  virtual std::expected<void, GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) = 0;
+  // ---- the home lcore, once the guest stands still and until the destination has it ----
+  virtual void fetch(pages::PageNumber page) = 0;
+  /// It has come, and may be read.
+  [[nodiscard]] virtual bool is_here(pages::PageNumber page) = 0;
+};
+
+/// The destination's side; it survives the process once settle() has returned.
+class TakenStores {
+ public:
+  virtual ~TakenStores() = default;
+  /// In any number of calls, ascending.
+  virtual void note(std::span<const wire::StoredPage> pages) = 0;
+  /// Before PagingGuest::arm() of both, which are disjoint: `stored` are those of them that stay where they are; the
+  /// missing ones come from the source.
+  virtual std::expected<void, GuestError> settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
+                                                 std::uint64_t version_next) = 0;
+  /// Any thread. From here on faults on stored pages are answered by the stores; before, they are told to the
+  /// migration.
+  [[nodiscard]] virtual bool serve() const = 0;
+};
+
+}  // namespace godwit::transfer
