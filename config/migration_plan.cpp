@@ -60,7 +60,7 @@ void read_postcopy(Reader& reader, MigrationPlan& plan) {
   }
 }
 
-/// How a VM is split where it arrives.
+/// How a VM is to be split where it arrives.
 void read_arrival(Reader& reader, MigrationPlan& plan) {
   reader.optional("whole", plan.whole, boolean());
   static_cast<void>(read_split(reader, plan.resident_budget_bytes, plan.sub_hosts));

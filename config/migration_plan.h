@@ -39,10 +39,10 @@ struct MigrationPlan {
   Duration postcopy_after{};
   BackgroundOrder background_order = BackgroundOrder::kAroundFaults;
   Encryption encryption = Encryption::kAes128Gcm;
-  // A VM that is split is split again where it arrives, as it was but for these.
-  bool whole = false;                       // it is not
-  std::uint64_t resident_budget_bytes = 0;  // 0: as it was; a VM that is not split is not then, either
-  std::vector<std::string> sub_hosts;       // none: as they were
+  // The main part of a VM that is split moves; one that is not and gets a budget is split first.
+  bool whole = false;                       // it is gathered where it arrives
+  std::uint64_t resident_budget_bytes = 0;  // there; 0: as it was
+  std::vector<std::string> sub_hosts;       // of one that is split for it; none: chosen
 };
 
 /// What the command line says, by the key of plan.toml that it goes before; a value as there, without quotes. A list:

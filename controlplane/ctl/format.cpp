@@ -85,18 +85,17 @@ std::string state_text(api::PageStoreState state) {
   return api::PageStoreState_Name(state).substr(std::string_view("PAGE_STORE_").size());
 }
 
-/// "host-a: 1234 pages (4.8 MiB)", and how it goes on.
+/// "host-a: 1234 pages (4.8 MiB)", and how it goes on; of the sub hosts of a split VM, of where it came from, or of
+/// both.
 std::string dependence_text(const api::Vm& vm) {
-  if (vm.has_split()) {
-    return subs_text(vm.split());
-  }
+  const std::string subs = vm.has_split() ? subs_text(vm.split()) : "";
   if (vm.depends_on().empty()) {
-    return "-";
+    return subs.empty() ? "-" : subs;
   }
   const dpapi::PagingStats& paging = vm.paging().stats();
-  return fmt::format("{}: {}{}{}{}", printable(vm.depends_on()), config::format_pages(paging.pages_missing()),
-                     vm.paging().connected() ? "" : ", no pages flow", paging.faults() == 0 ? "" : ", ",
-                     faults_text(paging));
+  return subs + (subs.empty() ? "" : "; ") + printable(vm.depends_on()) + ": " +
+         config::format_pages(paging.pages_missing()) + (vm.paging().connected() ? "" : ", no pages flow") +
+         (paging.faults() == 0 ? "" : ", ") + faults_text(paging);
 }
 
 Json to_json(const dpapi::PagingStats& paging) {
@@ -191,7 +190,10 @@ Json to_json(const api::Plan& plan) {
           {"postcopy_after_rounds", plan.postcopy_after_rounds()},
           {"postcopy_after_ms", plan.postcopy_after_ms()},
           {"background_order", dpapi::BackgroundOrder_Name(plan.background_order())},
-          {"encryption", dpapi::Encryption_Name(plan.encryption())}};
+          {"encryption", dpapi::Encryption_Name(plan.encryption())},
+          {"whole", plan.whole()},
+          {"resident_budget_bytes", plan.resident_budget_bytes()},
+          {"keeps_stores", plan.keeps_stores()}};
 }
 
 }  // namespace
@@ -333,6 +335,10 @@ std::string vm_text(const api::Vm& vm) {
   const auto known = [&](std::string text) { return split.has_status() ? text : std::string("not known now"); };
   add(or_dash(vm.host()), known(fmt::format("{} resident, budget {}", config::format_bytes(status.resident_bytes()),
                                             config::format_bytes(split.budget_bytes()))));
+  if (!vm.depends_on().empty()) {
+    add(printable(vm.depends_on()),
+        config::format_pages(vm.paging().stats().pages_missing()) + ", from where it comes");
+  }
   for (const auto& sub : split.subs()) {
     add(printable(sub.host()),
         fmt::format("{}, {} of {} lent", state_text(sub.state()), known(config::format_pages(sub.pages())),
@@ -568,6 +574,9 @@ std::string summary(const api::Migration& migration) {
         fmt::format("{}, p50 {}, p90 {}, p99 {}, p99.9 {}, longest {}; vCPUs waited {} in all", paging.faults(),
                     us_text(paging.fault_p50_us()), us_text(paging.fault_p90_us()), us_text(paging.fault_p99_us()),
                     us_text(paging.fault_p999_us()), us_text(paging.fault_max_us()), us_text(paging.blocked_us())));
+  }
+  if (migration.plan().keeps_stores() && migration.state() != api::ABORTED) {
+    add("split", "its main part moved, in mode " + dpapi::Mode_Name(migration.plan().mode()));
   }
   add("reuse", (migration.reused() ? "" : "no; ") + or_dash(migration.reuse_reason()));
   add("tracked by", fmt::format("{}{}{}", config::tracker_name(migration.tracker()),

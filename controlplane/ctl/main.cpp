@@ -369,15 +369,17 @@ void add_migration_commands(CLI::App& app, Options& options, const AddCommand& a
   flag("--postcopy-after", "postcopy_after", "mode hybrid: switch after so long, e.g. 30s");
   flag("--background-order", "background_order", "around-faults, sequential or hottest-first");
   flag("--encryption", "encryption", "aes-128-gcm, aes-256-gcm or none");
-  flag("--budget", "resident_budget", "split where it arrives: what that host may hold of it; split already: as it is");
+  flag("--budget", "resident_budget",
+       "what the destination may hold of it, sub hosts hold the rest; split already: as it is");
   migrating
       ->add_option_function<std::vector<std::string>>(
           "--sub",
           [&plan = options.plan](const auto& hosts) { plan["sub_hosts"] = fmt::format("{}", fmt::join(hosts, ",")); },
-          "a sub host there, may be given several times; split already: as they are")
+          "a sub host of a VM that is split for it, may be given several times; none: chosen")
       ->allow_extra_args(false);
   migrating->add_flag_callback(
-      "--whole", [&plan = options.plan] { plan["whole"] = "true"; }, "a split VM: not split again where it arrives");
+      "--whole", [&plan = options.plan] { plan["whole"] = "true"; },
+      "a split VM: all of it is gathered where it arrives");
   migrating->add_flag("--detach", options.detach, "do not wait: print the migration's id");
   add(app, "migrations", "all migrations, newest first", migrations)
       ->add_flag("--active", options.active_only, "only those under way");

@@ -52,7 +52,8 @@ Need need_of(const api::VmDefinition& definition) {
 /// Retained images make room for a guest: the reused one is its memory already, the others are dropped when needed.
 std::optional<Refused> memory_refusal(const Question& question, const ReuseDecision& reuse) {
   const api::HostInfo& info = question.destination->info;
-  const Need need = need_of(question.vm->definition);
+  Need need = need_of(question.vm->definition);
+  need.tmpfs_bytes = bytes_there(question.plan, need.tmpfs_bytes);
   std::uint64_t droppable_bytes = 0;
   for (const dpapi::Image& image : question.destination->images) {
     if (!image.in_use() && !is_served(*question.destination, image)) {
@@ -80,7 +81,9 @@ std::optional<Refused> memory_refusal(const Question& question, const ReuseDecis
   return std::nullopt;
 }
 
-std::optional<Refused> plan_refusal(const api::Plan& plan) {
+}  // namespace
+
+std::optional<Refused> plan_mistake(const api::Plan& plan) {
   if (!dpapi::Mode_IsValid(plan.mode()) || !dpapi::BackgroundOrder_IsValid(plan.background_order())) {
     return Refused{Refusal::kModeNotAvailable, "mode or background_order has a value that this version does not know"};
   }
@@ -109,6 +112,12 @@ std::optional<Refused> plan_refusal(const api::Plan& plan) {
   }
   return std::nullopt;
 }
+
+std::uint64_t bytes_there(const api::Plan& plan, std::uint64_t bytes_total) {
+  return plan.keeps_stores() && !plan.whole() ? std::min(bytes_total, plan.resident_budget_bytes()) : bytes_total;
+}
+
+namespace {
 
 bool offers(const HostView& host, dpapi::Tracker tracker) {
   return tracker == dpapi::TRACKER_AUTO ||
@@ -160,8 +169,9 @@ std::optional<Refused> postcopy_refusal(const Question& question) {
   if (mode_of(question.plan) == dpapi::PRECOPY) {
     return std::nullopt;
   }
-  const char* instead =
-      question.plan.mode() == dpapi::PRECOPY ? "set on_no_convergence to abort or stop-anyway" : "use mode precopy";
+  const char* instead = question.plan.keeps_stores()             ? "gather the VM first (godwitctl vm gather)"
+                        : question.plan.mode() == dpapi::PRECOPY ? "set on_no_convergence to abort or stop-anyway"
+                                                                 : "use mode precopy";
   const api::HostInfo& info = question.destination->info;
   if (!info.postcopy()) {
     const std::string& why = info.postcopy_refusal();
@@ -179,9 +189,9 @@ dpapi::Mode mode_of(const api::Plan& plan) {
                                                                                                      : plan.mode();
 }
 
-ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
-                           std::uint64_t bytes_total, std::span<const dpapi::Image> images) {
-  if (policy == api::REUSE_NEVER) {
+ReuseDecision decide_reuse(const ReuseQuestion& question, std::span<const dpapi::Image> images) {
+  const auto& [plan, vm_uuid, image_id, bytes_total] = question;
+  if (plan.reuse() == api::REUSE_NEVER) {
     return {.reason = "none: the plan says never"};
   }
   const dpapi::Image* best = nullptr;
@@ -197,6 +207,9 @@ ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const 
     } else if (image.bytes_total() != bytes_total) {
       refused = fmt::format("none: the retained image there is of {}, the VM has {}",
                             config::format_bytes(image.bytes_total()), config::format_bytes(bytes_total));
+    } else if (plan.keeps_stores() && image.bytes_resident() > bytes_there(plan, bytes_total)) {
+      refused = fmt::format("none: the retained image there has {}, more than the budget",
+                            config::format_bytes(image.bytes_resident()));
     } else if (best == nullptr || image.epoch() > best->epoch()) {
       best = &image;
     }
@@ -217,7 +230,7 @@ bool names_a_host_twice(const google::protobuf::RepeatedPtrField<std::string>& h
 
 std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
   const api::Plan& plan = question.plan;
-  if (auto refused = plan_refusal(plan)) {
+  if (auto refused = plan_mistake(plan)) {
     return std::unexpected(*refused);
   }
   if (question.vm == nullptr) {
@@ -251,7 +264,7 @@ std::expected<ReuseDecision, Refused> plan_migration(const Question& question) {
                   fmt::format("{} reports that VM \"{}\" does not run any more", vm.host, vm.name));
   }
   ReuseDecision reuse =
-      decide_reuse(plan.reuse(), vm.uuid, vm.image_id, bytes_of(vm.definition), question.destination->images);
+      decide_reuse({plan, vm.uuid, vm.image_id, bytes_of(vm.definition)}, question.destination->images);
   if (plan.reuse() == api::REUSE_REQUIRE && !reuse.reuse) {
     return refuse(Refusal::kNoReusableImage,
                   fmt::format("the plan requires reuse at {}, but {}", plan.destination(), reuse.reason));

@@ -30,9 +30,16 @@ struct ReuseDecision {
   std::string reason;                // which image, or why none
 };
 
-/// An image is reusable when it is of this VM and this boot of it, as large as it, and in nobody's use.
-[[nodiscard]] ReuseDecision decide_reuse(api::ReusePolicy policy, const Id128& vm_uuid, const Id128& image_id,
-                                         std::uint64_t bytes_total, std::span<const dpapi::Image> images);
+/// What of a VM is looked for among a host's images.
+struct ReuseQuestion {
+  const api::Plan& plan;
+  const Id128& vm_uuid;
+  const Id128& image_id;
+  std::uint64_t bytes_total = 0;
+};
+/// An image is reusable when it is of this VM and this boot of it, as large as it, and in nobody's use; and is within
+/// the budget that a main part may have there.
+[[nodiscard]] ReuseDecision decide_reuse(const ReuseQuestion& question, std::span<const dpapi::Image> images);
 
 enum class Refusal : std::uint8_t {
   kUnknownVm,
@@ -58,7 +65,7 @@ struct Refused {
 };
 
 struct Question {
-  const api::Plan& plan;
+  const api::Plan& plan;                     // as it is to be carried out
   const VmRecord* vm = nullptr;              // what plan.vm names, if anything
   const HostView* source = nullptr;          // the VM's owner, if known
   const HostView* destination = nullptr;     // what plan.destination names, if known
@@ -69,6 +76,12 @@ struct Question {
 
 /// Of a list of sub hosts, in a plan or an order.
 [[nodiscard]] bool names_a_host_twice(const google::protobuf::RepeatedPtrField<std::string>& hosts);
+
+/// What the plan gets wrong by itself, if anything.
+[[nodiscard]] std::optional<Refused> plan_mistake(const api::Plan& plan);
+
+/// How much of the VM the destination is to have room for, of all these bytes.
+[[nodiscard]] std::uint64_t bytes_there(const api::Plan& plan, std::uint64_t bytes_total);
 
 /// The reuse decision of a migration that may begin, or the first reason why it may not.
 [[nodiscard]] std::expected<ReuseDecision, Refused> plan_migration(const Question& question);

@@ -39,7 +39,7 @@ std::optional<Refused> vm_refusal(const SplitQuestion& question) {
                       region.name(), vm.name)};
     }
   }
-  if (vm.tracker == dpapi::TRACKER_HASHES) {
+  if (vm.tracker == dpapi::TRACKER_HASHES || question.tracker == dpapi::TRACKER_HASHES) {
     return Refused{Refusal::kCannotBeSplit,
                    fmt::format("VM \"{}\" is tracked by hashes, which would take evicted pages for written ones: start "
                                "it with another tracker",

@@ -20,9 +20,10 @@ struct SubShare {
 struct SplitQuestion {
   const VmRecord& vm;
   std::uint64_t budget_bytes = 0;
-  std::vector<std::string> sub_hosts;  // asked for by name; none: chosen here
-  std::vector<PageStoreRecord> own;    // the VM's page stores that stay
-  std::set<std::string> without;       // hosts that are to hold nothing of it
+  std::vector<std::string> sub_hosts;            // asked for by name; none: chosen here
+  std::vector<PageStoreRecord> own;              // the VM's page stores that stay
+  std::set<std::string> without;                 // hosts that are to hold nothing of it
+  dpapi::Tracker tracker = dpapi::TRACKER_AUTO;  // by which its host says that it is tracked, if it does
   std::map<std::string, const HostView*> hosts;
   std::map<std::string, std::uint64_t> promised;  // by all page stores of the cluster
   std::map<std::string, std::uint64_t> freed;     // of that, by those that go before the VM is split

@@ -27,7 +27,11 @@ std::expected<Id128, ServiceError> migration_id_of(const std::string& bytes) {
 }  // namespace
 
 Coordinator::Coordinator(Store& store, const config::TimeoutConfig& timeouts, std::string cluster)
-    : store_(store), timeouts_(timeouts), cluster_(std::move(cluster)) {}
+    : store_(store), timeouts_(timeouts), cluster_(std::move(cluster)) {
+  migrations_.set_main_part_hooks(
+      {.split_there = [this](const auto& migration) { return splits_.split_there(migration); },
+       .moved = [this](const auto& migration) { splits_.moved(migration); }});
+}
 
 std::expected<std::unique_ptr<Coordinator>, StoreError> Coordinator::start(Store& store,
                                                                            const config::TimeoutConfig& timeouts,
@@ -325,7 +329,11 @@ std::expected<Id128, ServiceError> Coordinator::begin_migration(const api::Plan&
     const Hosts::Host* host = hosts_.find(name);
     return host == nullptr ? nullptr : &host->view;
   };
-  const Question question{.plan = plan,
+  if (const auto mistake = plan_mistake(plan)) {
+    return std::unexpected(from_planner(*mistake));
+  }
+  const api::Plan carried = *vm ? moves_.as_carried_out(plan, **vm) : plan;
+  const Question question{.plan = carried,
                           .vm = *vm ? &**vm : nullptr,
                           .source = *vm ? view((*vm)->host) : nullptr,
                           .destination = view(plan.destination()),
@@ -335,7 +343,7 @@ std::expected<Id128, ServiceError> Coordinator::begin_migration(const api::Plan&
   if (const auto planned = plan_migration(question); !planned) {
     return std::unexpected(from_planner(planned.error()));
   }
-  return moves_.begin(plan, **vm);
+  return moves_.begin(carried, **vm);
 }
 
 std::expected<void, ServiceError> Coordinator::cancel_migration(const std::string& migration_id) {

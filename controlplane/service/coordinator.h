@@ -87,7 +87,7 @@ class Coordinator {
   void close(SessionId id, const char* why);
   [[nodiscard]] std::expected<Id128, ServiceError> begin_migration(const api::Plan& plan);
   // host_drain.cpp
-  [[nodiscard]] std::vector<std::string> destinations_from(const std::string& source) const;
+  [[nodiscard]] std::vector<std::string> destinations_from(const VmRecord& vm) const;
   [[nodiscard]] std::vector<std::vector<std::string>> sub_hosts_at(const std::string& destination,
                                                                    const VmRecord& vm) const;
   void move_away(const VmRecord& vm, api::DrainHostResponse::Part& part);

@@ -17,25 +17,26 @@ struct Drain {
 
 }  // namespace
 
-/// The hosts that could take a VM, most free memory first.
-std::vector<std::string> Coordinator::destinations_from(const std::string& source) const {
+/// The hosts that could take a VM, most free memory first; those that hold a part of it last, as it moves there whole.
+std::vector<std::string> Coordinator::destinations_from(const VmRecord& vm) const {
   std::vector<std::pair<std::uint64_t, std::string>> hosts;
   for (const auto& [name, host] : hosts_.all()) {
-    if (name != source && host.session != 0 && host.view.info.dataplane_up()) {
+    if (name != vm.host && host.session != 0 && host.view.info.dataplane_up()) {
       hosts.emplace_back(host.view.info.memory_free_bytes(), name);
     }
   }
   std::ranges::stable_sort(hosts, std::ranges::greater(), &std::pair<std::uint64_t, std::string>::first);
+  std::ranges::stable_partition(hosts, [&](const auto& host) { return !splits_.is_sub_host(vm.uuid, host.second); });
   const auto names = hosts | std::views::values;
   return {names.begin(), names.end()};
 }
 
-/// Over which sub hosts a split VM could be split there: those that it has, or all that lend; not over the host that is
-/// drained. Of a VM that is not split: one choice, of none.
+/// Over which sub hosts a split VM that moves whole could be split there: those that it has, or all that lend; not over
+/// the host that is drained. Of any other: one choice, of none.
 std::vector<std::vector<std::string>> Coordinator::sub_hosts_at(const std::string& destination,
                                                                 const VmRecord& vm) const {
   const auto now = splits_.settings(vm.uuid);
-  if (!now) {
+  if (!now || !splits_.is_sub_host(vm.uuid, destination)) {
     return {{}};
   }
   std::vector<std::vector<std::string>> choices(2);
@@ -57,7 +58,7 @@ std::vector<std::vector<std::string>> Coordinator::sub_hosts_at(const std::strin
 void Coordinator::move_away(const VmRecord& vm, api::DrainHostResponse::Part& part) {
   part.set_vm_name(vm.name);
   part.set_refusal("no other host is connected, with its data plane up");
-  for (const std::string& destination : destinations_from(vm.host)) {
+  for (const std::string& destination : destinations_from(vm)) {
     const auto choices = sub_hosts_at(destination, vm);
     if (choices.empty()) {
       part.set_refusal(fmt::format("the VM is split, and no host but {} and {} lends memory", vm.host, destination));

@@ -97,6 +97,15 @@ std::optional<Id128> Migrations::of_vm(const Id128& vm_uuid) const {
   return std::nullopt;
 }
 
+Migrations::MainPart Migrations::main_part(const Id128& vm_uuid) const {
+  for (const auto& [id, m] : active_) {
+    if (m->record.vm_uuid == vm_uuid && m->record.plan.keeps_stores() && !is_committed(m->record.state)) {
+      return m->step == Step::kHeld ? MainPart::kWaits : MainPart::kMoves;
+    }
+  }
+  return MainPart::kStays;
+}
+
 const MigrationRecord* Migrations::pulling(const Id128& vm_uuid) const {
   const auto found = std::ranges::find_if(active_, [&](const auto& each) {
     return each.second->record.vm_uuid == vm_uuid && each.second->record.state == api::PULLING;

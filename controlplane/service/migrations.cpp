@@ -92,7 +92,7 @@ std::vector<Migrations::Held> Migrations::all_held() const {
   std::vector<Held> held;
   for (const auto& [id, m] : active_) {
     if (m->step == Step::kHeld) {
-      held.push_back({id, m->record.vm_uuid, m->record.destination});
+      held.push_back({id, m->record.vm_uuid, m->record.plan});
     }
   }
   return held;
@@ -158,7 +158,8 @@ void Migrations::command(Active& m, const std::string& host, api::ToAgent messag
 
 void Migrations::prepare_source(Active& m) {
   m.step = Step::kPreparingSource;
-  m.note = fmt::format("preparing {}", m.record.source);
+  m.note = fmt::format("preparing {}{}", m.record.source,
+                       m.record.plan.keeps_stores() ? "; its main part moves, its sub hosts keep the rest" : "");
   api::ToAgent message;
   auto& prepare = *message.mutable_prepare_source();
   prepare.set_migration_id(m.record.id.to_bytes());
@@ -168,6 +169,7 @@ void Migrations::prepare_source(Active& m) {
   prepare.set_epoch_count(m.record.epoch_count);
   prepare.set_encryption(m.record.plan.encryption());
   prepare.set_mode(mode_of(m.record.plan));
+  prepare.set_keeps_stores(m.record.plan.keeps_stores());
   command(m, m.record.source, std::move(message), timeouts_.prepare, "preparing the source",
           [this](Active& now, const api::AgentReply& reply) {
             now.source_prepared = reply.source_prepared();
@@ -192,7 +194,7 @@ void Migrations::prepare_destination(Active& m) {
   m.record.tracker = source.tracker();
   m.record.tracker_reason = printable(source.tracker_reason());
   const Hosts::Host* host = hosts_.find(m.record.destination);
-  const auto reuse = decide_reuse(m.record.plan.reuse(), m.record.vm_uuid, m.record.image_id, source.bytes_total(),
+  const auto reuse = decide_reuse({m.record.plan, m.record.vm_uuid, m.record.image_id, source.bytes_total()},
                                   host == nullptr ? std::span<const dpapi::Image>() : host->view.images);
   m.record.reuse_reason = reuse.reason;
   m.planned_image = reuse.image_id;
@@ -212,6 +214,14 @@ void Migrations::prepare_destination(Active& m) {
   prepare.set_bytes_total(source.bytes_total());
   prepare.set_encryption(m.record.plan.encryption());
   prepare.set_mode(mode_of(m.record.plan));
+  if (m.record.plan.keeps_stores()) {
+    auto split = main_part_.split_there(m.record);
+    if (!split) {
+      decide(m, api::ABORTED, fmt::format("VM \"{}\" is not split any more", m.record.vm_name));
+      return;
+    }
+    *prepare.mutable_split() = std::move(*split);
+  }
   const auto vm = store_.vm(m.record.vm_uuid);
   prepare.set_tracker(vm && *vm ? (*vm)->tracker : dpapi::TRACKER_AUTO);
   command(
@@ -364,6 +374,9 @@ void Migrations::announce(Active& m) {
     arm(m, m.source_timer, kResumeWait, [this](Active& now) { tell_source(now); });
   } else {
     tell_outcome(m.record, committed);
+  }
+  if (committed && !m.pulled && m.record.plan.keeps_stores()) {
+    main_part_.moved(m.record);
   }
   timers_.cancel(m.absence_timer);
   timers_.cancel(m.timer);

@@ -14,6 +14,8 @@
 //    before; nothing else ends it, neither time nor a restart of anybody. While a side is not connected to the other
 //    the flow is begun again, without end: new endpoints of both, a new secret, each time. Where pages cannot be had
 //    any more (their host was rebooted) the note says so, and the operator decides (stop).
+//  * Of one that keeps the VM's page stores they are the destination's with the commit, in one transition; whoever has
+//    them in mind is told at once (MainPartHooks), and nobody begins anything with them before (main_part).
 //  * Events that name a decided migration are answered by its outcome; those that name another migration than a host's
 //    own are ignored.
 
@@ -45,13 +47,24 @@ class Migrations {
   std::expected<Id128, StoreError> begin(const api::Plan& plan, const VmRecord& vm, bool held);
   struct Held {
     Id128 id, vm_uuid;
-    std::string destination;
+    api::Plan plan;
   };
   [[nodiscard]] std::vector<Held> all_held() const;
   /// What one that is held waits for.
   void waits_for(const Id128& id, const std::string& what);
   void go_on(const Id128& id);
   std::expected<void, ServiceError> cancel(const Id128& id, const std::string& reason);
+  /// What split VMs ask of those that keep their stores.
+  struct MainPartHooks {
+    /// What the destination is to be told of the split; none: it is not split.
+    std::function<std::optional<api::SplitGuest>(const MigrationRecord&)> split_there;
+    std::function<void(const MigrationRecord&)> moved;  // it is committed
+  };
+  /// Before anything is begun.
+  void set_main_part_hooks(MainPartHooks hooks) { main_part_ = std::move(hooks); }
+  enum class MainPart : std::uint8_t { kStays, kWaits, kMoves };
+  /// Whether a migration that keeps its stores has the VM: waits to begin, or has begun and is not committed.
+  [[nodiscard]] MainPart main_part(const Id128& vm_uuid) const;
   using Done = std::function<void(std::expected<void, ServiceError>)>;
   /// Ends the rounds of a migration that transfers; `done` once the source has taken it.
   void switch_to_postcopy(const Id128& id, Done done);
@@ -189,6 +202,7 @@ class Migrations {
   const config::TimeoutConfig timeouts_;
   std::map<Id128, std::unique_ptr<Active>> active_;
   MigrationFigures ended_;
+  MainPartHooks main_part_;
   bool frozen_ = false;
 };
 

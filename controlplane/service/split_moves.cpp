@@ -73,15 +73,54 @@ void SplitMoves::freeze() {
 
 // ---- an operator's plan ---------------------------------------------------------------------------------------------
 
-std::expected<StandingOrder, ServiceError> SplitMoves::order_for(const api::Plan& plan, const VmRecord& vm) const {
-  StandingOrder order{
-      .vm_uuid = vm.uuid, .source = vm.host, .at_source = {}, .destination = plan.destination(), .at_destination = {}};
-  if (const auto now = splits_.settings(vm.uuid)) {
-    order.at_source = request_of(*now);
-  } else if (const auto standing = orders_.find(vm.uuid); standing != orders_.end()) {
-    const StandingOrder& former = standing->second.order;
-    order.at_source = former.source == vm.host ? former.at_source : former.at_destination;
+SplitMoves::Way SplitMoves::way_of(const api::Plan& plan, const VmRecord& vm) const {
+  const api::SplitState state = splits_.state(vm.uuid);
+  if (state == api::GATHERING || (state == api::SPLIT && splits_.is_sub_host(vm.uuid, plan.destination()))) {
+    return Way::kGatherFirst;
   }
+  if (state != api::SPLIT_UNSPECIFIED) {
+    return Way::kKeepsStores;
+  }
+  // A main host cannot lend to itself: with the source as sub host it can be split at the destination only.
+  const bool over_source = std::ranges::find(plan.sub_hosts(), vm.host) != plan.sub_hosts().end();
+  return plan.resident_budget_bytes() > 0 && !plan.whole() && !over_source ? Way::kSplitFirst : Way::kWhole;
+}
+
+api::Plan SplitMoves::as_carried_out(const api::Plan& plan, const VmRecord& vm) const {
+  api::Plan carried = plan;
+  const Way way = way_of(plan, vm);
+  carried.set_keeps_stores(way == Way::kKeepsStores || way == Way::kSplitFirst);
+  if (!carried.keeps_stores()) {
+    return carried;
+  }
+  if (plan.mode() == dpapi::PRECOPY) {
+    carried.set_mode(dpapi::HYBRID);  // pages are missing after the resume in any case
+  }
+  if (const auto now = splits_.settings(vm.uuid); now && !plan.whole() && plan.resident_budget_bytes() == 0) {
+    carried.set_resident_budget_bytes(now->budget_bytes);
+  }
+  return carried;
+}
+
+/// As it is split there, or is to be by an order that waits.
+api::SplitVmRequest SplitMoves::wanted_at_source(const VmRecord& vm) const {
+  if (const auto now = splits_.settings(vm.uuid)) {
+    return request_of(*now);
+  }
+  const auto standing = orders_.find(vm.uuid);
+  if (standing == orders_.end()) {
+    return {};
+  }
+  const StandingOrder& former = standing->second.order;
+  return former.source == vm.host ? former.at_source : former.at_destination;
+}
+
+std::expected<StandingOrder, ServiceError> SplitMoves::order_for(const api::Plan& plan, const VmRecord& vm) const {
+  StandingOrder order{.vm_uuid = vm.uuid,
+                      .source = vm.host,
+                      .at_source = wanted_at_source(vm),
+                      .destination = plan.destination(),
+                      .at_destination = {}};
   order.at_destination = changed(order.at_source, plan);
   if (says_not(order.at_destination)) {
     if (!plan.sub_hosts().empty()) {
@@ -105,6 +144,95 @@ std::expected<StandingOrder, ServiceError> SplitMoves::order_for(const api::Plan
 }
 
 std::expected<Id128, ServiceError> SplitMoves::begin(const api::Plan& plan, const VmRecord& vm) {
+  switch (way_of(plan, vm)) {
+    case Way::kKeepsStores:
+      return keep_stores(plan, vm);
+    case Way::kSplitFirst:
+      return split_first(plan, vm);
+    case Way::kGatherFirst:
+    case Way::kWhole:
+      break;
+  }
+  return begin_whole(plan, vm);
+}
+
+std::expected<Id128, ServiceError> SplitMoves::keep_stores(const api::Plan& plan, const VmRecord& vm) {
+  if (!plan.sub_hosts().empty()) {
+    return std::unexpected(ServiceError{
+        Code::kInvalid, fmt::format("VM \"{}\" is split, and its sub hosts stay when its main part moves: add one "
+                                    "before or after that (godwitctl vm split {} --sub HOST)",
+                                    vm.name, vm.name)});
+  }
+  if (auto obstacle = splits_.move_obstacle(vm, plan.resident_budget_bytes())) {
+    return std::unexpected(std::move(*obstacle));
+  }
+  StandingOrder order{.vm_uuid = vm.uuid, .source = {}, .at_source = {}, .destination = {}, .at_destination = {}};
+  Splits::Order first;
+  if (const auto now = splits_.settings(vm.uuid); plan.resident_budget_bytes() < now->budget_bytes && !plan.whole()) {
+    first.budget_bytes = plan.resident_budget_bytes();
+    order.source = vm.host;
+    order.at_source = request_of(*now);
+    order.destination = plan.destination();
+    order.at_destination = order.at_source;
+    order.at_destination.set_budget_bytes(first.budget_bytes);
+  }
+  return begin_main_part(plan, vm, order, first);
+}
+
+std::expected<Id128, ServiceError> SplitMoves::split_first(const api::Plan& plan, const VmRecord& vm) {
+  const Splits::Order first{.budget_bytes = plan.resident_budget_bytes(),
+                            .sub_hosts = {plan.sub_hosts().begin(), plan.sub_hosts().end()},
+                            .without = {},
+                            .destination = plan.destination()};
+  if (std::ranges::find(first.sub_hosts, plan.destination()) != first.sub_hosts.end()) {
+    return std::unexpected(
+        ServiceError{Code::kInvalid, fmt::format("{} is to be the main host of VM \"{}\", and cannot "
+                                                 "be its sub host",
+                                                 plan.destination(), vm.name)});
+  }
+  if (auto obstacle = splits_.obstacle(vm, first)) {
+    return std::unexpected(ServiceError{
+        obstacle->code, fmt::format("it is split on {} first, and that cannot be: {}", vm.host, obstacle->text)});
+  }
+  return begin_main_part(plan, vm,
+                         {.vm_uuid = vm.uuid,
+                          .source = vm.host,
+                          .at_source = wanted_at_source(vm),
+                          .destination = plan.destination(),
+                          .at_destination = request_of(first)},
+                         first);
+}
+
+/// `first`: what is to be done at the source before; a budget of 0: nothing.
+std::expected<Id128, ServiceError> SplitMoves::begin_main_part(const api::Plan& plan, const VmRecord& vm,
+                                                               const StandingOrder& order, Splits::Order first) {
+  const auto standing = orders_.find(vm.uuid);
+  const StandingOrder before = standing == orders_.end() ? StandingOrder{.vm_uuid = vm.uuid} : standing->second.order;
+  if (auto error = keep(order)) {
+    return std::unexpected(std::move(*error));
+  }
+  auto id = migrations_.begin(plan, vm, true);
+  if (!id) {
+    static_cast<void>(keep(before));
+    return std::unexpected(from_store(id.error()));
+  }
+  spdlog::info("migration {}: the main part of VM {} moves, in mode {}; its sub hosts keep the rest", id->text(),
+               vm.name, plan.mode() == dpapi::POSTCOPY ? "postcopy" : "hybrid");
+  if (first.budget_bytes > 0) {
+    first.destination = plan.destination();
+    splits_.split(vm, std::move(first), [this, id = *id, source = vm.host](const auto& split) {
+      if (!split && !frozen_) {
+        static_cast<void>(
+            migrations_.cancel(id, fmt::format("it could not be split on {} first: {}", source, split.error().text)));
+      }
+      look();
+    });
+  }
+  look();
+  return *id;
+}
+
+std::expected<Id128, ServiceError> SplitMoves::begin_whole(const api::Plan& plan, const VmRecord& vm) {
   const auto order = order_for(plan, vm);
   if (!order) {
     return std::unexpected(order.error());
@@ -119,8 +247,8 @@ std::expected<Id128, ServiceError> SplitMoves::begin(const api::Plan& plan, cons
     if (auto gathers = splits_.gather(vm); !gathers) {
       static_cast<void>(keep(before));
       return std::unexpected(
-          ServiceError{gathers.error().code,
-                       fmt::format("a split VM moves whole, so it is gathered first, but {}", gathers.error().text)});
+          ServiceError{gathers.error().code, fmt::format("{} is one of its sub hosts, so it is gathered first, but {}",
+                                                         plan.destination(), gathers.error().text)});
     }
   }
   auto id = migrations_.begin(plan, vm, split);
@@ -180,17 +308,39 @@ void SplitMoves::look() {
   }
 }
 
+void SplitMoves::look_after_main_part(const Migrations::Held& held) {
+  switch (splits_.state(held.vm_uuid)) {
+    case api::SPLITTING:
+      return migrations_.waits_for(held.id, "splitting it first: its sub hosts are asked whether they have room");
+    case api::SPLIT:
+      break;
+    default:
+      static_cast<void>(migrations_.cancel(held.id, "the VM is not split any more"));
+      return;
+  }
+  const std::string what = splits_.move_waits_for(held.vm_uuid, held.plan, orders_.contains(held.vm_uuid));
+  if (what.empty()) {
+    migrations_.go_on(held.id);
+  } else {
+    migrations_.waits_for(held.id, what);
+  }
+}
+
 void SplitMoves::look_after_held(const Migrations::Held& held) {
+  if (held.plan.keeps_stores()) {
+    return look_after_main_part(held);
+  }
   if (const auto split = splits_.view(held.vm_uuid)) {
     return migrations_.waits_for(held.id, fmt::format("gathering it first: {} of it are still on sub hosts{}{}",
                                                       config::format_pages(split->status().pages_missing()),
                                                       split->warnings().empty() ? "" : "; ",
                                                       split->warnings().empty() ? "" : split->warnings(0)));
   }
-  const Hosts::Host* destination = hosts_.find(held.destination);
+  const std::string& name = held.plan.destination();
+  const Hosts::Host* destination = hosts_.find(name);
   const bool there = destination != nullptr && destination->session != 0;
-  if (there && splits_.lent_bytes(held.vm_uuid, held.destination) > 0) {
-    return migrations_.waits_for(held.id, fmt::format("{} gives back what it lent to the VM", held.destination));
+  if (there && splits_.lent_bytes(held.vm_uuid, name) > 0) {
+    return migrations_.waits_for(held.id, fmt::format("{} gives back what it lent to the VM", name));
   }
   migrations_.go_on(held.id);
 }
@@ -215,17 +365,37 @@ void SplitMoves::look_after(const Id128& vm_uuid) {
                                       : host == order.destination ? &order.at_destination
                                                                   : nullptr;
   const api::SplitState state = splits_.state(vm_uuid);
-  if (host.empty() || wanted == nullptr || says_not(*wanted) || state == api::SPLIT) {
+  const auto now = splits_.settings(vm_uuid);
+  if (host.empty() || wanted == nullptr) {
+    static_cast<void>(forget(vm_uuid));
+  } else if (says_not(*wanted)) {
+    if (state == api::SPLIT && host == order.source) {
+      gather(standing, **vm);
+    } else if (state != api::SPLITTING) {
+      static_cast<void>(forget(vm_uuid));
+    }
+  } else if (now && now->budget_bytes != wanted->budget_bytes()) {
+    carry_out(standing, **vm, {.budget_bytes = wanted->budget_bytes(), .sub_hosts = {}, .without = {}});
+  } else if (now) {
     static_cast<void>(forget(vm_uuid));
   } else if (state == api::SPLIT_UNSPECIFIED && runs(vm_uuid, host)) {
-    carry_out(standing, **vm, *wanted);
+    carry_out(standing, **vm, order_of(*wanted));
   }
 }
 
-void SplitMoves::carry_out(Standing& standing, const VmRecord& vm, const api::SplitVmRequest& order) {
+/// It was split to move, and has not.
+void SplitMoves::gather(Standing& standing, const VmRecord& vm) {
+  if (const auto begun = splits_.gather(vm); begun) {
+    static_cast<void>(forget(vm.uuid));
+  } else {
+    try_again(standing, begun.error().text);
+  }
+}
+
+void SplitMoves::carry_out(Standing& standing, const VmRecord& vm, Splits::Order order) {
   standing.under_way = true;
   const std::uint64_t serial = standing.serial = ++serial_;
-  splits_.split(vm, order_of(order),
+  splits_.split(vm, std::move(order),
                 [this, uuid = vm.uuid, serial](const auto& split) { carried_out(uuid, serial, split); });
 }
 
@@ -241,8 +411,13 @@ void SplitMoves::carried_out(const Id128& vm_uuid, std::uint64_t serial,
     static_cast<void>(forget(vm_uuid));
     return;
   }
-  standing.problem = split.error().text;
-  spdlog::warn("VM {} is to be split: {}; tried again", vm_uuid.text(), standing.problem);
+  try_again(standing, split.error().text);
+}
+
+void SplitMoves::try_again(Standing& standing, const std::string& problem) {
+  const Id128 vm_uuid = standing.order.vm_uuid;
+  standing.problem = problem;
+  spdlog::warn("VM {} is not as it is to be: {}; tried again", vm_uuid.text(), problem);
   standing.pause = std::clamp(Duration{standing.pause.ns * 2}, kPauseMin, kPauseMax);
   standing.timer = timers_.schedule(standing.pause, [this, vm_uuid] {
     orders_.at(vm_uuid).timer = Timers::kNone;  // whoever erases it cancels the timer
@@ -252,7 +427,7 @@ void SplitMoves::carried_out(const Id128& vm_uuid, std::uint64_t serial,
 
 std::string SplitMoves::view(const Id128& vm_uuid) const {
   const auto found = orders_.find(vm_uuid);
-  if (found == orders_.end()) {
+  if (found == orders_.end() || splits_.state(vm_uuid) == api::SPLIT) {
     return "";
   }
   const StandingOrder& order = found->second.order;
@@ -263,6 +438,11 @@ std::string SplitMoves::view(const Id128& vm_uuid) const {
   }
   const std::string& problem = found->second.problem;
   return problem.empty() ? "now" : fmt::format("not yet: {}; tried again", problem);
+}
+
+std::string SplitMoves::gather_problem(const Id128& vm_uuid) const {
+  const auto found = orders_.find(vm_uuid);
+  return found == orders_.end() || splits_.state(vm_uuid) != api::SPLIT ? "" : found->second.problem;
 }
 
 }  // namespace godwit::controlplane

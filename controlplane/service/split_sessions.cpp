@@ -71,13 +71,20 @@ void Splits::look_after(Active& split) {
   if (frozen_ || split.changing || split.record.state == api::SPLITTING || vm == nullptr) {
     return;
   }
+  if (vm->ownership() != split.record.ownership) {
+    return;  // it has not heard yet that the VM is its
+  }
   if (split.record.state == api::GATHERING && vm->gathered() && all_of_these(*vm, staying(split.vm.uuid))) {
     spdlog::info("VM {} is gathered: all of it is on {}", split.vm.name, split.vm.host);
     const std::string host = split.vm.host;
     end(split.vm.uuid);
     return look_after_strays(host);
   }
-  if (!as_ordered(split)) {
+  const bool moves = migrations_.main_part(split.vm.uuid) == Migrations::MainPart::kMoves;
+  if (moves && status_of(split) == nullptr) {
+    return;
+  }
+  if (!moves && !as_ordered(split)) {
     return tell_main(split);
   }
   for (Part* part : parts_of(split.vm.uuid)) {
@@ -107,7 +114,7 @@ bool Splits::drained(const Part& part) const {
 }
 
 /// A main host that keeps a VM split although our store has no such split: an order that failed half-way, or it was
-/// not heard that it has gathered.
+/// not heard that it has gathered. One that a migration still has may be a source that has not heard of the commit.
 void Splits::look_after_strays(const std::string& name) {
   const Hosts::Host* host = hosts_.find(name);
   if (host == nullptr || host->session == 0) {
@@ -115,7 +122,8 @@ void Splits::look_after_strays(const std::string& name) {
   }
   for (const api::RunningVm& vm : host->view.vms) {
     const auto uuid = *Id128::from_bytes(vm.uuid());
-    if (splits_.contains(uuid) || (!vm.gathered() && (!vm.has_split() || vm.split().gathering()))) {
+    if (splits_.contains(uuid) || !vm.migration_id().empty() ||
+        (!vm.gathered() && (!vm.has_split() || vm.split().gathering()))) {
       continue;
     }
     api::ToAgent message;
@@ -361,13 +369,18 @@ bool Splits::is_connected(const std::string& name) const {
 
 api::ToAgent Splits::order_of(const Active& split, std::uint64_t budget_bytes) const {
   api::ToAgent message;
-  auto& order = *message.mutable_split_guest();
+  *message.mutable_split_guest() = order_of(split, budget_bytes, false);
+  return message;
+}
+
+api::SplitGuest Splits::order_of(const Active& split, std::uint64_t budget_bytes, bool with_drained) const {
+  api::SplitGuest order;
   order.set_vm_uuid(split.vm.uuid.to_bytes());
   order.set_ownership(split.record.ownership);
   order.set_budget_bytes(budget_bytes);
   order.set_gather(split.record.state == api::GATHERING);
   for (const PageStoreRecord& part : staying(split.vm.uuid)) {
-    if (drained(parts_.at(part.id))) {
+    if (!with_drained && drained(parts_.at(part.id))) {
       continue;
     }
     auto& sub = *order.add_subs();
@@ -376,7 +389,7 @@ api::ToAgent Splits::order_of(const Active& split, std::uint64_t budget_bytes) c
     sub.set_host(part.sub_host);
     sub.set_drain(part.state == api::PAGE_STORE_DRAINING);
   }
-  return message;
+  return order;
 }
 
 api::ToAgent Splits::prepare_store(const Part& part) const {

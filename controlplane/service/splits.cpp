@@ -74,6 +74,12 @@ std::expected<std::vector<PageStoreRecord>, ServiceError> Splits::plan(const VmR
                          .hosts = {},
                          .promised = {},
                          .freed = {}};
+  if (!order.destination.empty()) {
+    question.without.insert(order.destination);
+  }
+  if (const api::RunningVm* now = running(vm)) {
+    question.tracker = now->tracker();
+  }
   for (const PageStoreRecord& own : question.own) {
     if (own.state == api::PAGE_STORE_DRAINING) {
       question.without.insert(own.sub_host);
@@ -164,7 +170,7 @@ std::expected<void, ServiceError> Splits::may_change(const VmRecord& vm, const O
     return refused(Code::kNotNow, fmt::format("VM \"{}\" still needs {} of {}: wait until it has them", vm.name,
                                               missing_text(*pulling), pulling->source));
   }
-  if (const auto migration = migrations_.of_vm(vm.uuid)) {
+  if (const auto migration = migrations_.of_vm(vm.uuid); migration && order.destination.empty()) {
     return refused(Code::kNotNow, fmt::format("VM \"{}\" is in migration {}", vm.name, migration->text()));
   }
   const Hosts::Host* main = hosts_.find(vm.host);
@@ -324,6 +330,10 @@ std::expected<void, ServiceError> Splits::gather(const VmRecord& vm) {
   Active& split = found->second;
   if (split.record.state == api::GATHERING) {
     return {};
+  }
+  if (migrations_.main_part(vm.uuid) != Migrations::MainPart::kStays) {
+    return refused(Code::kNotNow, fmt::format("VM \"{}\" is in migration {}: cancel it first, or wait", vm.name,
+                                              migrations_.of_vm(vm.uuid)->text()));
   }
   if (split.changing || split.record.state != api::SPLIT) {
     return refused(Code::kNotNow, fmt::format("VM \"{}\" is being split: wait until that is over", vm.name));

@@ -10,6 +10,8 @@
 //    the VM has ended: stopped, its QEMU's exit reported, or given to a host anew.
 //  * What a host reports is compared with our store each time, and it is told what differs, again without end: the
 //    budget and page stores to the main host, a new flow with a new secret where there is none, DropStore to subs.
+//  * While the main part moves nothing is begun, drained or gathered, and the main host is told nothing but of flows.
+//    With the commit the destination is the main host, and from then on it alone is told.
 //  * Neither silence of a host nor a restart of anybody ends anything.
 
 #include <functional>
@@ -34,6 +36,7 @@ class Splits {
     std::vector<std::string> sub_hosts;             // to be added; none: chosen, if need be
     std::vector<std::string> without;               // sub hosts that are to hold nothing of it any more
     std::optional<dpapi::Encryption> encryption{};  // of its flows; none: as it is
+    std::string destination{};  // of a migration that waits for this: no obstacle, and it becomes no sub host
   };
 
   Splits(Store& store, Hosts& hosts, Timers& timers, const Migrations& migrations,
@@ -57,6 +60,16 @@ class Splits {
   [[nodiscard]] std::uint64_t lent_bytes(const Id128& vm_uuid, const std::string& sub_host) const;
   /// Begins to bring all pages back to the main host.
   [[nodiscard]] std::expected<void, ServiceError> gather(const VmRecord& vm);
+
+  [[nodiscard]] bool is_sub_host(const Id128& vm_uuid, const std::string& host) const;
+  /// Why the main part of a VM that is SPLIT could not move and have this budget there.
+  [[nodiscard]] std::optional<ServiceError> move_obstacle(const VmRecord& vm, std::uint64_t budget_bytes) const;
+  /// What is to be waited for before it can; "": nothing. `connected`: that all sub hosts are, too.
+  [[nodiscard]] std::string move_waits_for(const Id128& vm_uuid, const api::Plan& plan, bool connected) const;
+  /// What the destination is to be told of it; none: it is not split.
+  [[nodiscard]] std::optional<api::SplitGuest> split_there(const MigrationRecord& migration) const;
+  /// It is committed, and the store has it so.
+  void moved(const MigrationRecord& migration);
 
   void host_reported(const std::string& host);
   /// The guest is no more: it was stopped, or is started anew.
@@ -136,6 +149,8 @@ class Splits {
   [[nodiscard]] bool drained(const Part& part) const;
   [[nodiscard]] bool as_ordered(const Active& split) const;
   [[nodiscard]] api::ToAgent order_of(const Active& split, std::uint64_t budget_bytes) const;
+  [[nodiscard]] api::SplitGuest order_of(const Active& split, std::uint64_t budget_bytes, bool with_drained) const;
+  void forget_attempts(Attempts& attempts);
   [[nodiscard]] api::ToAgent prepare_store(const Part& part) const;
   void warn_of(const Part& part, api::Split& shown) const;
   [[nodiscard]] std::expected<std::vector<PageStoreRecord>, ServiceError> plan(const VmRecord& vm,

@@ -266,6 +266,9 @@ void Vms::split(const api::SplitVmRequest& request, const VmDone& done) {
     return done(failed(Code::kInvalid, "encryption has a value that this version does not know"));
   }
   splits_.split(*vm, order, [this, vm = *vm, done](const auto& split) {
+    if (split) {
+      static_cast<void>(moves_.forget(vm.uuid));  // it stays as it is ordered now
+    }
     done(split ? std::expected<api::Vm, ServiceError>(to_api(vm)) : std::unexpected(split.error()));
   });
 }
@@ -451,6 +454,10 @@ api::Vm Vms::to_api(const VmRecord& vm) {
   }
   if (auto split = splits_.view(vm.uuid)) {
     *answer.mutable_split() = std::move(*split);
+    if (const std::string problem = moves_.gather_problem(vm.uuid); !problem.empty()) {
+      answer.mutable_split()->add_warnings(
+          fmt::format("it is to be as it was before its migration: {}; tried again", problem));
+    }
   }
   answer.set_to_be_split(moves_.view(vm.uuid));
   if (vm.host.empty()) {

@@ -64,7 +64,7 @@ CREATE INDEX unsettled_migrations ON migrations (source, destination)
 CREATE INDEX migrations_by_time ON migrations (created_unix_us);
 )sql";
 // The numbers of SplitState and PageStoreState, of which LOST (3) is not stored.
-static_assert(api::SPLITTING == 1 && api::GATHERING == 3 && api::PAGE_STORE_PREPARING == 1 &&
+static_assert(api::SPLITTING == 1 && api::SPLIT == 2 && api::GATHERING == 3 && api::PAGE_STORE_PREPARING == 1 &&
               api::PAGE_STORE_CONNECTED == 2 && api::PAGE_STORE_RETIRING == 4 && api::PAGE_STORE_DRAINING == 5 &&
               dpapi::ENCRYPTION_AES_128_GCM == 0 && dpapi::ENCRYPTION_NONE == 2);
 constexpr const char* kSplitsSchema = R"sql(

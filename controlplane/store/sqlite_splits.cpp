@@ -58,11 +58,15 @@ bool done(Use& use) { return use.step() == SQLITE_DONE; }
 }  // namespace
 
 bool SqliteSplits::prepare(sqlite3* database) {
-  const std::array<std::pair<Statement*, const char*>, 12> statements{{
+  const std::array<std::pair<Statement*, const char*>, 14> statements{{
       {&splits_, "SELECT " SPLIT_COLUMNS " FROM splits"},
       {&split_of_vm_, "SELECT state FROM splits WHERE vm_uuid = ?"},
       {&write_split_, "INSERT OR REPLACE INTO splits (" SPLIT_COLUMNS ") VALUES (?, ?, ?, ?, ?)"},
       {&erase_split_, "DELETE FROM splits WHERE vm_uuid = ?"},
+      {&move_split_,
+       "UPDATE splits SET ownership = ownership + 1, budget_bytes = coalesce(nullif(?, 0), budget_bytes), state = ? "
+       "WHERE vm_uuid = ?"},
+      {&move_page_stores_, "UPDATE page_stores SET main_host = ?, ownership = ? WHERE vm_uuid = ? AND state <> 4"},
       {&page_stores_, "SELECT " PAGE_STORE_COLUMNS " FROM page_stores ORDER BY vm_name, number"},
       {&add_page_store_, "INSERT INTO page_stores (" PAGE_STORE_COLUMNS ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"},
       {&retire_, "UPDATE page_stores SET state = 4 WHERE vm_uuid = ?"},
@@ -117,6 +121,15 @@ bool SqliteSplits::end(const Id128& vm_uuid) {
   Use erase(erase_split_);
   Use retire(retire_);
   return done(erase.id(vm_uuid)) && done(retire.id(vm_uuid));
+}
+
+bool SqliteSplits::move(const MigrationRecord& migration) {
+  const api::Plan& plan = migration.plan;
+  Use split(move_split_);
+  split.number(plan.resident_budget_bytes()).number(plan.whole() ? api::GATHERING : api::SPLIT);
+  Use stores(move_page_stores_);
+  stores.text(migration.destination).number(migration.ownership_before + 1).id(migration.vm_uuid);
+  return done(split.id(migration.vm_uuid)) && done(stores);
 }
 
 bool SqliteSplits::set_state(const Id128& page_store, api::PageStoreState state) {

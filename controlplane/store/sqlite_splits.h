@@ -25,6 +25,9 @@ class SqliteSplits {
   [[nodiscard]] bool write(const SplitRecord& split);
   [[nodiscard]] bool add(const PageStoreRecord& page_store);
   [[nodiscard]] bool end(const Id128& vm_uuid);
+  /// Its main host is the migration's destination, under the next ownership number, with the plan's budget, or
+  /// GATHERING if it is to be whole.
+  [[nodiscard]] bool move(const MigrationRecord& migration);
   [[nodiscard]] bool set_state(const Id128& page_store, api::PageStoreState state);
   [[nodiscard]] bool forget(const Id128& page_store);
   [[nodiscard]] std::optional<std::vector<StandingOrder>> standing_orders();
@@ -32,8 +35,8 @@ class SqliteSplits {
   [[nodiscard]] bool forget_order(const Id128& vm_uuid);
 
  private:
-  Statement splits_, split_of_vm_, write_split_, erase_split_;
-  Statement page_stores_, add_page_store_, retire_, set_state_, forget_;
+  Statement splits_, split_of_vm_, write_split_, erase_split_, move_split_;
+  Statement page_stores_, add_page_store_, retire_, set_state_, forget_, move_page_stores_;
   Statement orders_, write_order_, erase_order_;
 };
 

@@ -95,9 +95,12 @@ class SqliteStore final : public Store {
   }
 
   Result<std::optional<VmRecord>> read_vm(const Id128& uuid);
-  Result<void> not_migrating(const Id128& uuid, const std::string& name);
+  enum class But : std::uint8_t { kNone, kKeepsStores };
+  /// `but`: a migration that keeps stores, and is PREPARING or PULLING, is no obstacle.
+  Result<void> not_migrating(const Id128& uuid, const std::string& name, But but = But::kNone);
   Result<VmRecord> claim_locked(const VmClaim& claim, const Id128& uuid);
   Result<MigrationRecord> begin_locked(const NewMigration& migration);
+  Result<void> split_fits(const MigrationRecord& record);
   Result<bool> transition_locked(const MigrationRecord& record, api::MigrationState expected, api::MigrationState next);
   [[nodiscard]] bool write_details(const MigrationRecord& record);
 
@@ -211,11 +214,15 @@ Result<std::optional<VmRecord>> SqliteStore::find_vm(const std::string& name_or_
   return uuid ? read_vm(*uuid) : std::optional<VmRecord>();
 }
 
-Result<void> SqliteStore::not_migrating(const Id128& uuid, const std::string& name) {
+Result<void> SqliteStore::not_migrating(const Id128& uuid, const std::string& name, But but) {
   Use use(active_of_vm_);
   use.id(uuid);
   const auto active = row(use, migration_of, "read migrations");
-  if (active && *active) {
+  const auto may_be = [but](const MigrationRecord& migration) {
+    return but == But::kKeepsStores && migration.plan.keeps_stores() &&
+           (migration.state == api::PREPARING || migration.state == api::PULLING);
+  };
+  if (active && *active && !may_be(**active)) {
     return failed(Code::kMigrationActive, fmt::format("VM \"{}\" is in migration {}", name, (*active)->id.text()));
   }
   return active ? Result<void>() : std::unexpected(active.error());
@@ -314,7 +321,8 @@ Result<MigrationRecord> SqliteStore::begin_locked(const NewMigration& migration)
                   fmt::format("VM \"{}\" has used up its epochs: give it a new uuid", from.name));
   }
   if (const auto split = splits_.state_of(from.uuid);
-      !split || (*split != api::SPLIT_UNSPECIFIED && *split != api::GATHERING)) {
+      !split ||
+      (*split != api::SPLIT_UNSPECIFIED && *split != (migration.plan.keeps_stores() ? api::SPLIT : api::GATHERING))) {
     return split ? failed(Code::kSplit, fmt::format("VM \"{}\" is split: gather it first", from.name))
                  : database_failed("read splits");
   }
@@ -362,6 +370,20 @@ Result<bool> SqliteStore::transition(const MigrationRecord& record, api::Migrati
   return won;
 }
 
+/// It is split if its stores are to be kept, and whole if not.
+Result<void> SqliteStore::split_fits(const MigrationRecord& record) {
+  const auto split = splits_.state_of(record.vm_uuid);
+  if (!split) {
+    return database_failed("read splits");
+  }
+  const bool keeps = record.plan.keeps_stores();
+  if (*split != (keeps ? api::SPLIT : api::SPLIT_UNSPECIFIED)) {
+    return failed(Code::kSplit, fmt::format("VM \"{}\" is {}", record.vm_name,
+                                            keeps ? "not split any more" : "split: it has not been gathered"));
+  }
+  return {};
+}
+
 Result<bool> SqliteStore::transition_locked(const MigrationRecord& record, api::MigrationState expected,
                                             api::MigrationState next) {
   {
@@ -374,10 +396,8 @@ Result<bool> SqliteStore::transition_locked(const MigrationRecord& record, api::
     return failed(Code::kOwnershipMoved, "lost");
   }
   if (next == api::TRANSFERRING) {
-    const auto split = splits_.state_of(record.vm_uuid);
-    if (!split || *split != api::SPLIT_UNSPECIFIED) {
-      return split ? failed(Code::kSplit, fmt::format("VM \"{}\" is split: it has not been gathered", record.vm_name))
-                   : database_failed("read splits");
+    if (auto fits = split_fits(record); !fits) {
+      return std::unexpected(fits.error());
     }
   }
   if (is_committed(next) && !is_committed(expected)) {
@@ -388,6 +408,12 @@ Result<bool> SqliteStore::transition_locked(const MigrationRecord& record, api::
     }
     if (!one_row_changed()) {
       return failed(Code::kOwnershipMoved, "lost");
+    }
+    if (auto fits = split_fits(record); !fits) {
+      return std::unexpected(fits.error());
+    }
+    if (record.plan.keeps_stores() && !splits_.move(record)) {
+      return database_failed("move a split");
     }
   }
   if (!write_details(record)) {
@@ -460,7 +486,7 @@ Result<void> SqliteStore::save_split(const SplitRecord& split, std::span<const P
     if (!*vm || (*vm)->host.empty() || (*vm)->ownership != split.ownership) {
       return failed(Code::kOwnershipMoved, "the VM has changed hands meanwhile; look again");
     }
-    if (auto stays = not_migrating(split.vm_uuid, (*vm)->name); !stays) {
+    if (auto stays = not_migrating(split.vm_uuid, (*vm)->name, But::kKeepsStores); !stays) {
       return stays;
     }
     bool written = splits_.write(split);

@@ -205,11 +205,12 @@ class Store {
   /// The definition as the host reports it. False as above.
   [[nodiscard]] virtual Result<bool> redefine_vm(const api::VmDefinition& definition, std::uint64_t ownership) = 0;
 
-  /// PREPARING, with its epochs reserved. Refused of a VM that is split, unless it is being gathered: then it does not
-  /// become TRANSFERRING before that is over.
+  /// PREPARING, with its epochs reserved. Refused of a VM that is split, unless it is being gathered, or the plan keeps
+  /// its stores: TRANSFERRING needs the one to be over, and of the other that the VM is SPLIT.
   [[nodiscard]] virtual Result<MigrationRecord> begin_migration(const NewMigration& migration) = 0;
   /// Compare-and-swap of the state, with record's reason, reuse decision, times and statistics. SWITCHING to
-  /// COMMITTED or PULLING also makes the destination the owner under the next ownership number; a terminal state frees
+  /// COMMITTED or PULLING also makes the destination the owner under the next ownership number, and the main host of
+  /// all page stores if the plan keeps them: with its budget, or GATHERING if it is to be whole. A terminal state frees
   /// the VM for the next attempt. False: lost, the stored state is another one (read it again).
   [[nodiscard]] virtual Result<bool> transition(const MigrationRecord& record, api::MigrationState expected,
                                                 api::MigrationState next) = 0;
@@ -225,8 +226,8 @@ class Store {
 
   [[nodiscard]] virtual Result<std::vector<SplitRecord>> splits() = 0;
   [[nodiscard]] virtual Result<std::vector<PageStoreRecord>> page_stores() = 0;
-  /// The split, new or changed, and those of its page stores that are new. Refused during a migration, and when the
-  /// ownership number is not the VM's.
+  /// The split, new or changed, and those of its page stores that are new. Refused when the ownership number is not the
+  /// VM's, and during a migration but one that keeps stores and is PREPARING or PULLING.
   [[nodiscard]] virtual Result<void> save_split(const SplitRecord& split, std::span<const PageStoreRecord> added) = 0;
   /// Forgets the split, and makes all of its page stores RETIRING. One that is not there is fine.
   [[nodiscard]] virtual Result<void> end_split(const Id128& vm_uuid) = 0;

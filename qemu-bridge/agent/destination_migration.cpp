@@ -53,6 +53,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration
   prepare.set_bytes_total(bytes_total(services_.record.definition));
   prepare.set_encryption(command.encryption());
   prepare.set_mode(command.mode());
+  prepare.set_keeps_stores(command.has_split());
   if (command.reuse()) {
     prepare.set_reuse_image_id(command.image_id());
   }

@@ -83,14 +83,14 @@ std::expected<std::vector<UniqueFd>, std::string> fault_descriptors_of(VmRecord&
 std::expected<std::vector<UniqueFd>, std::string> userfaultfds_of(VmRecord& record, Tracker tracker, Paging paging,
                                                                   const std::vector<RamRegion>& regions,
                                                                   dataplane::v1::AttachGuest& request) {
-  const bool events = paging != Paging::kNone || tracker == dataplane::v1::TRACKER_WRITE_PROTECT_EVENTS;
+  const bool events = paging.any() || tracker == dataplane::v1::TRACKER_WRITE_PROTECT_EVENTS;
   std::vector<std::uint64_t> region_bytes;
   for (const auto& region : regions) {
     region_bytes.push_back(region.bytes);
   }
   auto ranges = fault_ranges(region_bytes, record.definition.vcpus);
   const bool one_before = record.userfaultfd_in_qemu >= 0 && record.fault_descriptors.empty();
-  const bool several = !record.fault_descriptors.empty() || (paging != Paging::kNone && ranges.size() > 1);
+  const bool several = !record.fault_descriptors.empty() || (paging.any() && ranges.size() > 1);
   if (!several || one_before) {
     auto one = userfaultfd_of(record, events ? UserfaultUse::kEvents : UserfaultUse::kTracking);
     if (!one) {
@@ -163,19 +163,19 @@ std::expected<Attachment, Error> attach_guest(DataplaneClient& dataplane, VmReco
   }
   std::vector<UniqueFd> userfaultfds;
   const Tracker tracker = tracker_to_prepare(record.tracker, *hello);
-  attach.set_demand_paging(paging == Paging::kOnDemand);
-  attach.set_split(paging == Paging::kEvictable);
-  if (tracker != dataplane::v1::TRACKER_HASHES || paging != Paging::kNone) {
+  attach.set_demand_paging(paging.on_demand);
+  attach.set_split(paging.evictable);
+  if (tracker != dataplane::v1::TRACKER_HASHES || paging.any()) {
     auto got = userfaultfds_of(record, tracker, paging, *regions, attach);
     if (got) {
       userfaultfds = std::move(*got);
       for (const auto& userfaultfd : userfaultfds) {
         descriptors.push_back(userfaultfd.get());
       }
-    } else if (paging != Paging::kNone) {
-      return std::unexpected(make_error(
-          Error::KERNEL, "no userfaultfd in QEMU that tells of all faults: " + got.error() +
-                             (paging == Paging::kOnDemand ? "; or use mode precopy" : "; such a VM cannot be split")));
+    } else if (paging.any()) {
+      return std::unexpected(
+          make_error(Error::KERNEL, "no userfaultfd in QEMU that tells of all faults: " + got.error() +
+                                        (paging.evictable ? "; such a VM cannot be split" : "; or use mode precopy")));
     } else if (record.tracker != dataplane::v1::TRACKER_AUTO) {
       return std::unexpected(make_error(Error::KERNEL, "no userfaultfd in QEMU: " + got.error()));
     } else {

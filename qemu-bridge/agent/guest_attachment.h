@@ -12,10 +12,14 @@ namespace godwit::bridge {
 
 using AttachKind = dataplane::v1::AttachGuest::Kind;
 
-/// Whether pages may be missing, as they come with a migration or as they were evicted: then QEMU gets full
+/// Whether pages may be missing, as they come with a migration or as they were evicted, or both: then QEMU gets full
 /// userfaultfds, as many as its size asks for, and no tracker will do that cannot tell a missing page from an empty
 /// one.
-enum class Paging { kNone, kOnDemand, kEvictable };
+struct Paging {
+  bool on_demand = false;
+  bool evictable = false;
+  [[nodiscard]] bool any() const { return on_demand || evictable; }
+};
 
 struct Attachment {
   dataplane::v1::AttachGuestResult result;

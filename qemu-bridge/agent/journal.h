@@ -40,6 +40,7 @@ struct MigrationRecord {
   std::uint32_t epoch_base = 0;       // destination: of this attempt; names what is missing (0: not known)
   // Source: kSwitching was reached. Else a guest that stands still was paused by somebody else, and stays so.
   bool switch_begun = false;
+  bool keeps_stores = false;  // of a split VM only the main part moves
 };
 
 /// One of several userfaultfds in QEMU, and the pages whose faults it serves.

@@ -54,7 +54,8 @@ struct Need {
   std::uint64_t huge_bytes = 0;
 };
 
-Need need_of(const config::VmDefinition& definition, const HostPaths& paths) {
+Need need_of(const RoomQuestion& question) {
+  const auto& [definition, paths, budget_bytes, promised_bytes] = question;
   Need need;
   for (const auto& region : definition.regions) {
     struct stat old {};
@@ -63,8 +64,8 @@ Need need_of(const config::VmDefinition& definition, const HostPaths& paths) {
         exists && old.st_blocks > 0 ? std::min(region.bytes, static_cast<std::uint64_t>(old.st_blocks) * 512) : 0;
     (region.backing == config::Backing::kHugetlbfs ? need.huge_bytes : need.small_bytes) += region.bytes - present;
   }
-  if (definition.resident_budget_bytes > 0) {
-    need.small_bytes = std::min(need.small_bytes, definition.resident_budget_bytes);
+  if (budget_bytes > 0) {
+    need.small_bytes = std::min(need.small_bytes, budget_bytes);
   }
   return need;
 }
@@ -91,23 +92,22 @@ HostMemory host_memory(const HostPaths& paths, std::uint64_t promised_bytes) {
   return memory;
 }
 
-std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths,
-                          std::uint64_t promised_bytes) {
-  const Need need = need_of(definition, paths);
-  const HostMemory memory = host_memory(paths, promised_bytes);
+std::uint64_t bytes_short(const RoomQuestion& question) {
+  const Need need = need_of(question);
+  const HostMemory memory = host_memory(question.paths, question.promised_bytes);
   return need.small_bytes - std::min(need.small_bytes, memory.free_bytes) + need.huge_bytes -
          std::min(need.huge_bytes, memory.hugepages_free_bytes);
 }
 
-std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths,
-                                            std::uint64_t promised_bytes) {
+std::expected<void, std::string> check_room(const RoomQuestion& question) {
+  const auto& [definition, paths, budget_bytes, promised_bytes] = question;
   for (const auto& region : definition.regions) {
     if (region.backing == config::Backing::kHugetlbfs && paths.memory_dir_hugetlbfs.empty()) {
       return std::unexpected("region '" + region.name + "' is on hugetlbfs, and this host has none: set " +
                              "memory_dir_hugetlbfs in bridge.toml");
     }
   }
-  const Need need = need_of(definition, paths);
+  const Need need = need_of(question);
   const HostMemory memory = host_memory(paths, promised_bytes);
   if (need.small_bytes > memory.free_bytes) {
     return std::unexpected("too little memory: the guest needs " + mebibytes(need.small_bytes) + " more in " +

@@ -18,13 +18,18 @@ struct HostMemory {
 };
 HostMemory host_memory(const HostPaths& paths, std::uint64_t promised_bytes);
 
-/// What the regions (of a split VM: its budget) still need beyond what their present files hold, and this host has not
-/// free. 0: all fits. `promised_bytes`: of the free memory, what is lent to others and not used yet.
-std::uint64_t bytes_short(const config::VmDefinition& definition, const HostPaths& paths, std::uint64_t promised_bytes);
+/// Room that is looked for.
+struct RoomQuestion {
+  const config::VmDefinition& definition;
+  const HostPaths& paths;
+  std::uint64_t budget_bytes = 0;    // of a VM that is split from its first moment here; 0: all of it is to be here
+  std::uint64_t promised_bytes = 0;  // of the free memory, what is lent to others and not used yet
+};
+/// What the regions still need beyond what their present files hold, and this host has not free. 0: all fits.
+std::uint64_t bytes_short(const RoomQuestion& question);
 
 /// The same as a refusal.
-std::expected<void, std::string> check_room(const config::VmDefinition& definition, const HostPaths& paths,
-                                            std::uint64_t promised_bytes);
+std::expected<void, std::string> check_room(const RoomQuestion& question);
 
 /// kKeep: a file of the right size stays as it is (a retained image); others are made anew.
 enum class OldFiles { kKeep, kReplace };

@@ -163,6 +163,7 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> SourceMigration::pre
   prepare.set_bytes_total(bytes_total(services_.record.definition));
   prepare.set_encryption(command.encryption());
   prepare.set_mode(command.mode());
+  prepare.set_keeps_stores(command.keeps_stores());
   auto reply = services_.dataplane.call(std::move(request));
   if (!reply) {
     return std::unexpected(reply.error());

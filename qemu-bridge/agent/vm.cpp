@@ -118,8 +118,9 @@ void Vm::publish() {
     out.set_role(record_.migration->role == MigrationRole::kSource ? dataplane::v1::ROLE_SOURCE
                                                                    : dataplane::v1::ROLE_DESTINATION);
   }
-  out.set_gathered(record_.split && record_.split->gathered);
-  if (record_.split) {
+  const bool split_here = record_.split && !arrives();
+  out.set_gathered(split_here && record_.split->gathered);
+  if (split_here) {
     fill(*out.mutable_split(), *record_.split);
   }
   {
@@ -304,9 +305,7 @@ AgentResult Vm::do_start() {
     return AgentResult(std::unexpected(error));
   };
   drop_images();
-  const std::uint64_t total_bytes = bytes_total(record_.definition);
-  const std::uint64_t budget_bytes = record_.definition.resident_budget_bytes;
-  if (auto room = make_room(budget_bytes > 0 ? std::min(budget_bytes, total_bytes) : total_bytes); !room) {
+  if (auto room = make_room(record_.definition.resident_budget_bytes, 0); !room) {
     return undo(room.error());
   }
   if (auto launched = launch_qemu(StartKind::kBoot, record_.definition.machine); !launched) {
@@ -339,8 +338,7 @@ AgentResult Vm::do_attach() {
     return undo(facts.error());
   }
   record_.evictable = record_.definition.resident_budget_bytes > 0;
-  auto attachment =
-      attach_memory(dataplane::v1::AttachGuest::FRESH, record_.evictable ? Paging::kEvictable : Paging::kNone);
+  auto attachment = attach_memory(dataplane::v1::AttachGuest::FRESH, {.evictable = record_.evictable});
   if (!attachment) {
     return undo(attachment.error());
   }
@@ -466,6 +464,9 @@ void Vm::remove_files() {
   if (record_.ours) {
     remove_ram_files(record_.definition, paths_);
   }
+}
+
+void Vm::remove_pin() {
   std::error_code error;
   std::filesystem::remove(paths_.pin_pipe(), error);
 }
@@ -475,6 +476,7 @@ void Vm::gone() {
   if (std::exchange(gone_, true)) {
     return;
   }
+  remove_pin();
   if (auto removed = services_.journal.remove(uuid_); !removed) {
     spdlog::error("VM {}: journal: {}", record_.definition.name, removed.error().text());
   }
@@ -561,8 +563,7 @@ void Vm::on_dataplane_up(const dataplane::v1::HelloResult& /*hello*/) {
 
 /// The data plane may be a new process that knows nothing of our guest.
 void Vm::reattach() {
-  const bool arriving = record_.migration && !is_source() && !serves_or_pulls();
-  if (!qmp_ || arriving || over_ || !services_.dataplane.hello()) {
+  if (!qmp_ || arrives() || over_ || !services_.dataplane.hello()) {
     return;
   }
   if (backends_.empty()) {
@@ -575,12 +576,12 @@ void Vm::reattach() {
   if (const auto known = find_attached(); known && !known->attaching()) {
     attached_.set_tracker(known->tracker());
     publish();
-    take_up_split();
+    if (!is_source() || known->migration_id().empty()) {
+      take_up_split();  // else its split rests until the migration has ended
+    }
     return;
   }
-  const Paging paging = serves_or_pulls() && !is_source() ? Paging::kOnDemand
-                        : record_.evictable               ? Paging::kEvictable
-                                                          : Paging::kNone;
+  const Paging paging{.on_demand = serves_or_pulls() && !is_source(), .evictable = record_.evictable};
   if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING, paging); !attachment) {
     spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,
                   text_of(attachment.error()));

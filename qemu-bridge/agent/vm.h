@@ -105,6 +105,7 @@ class Vm {
   std::optional<dataplane::v1::GuestStatus> find_attached();
   void detach_guest();
   void remove_files();
+  void remove_pin();
   void gone();
   void do_recover();
   void take_decision_from_journal();
@@ -120,7 +121,7 @@ class Vm {
   [[nodiscard]] bool retires() const;
   void settle_source(bool committed, std::uint64_t ownership);
   void settle_destination(bool committed, std::uint64_t ownership);
-  std::expected<void, Error> make_room(std::uint64_t bytes);
+  std::expected<void, Error> make_room(std::uint64_t budget_bytes, std::uint64_t saved_bytes);
   std::uint64_t choose_ram(const controlplane::v1::PrepareDestination& command);
   void drop_images();
   void use_ram_of(const dataplane::v1::Image& image);
@@ -131,6 +132,7 @@ class Vm {
   // vm_pull.cpp
   [[nodiscard]] bool serves_or_pulls() const;
   [[nodiscard]] bool is_source() const;
+  [[nodiscard]] bool arrives() const;
   std::expected<void, Error> check_can_serve() const;
   std::expected<void, Error> check_can_page() const;
   AgentResult settle_pulling(std::uint64_t ownership);
@@ -152,6 +154,7 @@ class Vm {
   AgentResult call_for_sub(dataplane::v1::ToDataplane request);
   std::expected<void, Error> check_can_split();
   std::expected<void, Error> make_evictable();
+  std::expected<void, Error> note_kept_stores(const controlplane::v1::PrepareDestination& command);
   std::expected<std::pair<UniqueFd, UniqueFd>, Error> pin_pipe();
   /// Tells the data plane what the record says.
   std::expected<void, Error> tell_split();

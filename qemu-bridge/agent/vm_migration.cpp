@@ -51,8 +51,11 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
                                                                   std::to_string(command.ownership()) + " is not " +
                                                                   std::to_string(record_.ownership)));
   }
-  if (record_.split) {
-    return std::unexpected(make_error(Error::BAD_REQUEST, "PrepareSource: the VM is split: gather it first"));
+  const bool is_split = record_.split && !record_.split->gather;
+  if (command.keeps_stores() ? !is_split : record_.split.has_value()) {
+    return std::unexpected(make_error(Error::BAD_REQUEST,
+                                      command.keeps_stores() ? "PrepareSource: the VM is not split here, or is gathered"
+                                                             : "PrepareSource: the VM is split: gather it first"));
   }
   if (record_.migration && record_.migration->id != *id) {
     return std::unexpected(make_error(
@@ -63,8 +66,11 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
       return std::unexpected(can.error());
     }
   }
-  record_.migration = MigrationRecord{*id, MigrationRole::kSource, MigrationPhase::kPreparing, 0,
-                                      command.mode() != dataplane::v1::PRECOPY};
+  record_.migration = MigrationRecord{.id = *id,
+                                      .role = MigrationRole::kSource,
+                                      .phase = MigrationPhase::kPreparing,
+                                      .may_pull = command.mode() != dataplane::v1::PRECOPY,
+                                      .keeps_stores = command.keeps_stores()};
   const auto undo = [this](const Error& error) {
     drop_migration();
     record_.migration.reset();
@@ -92,11 +98,16 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
   return reply;
 }
 
-/// Within the host's memory budget and what its file systems have; retained images go only for what is short.
-std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
+/// Within the host's memory budget and what its file systems have; retained images go only for what is short. For all
+/// of the VM, or its resident budget if that is not 0, less what is saved.
+std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t budget_bytes, std::uint64_t saved_bytes) {
+  const RoomQuestion question{record_.definition, paths_, budget_bytes, services_.promised_bytes()};
+  const std::uint64_t total_bytes = bytes_total(record_.definition);
+  std::uint64_t bytes = budget_bytes > 0 ? std::min(budget_bytes, total_bytes) : total_bytes;
+  bytes -= std::min(bytes, saved_bytes);
   const auto hello = services_.dataplane.hello();
   if (hello && hello->memory_budget_bytes() == 0) {
-    bytes = bytes_short(record_.definition, paths_, services_.promised_bytes());
+    bytes = bytes_short(question);
   }
   if (bytes > 0) {
     dataplane::v1::ToDataplane request;
@@ -106,7 +117,7 @@ std::expected<void, dataplane::v1::Error> Vm::make_room(std::uint64_t bytes) {
       return std::unexpected(made.error());
     }
   }
-  if (auto room = check_room(record_.definition, paths_, services_.promised_bytes()); !room) {
+  if (auto room = check_room(question); !room) {
     return std::unexpected(make_error(Error::NO_MEMORY, room.error()));
   }
   return {};
@@ -192,7 +203,11 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
                                                    std::to_string(bytes_total(record_.definition))));
   }
   const bool may_pull = command.mode() != dataplane::v1::PRECOPY;
-  if (auto can = may_pull ? check_can_page() : std::expected<void, Error>{}; !can) {
+  auto can = may_pull ? check_can_page() : std::expected<void, Error>{};
+  if (can) {
+    can = note_kept_stores(command);
+  }
+  if (!can) {
     over_ = true;
     return std::unexpected(can.error());
   }
@@ -201,7 +216,8 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
   if (auto saved = save(); !saved) {
     return undo(saved.error());
   }
-  if (auto room = make_room(bytes_total(record_.definition) - choose_ram(command)); !room) {
+  const bool part = record_.split && !record_.split->gather;
+  if (auto room = make_room(part ? record_.split->budget_bytes : 0, choose_ram(command)); !room) {
     return undo(room.error());
   }
   const std::string machine = machine_of_type(record_.definition.machine, command.source_machine_type());
@@ -213,7 +229,8 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
     return undo(facts.error());
   }
   watch_process();
-  if (auto attached = attach_memory(dataplane::v1::AttachGuest::ARRIVING, may_pull ? Paging::kOnDemand : Paging::kNone);
+  if (auto attached =
+          attach_memory(dataplane::v1::AttachGuest::ARRIVING, {.on_demand = may_pull, .evictable = record_.evictable});
       !attached) {
     return undo(attached.error());
   }
@@ -290,6 +307,9 @@ AgentResult Vm::settle() {
   if (record_.migration->role == MigrationRole::kSource) {
     record_.migration->phase = committed ? MigrationPhase::kCommitted : MigrationPhase::kAborted;
     record_.migration->ownership_after = ownership;
+    if (committed) {
+      record_.split.reset();  // another host is its main host now
+    }
     if (auto saved = save(); !saved && committed) {
       return std::unexpected(saved.error());  // the guest stays paused
     }

@@ -50,6 +50,9 @@ void Vm::resume_transfer(const controlplane::v1::ResumeTransfer& command, Reply 
 
 bool Vm::serves_or_pulls() const { return record_.migration && record_.migration->phase == MigrationPhase::kPulling; }
 
+/// The guest is another host's still.
+bool Vm::arrives() const { return record_.migration && !is_source() && !serves_or_pulls(); }
+
 bool Vm::is_source() const { return record_.migration && record_.migration->role == MigrationRole::kSource; }
 
 // ---- before anything is touched
@@ -109,6 +112,7 @@ AgentResult Vm::serve(std::uint64_t ownership) {
   if (!serves_or_pulls()) {
     record_.migration->phase = MigrationPhase::kPulling;
     record_.migration->ownership_after = ownership;
+    record_.split.reset();  // another host is its main host now
     if (auto saved = save(); !saved) {
       record_.migration->phase = MigrationPhase::kSwitching;
       return std::unexpected(saved.error());  // the guest stays paused
@@ -143,6 +147,7 @@ void Vm::release_qemu() {
     end_process(record_.process, std::chrono::milliseconds(0));
     record_.process = {};
   }
+  remove_pin();
   {
     const std::lock_guard lock(summary_mutex_);
     run_state_ = "serving";

@@ -6,6 +6,10 @@
 //   where each page is                | the data plane's file, and the stores
 //   pages between punch and read      | the pin pipe: a FIFO in the VM's run directory that QEMU itself keeps open
 //   the userfaultfds                  | QEMU; fetched again with each attachment
+//   that it will be split here        | the journal of a destination, from PrepareDestination on; nobody is told of it,
+//   and
+//                                     | the data plane neither, before the commit. With that the source forgets all of
+//                                     this
 // A restarted data plane is given guest, pipe and stores again by reattach(); the control plane sees that the flows are
 // gone, and begins them anew.
 #include <fcntl.h>
@@ -79,7 +83,7 @@ void Vm::start_sub(const controlplane::v1::StartSub& command, Reply reply) {
 }
 
 AgentResult Vm::call_for_sub(dataplane::v1::ToDataplane request) {
-  if (!record_.split || record_.split->gathered) {
+  if (!record_.split || record_.split->gathered || arrives()) {
     return bad("this VM is not split here");
   }
   auto reply = services_.dataplane.call(std::move(request));
@@ -125,6 +129,23 @@ std::expected<void, Error> Vm::check_can_split() {
   return {};
 }
 
+/// The destination of a migration that keeps stores: from the commit on the VM is split here as the source had it.
+std::expected<void, Error> Vm::note_kept_stores(const controlplane::v1::PrepareDestination& command) {
+  if (!command.has_split()) {
+    return {};
+  }
+  auto split = record_of(command.split());
+  if (!split) {
+    return std::unexpected(split.error());
+  }
+  if (command.mode() == dataplane::v1::PRECOPY) {
+    return bad("PrepareDestination: pages stay on sub hosts, so the mode cannot be precopy");
+  }
+  record_.split = std::move(*split);
+  record_.evictable = record_.migration->keeps_stores = true;
+  return {};
+}
+
 /// The data plane needs userfaultfds that tell of all faults; one that was only for tracking makes way for them.
 std::expected<void, Error> Vm::make_evictable() {
   if (record_.evictable) {
@@ -135,7 +156,7 @@ std::expected<void, Error> Vm::make_evictable() {
     take_back_userfaultfd(record_);
   }
   record_.evictable = true;
-  auto attached = attach_memory(dataplane::v1::AttachGuest::CONTINUING, Paging::kEvictable);
+  auto attached = attach_memory(dataplane::v1::AttachGuest::CONTINUING, {.evictable = true});
   if (!attached) {
     record_.evictable = false;
     reattach();
@@ -189,6 +210,9 @@ AgentResult Vm::do_split_guest(const controlplane::v1::SplitGuest& command) {
   auto wanted = record_of(command);
   if (!wanted) {
     return std::unexpected(wanted.error());
+  }
+  if (is_source()) {
+    return bad("SplitGuest: the VM is in a migration: wait until it has ended");
   }
   if (record_.split && record_.split->gathered && wanted->gather && record_.split->subs == wanted->subs) {
     return AgentReply();  // it has, and says so
@@ -317,7 +341,7 @@ void Vm::look_gathered() {
 
 /// Nobody needs what sub hosts hold of it.
 void Vm::emit_ended(const std::string& why) {
-  if (!record_.split) {
+  if (!record_.split || arrives()) {
     return;
   }
   controlplane::v1::FromAgent message;
