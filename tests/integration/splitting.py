@@ -19,14 +19,20 @@ class Resident:
     """Looks at the RAM files of the main host, all the time, and remembers the most that was allocated."""
 
     def __init__(self, lab, host):
-        self.files = [f"{lab.memory_dir(host)}/{name}" for name in os.listdir(lab.memory_dir(host)) if name.endswith(".ram")]
+        self.directory = lab.memory_dir(host)
         self.most_bytes, self.ended = 0, threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
 
     def _look(self):
         while not self.ended.wait(0.005):
-            self.most_bytes = max(self.most_bytes, sum(os.stat(file).st_blocks * 512 for file in self.files))
+            self.most_bytes = max(self.most_bytes, sum(self._bytes(name) for name in os.listdir(self.directory) if name.endswith(".ram")))
+
+    def _bytes(self, name):
+        try:
+            return os.stat(f"{self.directory}/{name}").st_blocks * 512
+        except FileNotFoundError:
+            return 0
 
     def __enter__(self):
         return self

@@ -70,7 +70,7 @@ def ctl(lab):
 def controlplane(lab):
     listen = ["127.0.0.1:7300"] + [f"{lab.network.control_address(host)}:7300" for host in lab.hosts]
     return secured(lab, "controlplane", from_sample("controlplane.toml", {
-        "listen": text(listen), "database": text(lab.directory + "/controlplane/controlplane.db"), "timeouts.host_heartbeat": '"4s"', "log.level": '"debug"'},
+        "listen": text(listen), "database": text(lab.directory + "/controlplane/controlplane.db"), "timeouts.host_heartbeat": text(lab.options.get("host_heartbeat", "4s")), "log.level": '"debug"'},
         without=("tls", "metrics")) + metrics(lab, "controlplane"))
 
 

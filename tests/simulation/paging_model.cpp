@@ -13,14 +13,39 @@ bool PagingModel::touch(pages::PageNumber page, bool faults) {
   if (!missing_.test(page)) {
     return true;
   }
+  if (stores_ != nullptr && stores_->is_stored(page)) {
+    if (stores_->serve()) {
+      if (random_.below(2) == 0 && !memory_.frozen()) {
+        store_gives(page);
+        return true;
+      }
+      return false;
+    }
+    if (faults) {
+      awaited_.set(page);
+    }
+  }
   if (faults) {
     events_.faults.push_back(page);
   }
   return false;
 }
 
+void PagingModel::store_gives(pages::PageNumber page) {
+  stores_->give(page);
+  missing_.clear(page);
+  if (awaited_.test(page)) {
+    awaited_.clear(page);
+    events_.given_back.push_back({page, 1});
+  }
+}
+
 void PagingModel::give_back(pages::PageNumber first, std::uint64_t count) {
   missing_.clear_range(first, count);
+  for (pages::PageNumber page = first; stores_ != nullptr && page < first + count; ++page) {
+    stores_->forget(page);
+    awaited_.clear(page);
+  }
   if (armed_ && random_.below(4) != 0) {  // nobody promises to tell
     events_.given_back.push_back({first, count});
   }
@@ -59,8 +84,8 @@ std::expected<void, transfer::GuestError> PagingModel::arm(const pages::Bitmap& 
 }
 
 std::expected<void, transfer::GuestError> PagingModel::disarm() {
-  verdict_.require(!missing_.any(), "disarm", "faults are caught no more, and pages are missing");
-  armed_ = false;
+  verdict_.require(none_to_come(), "disarm", "faults are caught no more, and pages are missing");
+  armed_ = stores_ != nullptr;  // what is stored is missing still
   return {};
 }
 
@@ -76,9 +101,18 @@ std::expected<void, transfer::GuestError> PagingModel::place(std::uint32_t, std:
     verdict_.require(
         !std::all_of(write.bytes.begin(), write.bytes.end(), [](std::byte b) { return b == std::byte{0}; }),
         "zero-pages", "page " + std::to_string(write.page) + " is zero and came with its content");
+    if (stored(write.page)) {  // it was asked for before the commit: too late, and right
+      verdict_.require(std::ranges::equal(write.bytes, stores_->copy_of(write.page)), "stores",
+                       "page " + std::to_string(write.page) + " came, and is not what its store has");
+      continue;
+    }
     if (missing_.test(write.page) && !refused()) {
       memory_.place(write.page, write.bytes);
       missing_.clear(write.page);
+      if (awaited_.test(write.page)) {
+        stores_->forget(write.page);
+        awaited_.clear(write.page);
+      }
       write.placed = true;
     }
   }
@@ -89,6 +123,7 @@ std::expected<void, transfer::GuestError> PagingModel::place_zero(std::uint32_t,
                                                                   std::uint64_t count,
                                                                   std::vector<transfer::PageRun>& placed) {
   for (pages::PageNumber page = first; page < first + count; ++page) {
+    verdict_.require(!stored(page), "stores", "page " + std::to_string(page) + " came as zero, and a store has it");
     if (missing_.test(page) && !refused()) {
       memory_.place(page, PageContent{});
       missing_.clear(page);
@@ -98,13 +133,33 @@ std::expected<void, transfer::GuestError> PagingModel::place_zero(std::uint32_t,
   return {};
 }
 
-Vcpus::Vcpus(std::size_t count, const ModelMemory& truth, ModelMemory& memory, PagingModel& paging, Random& random,
-             Verdict& verdict)
-    : memory_(memory), paging_(paging), random_(random), verdict_(verdict), vcpus_(count) {
-  for (pages::PageNumber page = 0; page < truth.page_count(); ++page) {
-    truth_.push_back(truth.page(page));
+bool PagingModel::none_to_come() const {
+  for (auto page = missing_.next_set(0); page < missing_.size(); page = missing_.next_set(page + 1)) {
+    if (!stored(page)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void PagingModel::leave_to_stores() {
+  awaited_.for_each_run([this](pages::PageNumber first, std::uint64_t count) {
+    events_.given_back.push_back({first, count});
+  });
+  awaited_.clear_all();
+}
+
+void PagingModel::fetch_stored() {
+  for (auto page = missing_.next_set(0); page < missing_.size(); page = missing_.next_set(page + 1)) {
+    if (stores_ != nullptr && stores_->is_stored(page)) {
+      store_gives(page);
+    }
   }
 }
+
+Vcpus::Vcpus(std::size_t count, std::vector<PageContent> truth, ModelMemory& memory, PagingModel& paging,
+             Random& random, Verdict& verdict)
+    : truth_(std::move(truth)), memory_(memory), paging_(paging), random_(random), verdict_(verdict), vcpus_(count) {}
 
 pages::PageNumber Vcpus::choose(Vcpu& vcpu) {
   vcpu.at = random_.below(3) == 0 ? random_.below(truth_.size()) : (vcpu.at + 1) % truth_.size();

@@ -28,16 +28,24 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std:
       paging_(*input.destination.memory, random, verdict_) {
   source_.executor = std::make_unique<ModelExecutor>(random_);
   destination_.executor = std::make_unique<ModelExecutor>(random_);
+  // Nobody evicts where what was written is found by comparing content.
+  if (script.split && !input.source.memory->compares_content() && !input.destination.memory->compares_content()) {
+    stores_.emplace(*input.source.memory, *input.destination.memory, random, verdict_);
+    paging_.take(*stores_);
+  }
+  StoresModel* const stores = stores_ ? &*stores_ : nullptr;
   std::optional<pages::GenerationTable> retained;
   if (input.has_retained) {
     retained = input.destination.table;
   }
-  destination_.end = std::make_unique<transfer::Destination>(
-      input.config,
-      transfer::DestinationGuest{*input.destination.memory, std::move(retained), script.can_page ? &paging_ : nullptr},
-      *destination_.executor, destination_events_);
+  destination_.end =
+      std::make_unique<transfer::Destination>(input.config,
+                                              transfer::DestinationGuest{*input.destination.memory, std::move(retained),
+                                                                         script.can_page ? &paging_ : nullptr, stores},
+                                              *destination_.executor, destination_events_);
   source_.end = std::make_unique<transfer::Source>(
-      input.config, script.policy, transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now},
+      input.config, script.policy,
+      transfer::SourceGuest{*input.source.memory, input.source.table, input.epoch_now, nullptr, stores},
       *source_.executor, source_events_);
   source_.clock = Clock(random_);
   destination_.clock = Clock(random_);
@@ -206,6 +214,12 @@ void Attempt::guest_writes() {
   const bool stopped = bridge_ == Bridge::kStreaming;
   if (bridge_ != Bridge::kEnded &&
       (!stopped || random_.below(8) == 0)) {  // QEMU itself still writes a little after STOP
+    if (stores_) {
+      stores_->settle_in();
+      if (random_.below(4) == 0) {
+        stores_->touch_at_source(random_.below(input_.source.memory->page_count()));
+      }
+    }
     const std::uint64_t kind = random_.below(60);
     kind == 0   ? input_.source.memory->balloon(random_)
     : kind < 15 ? input_.source.memory->write_back(random_)
@@ -433,9 +447,15 @@ void Attempt::finish(AttemptResult& result) {
   }
   destination_.kill();
   if (committed_) {
+    paging_.fetch_stored();
     check_complete();
     result.pulled = true;
     result.destination_table = std::move(table_at_ready_);
+  }
+  if (stores_ && committed_) {
+    result.left_to_stores = stores_->away();
+  } else if (stores_) {
+    stores_->all_back_at_source();
   }
   input_.destination.memory->thaw();
   input_.destination.memory->fail_next_call(false);

@@ -54,6 +54,7 @@ struct Script {
   std::uint32_t vcpus = 1;
   std::uint32_t breaks = 0;         // connections cut and ends killed while the guest runs at the destination
   std::uint32_t refuse_one_in = 0;  // pages are not placed for want of memory
+  bool split = false;               // page stores have some of it, and keep that
 };
 
 /// A datagram that somebody has kept.
@@ -79,7 +80,8 @@ struct AttemptResult {
   transfer::Stats stats;
   std::uint32_t epoch_next = 0;
   pages::GenerationTable destination_table;
-  std::string violation;  // the rule that was broken, and how: the simulation has found a bug
+  pages::Bitmap left_to_stores;  // pulled: the source's memory has nothing of these
+  std::string violation;         // the rule that was broken, and how: the simulation has found a bug
   std::uint64_t trace_hash = 0;
 };
 

@@ -227,6 +227,7 @@ class Attempt {
   std::uint64_t trace_hash_ = 0xcbf29ce484222325;
 
   // ---- post-copy ----
+  std::optional<StoresModel> stores_;
   PagingModel paging_;
   std::optional<Vcpus> vcpus_;
   pages::GenerationTable table_at_ready_;

@@ -15,6 +15,7 @@ void ModelMemory::write_page(pages::PageNumber page, Random& random) {
   const std::size_t length = random.below(8) == 0 ? pages::kPageSize : 64;
   const std::size_t offset = random.below(pages::kPageSize - length + 1);
   const bool zero = random.below(6) == 0;
+  touch(page);
   keep(page);
   for (std::size_t at = 0; at < length; at += sizeof(std::uint64_t)) {
     const std::uint64_t word = zero ? 0 : random.next();
@@ -27,6 +28,7 @@ void ModelMemory::write_at(std::span<const std::byte> bytes, Random& random) {
   const auto at = static_cast<std::size_t>(bytes.data() - pages_[0].data()) + random.below(bytes.size() / 8) * 8;
   const std::uint64_t word = random.next();
   const pages::PageNumber page = at / pages::kPageSize;
+  touch(page);
   keep(page);
   std::memcpy(pages_[page].data() + at % pages::kPageSize, &word, sizeof(word));
   written_.set(page);
@@ -45,6 +47,7 @@ void ModelMemory::write_back(Random& random) {
     return;
   }
   const auto which = earlier_.begin() + static_cast<std::ptrdiff_t>(random.below(earlier_.size()));
+  touch(which->page);
   pages_[which->page] = which->content;
   written_.set(which->page);
   earlier_.erase(which);
@@ -77,6 +80,7 @@ void ModelMemory::balloon(Random& random) {
 
 void ModelMemory::give_back(pages::PageNumber first, std::uint64_t count) {
   for (pages::PageNumber page = first; page < first + count; ++page) {
+    touch(page);
     pages_[page].fill(std::byte{0});
     written_.set(page);
   }

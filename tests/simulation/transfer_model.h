@@ -41,6 +41,8 @@ class ModelMemory final : public transfer::GuestMemory {
     pages_[page].fill(value);
     written_.set(page);
   }
+  /// Called with each page that the guest is about to write or give back; null: nobody is.
+  void on_touch(std::function<void(pages::PageNumber)> touch) { touch_ = std::move(touch); }
   void rearm();
   /// What collect_written() would find.
   [[nodiscard]] pages::Bitmap written() const;
@@ -68,6 +70,7 @@ class ModelMemory final : public transfer::GuestMemory {
   /// A placement from now on is a bug: the object was told that the end has failed.
   void freeze() { frozen_ = true; }
   void thaw() { frozen_ = false; }
+  [[nodiscard]] bool frozen() const { return frozen_; }
   [[nodiscard]] bool placed_while_frozen() const { return placed_while_frozen_; }
 
   [[nodiscard]] std::uint64_t place_calls() const { return place_calls_; }
@@ -94,7 +97,13 @@ class ModelMemory final : public transfer::GuestMemory {
   };
   [[nodiscard]] std::expected<void, transfer::GuestError> fault(const char* call);
   void keep(pages::PageNumber page);
+  void touch(pages::PageNumber page) {
+    if (touch_) {
+      touch_(page);
+    }
+  }
 
+  std::function<void(pages::PageNumber)> touch_;
   std::vector<PageContent> pages_;
   pages::Bitmap written_;
   memory::KnownHashes known_;

@@ -31,16 +31,20 @@ void Attempt::note_paging() {
     return;
   }
   ModelMemory& arrived = *input_.destination.memory;
-  vcpus_.emplace(script_.vcpus, *input_.source.memory, arrived, paging_, random_, verdict_);
+  std::vector<PageContent> truth;
+  for (pages::PageNumber page = 0; page < arrived.page_count(); ++page) {
+    truth.push_back(stores_ ? stores_->last_content(page) : input_.source.memory->page(page));
+  }
   table_at_ready_ = destination_.end->table();
   epoch_next_ = destination_.end->epoch_next();
   verdict_.require(table_at_ready_ == input_.source.table, "tables", "memory ready, but the two tables differ");
   verdict_.require(bridge_ == Bridge::kEnded && destination_events_.ended == 1 && destination_events_.state == stream_,
                    "device-state", "memory ready before the device state was complete and equal");
   for (pages::PageNumber page = 0; page < arrived.page_count(); ++page) {
-    verdict_.require(paging_.missing(page) || arrived.page(page) == input_.source.memory->page(page), "content",
+    verdict_.require(paging_.missing_pages().test(page) || arrived.page(page) == truth[page], "content",
                      "memory ready, but page " + std::to_string(page) + " is neither missing nor right");
   }
+  vcpus_.emplace(script_.vcpus, std::move(truth), arrived, paging_, random_, verdict_);
   decide_at_ = now_ + some(random_, 3000);
   vcpu_at_ = now_;
   if (disturbed_ && script_.disturbance == Script::Disturbance::kCutNetwork) {
@@ -58,6 +62,13 @@ void Attempt::decide() {
   if (!failed && random_.below(10) != 0) {
     committed_ = true;
     vcpus_->run();
+    if (source_.end) {
+      source_.end->committed(source_.clock.local(now_));
+    }
+    if (stores_) {
+      stores_->serve_from_now_on();
+      paging_.leave_to_stores();
+    }
     input_.source.memory->fail_next_call(false);
     input_.destination.memory->fail_next_call(false);
     break_at_ = breaks_left_ != 0 ? now_ + some(random_, 10'000) : kNever;
@@ -141,9 +152,11 @@ void Attempt::reconnect() {
   if (destination_.end) {
     destination_.end->detach(destination_.clock.local(now_));
   } else {
-    destination_.end = std::make_unique<transfer::Destination>(
-        input_.config, transfer::DestinationGuest{*input_.destination.memory, table_at_ready_, &paging_},
-        *destination_.executor, destination_events_);
+    destination_.end =
+        std::make_unique<transfer::Destination>(input_.config,
+                                                transfer::DestinationGuest{*input_.destination.memory, table_at_ready_,
+                                                                           &paging_, stores_ ? &*stores_ : nullptr},
+                                                *destination_.executor, destination_events_);
     vcpus_->wake_all();
   }
   if (source_.end) {
@@ -213,7 +226,7 @@ void Attempt::check_pulling() {
       !committed_ || (source_events_.failed == 0 && destination_events_.failed == 0), "after-commit",
       "an end failed after the commit: '" + source_events_.failure + "' / '" + destination_events_.failure + "'");
   const bool complete = source_events_.complete + destination_events_.complete != 0;
-  verdict_.require(!complete || !paging_.missing_pages().any(), "complete", "complete, and pages are missing");
+  verdict_.require(!complete || paging_.none_to_come(), "complete", "complete, and pages are missing");
   verdict_.require(broken_ || (source_events_.complete <= 1 && destination_events_.complete <= 1), "told-once",
                    "an event was told twice");
   verdict_.require(destination_events_.complete == 0 || destination_events_.equal, "verify",

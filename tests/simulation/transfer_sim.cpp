@@ -126,6 +126,7 @@ void World::draw_postcopy(Script& script) {
   script.vcpus = static_cast<std::uint32_t>(random_.between(1, 6));
   script.breaks = static_cast<std::uint32_t>(random_.below(2) == 0 ? 0 : random_.between(1, large_ ? 8 : 3));
   script.refuse_one_in = static_cast<std::uint32_t>(random_.below(4) == 0 ? random_.between(2, 50) : 0);
+  script.split = script.policy.mode != Mode::kPrecopy && random_.below(2) == 0;
 }
 
 void World::visit() {
@@ -165,7 +166,9 @@ std::string World::attempt(std::size_t to) {
   }
   // Commit needs both ends; the control plane may still say no when both are ready.
   // A destination that is killed when it has said its last word has no table any more, and is no destination.
-  const bool both_done = result.memory_ready && result.source_done && !result.destination_killed;
+  // Nor is one that was told to give up since: what stores have it claims no more.
+  const bool both_done = result.memory_ready && result.source_done && !result.destination_killed &&
+                         !(script.split && !result.destination_failure.empty());
   if (both_done && !(result.destination_table == source.table)) {
     return "tables: memory ready, but the two tables differ";
   }
@@ -183,6 +186,9 @@ void World::committed(std::size_t to, AttemptResult& result, Image& arrived) {
   // Departure: a last scan, then the image is kept or not.
   left.table.set_written(left.memory->written(), result.epoch_next);
   left.memory->rearm();
+  if (result.left_to_stores.size() != 0) {
+    left.table.set_written(result.left_to_stores, pages::kUnknownGeneration);
+  }
   arrived.table = std::move(result.destination_table);
   if (!result.pulled) {
     arrived.memory->rearm();  // else the visit began when its guest resumed

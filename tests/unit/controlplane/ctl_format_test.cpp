@@ -202,6 +202,13 @@ TEST(CtlFormat, VmsThatDependOnAHost) {
   EXPECT_EQ(to_json(vm)["paging"]["pages_demand"], 12);
   vm.mutable_paging()->set_connected(false);
   EXPECT_NE(vms_table(vms).find("host-a: 1234 pages (4.8 MiB), no pages flow"), std::string::npos) << vms_table(vms);
+  auto& sub = *vm.mutable_split()->add_subs();  // its main part has moved, and its sub hosts keep the rest
+  sub.set_host("host-b");
+  sub.set_pages(2);
+  EXPECT_NE(vms_table(vms).find("host-b: 2 pages (8 KiB); host-a: 1234 pages (4.8 MiB)"), std::string::npos)
+      << vms_table(vms);
+  EXPECT_NE(vm_text(vm).find("1234 pages (4.8 MiB), from where it comes"), std::string::npos) << vm_text(vm);
+  vm.clear_split();
   vm.clear_depends_on();
   EXPECT_TRUE(to_json(vm)["paging"].is_null());
   EXPECT_EQ(vm_text(vm).find("to be split"), std::string::npos) << vm_text(vm);

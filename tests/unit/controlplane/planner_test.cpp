@@ -207,6 +207,28 @@ TEST(Planner, EnoughMemory) {
   EXPECT_TRUE(lends.ask().has_value()) << "what it lends to the VM is free when that comes";
 }
 
+TEST(Planner, OfAMainPartTheBudgetIsEnough) {
+  World world;
+  world.plan.set_resident_budget_bytes(kGiB / 2);
+  world.plan.set_mode(dpapi::HYBRID);
+  world.destination.info.set_postcopy(true);
+  world.destination.info.set_memory_free_bytes(kGiB / 2);
+  EXPECT_FALSE(world.ask().has_value()) << "all of it";
+  world.plan.set_keeps_stores(true);
+  EXPECT_TRUE(world.ask().has_value());
+  world.add_image(world.vm.uuid, world.vm.image_id, kGiB).set_bytes_resident(kGiB / 2 + 4096);
+  EXPECT_FALSE(world.ask().value().reuse) << "more than the budget";
+  world.destination.images[0].set_bytes_resident(kGiB / 2);
+  EXPECT_TRUE(world.ask().value().reuse);
+  world.destination.images.clear();
+  world.destination.info.set_memory_free_bytes(kGiB / 2 - 4096);
+  EXPECT_FALSE(world.ask().has_value());
+  world.destination.info.set_memory_free_bytes(kGiB / 2);
+  world.plan.set_resident_budget_bytes(0);
+  world.plan.set_whole(true);
+  EXPECT_FALSE(world.ask().has_value()) << "it is to be whole there";
+}
+
 TEST(Planner, ReuseDecisions) {
   const struct {
     const char* what;

@@ -15,9 +15,11 @@ class SplitTest : public ServiceTest {
  protected:
   void SetUp() override {
     Cluster::SetUp();
+    main_ = a_.get();
     c_ = std::make_unique<FakeAgent>(config_.listen[0], "host-c");
     for (FakeAgent* sub : {b_.get(), c_.get()}) {
       sub->info.set_memory_lend_bytes(256 * kMiB);
+      sub->info.set_postcopy(true);
     }
   }
   void TearDown() override {
@@ -47,17 +49,17 @@ class SplitTest : public ServiceTest {
     return status.error_message();
   }
 
-  /// The main host's part, as its bridge reports it from now on.
-  void main_reports(bool connected, std::uint64_t budget = kBudget, bool gathering = false) {
+  /// The main host's part, as its bridge reports it.
+  api::RunningVm main_part(bool connected, std::uint64_t budget = kBudget, bool gathering = false) const {
     api::RunningVm vm;
     vm.set_uuid(uuid_.to_bytes());
     vm.set_name("demo");
     vm.set_run_state("running");
-    vm.set_ownership(1);
+    vm.set_ownership(ownership_);
     auto& status = *vm.mutable_split();
     status.set_budget_bytes(budget);
     status.set_pages_total(kVmBytes / 4096);
-    status.set_resident_bytes(budget);
+    status.set_resident_bytes(resident_);
     status.set_gathering(gathering);
     for (const auto& [id, number] : stores_) {
       auto& sub = *status.add_subs();
@@ -69,8 +71,12 @@ class SplitTest : public ServiceTest {
       sub.set_draining(draining_.contains(id));
       sub.set_drained(drained_.contains(id));
     }
-    a_->set_vms({vm});
-    a_->report();
+    return vm;
+  }
+  /// So from now on.
+  void main_reports(bool connected, std::uint64_t budget = kBudget, bool gathering = false) {
+    main_->set_vms({main_part(connected, budget, gathering)});
+    main_->report();
   }
   static void sub_reports(FakeAgent& sub, const std::string& id, bool connected) {
     api::HeldStore store;
@@ -91,21 +97,23 @@ class SplitTest : public ServiceTest {
     const std::string id = prepare.prepare_store().store_id();
     EXPECT_EQ(prepare.prepare_store().create(), create);
     sub.reply(prepare, at("10.0.0.2"));
-    const Agent at_main = a_->expect(Agent::kPrepareSub);
+    EXPECT_EQ(prepare.prepare_store().main_host(), main_->info.name());
+    EXPECT_EQ(prepare.prepare_store().ownership(), ownership_);
+    const Agent at_main = main_->expect(Agent::kPrepareSub);
     EXPECT_EQ(at_main.prepare_sub().store_id(), id);
     EXPECT_EQ(sub.unread(), 0U);
-    a_->reply(at_main, at("10.0.0.1"));
+    main_->reply(at_main, at("10.0.0.1"));
     const Agent start = sub.expect(Agent::kStartStore);
     EXPECT_EQ(start.start_store().peer().address(), "10.0.0.1");
     EXPECT_EQ(start.start_store().secret().size(), 32U);
-    EXPECT_EQ(a_->unread(), 0U) << "sub host first";
+    EXPECT_EQ(main_->unread(), 0U) << "sub host first";
     sub.reply(start);
-    const Agent start_main = a_->expect(Agent::kStartSub);
+    const Agent start_main = main_->expect(Agent::kStartSub);
     EXPECT_EQ(start_main.start_sub().peer().address(), "10.0.0.2");
     EXPECT_EQ(start_main.start_sub().secret(), start.start_store().secret());
     sub_reports(sub, id, true);
     main_reports(true);
-    a_->reply(start_main);
+    main_->reply(start_main);
     return start.start_store().secret();
   }
 
@@ -170,6 +178,8 @@ class SplitTest : public ServiceTest {
   }
 
   std::unique_ptr<FakeAgent> c_;
+  FakeAgent* main_ = nullptr;  // host-a, until another one is the main host
+  std::uint64_t ownership_ = 1, resident_ = kBudget;
   std::string store_, first_secret_;
   std::map<std::string, std::uint32_t> stores_;
   std::set<std::string> draining_, drained_;

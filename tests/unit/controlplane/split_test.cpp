@@ -79,7 +79,10 @@ TEST_F(SplitTest, ARestartOfTheControlPlaneForgetsNothing) {
 
 TEST_F(SplitTest, AMainHostWhoseDataPlaneForgotIsToldAgain) {
   split_over_b();
-  runs_at(*a_, {});
+  api::RunningVm forgot = main_part(false);
+  forgot.clear_split();
+  a_->set_vms({forgot});
+  a_->report();
   const Agent again = a_->expect(Agent::kSplitGuest);
   EXPECT_EQ(again.split_guest().budget_bytes(), kBudget);
   EXPECT_FALSE(again.split_guest().gather());

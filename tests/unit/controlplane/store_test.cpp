@@ -47,10 +47,11 @@ class StoreTest : public ::testing::Test {
     EXPECT_TRUE(vm.has_value());
     return vm.value_or(VmRecord());
   }
-  MigrationRecord begin(const VmRecord& vm) {
+  MigrationRecord begin(const VmRecord& vm, const api::Plan& plan = {}) {
     auto record = store_->begin_migration({.id = Id128::random(),
                                            .vm_uuid = vm.uuid,
                                            .ownership_seen = vm.ownership,
+                                           .plan = plan,
                                            .destination = "host-b",
                                            .created_unix_us = 1000});
     EXPECT_TRUE(record.has_value());
@@ -332,6 +333,73 @@ TEST_F(StoreTest, AVmThatIsGatheredMayBeginToMoveButNotTransfer) {
   EXPECT_EQ(store_->migration(moving.id).value()->state, api::PREPARING);
   ASSERT_TRUE(store_->end_split(uuid_).has_value());
   EXPECT_TRUE(store_->transition(moving, api::PREPARING, api::TRANSFERRING).value());
+}
+
+TEST_F(StoreTest, TheSplitMovesWithTheOwnershipOrNotAtAll) {
+  api::Plan plan;
+  plan.set_keeps_stores(true);
+  plan.set_resident_budget_bytes(8192);
+  for (const bool whole : {false, true}) {
+    const Id128 uuid = Id128::random();
+    auto claim = claim_of(whole ? "whole" : "part", uuid, "host-a", 0);
+    const VmRecord vm = store_->claim_vm(claim).value();
+    plan.set_whole(whole);
+    plan.set_resident_budget_bytes(whole ? 0 : 8192);
+    const MigrationRecord moving = begin(vm, plan);  // it waits until the VM is split
+    SplitRecord split{.vm_uuid = uuid, .ownership = 1, .budget_bytes = 4096, .state = api::SPLITTING};
+    const PageStoreRecord kept{.id = Id128::random(),
+                               .vm_uuid = uuid,
+                               .vm_name = "demo",
+                               .main_host = "host-a",
+                               .sub_host = "host-c",
+                               .ownership = 1,
+                               .number = 0,
+                               .bytes_lent = 4096,
+                               .state = api::PAGE_STORE_CONNECTED};
+    PageStoreRecord goes = kept;
+    goes.id = Id128::random();
+    goes.number = 1;
+    goes.sub_host = "host-d";
+    goes.state = api::PAGE_STORE_RETIRING;
+    ASSERT_TRUE(store_->save_split(split, std::array{kept, goes}).has_value());
+    EXPECT_EQ(store_->transition(moving, api::PREPARING, api::TRANSFERRING).error().code, Code::kSplit);
+    split.state = api::SPLIT;
+    ASSERT_TRUE(store_->save_split(split, {}).has_value());
+    bring_to(moving, api::SWITCHING);
+    EXPECT_EQ(store_->save_split(split, {}).error().code, Code::kMigrationActive) << "it is on its way";
+    EXPECT_EQ(store_->splits().value().back().ownership, 1U);
+    ASSERT_TRUE(store_->transition(moving, api::SWITCHING, api::PULLING).value());
+    open();
+    const auto of_vm = [&](const auto& each) { return each.vm_uuid == uuid; };
+    const auto splits = store_->splits().value();
+    const auto now = std::ranges::find_if(splits, of_vm);
+    ASSERT_NE(now, splits.end());
+    EXPECT_EQ(now->ownership, 2U);
+    EXPECT_EQ(now->budget_bytes, whole ? 4096U : 8192U);
+    EXPECT_EQ(now->state, whole ? api::GATHERING : api::SPLIT);
+    const auto stores = store_->page_stores().value();
+    for (const PageStoreRecord& store : stores) {
+      if (of_vm(store)) {
+        EXPECT_EQ(store.main_host, store.id == kept.id ? "host-b" : "host-a");
+        EXPECT_EQ(store.ownership, store.id == kept.id ? 2U : 1U);
+      }
+    }
+    EXPECT_TRUE(store_->save_split(*now, {}).has_value()) << "the new main host's, while it pulls";
+  }
+}
+
+TEST_F(StoreTest, WithoutItsSplitAMainPartIsNotCommitted) {
+  api::Plan plan;
+  plan.set_keeps_stores(true);
+  const VmRecord vm = start(uuid_);
+  SplitRecord split{.vm_uuid = uuid_, .ownership = 1, .budget_bytes = 4096, .state = api::SPLIT};
+  ASSERT_TRUE(store_->save_split(split, {}).has_value());
+  const MigrationRecord moving = begin(vm, plan);
+  bring_to(moving, api::SWITCHING);
+  ASSERT_TRUE(store_->end_split(uuid_).has_value());
+  EXPECT_EQ(store_->transition(moving, api::SWITCHING, api::PULLING).error().code, Code::kSplit);
+  EXPECT_EQ(vm_now(uuid_).host, "host-a");
+  EXPECT_TRUE(store_->transition(moving, api::SWITCHING, api::ABORTED).value());
 }
 
 TEST_F(StoreTest, AStandingOrderIsKeptUntilTheVmIsStartedAnew) {

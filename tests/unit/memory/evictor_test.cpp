@@ -114,6 +114,40 @@ TEST_P(EvictorTest, AWrittenPageStaysWrittenAwayAndBack) {
   EXPECT_EQ(g_.collect(), expected);
 }
 
+TEST_P(EvictorTest, WhatWasPulledAndLeftAgainIsNotPulledOnceMore) {
+  ASSERT_NO_FATAL_FAILURE(start(kNoLimits));
+  split_->evict_all();
+  pages::Bitmap pulled(all());
+  pulled.set(6);
+  pulled.set(7);
+  split_->pager->await(pulled);
+  EXPECT_EQ(split_->pager->awaited_count(), 2U);
+  const std::vector<std::byte> early = pattern_of(6);
+  const auto place = [&](pages::PageNumber page) {
+    std::vector<PageRange> placed;
+    const PageWrite write{page, 0, early};
+    EXPECT_TRUE(split_->pager->place(0, {&write, 1}, &placed, DemandPager::Only::kAwaited));
+    return !placed.empty();
+  };
+  EXPECT_FALSE(place(8)) << "a store has it";
+  EXPECT_TRUE(place(6));
+  split_->begin_serving();
+  g_.guest->write(6);
+  split_->stop();
+  const std::vector<std::byte> last = split_->content(6);
+  EXPECT_NE(last, early);
+  split_->evict_all();
+  ASSERT_TRUE(split_->pager->is_missing(6));
+  EXPECT_FALSE(place(6)) << "what is on its way here is older than what has left";
+  std::vector<PageRange> zeroed;
+  EXPECT_TRUE(split_->pager->place_zero(0, {6, 3}, &zeroed, DemandPager::Only::kAwaited));
+  ASSERT_EQ(zeroed.size(), 1U);
+  EXPECT_EQ(zeroed[0].first, 7U);
+  EXPECT_EQ(zeroed[0].count, 1U);
+  EXPECT_EQ(split_->pager->awaited_count(), 0U);
+  EXPECT_EQ(split_->content(6), last);
+}
+
 TEST_P(EvictorTest, OnTheWayOutAPageIsAnsweredFromHere) {
   ASSERT_NO_FATAL_FAILURE(start(kNoLimits));
   const EvictedBatch batch = split_->evict_once();

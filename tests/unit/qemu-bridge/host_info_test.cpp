@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "qemu-bridge/agent/ram_files.h"
+
 namespace godwit::bridge {
 namespace {
 
@@ -53,6 +55,18 @@ TEST(HostInfo, WhetherPagesMayBeMissingHereIsTheDataPlanesWord) {
 TEST(HostInfo, NoBudgetIsNoLimit) {
   EXPECT_GT(info(budget(0, 5 << 20)).memory_free_bytes(), 5U << 20);
   EXPECT_GT(info(std::nullopt).memory_free_bytes(), 5U << 20);
+}
+
+TEST(Room, OnlyOfAVmThatIsSplitFromItsFirstMomentHereTheBudgetIsEnough) {
+  config::VmDefinition definition;
+  definition.uuid = Id128::random();
+  definition.regions = {{"ram0", std::uint64_t{1} << 45, config::Backing::kTmpfs}};
+  definition.resident_budget_bytes = 16 << 20;  // as it was started; it may be whole by now
+  const HostPaths paths{"/run/vm", "/dev/shm", "", ""};
+  EXPECT_TRUE(check_room({definition, paths, 16 << 20, 0}));
+  EXPECT_EQ(bytes_short({definition, paths, 16 << 20, 0}), 0U);
+  EXPECT_FALSE(check_room({definition, paths, 0, 0}));
+  EXPECT_GT(bytes_short({definition, paths, 0, 0}), 0U);
 }
 
 }  // namespace

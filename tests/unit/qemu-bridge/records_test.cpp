@@ -190,16 +190,19 @@ TEST(Journal, ADestinationIsNeverTakenForASource) {
 TEST(Journal, WhoIsNeededElsewhereIsKnownAgain) {
   auto pulling = record();
   pulling.migration->phase = MigrationPhase::kPulling;
-  pulling.migration->may_pull = true;
+  pulling.migration->may_pull = pulling.migration->keeps_stores = true;
   pulling.fault_descriptors = {{17, 0, 1024}, {18, 1024, 31744}};
   const auto read = parse_record(to_text(pulling));
   ASSERT_TRUE(read) << read.error();
   EXPECT_EQ(read->migration->phase, MigrationPhase::kPulling);
   EXPECT_TRUE(read->migration->may_pull);
+  EXPECT_TRUE(read->migration->keeps_stores);
   EXPECT_EQ(read->fault_descriptors, pulling.fault_descriptors);
   auto json = Json::parse(to_text(pulling));
   json["migration"].erase("may_pull");  // as before there was post-copy
+  json["migration"].erase("keeps_stores");
   EXPECT_FALSE(parse_record(json.dump())->migration->may_pull);
+  EXPECT_FALSE(parse_record(json.dump())->migration->keeps_stores);
   json["fault_descriptors"][1]["first_page"] = 1025;
   EXPECT_FALSE(parse_record(json.dump())) << "a page that no descriptor serves";
   json["fault_descriptors"][1]["first_page"] = 1024;

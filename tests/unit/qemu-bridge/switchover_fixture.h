@@ -67,6 +67,7 @@ class Switchover : public testing::Test {
     command.set_vm_uuid(uuid_.to_bytes());
     command.set_ownership(5);
     command.set_mode(mode_);
+    command.set_keeps_stores(kept_.has_value());
     auto prepared = source_.run([&](Reply reply) { source_.present()->prepare_source(command, std::move(reply)); });
     ASSERT_TRUE(prepared) << text_of(prepared.error());
     const auto& from = prepared->source_prepared();
@@ -82,6 +83,9 @@ class Switchover : public testing::Test {
     there.set_source_machine_type(from.machine_type());
     there.set_mode(mode_);
     there.set_epoch_base(4711);
+    if (kept_) {
+      *there.mutable_split() = *kept_;
+    }
     auto vm = destination_.make_vm(record);
     auto arrived = destination_.run([&](Reply reply) { vm->prepare_destination(there, std::move(reply)); });
     ASSERT_TRUE(arrived) << text_of(arrived.error());
@@ -107,6 +111,7 @@ class Switchover : public testing::Test {
   std::vector<std::string> more_arguments_;
   std::uint32_t vcpus_ = 1;
   dataplane::v1::Mode mode_ = dataplane::v1::PRECOPY;
+  std::optional<controlplane::v1::SplitGuest> kept_;  // the main part alone moves; what the destination is told
   TempDir files_;
   std::filesystem::path initramfs_;
   const Id128 uuid_ = Id128::random();

@@ -14,6 +14,7 @@ const std::vector<std::byte> kBytes(100, std::byte{5});
 std::vector<Message> examples() {
   return {Hello{.verify = VerifyLevel::kFull,
                 .mode = TransferMode::kHybrid,
+                .keeps_stores = true,
                 .epoch_base = 7,
                 .epoch_count = 9,
                 .regions = {{"ram0", 5}, {"", 6}}},
@@ -35,7 +36,8 @@ std::vector<Message> examples() {
           AllSent{},
           Complete{5, {1, 2}},
           Completed{true},
-          Resume{}};
+          Resume{},
+          StoredPages{.last = true, .version_next = 9, .pages = {{4, 7, 1, 11}, {6, 8, 2, 12}}}};
 }
 
 TEST(Messages, EveryKindComesBackAsItWas) {
@@ -79,8 +81,10 @@ TEST(Messages, ValuesOutOfRangeAreRefused) {
   EXPECT_FALSE(changed(all[0], 0, 200));
   EXPECT_FALSE(changed(all[0], 3, 3)) << "verify level";
   EXPECT_FALSE(changed(all[0], 4, 3)) << "mode";
-  EXPECT_FALSE(changed(all[0], 29, 0)) << "no regions";
-  EXPECT_FALSE(changed(all[0], 37, 0xff)) << "2^56 pages";
+  EXPECT_FALSE(changed(all[0], 4, 0)) << "stores are kept in pre-copy";
+  EXPECT_FALSE(changed(all[0], 5, 2)) << "flag";
+  EXPECT_FALSE(changed(all[0], 30, 0)) << "no regions";
+  EXPECT_FALSE(changed(all[0], 38, 0xff)) << "2^56 pages";
   EXPECT_FALSE(changed(all[1], 1, 2)) << "flag";
   EXPECT_FALSE(changed(all[1], 2, 2)) << "flag";
   EXPECT_FALSE(changed(all[3], 1, 0)) << "round 0";
@@ -97,6 +101,15 @@ TEST(Messages, ValuesOutOfRangeAreRefused) {
   EXPECT_FALSE(changed(all[15], 11, 1)) << "page 2^56";
   EXPECT_FALSE(changed(all[17], 8, 1)) << "2^56 pages";
   EXPECT_FALSE(changed(all[18], 1, 2)) << "flag";
+  EXPECT_FALSE(changed(all[20], 1, 2)) << "flag";
+  EXPECT_FALSE(changed(all[20], 2, 0)) << "no version is below 0";
+  EXPECT_FALSE(changed(all[20], 2, 8)) << "a version that is not below the next";
+  EXPECT_FALSE(changed(all[20], 8, 1)) << "version 2^48 as the next";
+  EXPECT_FALSE(changed(all[20], 12, 6)) << "the same page twice";
+  EXPECT_FALSE(changed(all[20], 17, 1)) << "page 2^40";
+  EXPECT_FALSE(changed(all[20], 20, 0)) << "version 0";
+  EXPECT_FALSE(decode_message(encode_message(StoredPages{.last = true})));
+  EXPECT_TRUE(decode_message(encode_message(StoredPages{.last = true, .version_next = 1})));
   EXPECT_FALSE(decode_message(std::vector<std::byte>(kMessageBytesMax + 1)));
   EXPECT_FALSE(decode_message({}));
 }

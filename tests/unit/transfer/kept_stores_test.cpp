@@ -1,0 +1,261 @@
+// Of a guest that is split what its page stores have stays there: what either end says, sends and believes then.
+
+#include "dataplane/transfer/kept_stores.h"
+
+#include <algorithm>
+
+#include "dataplane/pages/table_codec.h"
+#include "tests/simulation/paging_model.h"
+#include "tests/unit/transfer/source_fixture.h"
+
+namespace godwit::transfer {
+namespace {
+
+/// Pages 3, 4 and 5 are in stores 0 and 1.
+class Stores final : public KeptStores, public TakenStores {
+ public:
+  Stores() {
+    for (const pages::PageNumber page : {3U, 4U, 5U}) {
+      away.set(page);
+    }
+  }
+  std::expected<Stored, GuestError> list(const pages::Bitmap&) override {
+    Stored stored{.pages = {}, .version_next = 100};
+    for (auto page = away.next_set(0); page < kPages; page = away.next_set(page + 1)) {
+      stored.pages.push_back({page, page + 10, static_cast<std::uint16_t>(page % 2), page + 50});
+    }
+    return stored;
+  }
+  std::expected<void, GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap&) override {
+    stored &= away;
+    return {};
+  }
+  void fetch(pages::PageNumber page) override { fetched.push_back(page); }
+  [[nodiscard]] bool is_here(pages::PageNumber page) override { return !away.test(page); }
+  [[nodiscard]] bool serve() const override { return serves; }
+  void note(std::span<const wire::StoredPage> pages) override { noted.assign(pages.begin(), pages.end()); }
+  std::expected<void, GuestError> settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
+                                         std::uint64_t version_next) override {
+    settled_missing = missing;
+    settled = stored;
+    next = version_next;
+    return {};
+  }
+  pages::Bitmap away{kPages};
+  std::vector<wire::StoredPage> noted;
+  pages::Bitmap settled, settled_missing;
+  std::uint64_t next = 0;
+  std::vector<pages::PageNumber> fetched;
+  bool serves = true;
+};
+
+class SourceOfSplitTest : public SourceTest {
+ protected:
+  void open(Policy policy, const std::optional<pages::GenerationTable>& retained = std::nullopt) {
+    for (pages::PageNumber page = 0; page < 8; ++page) {
+      s.memory.fill(page, std::byte{1});
+    }
+    source.emplace(make_config(), policy, SourceGuest{s.memory, table, kVisit, nullptr, &stores}, s.executor, s.events);
+    source->start(s.now, s.lanes);
+    s.settle(*source);
+    ASSERT_TRUE(s.find<wire::Hello>(s.sent())->keeps_stores);
+    tell(*source, wire::HelloReply{.has_retained = retained.has_value(), .can_page = true});
+    if (retained) {
+      std::vector<std::byte> piece;
+      ASSERT_EQ(pages::encode_table_piece(*retained, 0, {}, piece), kPages);
+      tell(*source, wire::TablePiece{.last = true, .bytes = piece});
+    }
+    s.settle(*source);
+    told = s.find<wire::StoredPages>(s.sent());
+    acknowledge_round(1);
+  }
+  std::vector<pages::PageNumber> pages_of(const std::vector<Work>& works) {
+    std::vector<pages::PageNumber> pages;
+    for (const Work& work : works) {
+      pages.push_back(work.page);
+    }
+    std::ranges::sort(pages);
+    return pages;
+  }
+  Stores stores;
+  std::optional<wire::StoredPages> told;
+};
+
+constexpr Policy kRounds{.mode = Mode::kHybrid};
+
+TEST_F(SourceOfSplitTest, WhatStoresHaveIsToldOfAndNeverSent) {
+  open(kRounds);
+  ASSERT_TRUE(told && told->last);
+  EXPECT_EQ(told->version_next, 100U);
+  ASSERT_EQ(told->pages.size(), 3U);
+  EXPECT_EQ(told->pages[1], (wire::StoredPage{4, 14, 0, 54}));
+  EXPECT_EQ(pages_of(take()), (std::vector<pages::PageNumber>{0, 1, 2, 6, 7}));
+  EXPECT_EQ(source->stats(s.now).pages_stored, 3U);
+}
+
+TEST_F(SourceOfSplitTest, WhatTheDestinationHasIsNotToldOf) {
+  pages::GenerationTable retained(kPages, pages::kUnknownGeneration);
+  retained.set(4, kVisit);  // as the first scan will say
+  open(kRounds, retained);
+  ASSERT_EQ(told->pages.size(), 2U);
+  EXPECT_EQ(told->pages[0].page, 3U);
+  EXPECT_EQ(told->pages[1].page, 5U);
+  for (const pages::PageNumber page : pages_of(take())) {
+    EXPECT_NE(page, 4U);
+  }
+}
+
+TEST_F(SourceOfSplitTest, WhatNobodyCouldCompareIsToldOfAllTheSame) {
+  pages::GenerationTable retained(kPages, pages::kUnknownGeneration);
+  retained.set(4, kVisit);
+  open({.verify = Verify::kFull, .mode = Mode::kHybrid}, retained);
+  EXPECT_EQ(told->pages.size(), 3U);
+}
+
+TEST_F(SourceOfSplitTest, WhatCameBackGoesWithTheNextRound) {
+  open({.downtime_limit = microseconds(1), .mode = Mode::kHybrid});
+  stores.away.clear(4);
+  take();
+  acknowledge_round(2);
+  EXPECT_EQ(pages_of(take(false)), std::vector<pages::PageNumber>{4}) << "nobody has written it";
+  EXPECT_EQ(table.get(4), kEpochBase + 2);
+  EXPECT_EQ(table.get(3), kVisit);
+}
+
+TEST_F(SourceOfSplitTest, TheEndIsPostcopysHoweverLittleIsLeft) {
+  open(kRounds);
+  take();
+  acknowledge_round(2);
+  ASSERT_EQ(s.events.ready, 1);
+  source->guest_stopped(s.now);
+  source->device_state_end(s.now);
+  s.settle(*source);
+  acknowledge_round(3);
+  EXPECT_TRUE(s.find<wire::AllAnnounced>(s.sent()));
+}
+
+TEST_F(SourceOfSplitTest, UntilTheCommitWhatAStoreHasIsFetchedForWhoAsks) {
+  open({.mode = Mode::kPostcopy});
+  tell(*source, wire::PageSetAck{.round = 1});
+  s.settle(*source);
+  source->guest_stopped(s.now);
+  source->device_state_end(s.now);
+  s.settle(*source);
+  tell(*source, wire::Verified{});
+  tell(*source, wire::DemandRequest{.again = false, .pages = {4}});
+  tell(*source, wire::DemandRequest{.again = true, .pages = {4}});
+  s.settle(*source);
+  EXPECT_EQ(stores.fetched, std::vector<pages::PageNumber>{4});
+  Work work;
+  EXPECT_FALSE(source->next_work(transport::kPriorityLane, work)) << "it is not here yet";
+  EXPECT_LE(source->deadline(), s.now + milliseconds(5));
+  stores.away.clear(4);
+  advance(milliseconds(5));
+  ASSERT_TRUE(source->next_work(transport::kPriorityLane, work));
+  EXPECT_EQ(work.page, 4U);
+  source->committed(s.now);
+  tell(*source, wire::DemandRequest{.again = false, .pages = {5}});
+  s.settle(*source);
+  EXPECT_EQ(stores.fetched.size(), 1U) << "from here on the stores are the destination's";
+  EXPECT_FALSE(source->next_work(transport::kPriorityLane, work));
+  EXPECT_EQ(s.events.lost, 0);
+}
+
+class DestinationOfSplitTest : public ::testing::Test {
+ protected:
+  void open(bool keeps_stores = true) {
+    destination.emplace(make_config(), DestinationGuest{s.memory, std::nullopt, &paging, &stores}, s.executor,
+                        s.events);
+    destination->start(s.now, s.lanes);
+    const MigrationConfig config = make_config();
+    tell(*destination, wire::Hello{.mode = wire::TransferMode::kHybrid,
+                                   .keeps_stores = keeps_stores,
+                                   .id = config.id,
+                                   .epoch_base = config.epoch_base,
+                                   .epoch_count = config.epoch_count,
+                                   .regions = config.regions});
+    s.settle(*destination);
+    std::vector<std::byte> piece;
+    ASSERT_EQ(pages::encode_table_piece(source_table, 0, {}, piece), kPages);
+    tell(*destination, wire::TablePiece{.last = true, .bytes = piece});
+    s.settle(*destination);
+  }
+  void tell_stored(bool last, std::vector<wire::StoredPage> pages) {
+    tell(*destination, wire::StoredPages{.last = last, .version_next = 100, .pages = std::move(pages)});
+    s.settle(*destination);
+  }
+  [[nodiscard]] pages::Generation claim(pages::PageNumber page) const { return destination->table().get(page); }
+
+  Surroundings s;
+  simulation::Random random{1};
+  simulation::Verdict verdict;
+  simulation::PagingModel paging{s.memory, random, verdict};
+  Stores stores;
+  pages::GenerationTable source_table{kPages, 50};
+  std::optional<Destination> destination;
+};
+
+TEST_F(DestinationOfSplitTest, ItsTableIsTheGuestsOnceItMayRunAndClaimsNothingOfStoresBefore) {
+  stores.serves = false;
+  open();
+  tell_stored(false, {{3, 13, 1, 53}});
+  tell_stored(true, {{4, 14, 0, 54}});
+  EXPECT_EQ(stores.noted.size(), 2U);
+  tell(*destination, wire::RoundBegin{.round = 1, .pages_before = 0});
+  s.settle(*destination);
+  tell(*destination, wire::RoundBegin{.round = 2, .pages_before = 0});
+  s.settle(*destination);
+  EXPECT_EQ(claim(9), 50U) << "zero, here and there";
+  EXPECT_EQ(claim(3), pages::kUnknownGeneration);
+  std::array<std::byte, pages::kPageSize> bytes;
+  bytes.fill(std::byte{7});
+  destination->on_page(1, 2, 4, 0, bytes);
+  destination->flush(s.now);
+  tell(*destination, wire::DeviceStateEnd{});
+  tell(*destination, wire::AllAnnounced{.round = 2, .pages = 1, .last_round = 2});
+  s.settle(*destination);
+  ASSERT_EQ(s.events.memory_ready, 1);
+  EXPECT_TRUE(stores.settled.test(3));
+  EXPECT_EQ(stores.settled.count(), 1U) << "page 4 has come";
+  EXPECT_EQ(stores.next, 100U);
+  EXPECT_TRUE(paging.missing_pages().test(3));
+  EXPECT_EQ(claim(3), 50U);
+  EXPECT_EQ(claim(4), kEpochBase + 2);
+  EXPECT_FALSE(s.find<wire::Complete>(s.sent())) << "what QEMU touches may be asked for yet";
+  stores.serves = true;
+  destination->tick(s.now);
+  s.settle(*destination);
+  EXPECT_TRUE(s.find<wire::Complete>(s.sent())) << "nothing is to come";
+  destination->cancel(s.now, "aborted");
+  s.executor.run_all();
+  EXPECT_EQ(claim(3), pages::kUnknownGeneration) << "its memory has nothing of it";
+}
+
+TEST_F(DestinationOfSplitTest, StrangePagesOfStoresEndTheMigration) {
+  for (const std::vector<wire::StoredPage>& pages :
+       {std::vector<wire::StoredPage>{{kPages, 1, 0, 0}}, std::vector<wire::StoredPage>{{3, 1, 0, 0}}}) {
+    s.events = {};
+    open();
+    tell_stored(false, {{3, 13, 1, 53}});
+    tell_stored(true, pages);
+    EXPECT_EQ(s.events.failed, 1);
+    EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
+  }
+}
+
+TEST_F(DestinationOfSplitTest, BothEndsMustMeanIt) {
+  open(false);
+  EXPECT_EQ(s.events.failed, 1);
+  EXPECT_NE(s.events.text.find("not split there"), std::string::npos) << s.events.text;
+}
+
+TEST_F(DestinationOfSplitTest, NoRoundBeginsBeforeAllOfItIsTold) {
+  open();
+  tell_stored(false, {{3, 13, 1, 53}});
+  tell(*destination, wire::RoundBegin{.round = 1, .pages_before = 0});
+  s.settle(*destination);
+  EXPECT_EQ(s.events.failed, 1);
+}
+
+}  // namespace
+}  // namespace godwit::transfer
