@@ -17,10 +17,6 @@ bool test(std::vector<std::uint64_t>& bits, pages::PageNumber page) {
   return (std::atomic_ref<std::uint64_t>(bits[page / 64]).load(std::memory_order_relaxed) >> (page % 64) & 1) != 0;
 }
 
-std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
-  return std::unexpected(transfer::GuestError{std::move(error.text)});
-}
-
 }  // namespace
 
 LiveGuest::LiveGuest(std::unique_ptr<memory::GuestRam> ram, std::unique_ptr<memory::WrittenTracker> tracker,

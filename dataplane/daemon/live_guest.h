@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dataplane/daemon/tracking_state.h"
@@ -20,6 +21,11 @@
 #include "dataplane/transfer/guest.h"
 
 namespace godwit::daemon {
+
+/// What memory says, in transfer's words.
+inline std::unexpected<transfer::GuestError> guest_error(memory::Error error) {
+  return std::unexpected(transfer::GuestError{std::move(error.text)});
+}
 
 class LiveGuest final : public transfer::GuestMemory {
  public:

@@ -12,10 +12,6 @@ namespace {
 constexpr const char* kEnding = ".missing";
 constexpr std::size_t kWritesMax = 128;  // more than a receive burst has
 
-std::unexpected<transfer::GuestError> guest_error(const memory::Error& error) {
-  return std::unexpected(transfer::GuestError{error.text});
-}
-
 /// Later it may do.
 bool passes(const memory::Error& error) { return error.code == memory::ErrorCode::kNoMemory; }
 

@@ -92,6 +92,7 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::arrive(LiveG
                                                                            std::uint32_t lcores) {
   std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, lcores));
   made->room_.set_budget(kNoBudget);  // until SplitGuest says
+  made->noted_ = pages::Bitmap(of.page_count);
   auto opened = made->open_places(true);
   if (opened) {
     opened = made->open_pager(true);
@@ -312,21 +313,22 @@ void LiveSplit::publish(Instant now) {
     return;
   }
   publish_at_ = now + kPublishEvery;
-  bool gather = false;
-  {
-    const std::lock_guard lock(mutex_);
-    gather = limits_.gather;
-    figures_.main = main_->stats();
-    figures_.leaving_pages = kSlots - leaving_->free();
-    figures_.subs.clear();
-    for (const split::SubId sub : main_->subs()) {
-      figures_.subs[sub] = main_->sub_stats(sub);
-    }
-  }
+  tell_figures();
+  const bool gather = limits().gather;
   main_->gather(gather);
   if (gather && !gathered_ && main_->all_here()) {
     gathered_ = true;
     told_.gathered();
+  }
+}
+
+void LiveSplit::tell_figures() {
+  const std::lock_guard lock(mutex_);
+  figures_.main = main_->stats();
+  figures_.leaving_pages = kSlots - leaving_->free();
+  figures_.subs.clear();
+  for (const split::SubId sub : main_->subs()) {
+    figures_.subs[sub] = main_->sub_stats(sub);
   }
 }
 

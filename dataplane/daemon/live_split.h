@@ -118,6 +118,8 @@ class LiveSplit final : public split::MainMemory,
   bool poll_faults(Instant now) override;
   [[nodiscard]] Instant deadline(Instant polled_at) const override;
   [[nodiscard]] split::MainHost& main() { return *main_; }
+  /// figures() are as of now; otherwise they are some 100 ms old.
+  void tell_figures();
   /// Since the last call: faults on awaited pages, and awaited pages that a store has given.
   void take_awaited(std::vector<pages::PageNumber>& faults, std::vector<transfer::PageRun>& here);
 
@@ -184,6 +186,7 @@ class LiveSplit final : public split::MainMemory,
   std::vector<transfer::PageRun> awaited_here_;    // the same
   std::vector<pages::PageNumber> early_;           // that a store has, and the source was asked for before the commit
   std::function<void()> held_then_;
+  pages::Bitmap noted_;  // of a guest that arrives: the jobs', until settle()
   std::vector<memory::PageRange> placed_;
   bool gathered_ = false;
   Instant publish_at_{};

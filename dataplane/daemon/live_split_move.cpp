@@ -6,14 +6,6 @@
 #include "dataplane/daemon/live_split.h"
 
 namespace godwit::daemon {
-namespace {
-
-std::unexpected<transfer::GuestError> guest_error(const memory::Error& error) {
-  return std::unexpected(transfer::GuestError{error.text});
-}
-
-}  // namespace
-
 // ---- the source ----
 
 void LiveSplit::hold(std::function<void()> then) {
@@ -108,6 +100,7 @@ bool LiveSplit::is_here(pages::PageNumber page) {
 void LiveSplit::note(std::span<const wire::StoredPage> pages) {
   split::PageCopies copies(places_->body(), of_.page_count);
   for (const wire::StoredPage& stored : pages) {
+    noted_.set(stored.page);
     copies.set(stored.page, {.sub = stored.sub, .version = stored.version, .hash = stored.hash});
   }
 }
@@ -115,17 +108,16 @@ void LiveSplit::note(std::span<const wire::StoredPage> pages) {
 std::expected<void, transfer::GuestError> LiveSplit::settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
                                                             std::uint64_t version_next) {
   split::PageCopies copies(places_->body(), of_.page_count);
-  for (pages::PageNumber page = 0; page < of_.page_count; ++page) {
-    const bool told = copies.get(page).has_value();
-    GW_ASSERT(told || !stored.test(page));
-    if (told && !stored.test(page)) {
-      copies.clear(page);  // of content that the guest has replaced since
-    }
+  pages::Bitmap replaced = std::exchange(noted_, {});  // by the guest, since they were told of
+  const std::uint64_t noted = replaced.count();
+  replaced.and_not(stored);
+  GW_ASSERT(replaced.count() + stored.count() == noted);
+  for (auto page = replaced.next_set(0); page < replaced.size(); page = replaced.next_set(page + 1)) {
+    copies.clear(page);
   }
   if (auto added = pager_->add_missing(stored); !added) {
     return guest_error(added.error());
   }
-  guest_.note_taken_away(stored, pages::Bitmap(of_.page_count));
   pager_->await(missing);
   // The pipe of later batches comes with SplitGuest: until then nothing is evicted.
   auto pipe = memory::PinPipe::make();

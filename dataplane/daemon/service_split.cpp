@@ -173,22 +173,27 @@ void Service::split_done(Splitting& splitting) {
                                                static_cast<std::uint32_t>(data_path_.lcore_count()), true);
     publish_guests();
   }
-  std::vector<std::pair<StoreOrder, split::StoreId>> told;
-  for (const auto& [id, order] : splitting.stores) {
-    session.subs[id].sub = order.sub;
-    told.emplace_back(order, to_memory_id(id));
-  }
-  data_path_.inbox().post([this, split = splitting.split, told] {
-    for (const auto& [order, id] : told) {
-      if (!split->main().has_sub(order.sub)) {
-        split->main().add_sub(order.sub, id);
+  auto done = std::make_shared<Splitting>(std::move(splitting));
+  data_path_.inbox().post([this, done] {
+    split::MainHost& main = done->split->main();
+    for (const auto& [id, order] : done->stores) {
+      if (!main.has_sub(order.sub)) {
+        main.add_sub(order.sub, to_memory_id(id));
       }
-      split->main().drain(order.sub, order.drain);
+      main.drain(order.sub, order.drain);
     }
-    data_path_.watch(split);
+    data_path_.watch(done->split);
+    done->split->tell_figures();  // who asks from now on is told what each store has
+    control_.post([this, done] {
+      done->split.reset();  // the guest's alone
+      if (const auto its = splits_.find(done->vm); its != splits_.end()) {
+        for (const auto& [id, order] : done->stores) {
+          its->second.subs[id].sub = order.sub;
+        }
+      }
+      leave_out(done);
+    });
   });
-  splitting.split.reset();  // the guest's alone
-  leave_out(std::make_shared<Splitting>(std::move(splitting)));
 }
 
 /// One after the other, each with its flow: stores that the VM has no more. Then the reply.

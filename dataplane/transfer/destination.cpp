@@ -312,31 +312,34 @@ void Destination::Impl::take_stored() {
   for (const wire::StoredPage& stored : stored_come_) {
     stored_.set(stored.page);
   }
-  auto error = std::make_shared<std::optional<GuestError>>();
-  executor_.submit(
-      [self = shared_from_this(), stored = std::move(stored_come_), pages = stored_, error] {
-        if (self->failed_.load(std::memory_order_relaxed)) {
-          return;
-        }
-        self->stores_->note(stored);
-        self->table_.set_written(pages, pages::kUnknownGeneration);
-        pages.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
-          if (const auto taken = *error ? std::expected<void, GuestError>{} : self->memory_.zero_pages(first, count);
-              !taken) {
-            *error = taken.error();
-          }
-        });
-      },
-      [weak = weak_from_this(), error] {
-        const auto self = weak.lock();
-        if (!self || self->phase_ == Phase::kFailed) {
-          return;
-        }
-        if (*error) {
-          return self->fail(Failure::kGuestMemory, (*error)->text);
-        }
-        self->stored_taken_ = self->wake_ = true;
-      });
+  submit_for(&Impl::stored_taken_, [stored = std::move(stored_come_), pages = stored_](Impl& self) {
+    std::expected<void, GuestError> taken;
+    if (self.failed_.load(std::memory_order_relaxed)) {
+      return taken;
+    }
+    self.stores_->note(stored);
+    self.table_.set_written(pages, pages::kUnknownGeneration);
+    pages.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
+      taken = taken ? self.memory_.zero_pages(first, count) : taken;
+    });
+    return taken;
+  });
+}
+
+/// A job that only the guest's memory can fail; `done` is true, and looked at, once it has succeeded.
+void Destination::Impl::submit_for(bool Impl::*done, std::function<std::expected<void, GuestError>(Impl&)> work) {
+  auto result = std::make_shared<std::expected<void, GuestError>>();
+  executor_.submit([self = shared_from_this(), result, work = std::move(work)] { *result = work(*self); },
+                   [weak = weak_from_this(), result, done] {
+                     const auto self = weak.lock();
+                     if (!self || self->phase_ == Phase::kFailed) {
+                       return;
+                     }
+                     if (!*result) {
+                       return self->fail(Failure::kGuestMemory, result->error().text);
+                     }
+                     (*self).*done = self->wake_ = true;
+                   });
 }
 
 void Destination::Impl::on(const wire::RoundBegin& message) {

@@ -7,6 +7,7 @@
 // table to themselves until they are armed.
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -93,6 +94,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   void send_retained();
   void decode_source_table();
   void take_stored();
+  void submit_for(bool Impl::*done, std::function<std::expected<void, GuestError>(Impl&)> work);
   /// Of a guest that is not split nothing is.
   [[nodiscard]] bool is_split() const { return stores_ != nullptr; }
   void acknowledge_if_due();

@@ -419,23 +419,7 @@ void Destination::Impl::complete_if_due() {
   }
   if (!std::exchange(disarming_, true)) {
     totals_.all_there_us = static_cast<std::uint64_t>((now_ - started_).us());
-    auto error = std::make_shared<std::optional<GuestError>>();
-    executor_.submit(
-        [self = shared_from_this(), error] {
-          if (const auto disarmed = self->paging_->disarm(); !disarmed) {
-            *error = disarmed.error();
-          }
-        },
-        [weak = weak_from_this(), error] {
-          const auto self = weak.lock();
-          if (!self || self->phase_ == Phase::kFailed) {
-            return;
-          }
-          if (*error) {
-            return self->fail(Failure::kGuestMemory, (*error)->text);
-          }
-          self->disarmed_ = self->wake_ = true;
-        });
+    submit_for(&Impl::disarmed_, [](Impl& self) { return self.paging_->disarm(); });
   }
   if (connected_ && !equal_ && !std::exchange(complete_sent_, true)) {
     if (got_count_ != 0) {

@@ -9,10 +9,8 @@
 //     but to give pages. So the stored pages only become fewer, and the copies that were told are what counts for them.
 //   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
 //   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
-//
-//   * Before the store's word the destination may touch such a page already: QEMU loads its devices. Then the source
-//   fetches
-//     it and gives it like any other; whoever of the two has it first, its content is the same.
+//   * QEMU may touch such a page at the destination before the store's word, when it loads its devices. Then the source
+//     fetches it, and gives it like any other; whoever of the two has it first, its content is the same.
 //
 // Threads: jobs, one of a guest at a time; what says so, the home lcore. Errors as guest.h has them.
 

@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "tests/kvm/kvm_guest.h"
@@ -69,8 +68,7 @@ TEST_P(KvmEvictor, NoWriteOfAVcpuIsLost) {
 
 // The page that comes back is protected only if it was before it left.
 TEST_P(KvmEvictor, WhatWasWrittenStaysWrittenAwayAndBack) {
-  std::vector<std::uint32_t> every(ram_->page_count());
-  std::iota(every.begin(), every.end(), 0U);
+  const std::vector<std::uint32_t> every = every_page();
   ASSERT_TRUE(vmm_->write(every));
   ASSERT_NO_FATAL_FAILURE(arm({}, true));
   if (IsSkipped()) {
@@ -108,8 +106,7 @@ TEST_P(KvmEvictorTmpfs, PagesOfAHugePageKeepTheirContent) {
   if (static_cast<std::uint64_t>(file.st_blocks) * 512 < memory::kHugePageSize) {
     GTEST_SKIP() << "tmpfs gives no huge pages here";
   }
-  std::vector<std::uint32_t> every(ram_->page_count());
-  std::iota(every.begin(), every.end(), 0U);
+  const std::vector<std::uint32_t> every = every_page();
   ASSERT_TRUE(vmm_->write(every));
   ASSERT_NO_FATAL_FAILURE(arm({}, true));
   if (IsSkipped()) {

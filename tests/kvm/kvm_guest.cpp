@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <numeric>
 #include <span>
 
 #include "dataplane/pages/page_digest.h"
@@ -66,6 +67,12 @@ void KvmGuest::arm_tracker(bool has_balloon) {
   request.learn_hashes = true;
   request.has_balloon = has_balloon;
   arm(std::move(request), false);
+}
+
+std::vector<std::uint32_t> KvmGuest::every_page() const {
+  std::vector<std::uint32_t> every(ram_->page_count());
+  std::iota(every.begin(), every.end(), 0U);
+  return every;
 }
 
 pages::Bitmap KvmGuest::collect() {

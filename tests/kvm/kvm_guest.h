@@ -38,6 +38,7 @@ class KvmGuest : public testing::TestWithParam<KvmCase> {
   /// For a test of the tracker by itself.
   void arm_tracker(bool has_balloon = false);
 
+  [[nodiscard]] std::vector<std::uint32_t> every_page() const;
   pages::Bitmap collect();
   /// These and no others.
   void expect_written(const pages::Bitmap& expected);

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -26,8 +25,7 @@ class KvmTrap : public KvmGuest {
  protected:
   /// All of RAM is the vCPU's writing, and counted as sent.
   void fill_and_arm(bool has_balloon = false) {
-    every_.resize(ram_->page_count());
-    std::iota(every_.begin(), every_.end(), 0U);
+    every_ = every_page();
     ASSERT_TRUE(vmm_->write(every_));
     ASSERT_NO_FATAL_FAILURE(arm_tracker(has_balloon));
     if (!IsSkipped()) {

@@ -7,7 +7,7 @@ import sys
 import unittest
 
 from .lab import Lab
-from .processes import end_processes
+from .processes import end_processes, wait_until
 
 
 class FailsToStop:
@@ -46,11 +46,17 @@ class End(unittest.TestCase):
         self.assertEqual(looks.returncode, 0)
 
 
+def name_of(pid):
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read()
+
+
 class EndedProcesses(unittest.TestCase):
     def test_nobody_waits_for_a_parent_that_does_not_ask_for_its_child(self):
         with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as parent:
             try:
                 child = int(parent.stdout.readline())
+                wait_until("the parent to be one that has never heard of its child", lambda: name_of(parent.pid) == "sleep\n")
                 end_processes([child], timeout_s=math.inf)
                 self.assertTrue(os.path.exists(f"/proc/{child}"))
             finally:

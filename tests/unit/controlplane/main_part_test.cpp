@@ -129,6 +129,14 @@ class MainPartTest : public SplitMovesTest {
     EXPECT_EQ(a_->unread() + c_->unread(), 0U);
     return id;
   }
+  /// Its main part, to host-c, and no further than TRANSFERRING.
+  std::string on_its_way() {
+    split_over_b();
+    std::string id = begun(plan_to("host-c"));
+    prepare(id);
+    transfer(id);
+    return id;
+  }
   void expect_gathered_at_source() {
     const Agent order = a_->expect(Agent::kSplitGuest);
     EXPECT_TRUE(order.split_guest().gather());
@@ -189,10 +197,7 @@ TEST_F(MainPartTest, ItsBudgetIsWhatTheDestinationNeedsRoomFor) {
 }
 
 TEST_F(MainPartTest, NothingIsBegunWithItsStoresOnTheWay) {
-  split_over_b();
-  const std::string id = begun(plan_to("host-c"));
-  prepare(id);
-  transfer(id);
+  const std::string id = on_its_way();
   EXPECT_NE(refused(2 * kBudget, {}).find("in migration"), std::string::npos);
   EXPECT_FALSE(gather().ok());
   EXPECT_EQ(vm().split().state(), api::SPLIT);
@@ -208,10 +213,7 @@ TEST_F(MainPartTest, NothingIsBegunWithItsStoresOnTheWay) {
 }
 
 TEST_F(MainPartTest, AnAbortLeavesAllAsItWas) {
-  split_over_b();
-  const std::string id = begun(plan_to("host-c"));
-  prepare(id);
-  transfer(id);
+  const std::string id = on_its_way();
   cancel(id);
   const Agent back = a_->expect(Agent::kOutcome);
   EXPECT_EQ(back.outcome().state(), api::ABORTED);
@@ -231,10 +233,7 @@ TEST_F(MainPartTest, AnAbortLeavesAllAsItWas) {
 }
 
 TEST_F(MainPartTest, ARestartBeforeTheCommitAbortsItAndTheSourceStaysTheMainHost) {
-  split_over_b();
-  const std::string id = begun(plan_to("host-c"));
-  prepare(id);
-  transfer(id);
+  const std::string id = on_its_way();
   main_reports(true);
   c_->set_vms({});
   restart_all();
@@ -251,10 +250,7 @@ TEST_F(MainPartTest, ARestartBeforeTheCommitAbortsItAndTheSourceStaysTheMainHost
 }
 
 TEST_F(MainPartTest, ARestartAfterTheCommitFindsTheDestinationAsTheMainHost) {
-  split_over_b();
-  const std::string id = begun(plan_to("host-c"));
-  prepare(id);
-  transfer(id);
+  const std::string id = on_its_way();
   switch_over(id);
   watch_until_state(id, api::PULLING);
   arrived(id);

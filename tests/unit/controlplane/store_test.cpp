@@ -367,10 +367,13 @@ TEST_F(StoreTest, TheSplitMovesWithTheOwnershipOrNotAtAll) {
     ASSERT_TRUE(store_->save_split(split, {}).has_value());
     bring_to(moving, api::SWITCHING);
     EXPECT_EQ(store_->save_split(split, {}).error().code, Code::kMigrationActive) << "it is on its way";
-    EXPECT_EQ(store_->splits().value().back().ownership, 1U);
+    const auto of_vm = [&](const auto& each) { return each.vm_uuid == uuid; };
+    const auto before = store_->splits().value();
+    const auto it = std::ranges::find_if(before, of_vm);
+    ASSERT_NE(it, before.end());
+    EXPECT_EQ(it->ownership, 1U);
     ASSERT_TRUE(store_->transition(moving, api::SWITCHING, api::PULLING).value());
     open();
-    const auto of_vm = [&](const auto& each) { return each.vm_uuid == uuid; };
     const auto splits = store_->splits().value();
     const auto now = std::ranges::find_if(splits, of_vm);
     ASSERT_NE(now, splits.end());

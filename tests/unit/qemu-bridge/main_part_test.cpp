@@ -22,17 +22,7 @@ class MainPartTest : public Switchover {
     destination_.dataplane.lack(kMissing);
   }
 
-  controlplane::v1::SplitGuest order(std::uint64_t ownership) const {
-    controlplane::v1::SplitGuest command;
-    command.set_vm_uuid(uuid_.to_bytes());
-    command.set_ownership(ownership);
-    command.set_budget_bytes(kBudget);
-    auto& sub = *command.add_subs();
-    sub.set_store_id(store_.to_bytes());
-    sub.set_number(3);
-    sub.set_host("host-b");
-    return command;
-  }
+  controlplane::v1::SplitGuest order(std::uint64_t ownership) const { return split_order(ownership, kBudget, store_); }
   static AgentResult split(TestHost& host, const controlplane::v1::SplitGuest& command) {
     return host.run([&](Reply reply) { host.present()->split_guest(command, std::move(reply)); });
   }

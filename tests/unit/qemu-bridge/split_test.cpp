@@ -15,15 +15,8 @@ constexpr std::uint64_t kBudget = 32 << 20;
 class SplitTest : public Switchover {
  protected:
   controlplane::v1::SplitGuest order(bool gather = false) const {
-    controlplane::v1::SplitGuest command;
-    command.set_vm_uuid(uuid_.to_bytes());
-    command.set_ownership(5);
-    command.set_budget_bytes(kBudget);
+    auto command = split_order(5, kBudget, store_);
     command.set_gather(gather);
-    auto& sub = *command.add_subs();
-    sub.set_store_id(store_.to_bytes());
-    sub.set_number(3);
-    sub.set_host("host-b");
     return command;
   }
   AgentResult split(const controlplane::v1::SplitGuest& command) {

@@ -61,6 +61,20 @@ class Switchover : public testing::Test {
     ASSERT_TRUE(source_.wait_beat_after(uuid_, 3)) << "the guest does not boot";
   }
 
+  /// Of the guest, over one page store, its number 3.
+  [[nodiscard]] controlplane::v1::SplitGuest split_order(std::uint64_t ownership, std::uint64_t budget_bytes,
+                                                         const Id128& store) const {
+    controlplane::v1::SplitGuest command;
+    command.set_vm_uuid(uuid_.to_bytes());
+    command.set_ownership(ownership);
+    command.set_budget_bytes(budget_bytes);
+    auto& sub = *command.add_subs();
+    sub.set_store_id(store.to_bytes());
+    sub.set_number(3);
+    sub.set_host("host-b");
+    return command;
+  }
+
   void prepare() {
     controlplane::v1::PrepareSource command;
     command.set_migration_id(migration_.to_bytes());

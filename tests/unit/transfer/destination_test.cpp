@@ -23,12 +23,7 @@ class DestinationTest : public ::testing::Test {
     s.settle(*destination);
   }
   void hello(wire::VerifyLevel verify = wire::VerifyLevel::kSent) {
-    const MigrationConfig config = make_config();
-    tell(*destination, wire::Hello{.verify = verify,
-                                   .id = config.id,
-                                   .epoch_base = config.epoch_base,
-                                   .epoch_count = config.epoch_count,
-                                   .regions = config.regions});
+    tell(*destination, make_hello(wire::TransferMode::kPrecopy, verify));
     s.settle(*destination);
   }
   void send_table(const pages::GenerationTable& table) {

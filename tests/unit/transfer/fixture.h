@@ -100,6 +100,16 @@ inline MigrationConfig make_config() {
   return config;
 }
 
+inline wire::Hello make_hello(wire::TransferMode mode, wire::VerifyLevel verify = wire::VerifyLevel::kOff) {
+  const MigrationConfig config = make_config();
+  return {.verify = verify,
+          .mode = mode,
+          .id = config.id,
+          .epoch_base = config.epoch_base,
+          .epoch_count = config.epoch_count,
+          .regions = config.regions};
+}
+
 /// One end's surroundings. `Self` drives it by now, tick() and jobs.
 struct Surroundings {
   simulation::ModelMemory memory{kPages};

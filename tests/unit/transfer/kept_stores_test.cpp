@@ -167,13 +167,9 @@ class DestinationOfSplitTest : public ::testing::Test {
     destination.emplace(make_config(), DestinationGuest{s.memory, std::nullopt, &paging, &stores}, s.executor,
                         s.events);
     destination->start(s.now, s.lanes);
-    const MigrationConfig config = make_config();
-    tell(*destination, wire::Hello{.mode = wire::TransferMode::kHybrid,
-                                   .keeps_stores = keeps_stores,
-                                   .id = config.id,
-                                   .epoch_base = config.epoch_base,
-                                   .epoch_count = config.epoch_count,
-                                   .regions = config.regions});
+    wire::Hello hello = make_hello(wire::TransferMode::kHybrid);
+    hello.keeps_stores = keeps_stores;
+    tell(*destination, hello);
     s.settle(*destination);
     std::vector<std::byte> piece;
     ASSERT_EQ(pages::encode_table_piece(source_table, 0, {}, piece), kPages);

@@ -307,13 +307,7 @@ struct DestinationPeer {
   void open(wire::TransferMode mode, wire::VerifyLevel verify = wire::VerifyLevel::kOff) {
     destination.emplace(make_config(), DestinationGuest{s.memory, std::nullopt, &paging}, s.executor, s.events);
     destination->start(s.now, s.lanes);
-    const MigrationConfig config = make_config();
-    tell(*destination, wire::Hello{.verify = verify,
-                                   .mode = mode,
-                                   .id = config.id,
-                                   .epoch_base = config.epoch_base,
-                                   .epoch_count = config.epoch_count,
-                                   .regions = config.regions});
+    tell(*destination, make_hello(mode, verify));
     s.settle(*destination);
     std::vector<std::byte> piece;
     ASSERT_EQ(pages::encode_table_piece(source_table, 0, {}, piece), kPages);
