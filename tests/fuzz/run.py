@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzzes one target: run.py PROGRAM [SECONDS]; SECONDS from FUZZ_SECONDS, or 60.
+"""Fuzzes one target: run.py PROGRAM [SECONDS]; SECONDS from FUZZ_SECONDS, or 30.
 
 Starts from the target's corpus (tests/fuzz/corpus/TARGET) and its former findings (keep/TARGET), and keeps what it finds beside the program, in new/TARGET, so
 that the next run goes on from there. Exit status: 0 nothing found, 1 a finding, with the command that replays it.
@@ -39,7 +39,7 @@ def command_line(program, target, seconds, new):
 
 def main():
     program = os.path.abspath(sys.argv[1])
-    seconds = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get('FUZZ_SECONDS', '60'))
+    seconds = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get('FUZZ_SECONDS', '30'))
     target = os.path.basename(program).removeprefix('fuzz-')
     new = os.path.join(os.path.dirname(program), 'new', target)
     os.makedirs(new, exist_ok=True)
