@@ -116,6 +116,11 @@ void read_port(Reader& reader, PortConfig& port) {
   }
 }
 
+Parser<EvictionOrder> eviction_order() {
+  return one_of<EvictionOrder>(
+      {{"coldest-first", EvictionOrder::kColdestFirst}, {"highest-first", EvictionOrder::kHighestFirst}});
+}
+
 /// One entry of [[eal.lcores]].
 void read_lcore(Reader& reader, LcoreConfig& lcore) {
   reader.required("lcore", lcore.lcore, integer<std::uint32_t>(0, kLcoreMax));
@@ -192,6 +197,8 @@ void read(Reader& reader, DataplaneConfig& config) {
   reader.tables("port", 1, 1, [&](Reader& port) { read_port(port, config.port); });
   reader.table("transport", [&](Reader& transport) { read_transport(transport, config.transport); });
   read_tracking(reader, config.tracking);
+  reader.table("eviction",
+               [&](Reader& eviction) { eviction.optional("order", config.eviction.order, eviction_order()); });
   reader.table("telemetry", [&](Reader& telemetry) { telemetry.optional("dpdk", config.telemetry.dpdk, boolean()); });
   read_metrics(reader, config.metrics);
   match_lcores(reader, config);

@@ -72,6 +72,12 @@ struct TelemetryConfig {
   bool dpdk = false;  // figures on DPDK's telemetry socket
 };
 
+enum class EvictionOrder : std::uint8_t { kColdestFirst, kHighestFirst };
+
+struct EvictionConfig {
+  EvictionOrder order = EvictionOrder::kColdestFirst;
+};
+
 struct DataplaneConfig {
   std::filesystem::path file;  // where it was loaded from
   std::filesystem::path control_socket = "/run/godwit/dataplane.sock";
@@ -84,6 +90,7 @@ struct DataplaneConfig {
   PortConfig port;
   TransportConfig transport;
   TrackingConfig tracking;
+  EvictionConfig eviction;
   TelemetryConfig telemetry;
   MetricsConfig metrics;
 };

@@ -51,6 +51,10 @@ const Registration kPostcopyReturn{
 const Registration kTracking{"tracking", "a guest's memory write speed with and without tracking (root)",
                              [](const Options& options, Result&) { return become("tracking", options); },
                              TakesArguments::kYes};
+const Registration kSplit{
+    "split",
+    "a guest goes to a host with room for half of it, beside one with room for all, and QEMU's into swap (root)",
+    [](const Options& options, Result&) { return become("split", options); }, TakesArguments::kYes};
 const Registration kHotFits{
     "hot-fits", "speed of a split guest whose working set fits the budget, beside a whole one (root)",
     [](const Options& options, Result&) { return become("hot_fits", options); }, TakesArguments::kYes};

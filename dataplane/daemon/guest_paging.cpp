@@ -87,7 +87,11 @@ std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& m
 
 std::expected<std::shared_ptr<LiveSplit>, memory::Error> create_split(Guest& guest, const std::string& missing_dir,
                                                                       memory::PinPipe pipe) {
-  return LiveSplit::create(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), std::move(pipe));
+  auto split = LiveSplit::create(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), std::move(pipe));
+  if (split) {
+    (*split)->learn(guest.accesses);
+  }
+  return split;
 }
 
 std::expected<void, ApiError> continue_split(Guest& guest, const std::string& missing_dir, std::uint32_t lcores) {

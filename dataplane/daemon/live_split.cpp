@@ -155,11 +155,15 @@ void LiveSplit::begin(Inbox& lcore, SplitTold told) {
 
 std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limits) {
   const std::scoped_lock lock(evicting_, mutex_);
+  memory::VictimPolicy* policy = &policy_;
+  if (limits.order == memory::EvictionOrder::kHighestFirst) {
+    policy = &by_address_;
+  }
   auto evictor = memory::Evictor::create({.ram = request_.ram,
                                           .tracker = request_.tracker,
                                           .pager = pager_.get(),
                                           .leaving = leaving_.get(),
-                                          .policy = &policy_,
+                                          .policy = policy,
                                           .high_pages = limits.high_pages,
                                           .low_pages = limits.low_pages});
   if (!evictor) {

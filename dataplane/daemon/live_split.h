@@ -33,6 +33,7 @@
 #include "dataplane/memory/demand_pager.h"
 #include "dataplane/memory/evictor.h"
 #include "dataplane/memory/guest_state_file.h"
+#include "dataplane/memory/highest_first.h"
 #include "dataplane/memory/leaving_pages.h"
 #include "dataplane/split/main_host.h"
 #include "dataplane/transfer/kept_stores.h"
@@ -44,6 +45,7 @@ struct SplitLimits {
   std::uint64_t high_pages = 0;  // eviction begins above
   std::uint64_t low_pages = 0;   // and goes on down to
   bool gather = false;           // no budget, and all comes back
+  memory::EvictionOrder order = memory::EvictionOrder::kColdestFirst;
 };
 
 struct SplitFigures {
@@ -133,6 +135,8 @@ class LiveSplit final : public split::MainMemory,
   /// Somebody waits for a page, and there is no room for it.
   void want_room();
   /// What a scan found accessed: those stay longest.
+  /// What is known of the guest's accesses, before anything leaves.
+  void learn(const pages::AccessHistory& history) { policy_.learn(history); }
   void end_scan(const pages::Bitmap& accessed) { policy_.end_scan(accessed); }
   [[nodiscard]] SplitLimits limits() const;
   [[nodiscard]] SplitFigures figures() const;
@@ -179,7 +183,8 @@ class LiveSplit final : public split::MainMemory,
   std::shared_ptr<memory::DemandPager> pager_;
   std::unique_ptr<memory::LeavingPages> leaving_;
   std::unique_ptr<memory::GuestStateFile> places_;
-  memory::ColdestFirst policy_;
+  memory::ColdestFirst policy_;  // learns, whatever the order is
+  memory::HighestFirst by_address_;
   std::unique_ptr<split::MainHost> main_;          // the home lcore's, once begun
   std::vector<pages::PageNumber> demanded_;        // not told to main_ yet
   std::vector<pages::PageNumber> awaited_faults_;  // not taken yet

@@ -1,5 +1,6 @@
 #include "dataplane/daemon/service.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
@@ -66,7 +67,7 @@ Service::Service(ServiceOptions options, Images& images, Inbox& control, DataPat
 
 Service::~Service() = default;
 
-bool Service::Entry::qemu_runs() const {
+bool Service::runs(const UniqueFd& process) {
   pollfd exited{process.get(), POLLIN, 0};
   return process.valid() && poll(&exited, 1, 0) == 0;
 }
@@ -258,6 +259,7 @@ void Service::attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, Ap
 }
 
 void Service::attach_ended(const Id128& vm, Entry& entry) {
+  give_accesses_back(vm, entry);
   const Guest& guest = *entry.guest;
   entry.state = Entry::State::kReady;
   entry.result.set_tracker(to_api(guest.memory->tracker()));
@@ -336,15 +338,22 @@ void Service::close_guest(const Id128& vm) {
   Entry& entry = guests_.at(vm);
   // Unmapping a large guest takes a while, and a job may still run: both in the guest's own thread.
   auto guest = std::make_shared<std::unique_ptr<Guest>>(std::move(entry.guest));
+  auto kept = std::make_shared<KeptAccesses>();
+  kept->process = UniqueFd(::fcntl(entry.process.get(), F_DUPFD_CLOEXEC, 0));
+  kept->qemu_pid = entry.qemu_pid;
   entry.worker->submit(
-      [guest, vm] {
+      [guest, vm, kept] {
+        kept->history = std::move((*guest)->accesses);
+        kept->source = (*guest)->access_source;
+        kept->accessed_pages = (*guest)->accessed_pages;
         if (auto disarmed = (*guest)->memory->disarm(); !disarmed) {
           spdlog::warn("VM {}: its QEMU may wait for a data plane: {}", vm.text(), printable(disarmed.error().text));
         }
         guest->reset();
       },
       control_,
-      [this, vm] {
+      [this, vm, kept] {
+        keep_accesses(vm, std::move(*kept));
         TrackingState::remove(options_.run_dir, vm);
         LivePaging::remove_file(options_.missing_dir, vm);
         LiveSplit::remove_files(options_.missing_dir, vm);

@@ -60,6 +60,9 @@ class Service {
   [[nodiscard]] const FigureBook& figures() const { return figures_; }
 
  private:
+  /// Of a pidfd.
+  [[nodiscard]] static bool runs(const UniqueFd& process);
+
   struct Entry {
     enum class State : std::uint8_t { kAttaching, kReady, kLeaving };
     State state = State::kAttaching;
@@ -80,13 +83,25 @@ class Service {
     std::uint64_t accessed_pages = 0;  // found by the last of them
     std::unique_ptr<Worker> worker;
 
-    [[nodiscard]] bool qemu_runs() const;
+    [[nodiscard]] bool qemu_runs() const { return runs(process); }
+  };
+
+  /// What was known of a guest that was detached while its QEMU runs on: it may be attached again, so that it can be
+  /// split.
+  struct KeptAccesses {
+    UniqueFd process;
+    std::int32_t qemu_pid = 0;
+    pages::AccessHistory history;
+    api::AccessSource source = api::ACCESS_UNKNOWN;
+    std::uint64_t accessed_pages = 0;
   };
 
   void hello(const api::Hello& request, const Respond& respond);
   void attach_guest(const api::AttachGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond);
   void attached(const Id128& vm, std::expected<std::unique_ptr<Guest>, ApiError> guest);
   void attach_ended(const Id128& vm, Entry& entry);
+  void keep_accesses(const Id128& vm, KeptAccesses kept);
+  void give_accesses_back(const Id128& vm, Entry& entry);
   void detach_guest(const api::DetachGuest& request, const Respond& respond);
   void prepare(const api::PrepareMigration& request, const Respond& respond);
   void prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted);
@@ -186,6 +201,7 @@ class Service {
   FlowIds flow_ids_;
   FigureBook figures_;
   std::map<Id128, Entry> guests_;
+  std::map<Id128, KeptAccesses> kept_accesses_;
   std::map<Id128, std::unique_ptr<MigrationSession>> sessions_;
   std::map<Id128, SplitSession> splits_;                                          // by VM
   std::deque<std::pair<Id128, api::Reply>> finished_;                             // the latest, to answer again

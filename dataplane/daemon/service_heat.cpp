@@ -12,6 +12,25 @@ ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::m
 
 }  // namespace
 
+void Service::keep_accesses(const Id128& vm, KeptAccesses kept) {
+  kept_accesses_[vm] = std::move(kept);
+  std::erase_if(kept_accesses_, [](const auto& each) { return !runs(each.second.process); });
+}
+
+/// To the same QEMU's guest, if they are there.
+void Service::give_accesses_back(const Id128& vm, Entry& entry) {
+  const auto kept = kept_accesses_.extract(vm);
+  if (kept.empty() || !runs(kept.mapped().process) || kept.mapped().qemu_pid != entry.qemu_pid ||
+      kept.mapped().history.page_count() != entry.guest->memory->page_count()) {
+    return;
+  }
+  entry.guest->accesses = std::move(kept.mapped().history);  // no job of it has begun
+  entry.guest->access_source = kept.mapped().source;
+  entry.guest->accessed_pages = kept.mapped().accessed_pages;
+  entry.access_scans = entry.guest->accesses.scans();
+  entry.accessed_pages = entry.guest->accessed_pages;
+}
+
 void Service::after_scan(const std::string& vm_uuid, std::function<void()> then) {
   const auto vm = Id128::from_bytes(vm_uuid);
   const auto found = vm ? guests_.find(*vm) : guests_.end();

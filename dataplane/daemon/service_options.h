@@ -10,6 +10,7 @@
 #include "base/uuid.h"
 #include "dataplane/daemon/flow_lanes.h"
 #include "dataplane/daemon/requests.h"
+#include "dataplane/memory/victim_policy.h"
 #include "dataplane/port/neighbours.h"
 
 namespace godwit::daemon {
@@ -30,6 +31,7 @@ struct ServiceOptions {
   Duration rtt_granularity = milliseconds(2);
   std::optional<memory::TrackerKind> tracker;  // when the bridge has no wish
   std::vector<port::LocalAddress> addresses;
+  memory::EvictionOrder eviction_order = memory::EvictionOrder::kColdestFirst;
   bool allow_clear_text = false;
   port::Lender* lender = nullptr;  // of the port; null: pages in clear text are always copied
   std::string config_file;         // where that stands

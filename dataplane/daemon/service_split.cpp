@@ -20,7 +20,7 @@ constexpr std::uint32_t kSubsMax = 4096;
 
 ApiError bad_request(std::string text) { return {api::Error::BAD_REQUEST, std::move(text)}; }
 
-std::expected<SplitLimits, ApiError> parse_limits(const api::SplitGuest& request) {
+std::expected<SplitLimits, ApiError> parse_limits(const api::SplitGuest& request, memory::EvictionOrder order) {
   if (request.gather()) {
     return SplitLimits{.gather = true};
   }
@@ -35,7 +35,8 @@ std::expected<SplitLimits, ApiError> parse_limits(const api::SplitGuest& request
   }
   return SplitLimits{.budget_pages = budget / pages::kPageSize,
                      .high_pages = high / pages::kPageSize,
-                     .low_pages = low / pages::kPageSize};
+                     .low_pages = low / pages::kPageSize,
+                     .order = order};
 }
 
 struct StoreOrder {
@@ -76,7 +77,7 @@ struct Service::Splitting {
 
 void Service::split_guest(const api::SplitGuest& request, std::vector<UniqueFd> descriptors, const Respond& respond) {
   const auto vm = parse_id(request.vm_uuid(), "SplitGuest: vm_uuid");
-  const auto limits = parse_limits(request);
+  const auto limits = parse_limits(request, options_.eviction_order);
   const auto stores = parse_stores(request);
   if (!vm || !limits || !stores) {
     return respond(refusal(!vm ? vm.error() : !limits ? limits.error() : stores.error()));

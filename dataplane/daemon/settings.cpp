@@ -123,6 +123,9 @@ Settings make_settings(const config::DataplaneConfig& config) {
   service.base_rtt = config.transport.base_rtt;
   service.rtt_granularity = config.transport.rtt_granularity;
   service.tracker = tracker_of(config.tracking.tracker);
+  if (config.eviction.order == config::EvictionOrder::kHighestFirst) {
+    service.eviction_order = memory::EvictionOrder::kHighestFirst;
+  }
   service.allow_clear_text = config.allow_clear_text;
   service.config_file = config.file.string();
   service.addresses = settings.neighbours.addresses;

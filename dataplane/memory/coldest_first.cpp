@@ -5,6 +5,8 @@
 #include <tuple>
 #include <utility>
 
+#include "base/check.h"
+
 namespace godwit::memory {
 namespace {
 
@@ -81,6 +83,24 @@ void ColdestFirst::advance() {
   for (auto& victims : victims_) {
     victims.clear();
   }
+}
+
+void ColdestFirst::learn(const pages::AccessHistory& history) {
+  const std::scoped_lock lock(mutex_);
+  if (history.scans() == 0) {
+    return;
+  }
+  GW_ASSERT(history.page_count() == pages_.size());
+  const auto scans = std::min<std::uint64_t>(history.scans(), pages::AccessHistory::kScans);
+  for (auto ago = static_cast<unsigned>(scans); ago-- > 0;) {
+    for (pages::PageNumber page = 0; page < pages_.size(); ++page) {
+      if (history.accessed(page, ago)) {
+        accessed(page);
+      }
+    }
+    advance();
+  }
+  known_here_.set_all();  // what no scan has found accessed is cold, not new
 }
 
 void ColdestFirst::end_scan(const pages::Bitmap& accessed_pages) {

@@ -13,8 +13,8 @@
 // often pages have to be fetched again by this, by LRU, and by others.
 //
 // Time is counted in scans; where there has been none, in sixteenths of memory that were replaced. 12 bytes and 3 bits
-// a page, and 16 bytes a page in memory while it ranks. Threads: choose() the evictor's; end_scan() and note_placed()
-// any, the latter never waits for a ranking. Units: pages. No failure.
+// a page, and 16 bytes a page in memory while it ranks. Threads: choose() the evictor's; learn(), end_scan() and
+// note_placed() any, the latter never waits for a ranking. Units: pages. No failure.
 
 #include <array>
 #include <cstdint>
@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "dataplane/memory/victim_policy.h"
+#include "dataplane/pages/access_history.h"
 
 namespace godwit::memory {
 
@@ -30,6 +31,8 @@ class ColdestFirst final : public VictimPolicy {
   explicit ColdestFirst(std::uint64_t page_count);
 
   void choose(const pages::Bitmap& here, std::uint64_t count, std::vector<pages::PageNumber>& out) override;
+  /// What is known before the first page leaves. Without scans it says nothing.
+  void learn(const pages::AccessHistory& history);
   /// A scan is over, and found these accessed.
   void end_scan(const pages::Bitmap& accessed);
   /// Somebody waited for the page, and it is in memory again.

@@ -1,13 +1,17 @@
 #pragma once
-// Which pages leave first when a guest is over its resident budget: the interface (coldest_first.h is what is used).
+// Which pages leave first when a guest is over its resident budget: the interface. coldest_first.h is what is used
+// unless the configuration says otherwise.
 //
 // Thread: the evictor's. Units: pages. No failure.
 
+#include <cstdint>
 #include <vector>
 
 #include "dataplane/pages/bitmap.h"
 
 namespace godwit::memory {
+
+enum class EvictionOrder : std::uint8_t { kColdestFirst, kHighestFirst };
 
 class VictimPolicy {
  public:

@@ -3,12 +3,6 @@
 #include <algorithm>
 
 namespace godwit::pages {
-namespace {
-
-constexpr std::uint8_t kLastScan = 0x80;
-
-}  // namespace
-
 void AccessHistory::note(PageNumber first, std::span<const std::uint64_t> accessed) {
   GW_ASSERT(first % 64 == 0 && first / 64 + accessed.size() <= accessed_.words().size());
   const auto words = accessed_.words().subspan(first / 64);

@@ -38,9 +38,15 @@ class AccessHistory {
   /// By the scan that is under way.
   [[nodiscard]] const Bitmap& noted() const { return accessed_; }
   [[nodiscard]] std::uint8_t heat(PageNumber page) const { return heat_[page]; }
+  /// Whether it was, so many scans ago; 0: by the last. Less than kScans.
+  [[nodiscard]] bool accessed(PageNumber page, unsigned scans_ago) const {
+    return (heat_[page] << scans_ago & kLastScan) != 0;
+  }
   [[nodiscard]] std::span<const std::uint8_t> heat() const { return heat_; }
 
  private:
+  static constexpr std::uint8_t kLastScan = 0x80;
+
   std::vector<std::uint8_t> heat_;
   Bitmap accessed_;  // by the scan under way
   std::uint64_t scans_ = 0;

@@ -1,39 +1,16 @@
 """The guests of the evaluation, each under godwit and under stock QEMU, moved and measured alike."""
 
-import fcntl
-import os
-import re
 import socket
 import time
 from dataclasses import dataclass
 
 from perf.system import trips
-from tests.lab.lab import BUILD, ROOT, Lab, total_us
+from perf.system.applications import PATIENT, built_guest, goes_on
+from tests.lab.lab import Lab, total_us
 from tests.lab.metrics import telemetry
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm, verdict
-from tests.lab.processes import LabError, run, wait_until
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-def _newest(*roots):
-    return max(os.path.getmtime(os.path.join(folder, name)) for root in roots for folder, _, names in os.walk(root) for name in names)
-
-
-def built_guest(application):
-    """Directory of the guest that has this application, made anew when its sources have changed. "": the tests' guest."""
-    if not application:
-        return os.path.join(BUILD, "guest")
-    directory, source = os.path.join(BUILD, "guest-" + application), os.path.join(HERE, "guest")
-    os.makedirs(directory, exist_ok=True)
-    built = os.path.join(directory, "built-" + application)
-    with open(os.path.join(directory, "lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(built) or _newest(source, os.path.join(ROOT, "tests/guest")) >= os.path.getmtime(built):
-            run(os.path.join(source, "build-guest"), directory, application, timeout=120)
-    return directory
-
+from tests.lab.processes import LabError, wait_until
 
 @dataclass(frozen=True)
 class Guest:
@@ -45,10 +22,6 @@ class Guest:
     mem_mib: int = trips.MEM_MIB
     application: str = ""
     arguments: tuple = ()
-
-
-# Else the guest's kernel takes a pause of its QEMU, on a busy machine, for a bug of its own, and says so in the words of one.
-PATIENT = "nosoftlockup"
 
 
 def port_bytes(lab):
@@ -178,28 +151,9 @@ def moved_and_checked(running, what, how):
     return _moved(running, what, how, lambda guest: guest.verdict())
 
 
-APP = re.compile(r"GODWIT APP done=(\d+) bad=(\d+)")
-
-
-def goes_on(running, patience_s=60):
-    """The application in the guest does more, and finds nothing wrong with what it gets."""
-    console = running.console()
-    start = len(APP.findall(console.text()))
-
-    def more():
-        said = APP.findall(console.text())[start:]
-        return console.died() or said and (int(said[-1][1]) or int(said[-1][0]) > int(said[0][0]))
-
-    wait_until("the guest's application to go on", more, patience_s, 0.1)
-    done, bad = map(int, APP.findall(console.text())[-1])
-    if console.died() or bad:
-        return False, console.died() or f"{bad} wrong answers"
-    return True, f"clean, {done} done"
-
-
 def moved_and_goes_on(running, what, how):
     """Of a guest with an application."""
-    return _moved(running, what, how, goes_on)
+    return _moved(running, what, how, lambda guest: goes_on(guest.console()))
 
 
 class Terminal:

@@ -13,11 +13,10 @@ import sys
 from tests.lab.lab import BUILD, end_on_signals
 from tests.lab.processes import LabError
 
-from . import changing, consolidation, document, miyakodori, peers, runner, scale
+from . import changing, consolidation, document, miyakodori, peers, runner, scale, smemv
 from .points import Store, programs_version
 
-# The parts with split VMs (S-memV) will be modules like these.
-MODULES = (miyakodori, peers, scale, consolidation, changing)
+MODULES = (miyakodori, smemv, peers, scale, consolidation, changing)
 QUICK_LIMIT_S = 14 * 60  # of the 15 minutes; the rest is for the report and what is under way
 
 

@@ -9,6 +9,7 @@ import re
 import time
 
 from perf.system import tracking
+from perf.system.applications import built_guest
 from tests.lab.lab import BUILD
 from tests.lab.processes import run, wait_until
 
@@ -215,7 +216,7 @@ class Tracking(Benchmark):
         return in_turn(self.name, settings, {"in turns": {}}, 1 if quick else 3, 30 if quick else 60)
 
     def measure(self, point):
-        rates, first = tracking.measure(point.options["turns"], point.options["mode"], guests.built_guest(point.options["application"]))
+        rates, first = tracking.measure(point.options["turns"], point.options["mode"], built_guest(point.options["application"]))
         return {"tracked": tracking.median(rates["tracked"]), "untracked": tracking.median(rates["untracked"]), "first": first,
                 "ratio": tracking.median(rates["tracked"]) / tracking.median(rates["untracked"]),
                 "first_ratio": first / tracking.median(rates["untracked"])}

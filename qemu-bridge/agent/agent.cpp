@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/log.h"
 #include "controlplane/tls/credentials.h"
@@ -19,6 +20,7 @@ using controlplane::v1::ToAgent;
 using dataplane::v1::Error;
 
 constexpr std::chrono::milliseconds kBeatTime{1000};
+constexpr std::chrono::milliseconds kShrinkingBeatTime{100};  // as often as the data plane counts anew
 constexpr std::chrono::milliseconds kImagesTime{1000};
 constexpr std::size_t kLastWordsMax = 256;
 
@@ -242,10 +244,12 @@ void Agent::beat() {
 }
 
 void Agent::beat_loop() {
+  std::chrono::steady_clock::time_point ticked_at;
   while (true) {
+    const bool shrinks = std::ranges::any_of(all_vms(), [](const auto& vm) { return vm->shrinks(); });
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, kBeatTime, [&] { return stopping_ || beat_now_; });
+      changed_.wait_for(lock, shrinks ? kShrinkingBeatTime : kBeatTime, [&] { return stopping_ || beat_now_; });
       if (stopping_) {
         return;
       }
@@ -274,8 +278,11 @@ void Agent::beat_loop() {
     *heartbeat.mutable_images() = state.images();
     *heartbeat.mutable_stores() = state.stores();
     session_->send(std::move(message), ControlSession::Delivery::kThisStream);
-    for (const auto& vm : all_vms()) {
-      vm->tick();
+    if (const auto now = std::chrono::steady_clock::now(); !shrinks || now - ticked_at >= kBeatTime) {
+      ticked_at = now;
+      for (const auto& vm : all_vms()) {
+        vm->tick();
+      }
     }
   }
 }

@@ -267,8 +267,12 @@ std::expected<void, Error> Vm::tell_split() {
     return std::unexpected(reply.error());
   }
   gather_told_ = record_.split->gather;
-  const std::lock_guard lock(summary_mutex_);
-  split_status_ = reply->split_guest().status();
+  {
+    const std::lock_guard lock(summary_mutex_);
+    split_status_ = reply->split_guest().status();
+    shrank_at_ = std::chrono::steady_clock::now();
+  }
+  services_.on_change();
   return {};
 }
 
@@ -307,7 +311,16 @@ void Vm::on_dataplane_status(const dataplane::v1::Status* status) {
     }
   }
   const std::lock_guard lock(summary_mutex_);
+  if (mine && (!split_status_ || mine->resident_bytes() < split_status_->resident_bytes())) {
+    shrank_at_ = std::chrono::steady_clock::now();
+  }
   split_status_ = std::move(mine);
+}
+
+bool Vm::shrinks() const {
+  const std::lock_guard lock(summary_mutex_);
+  return split_status_ && split_status_->resident_bytes() > split_status_->budget_bytes() &&
+         std::chrono::steady_clock::now() - shrank_at_ < std::chrono::seconds(1);
 }
 
 void Vm::on_gathered() {

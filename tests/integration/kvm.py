@@ -66,6 +66,38 @@ def pulled_and_split(lab, **plan):
     check(ok, f"gathered guest: {text}")
 
 
+def holes_of(lab, host):
+    """Pages of the guest's RAM that have no memory on this host."""
+    directory = lab.memory_dir(host)
+    [name] = [name for name in os.listdir(directory) if name.endswith(".ram")]
+    file, holes, at = os.open(os.path.join(directory, name), os.O_RDONLY), set(), 0
+    try:
+        end = os.fstat(file).st_size
+        while at < end:
+            try:
+                data = os.lseek(file, at, os.SEEK_DATA)
+            except OSError:  # none any more
+                data = end
+            holes.update(range(at // PAGE, data // PAGE))
+            at = os.lseek(file, data, os.SEEK_HOLE) if data < end else end
+    finally:
+        os.close(file)
+    return holes
+
+
+def what_is_hot_stays(lab, used):
+    """When it is split, what was found accessed stays on the main host. The guest runs, so of what it needs some has come back."""
+    lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b")
+    wait_until("the guest to be within its budget", lambda: 0 < (split_of(lab) or {"resident_bytes": 0})["resident_bytes"] <= 64 << 20, 120, 0.2)
+    away, back = used & holes_of(lab, "host-a"), split_of(lab)["refetched_pages"]
+    evicted = split_of(lab)["evicted_pages"]
+    print(f"{evicted} pages were evicted, {back} came back, {len(away)} of {len(used)} in use are away", flush=True)
+    check(evicted > 1000, f"only {evicted} pages left: there was nothing to choose")
+    check(len(away) + back < len(used) / 8, f"{len(away)} pages in use are away, and {back} came back")
+    lab.ctl("vm", "gather", "guest")
+    wait_until("all of it to be back", lambda: split_of(lab) is None, 240, 0.2)
+
+
 # Scans often, and none where the guest is split: who knows what is cold sends away hardly anything that comes back.
 SMALL_LAB = {"options": {**PATIENT, "lend": "512MiB", "heat_core_percent": {"host-a": 25, "host-b": 0}}}
 SMALL_GUEST = {"mem_mib": 128, "mb": WORKLOAD_PAGES * PAGE >> 20, "rate": 100, "accel": "kvm"}
@@ -97,4 +129,5 @@ def kvm_heat_by_module():
         # By what it writes alone, 100 of them from scan to scan, it would be 3.
         check(hot > 64, f"pages that the guest reads all the time have a heat of {hot:.0f} only")
         check(cold < hot / 16, f"pages that the guest never touches have a heat of {cold:.0f}")
+        what_is_hot_stays(lab, used)
         pulled_and_split(lab, background_order="hottest-first")

@@ -100,7 +100,8 @@ def dataplane(lab, host):
         "memory_budget": text(lab.options.get("memory_budget", {}).get(host, "8GiB")),
         "allow_clear_text": "true" if lab.options.get("allow_clear_text", {}).get(host) else "false",
         "eal.hugepages": "true" if lab.options.get("dpdk_hugepages") else "false", **port(lab, host)}) + lcores(lab) + tracking_and_log(lab) \
-        + metrics(lab, "dataplane") + ("\n[telemetry]\ndpdk = true\n" if lab.options.get("metrics") else "")
+        + metrics(lab, "dataplane") + (f'\n[eviction]\norder = {text(lab.options["eviction_order"])}\n' if "eviction_order" in lab.options else "") \
+        + ("\n[telemetry]\ndpdk = true\n" if lab.options.get("metrics") else "")
 
 
 def tracking_and_log(lab):
@@ -131,5 +132,5 @@ def vm(lab, name, mem_mib, regions, arguments, user, append, vcpus=1, vm_uuid=""
 
 
 def plan(vm_name, destination, **keys):
-    changes = {key: text(value) if isinstance(value, str) else str(value) for key, value in keys.items()}
+    changes = {key: text(value) for key, value in keys.items()}
     return from_sample("plan.toml", {"vm": text(vm_name), "destination": text(destination), **changes})

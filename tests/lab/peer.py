@@ -67,12 +67,12 @@ class Qmp:
 class PeerQemu:
     """One stock QEMU with the guest, in a host's namespace, its console appended to a file of that host.
 
-    ${base} in `arguments` becomes the path from which the names of this QEMU's files begin.
+    ${base} in `arguments` becomes the path from which the names of this QEMU's files begin. `within`: a command that runs the rest of the line.
     """
 
     count = 0
 
-    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True, arguments=()):
+    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True, arguments=(), within=()):
         PeerQemu.count += 1
         self.base = base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
         self.host, self.qmp_path, self.ram_file = host, base + ".qmp", ram_file
@@ -86,7 +86,7 @@ class PeerQemu:
             command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
         if incoming:
             command += ["-incoming", "defer"] + (["-S"] if paused else [])
-        self.daemon = Daemon(f"peer QEMU on {host}", lab.network.command(host, *command), base + ".log")
+        self.daemon = Daemon(f"peer QEMU on {host}", [*within, *lab.network.command(host, *command)], base + ".log")
         self.qmp = Qmp(self.qmp_path)
 
     def end(self):
@@ -100,12 +100,13 @@ class PeerVm:
     def __init__(self, lab, mem_mib, append, ram_files=False, arguments=()):
         self.lab, self.mem_mib, self.append, self.ram_files, self.arguments = lab, mem_mib, append, ram_files, arguments
         self.port = 4400
+        self.within = {}  # by host, from the next QEMU there on
         self.qemu = self._qemu(lab.hosts[0], incoming=False)
         wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
 
     def _qemu(self, host, incoming, paused=True):
         ram = f"{self.lab.memory_dir(host)}/peer.ram" if self.ram_files else None
-        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused, self.arguments)
+        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused, self.arguments, self.within.get(host, ()))
 
     def _pair(self, destination, paused, capabilities, parameters):
         """This QEMU, one at the destination that waits for it (and for `cont`, if it is to be paused), both set up alike, and their address."""

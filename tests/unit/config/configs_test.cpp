@@ -62,6 +62,17 @@ TEST(DataplaneConfigFile, ClearTextMustBeAllowed) {
               ElementsAre(HasSubstr("allow_clear_text: expected true or false")));
 }
 
+TEST(DataplaneConfigFile, ColdPagesLeaveFirstUnlessItSaysOtherwise) {
+  const std::string valid = kHead + kVeth + kAddresses;
+  const auto order = [&](const std::string& table) {
+    return parse_text<DataplaneConfig>(valid + table, "f")->eviction.order;
+  };
+  EXPECT_EQ(order(""), EvictionOrder::kColdestFirst);
+  EXPECT_EQ(order("[eviction]\norder = 'highest-first'\n"), EvictionOrder::kHighestFirst);
+  EXPECT_THAT(mistakes<DataplaneConfig>(valid + "[eviction]\norder = 'random'\n"),
+              ElementsAre(HasSubstr("eviction.order")));
+}
+
 TEST(DataplaneConfigFile, EachDeviceHasItsKeys) {
   EXPECT_THAT(port_mistakes("device = 'net_af_packet'\n" + kAddresses),
               ElementsAre(HasSubstr("port[0].interface: is missing")));

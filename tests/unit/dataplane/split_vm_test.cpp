@@ -3,8 +3,10 @@
 // never above the budget. Method: the test is both bridges and the QEMU; as the guest it reads and writes its memory,
 // and waits in the fault like a vCPU.
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -90,6 +92,29 @@ class SplitVm : public RoundTrip {
       }
     }
     return false;
+  }
+  /// A scan of the module's found the first `count` pages accessed, a multiple of 64.
+  void note_hot(std::uint64_t count) {
+    api::ToDataplane request;
+    api::NoteAccesses& note = *request.mutable_note_accesses();
+    note.set_vm_uuid(id_of('v'));
+    note.set_ownership(1);
+    note.set_source(api::ACCESS_MODULE);
+    note.set_accessed(std::string(count / 8, '\xff'));
+    note.set_ends(true);
+    EXPECT_EQ(ask(0, request).note_accesses().pages(), count);
+  }
+  /// How many of the first `count` pages have memory here.
+  [[nodiscard]] std::uint64_t here_of_first(std::uint64_t count) const {
+    const UniqueFd file(open((hosts_.directory(0) + "/vm.ram").c_str(), O_RDONLY | O_CLOEXEC));
+    const auto end = static_cast<off_t>(count * 4096);
+    std::uint64_t bytes = 0;
+    for (off_t at = lseek(file.get(), 0, SEEK_DATA); at >= 0 && at < end;) {
+      const off_t hole = std::min(lseek(file.get(), at, SEEK_HOLE), end);
+      bytes += static_cast<std::uint64_t>(hole - at);
+      at = lseek(file.get(), hole, SEEK_DATA);
+    }
+    return bytes / 4096;
   }
   bool begin_split() {
     make_guest(0);
@@ -187,6 +212,30 @@ TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   request.mutable_drop_store()->set_store_id(kStore);
   ask(1, request);
   EXPECT_EQ(status(1).stores_size(), 0);
+}
+
+// What scans found before the guest was attached anew, so that it can be split, counts for its first page that leaves.
+TEST_F(SplitVm, WhatIsHotStaysHere) {
+  constexpr std::uint64_t kHot = 2048;
+  make_guest(0);
+  if (IsSkipped()) {
+    return;
+  }
+  fill(0);
+  const std::uint64_t filled = here_of_first(kHot);
+  attach_split(api::AttachGuest::FRESH);
+  note_hot(kHot);
+  note_hot(kHot);
+  api::ToDataplane request;
+  request.mutable_detach_guest()->set_vm_uuid(id_of('v'));
+  request.mutable_detach_guest()->set_ownership(1);
+  ask(0, request);
+  attach_split(api::AttachGuest::CONTINUING);
+  split();
+  connect(true, 's');
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  EXPECT_GT(filled, kHot / 2);
+  EXPECT_EQ(here_of_first(kHot), filled);
 }
 
 TEST_F(SplitVm, NoKillLosesAPage) {

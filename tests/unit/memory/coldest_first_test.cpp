@@ -66,6 +66,25 @@ TEST_F(ColdestFirstTest, WhatNoScanFoundGoesFirst) {
   EXPECT_TRUE(std::ranges::all_of(out, [](pages::PageNumber page) { return page >= 300; }));
 }
 
+TEST_F(ColdestFirstTest, WhatScansFoundBeforeItBeganCounts) {
+  pages::AccessHistory history(kPages);
+  policy_.learn(history);  // of no scan: nothing
+  for (const std::uint64_t first : {0U, 0U, 300U}) {
+    pages::Bitmap accessed(kPages);
+    accessed.set_range(first, 300);
+    history.note(accessed);
+    history.end_scan();
+  }
+  policy_.learn(history);
+  const auto out = evict(kPages);
+  ASSERT_EQ(out.size(), kPages);
+  const auto all_in = [](auto begin, auto end, pages::PageNumber first, pages::PageNumber last) {
+    return std::all_of(begin, end, [&](pages::PageNumber page) { return page >= first && page < last; });
+  };
+  EXPECT_TRUE(all_in(out.begin(), out.begin() + 400, 600U, kPages)) << "in no scan";
+  EXPECT_TRUE(all_in(out.begin() + 400, out.begin() + 680, 0U, 300U)) << "not in the last; but for what reuse chose";
+}
+
 TEST_F(ColdestFirstTest, WhatJustCameBackStays) {
   auto out = evict(100);
   for (const pages::PageNumber page : out) {

@@ -168,5 +168,24 @@ TEST_F(SplitTest, AGuestThatIsSplitFromItsStartIsAttachedSo) {
   EXPECT_EQ(source_.dataplane.count(Request::kAttachGuest), 1) << "once is enough";
 }
 
+TEST_F(SplitTest, ItShrinksUntilItIsWithinItsBudget) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  const auto told = [&](std::uint64_t resident_bytes) {
+    dataplane::v1::Status status;
+    auto& split = *status.add_splits();
+    split.set_vm_uuid(uuid_.to_bytes());
+    split.set_budget_bytes(kBudget);
+    split.set_resident_bytes(resident_bytes);
+    source_.present()->on_dataplane_status(&status);
+    return source_.present()->shrinks();
+  };
+  EXPECT_FALSE(source_.present()->shrinks()) << "it is not split";
+  EXPECT_TRUE(told(3 * kBudget));
+  EXPECT_TRUE(told(2 * kBudget));
+  EXPECT_FALSE(told(kBudget));
+  source_.present()->on_dataplane_status(nullptr);
+  EXPECT_FALSE(source_.present()->shrinks()) << "nobody knows";
+}
+
 }  // namespace
 }  // namespace godwit::bridge

@@ -1,7 +1,7 @@
-// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, nine gets to a set, and
-// every answer checked. Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
+// Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, SETS sets among ten
+// operations, and every answer checked. Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
 //
-// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS
+// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS
 // What a value holds is a function of key and version; the load knows each key's version. It waits for each answer.
 // After all keys are set once: "GODWIT FILLED pages=0", then about four times a second
 //   GODWIT APP done=<operations> bad=<wrong answers>
@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { kKeysMax = 1 << 20, kValueBytes = 1024, kAtOnce = 32 };
+enum { kKeysMax = 1 << 21, kValueBytes = 1024, kAtOnce = 32 };
 static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
 static uint32_t versions[kKeysMax], keys;
 static FILE *in, *out;
@@ -49,9 +49,8 @@ static void connect_to(uint16_t port) {
 // Text, so that nothing in between takes it for an end.
 static void make_value(char* value, uint32_t key, uint32_t version) {
   for (int i = 0; i < kValueBytes; i += 16) {
-    char word[17];
-    snprintf(word, sizeof word, "%016" PRIx64, ((((uint64_t)key << 32) | version) + (uint64_t)i) * kMix);
-    memcpy(value + i, word, 16);
+    uint64_t word = ((((uint64_t)key << 32) | version) + (uint64_t)i) * kMix;
+    for (int digit = 0; digit < 16; digit++, word >>= 4) value[i + digit] = (char)('a' + (word & 15));
   }
 }
 
@@ -104,9 +103,9 @@ static void fill(void) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 4) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS\n"), 2;
+  if (argc != 5) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS\n"), 2;
   redis = strcmp(argv[1], "redis") == 0;
-  const uint64_t rate = strtoull(argv[2], 0, 10);
+  const uint64_t rate = strtoull(argv[2], 0, 10), sets = strtoull(argv[4], 0, 10);
   keys = (uint32_t)strtoul(argv[3], 0, 10);
   if (keys == 0 || keys > kKeysMax || keys % kAtOnce != 0) return fprintf(stderr, "kv_load: KEYS\n"), 2;
   connect_to(redis ? 6379 : 11211);
@@ -123,7 +122,7 @@ int main(int argc, char** argv) {
       s ^= s << 13, s ^= s >> 7, s ^= s << 17;
       const double u = (double)(s >> 11) / 9007199254740992.0;
       const uint32_t key = (uint32_t)(keys * u * u * u);
-      if (begun % 10 == 0) {
+      if (begun % 10 < sets) {
         versions[key]++;
         ask_set(key);
         fflush(out);
