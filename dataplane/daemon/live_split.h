@@ -134,9 +134,9 @@ class LiveSplit final : public split::MainMemory,
   void stop_asking_source() { asks_source_.store(false, std::memory_order_release); }
   /// Somebody waits for a page, and there is no room for it.
   void want_room();
-  /// What a scan found accessed: those stay longest.
   /// What is known of the guest's accesses, before anything leaves.
   void learn(const pages::AccessHistory& history) { policy_.learn(history); }
+  /// What a scan found accessed: those stay longest.
   void end_scan(const pages::Bitmap& accessed) { policy_.end_scan(accessed); }
   [[nodiscard]] SplitLimits limits() const;
   [[nodiscard]] SplitFigures figures() const;

@@ -12,6 +12,7 @@ from tests.lab.network import DATA
 from tests.lab.peer import PeerVm, verdict
 from tests.lab.processes import LabError, wait_until
 
+
 @dataclass(frozen=True)
 class Guest:
     """What runs in it. `mode` is the workload's, or the application's name and words for it; `arguments` are QEMU's, with ${base} for its files."""

@@ -16,7 +16,7 @@ from .points import Benchmark, in_turn
 from .series import Bars, Figure, Lines, cell, fates, figure, table
 
 MIB = 1 / 2**20
-# What each move is called, and of which system the one is that it is held against.
+# Moves and what they are called, by system.
 MOVES = {"whole": "enough memory (godwit)", "split": "split (godwit)", "together": "N-to-1 (godwit)"}
 PEERS = {"whole": "enough memory (stock QEMU)", "swap": "swap (stock QEMU)"}
 PAPER = {("idle", "split"): 1.28, ("idle", "swap"): 1.45, ("memcached", "split"): 1.11, ("memcached", "swap"): 3.7}
@@ -90,10 +90,9 @@ class Placement(Benchmark):
             lab.start()
             lab.start_vm(mem_mib=options["mem_mib"], mb=options["mb"], mode=f"hot {PATIENT}")
             time.sleep(3)  # scans see what is hot
-            before = self.sweeps(lab.console("guest", "host-a"))
-            lab.migrate("guest", "host-b", mode="hybrid", postcopy_after_rounds=1, reuse="never", resident_budget=f"{options['mem_mib'] // 2}MiB",
-                        sub_hosts=["host-c"])
-            console = lab.console("guest", "host-b")
+            before = self.sweeps(lab.console("guest", lab.hosts[0]))
+            lab.migrate("guest", split.MAIN, **split.ROUNDS, resident_budget=f"{options['mem_mib'] // 2}MiB", sub_hosts=[split.SUB])
+            console = lab.console("guest", split.MAIN)
             wait_until("the guest's word", lambda: console.bench_rates() or console.died(), 60)
             after = self.sweeps(console)
             shown = lab.ctl("vm", "show", "guest")["split"]

@@ -6,15 +6,14 @@ a swap file). Idle, and with sets and gets as fast as said; --small: a quarter o
 """
 
 import argparse
-import os
-import threading
 import time
 from dataclasses import dataclass
 
 from tests.lab.lab import Lab
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
-from tests.lab.processes import LabError, wait_until
+from tests.lab.processes import LabError
+from tests.lab.sampled import Sampled, allocated
 
 from . import trips
 from .applications import PATIENT, built_guest, goes_on
@@ -37,45 +36,12 @@ class Size:
     store_mib: int = 1650
     budget_mib: int = 1024
 
-    def words(self, load):
-        """What the guest's command line says of it."""
-        return f"mb=0 rate={LOADS[load]} mode=memcached keys={self.keys} sets=6 store_mib={self.store_mib} {PATIENT}"
+    def mode(self):
+        """The guest's application, and words for it."""
+        return f"memcached keys={self.keys} sets=6 store_mib={self.store_mib} {PATIENT}"
 
 
 PAPER, SMALL = Size(), Size(512, 262144, 330, 256)
-
-
-class Sampled:
-    """Context manager: calls `sample` all the time; `series` has (seconds since the beginning, what it said)."""
-
-    def __init__(self, sample, every_s=EVERY_S):
-        self.sample, self.every_s, self.series, self.ended = sample, every_s, [], threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
-
-    def _look(self):
-        begin = time.monotonic()
-        while not self.ended.is_set():
-            self.series.append((round(time.monotonic() - begin, 3), *self.sample()))
-            self.ended.wait(self.every_s)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
-
-
-def allocated(directory, ending=""):
-    """Bytes of memory that the files in it have."""
-    found = 0
-    for name in os.listdir(directory):
-        try:
-            found += os.stat(f"{directory}/{name}").st_blocks * 512 if name.endswith(ending) else 0
-        except FileNotFoundError:
-            pass
-    return found
 
 
 class Ours:
@@ -85,8 +51,7 @@ class Ours:
         self.lab, self.size = lab, size
         lab.guest = built_guest("memcached")
         lab.start()
-        words = size.words(load).split("mode=")
-        lab.start_vm(mem_mib=size.mem_mib, mb=0, rate=LOADS[load], mode=words[1])
+        lab.start_vm(mem_mib=size.mem_mib, mb=0, rate=LOADS[load], mode=size.mode())
         self.here = lab.hosts[0]
 
     def _move(self, destination, **plan):
@@ -94,7 +59,7 @@ class Ours:
             if not image["in_use"]:
                 self.lab.ctl("images", "drop", "--host", image["host"], "guest")  # not the guest's, and not to be counted as its memory
         wire = self.lab.network.wire_bytes(DATA)
-        with Sampled(lambda: (allocated(self.lab.memory_dir(MAIN), ".ram"), allocated(self.lab.memory_dir(SUB)))) as used:
+        with Sampled(lambda: (allocated(self.lab.memory_dir(MAIN), ".ram"), allocated(self.lab.memory_dir(SUB))), EVERY_S) as used:
             summary = self.lab.migrate("guest", destination, **ROUNDS, **plan)
         self.here = destination
         if summary["state"] != "COMMITTED":
@@ -122,7 +87,7 @@ class Theirs:
     def __init__(self, lab, size, load):
         self.lab, self.size = lab, size
         lab.guest = built_guest("memcached")
-        self.vm = PeerVm(lab, size.mem_mib, f"console=ttyS0 quiet cryptomgr.notests {size.words(load)}")
+        self.vm = PeerVm(lab, size.mem_mib, f"console=ttyS0 quiet cryptomgr.notests mb=0 rate={LOADS[load]} mode={size.mode()}")
 
     def _move(self, destination):
         made = self.vm.migrate(destination)
@@ -138,7 +103,7 @@ class Theirs:
     def swap(self, host):
         self.vm.within = {MAIN: host.within}
         try:
-            with Sampled(host.used) as used:
+            with Sampled(host.used, EVERY_S) as used:
                 return {**self._move(MAIN), "used": used.series}
         finally:
             self.vm.within = {}

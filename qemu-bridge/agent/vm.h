@@ -7,7 +7,6 @@
 // had begun is undone (QEMU that it started is ended).
 
 #include <atomic>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -69,8 +68,7 @@ class Vm {
   void on_dataplane_event(const dataplane::v1::Event& event);
   /// With each heartbeat; nullptr: the data plane does not answer.
   void on_dataplane_status(const dataplane::v1::Status* status);
-  /// More of it is here than its budget, and was less and less within the last second. A migration may wait for the end
-  /// of that.
+  /// More of it is here than its budget, and becomes less. A migration may wait for the end of that.
   [[nodiscard]] bool shrinks() const;
   void on_gathered();
   /// A new stream to the control plane: repeat what it may have missed, ask what is undecided.
@@ -210,7 +208,7 @@ class Vm {
   Id128 summary_migration_;
   std::string run_state_ = "prelaunch";
   std::optional<dataplane::v1::SplitStatus> split_status_;
-  std::chrono::steady_clock::time_point shrank_at_{};
+  unsigned stalled_beats_ = 0;  // since it shrank
 
   std::atomic<bool> tick_waits_ = false;
 

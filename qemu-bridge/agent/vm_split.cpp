@@ -35,6 +35,7 @@ using dataplane::v1::Error;
 namespace {
 
 constexpr const char* kPinName = "godwit-pin";
+constexpr unsigned kStalledBeatsMax = 10;
 
 std::unexpected<Error> bad(std::string text) {
   return std::unexpected(make_error(Error::BAD_REQUEST, std::move(text)));
@@ -270,7 +271,7 @@ std::expected<void, Error> Vm::tell_split() {
   {
     const std::lock_guard lock(summary_mutex_);
     split_status_ = reply->split_guest().status();
-    shrank_at_ = std::chrono::steady_clock::now();
+    stalled_beats_ = 0;
   }
   services_.on_change();
   return {};
@@ -311,16 +312,15 @@ void Vm::on_dataplane_status(const dataplane::v1::Status* status) {
     }
   }
   const std::lock_guard lock(summary_mutex_);
-  if (mine && (!split_status_ || mine->resident_bytes() < split_status_->resident_bytes())) {
-    shrank_at_ = std::chrono::steady_clock::now();
-  }
+  const bool shrank = mine && (!split_status_ || mine->resident_bytes() < split_status_->resident_bytes());
+  stalled_beats_ = shrank ? 0 : stalled_beats_ + 1;
   split_status_ = std::move(mine);
 }
 
 bool Vm::shrinks() const {
   const std::lock_guard lock(summary_mutex_);
   return split_status_ && split_status_->resident_bytes() > split_status_->budget_bytes() &&
-         std::chrono::steady_clock::now() - shrank_at_ < std::chrono::seconds(1);
+         stalled_beats_ < kStalledBeatsMax;
 }
 
 void Vm::on_gathered() {

@@ -12,11 +12,15 @@ PAGE = 4096
 SCANS_KEPT = 8
 
 
+def ram_file(lab, host="host-a"):
+    directory = lab.memory_dir(host)
+    [name] = [name for name in os.listdir(directory) if name.endswith(".ram")]
+    return os.path.join(directory, name)
+
+
 def pages_of(lab):
     """The guest's RAM as it lies, page by page."""
-    directory = lab.memory_dir("host-a")
-    [name] = [name for name in os.listdir(directory) if name.endswith(".ram")]
-    with open(os.path.join(directory, name), "rb") as file:
+    with open(ram_file(lab), "rb") as file:
         data = file.read()
     return [data[at:at + PAGE] for at in range(0, len(data), PAGE)]
 

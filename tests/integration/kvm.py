@@ -7,7 +7,7 @@ import struct
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
 
-from .heat import PAGE, SCANS_KEPT, heat, pages_of, scans_after
+from .heat import PAGE, SCANS_KEPT, heat, pages_of, ram_file, scans_after
 from .movement import home_and_away, moved
 from .registry import Skip, check, check_equal, scenario
 from .splitting import split_of
@@ -66,22 +66,17 @@ def pulled_and_split(lab, **plan):
     check(ok, f"gathered guest: {text}")
 
 
-def holes_of(lab, host):
-    """Pages of the guest's RAM that have no memory on this host."""
-    directory = lab.memory_dir(host)
-    [name] = [name for name in os.listdir(directory) if name.endswith(".ram")]
-    file, holes, at = os.open(os.path.join(directory, name), os.O_RDONLY), set(), 0
-    try:
-        end = os.fstat(file).st_size
+def holes_of(lab):
+    """Pages of the guest's RAM that have no memory here."""
+    with open(ram_file(lab), "rb") as file:
+        holes, at, end = set(), 0, os.fstat(file.fileno()).st_size
         while at < end:
             try:
-                data = os.lseek(file, at, os.SEEK_DATA)
+                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
             except OSError:  # none any more
                 data = end
             holes.update(range(at // PAGE, data // PAGE))
-            at = os.lseek(file, data, os.SEEK_HOLE) if data < end else end
-    finally:
-        os.close(file)
+            at = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < end else end
     return holes
 
 
@@ -89,7 +84,7 @@ def what_is_hot_stays(lab, used):
     """When it is split, what was found accessed stays on the main host. The guest runs, so of what it needs some has come back."""
     lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b")
     wait_until("the guest to be within its budget", lambda: 0 < (split_of(lab) or {"resident_bytes": 0})["resident_bytes"] <= 64 << 20, 120, 0.2)
-    away, back = used & holes_of(lab, "host-a"), split_of(lab)["refetched_pages"]
+    away, back = used & holes_of(lab), split_of(lab)["refetched_pages"]
     evicted = split_of(lab)["evicted_pages"]
     print(f"{evicted} pages were evicted, {back} came back, {len(away)} of {len(used)} in use are away", flush=True)
     check(evicted > 1000, f"only {evicted} pages left: there was nothing to choose")

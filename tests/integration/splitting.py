@@ -1,10 +1,10 @@
 """A guest that is larger than what its host may hold: the rest lies on sub hosts, and comes back when it is touched."""
 
 import os
-import threading
 
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
+from tests.lab.sampled import Sampled, allocated
 
 from .failures import restart
 from .metrics import check_metrics_of_split
@@ -15,31 +15,15 @@ BUDGET_BYTES = 64 << 20
 BATCH_BYTES = 64 * 4096  # dataplane/memory/evictor.h
 
 
-class Resident:
+class Resident(Sampled):
     """Looks at the RAM files of the main host, all the time, and remembers the most that was allocated."""
 
     def __init__(self, lab, host):
-        self.directory = lab.memory_dir(host)
-        self.most_bytes, self.ended = 0, threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
-        self.thread.start()
+        super().__init__(lambda: (allocated(lab.memory_dir(host), ".ram"),), 0.005)
 
-    def _look(self):
-        while not self.ended.wait(0.005):
-            self.most_bytes = max(self.most_bytes, sum(self._bytes(name) for name in os.listdir(self.directory) if name.endswith(".ram")))
-
-    def _bytes(self, name):
-        try:
-            return os.stat(f"{self.directory}/{name}").st_blocks * 512
-        except FileNotFoundError:
-            return 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
+    @property
+    def most_bytes(self):
+        return self.most()
 
 
 def split_of(lab):

@@ -182,6 +182,11 @@ TEST_F(SplitTest, ItShrinksUntilItIsWithinItsBudget) {
   EXPECT_FALSE(source_.present()->shrinks()) << "it is not split";
   EXPECT_TRUE(told(3 * kBudget));
   EXPECT_TRUE(told(2 * kBudget));
+  for (int beat = 0; beat < 20; ++beat) {
+    told(2 * kBudget);
+  }
+  EXPECT_FALSE(told(2 * kBudget)) << "no store takes more";
+  EXPECT_TRUE(told(kBudget + 4096));
   EXPECT_FALSE(told(kBudget));
   source_.present()->on_dataplane_status(nullptr);
   EXPECT_FALSE(source_.present()->shrinks()) << "nobody knows";
