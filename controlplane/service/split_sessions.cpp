@@ -12,6 +12,7 @@ namespace godwit::controlplane {
 namespace {
 
 constexpr std::uint64_t kPageBytes = 4096;
+constexpr int kRunsNamed = 8;  // by the data plane, of any number
 // Longer than an agent's heartbeat: by then each side has told how it stands after the last attempt.
 constexpr Duration kPauseMin = milliseconds(1500);
 constexpr Duration kPauseMax = milliseconds(15'000);
@@ -29,6 +30,16 @@ bool all_of_these(const api::RunningVm& vm, const std::vector<PageStoreRecord>& 
     return std::ranges::any_of(vm.split().subs(),
                                [&](const auto& sub) { return sub.store_id() == record.id.to_bytes(); });
   });
+}
+
+/// "pages 12-14, 20"
+std::string named(const google::protobuf::RepeatedPtrField<dpapi::PageRun>& runs) {
+  std::string out = "pages";
+  for (const dpapi::PageRun& run : runs) {
+    out += fmt::format("{} {}", out == "pages" ? "" : ",", run.first());
+    out += run.count() == 1 ? "" : fmt::format("-{}", run.first() + run.count() - 1);
+  }
+  return out + (runs.size() == kRunsNamed ? ", ..." : "");
 }
 
 }  // namespace
@@ -415,11 +426,17 @@ void Splits::warn_of(const Part& part, api::Split& shown) const {
   const std::uint64_t pages = main == nullptr ? 0 : main->pages_held();
   const std::string waits =
       fmt::format("{} of the VM are there, and whoever touches one waits", config::format_pages(pages));
+  if (main != nullptr && main->blocking_size() > 0) {
+    shown.add_warnings(
+        fmt::format("the VM is paused: it waits for {}, which {} cannot give; it goes on by itself once "
+                    "that can",
+                    named(main->blocking()), host));
+  }
   if (main != nullptr && main->pages_lost() > 0) {
     shown.add_warnings(
-        fmt::format("{} has lost {} of the VM: whoever touches one stands still for good; only godwitctl "
+        fmt::format("{} has lost {} of the VM ({}): once it touches one it is paused for good; only godwitctl "
                     "stop and a new start help",
-                    host, config::format_pages(main->pages_lost())));
+                    host, config::format_pages(main->pages_lost()), named(main->lost())));
   }
   if (main != nullptr && main->full()) {
     shown.add_warnings(fmt::format("{} is full: add a sub host (godwitctl vm split {} --sub HOST), or raise the budget",

@@ -63,8 +63,9 @@ std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_bas
 }
 
 std::expected<void, ApiError> begin_split_arrival(Guest& guest, std::uint32_t epoch_base,
-                                                  const std::string& missing_dir, std::uint32_t lcores) {
-  auto split = LiveSplit::arrive(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), lcores);
+                                                  const std::string& missing_dir, std::uint64_t budget_pages,
+                                                  std::uint32_t lcores) {
+  auto split = LiveSplit::arrive(*guest.memory, missing_dir, missing_of(guest, kSplitEpoch), budget_pages, lcores);
   if (!split) {
     return std::unexpected(from_memory(split.error()));
   }

@@ -21,7 +21,8 @@ std::expected<void, ApiError> begin_paging(Guest& guest, std::uint32_t epoch_bas
                                            std::uint32_t lcores);
 /// The same of one that is split at the source, and keeps its stores.
 std::expected<void, ApiError> begin_split_arrival(Guest& guest, std::uint32_t epoch_base,
-                                                  const std::string& missing_dir, std::uint32_t lcores);
+                                                  const std::string& missing_dir, std::uint64_t budget_pages,
+                                                  std::uint32_t lcores);
 /// After a restart of the daemon: takes over what is missing by the former one's file. Without it nobody knows what is.
 std::expected<void, ApiError> continue_paging(Guest& guest, const std::string& missing_dir, std::uint32_t lcores);
 /// The guest is ours from here on, though pages may be missing. It runs already, so nothing can refuse it: what fails

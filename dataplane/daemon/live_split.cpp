@@ -1,5 +1,6 @@
 #include "dataplane/daemon/live_split.h"
 
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -23,6 +24,8 @@ constexpr std::chrono::milliseconds kNotWanted(-1);    // nothing is to be done 
 constexpr std::chrono::milliseconds kLookAgain(1);     // whether there is room for a batch; after kNotWanted at first
 constexpr std::chrono::milliseconds kLookSeldom(32);   // and at last: a guest that rests costs next to nothing
 constexpr std::chrono::milliseconds kNothingLeft(20);  // everything that may go is out
+/// To reach the low watermark, and until stores have what is on its way out: what they have not takes some of the room.
+constexpr std::chrono::seconds kCalmDownMax(3);
 
 }  // namespace
 
@@ -89,9 +92,10 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::take_over(Li
 std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::arrive(LiveGuest& guest,
                                                                            const std::string& directory,
                                                                            const memory::MissingOf& of,
+                                                                           std::uint64_t budget_pages,
                                                                            std::uint32_t lcores) {
   std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, lcores));
-  made->room_.set_budget(kNoBudget);  // until SplitGuest says
+  made->room_.set_budget(budget_pages);
   made->noted_ = pages::Bitmap(of.page_count);
   auto opened = made->open_places(true);
   if (opened) {
@@ -130,11 +134,20 @@ std::expected<void, memory::Error> LiveSplit::open_rest(bool fresh, memory::PinP
     return std::unexpected(leaving.error());
   }
   if (!places_) {
-    if (auto opened = open_places(fresh); !opened) {
+    auto opened = open_places(fresh);
+    if (!opened && !fresh) {
+      spdlog::warn("VM {}: {}: where its pages are is found out again from what its sub hosts hold",
+                   Id128(std::bit_cast<std::array<std::uint8_t, 16>>(of_.vm_uuid)).text(), opened.error().text);
+      copies_ = split::Copies::kLost;
+      opened = open_places(true);
+    }
+    if (!opened) {
       return opened;
     }
   }
-  places_->let_take_over();
+  if (copies_ == split::Copies::kKept) {
+    places_->let_take_over();
+  }
   leaving_ = std::make_unique<memory::LeavingPages>(std::move(*leaving));
   return {};
 }
@@ -148,7 +161,7 @@ void LiveSplit::begin(Inbox& lcore, SplitTold told) {
   lcore_ = &lcore;
   told_ = std::move(told);
   main_ = std::make_unique<split::MainHost>(*this, split::PageCopies(places_->body(), of_.page_count),
-                                            pager_->missing(), *this);
+                                            pager_->missing(), *this, copies_, [this] { places_->let_take_over(); });
   thread_ = std::jthread([this](const std::stop_token& stop) { keep_evicting(stop); });
   begun_.store(true, std::memory_order_release);
 }
@@ -243,6 +256,24 @@ std::chrono::milliseconds LiveSplit::evict_once() {
   return kAtOnce;
 }
 
+/// On a job: makes room, as none is made while it is held.
+void LiveSplit::calm_down() {
+  const auto until = std::chrono::steady_clock::now() + kCalmDownMax;
+  {
+    const std::lock_guard evicting(evicting_);
+    evictor_->go_down();
+  }
+  for (auto wait = evict_once(); wait == kAtOnce || wait == kLookAgain; wait = evict_once()) {
+    if (std::chrono::steady_clock::now() >= until) {
+      break;
+    }
+    std::this_thread::sleep_for(wait);
+  }
+  while (leaving_->free() < kSlots && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(kLookAgain);
+  }
+}
+
 void LiveSplit::fail(const std::string& why) {
   const std::lock_guard lock(mutex_);
   if (problem_.empty()) {
@@ -280,6 +311,9 @@ bool LiveSplit::poll_faults(Instant now) {
   }
   if (held_then_ && main_->at_rest()) {
     std::exchange(held_then_, nullptr)();
+  }
+  if (narrow_) {
+    widen_room(now);
   }
   publish(now);
   return busy;
@@ -386,7 +420,9 @@ SplitLimits LiveSplit::limits() const {
 
 std::string LiveSplit::problem() const {
   const std::lock_guard lock(mutex_);
-  return problem_;
+  return !problem_.empty() || !figures_.main.rebuilding
+             ? problem_
+             : "where its pages are is found out again, once all of its sub hosts have said what they hold";
 }
 
 SplitFigures LiveSplit::figures() const {

@@ -7,12 +7,13 @@
 // one line, after which pages that are away stay away.
 //
 // When its main part moves, the stores stay (transfer/kept_stores.h). At the source hold() comes before: nothing leaves
-// its memory any more, and the budget does not count. The destination begins with arrive(): as soon as all is announced
-// the three files lie there as if a former process had left them, and SplitGuest goes on with them. Meanwhile pages are
-// pulled from the source, too: those are the pager's awaited ones, and LivePaging places them.
+// its memory any more, and the budget holds all the same (widen_room()). The destination begins with arrive(): as soon
+// as all is announced the three files lie there as if a former process had left them, and SplitGuest goes on with them.
+// Meanwhile pages are pulled from the source, too: those are the pager's awaited ones, and LivePaging places them.
 //
 // Three files on tmpfs outlive the daemon: what is missing, what is on its way out, and where the rest is. The first is
-// armed last, so that it is never there without the others.
+// armed last, so that it is never there without the others. If the last cannot be believed it is made anew from what
+// the stores list, and is left to a successor once it is whole.
 
 #include <atomic>
 #include <chrono>
@@ -40,6 +41,8 @@
 
 namespace godwit::daemon {
 
+constexpr std::uint64_t kBudgetBytesMin = 16U << 20;  // of a resident budget
+
 struct SplitLimits {
   std::uint64_t budget_pages = 0;
   std::uint64_t high_pages = 0;  // eviction begins above
@@ -61,6 +64,7 @@ struct SplitTold {
   std::function<void(split::SubId sub, const std::string& why)> sub_lost;
   std::function<void(split::SubId sub)> sub_full;
   std::function<void(split::SubId sub, std::uint64_t pages)> pages_lost;
+  std::function<void(std::uint64_t pages)> blocked;
   std::function<void()> gathered;
 };
 
@@ -85,9 +89,10 @@ class LiveSplit final : public split::MainMemory,
                                                                             const memory::MissingOf& of,
                                                                             std::uint32_t lcores);
   /// A guest that still arrives, split: nothing is missing yet, and nothing waits before settle() and the pager's
-  /// arm().
+  /// arm(). From then on the budget holds.
   static std::expected<std::shared_ptr<LiveSplit>, memory::Error> arrive(LiveGuest& guest, const std::string& directory,
                                                                          const memory::MissingOf& of,
+                                                                         std::uint64_t budget_pages,
                                                                          std::uint32_t lcores);
   /// After take_over(), or of one that arrived. The same pipe as before.
   std::expected<void, memory::Error> continue_with(memory::PinPipe pipe);
@@ -95,12 +100,14 @@ class LiveSplit final : public split::MainMemory,
   void begin(Inbox& lcore, SplitTold told);
   /// From now on; the same as for a new evictor.
   std::expected<void, memory::Error> set_limits(const SplitLimits& limits);
-  /// Begun: nothing is evicted from here on, nor does any store get or lose anything. `then` on the home lcore, once it
-  /// is so and all that was on its way out is back.
+  /// Begun: evicts down to the low watermark, within some seconds; from then on nothing is evicted, nor does any store
+  /// get or lose anything. `then` on the home lcore, once it is so and all that was on its way out is in a store or
+  /// back.
   void hold(std::function<void()> then);
   void release();
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
+  [[nodiscard]] bool short_of_room() const override { return short_of_room_; }
   void fetch(pages::PageNumber page) override;
   [[nodiscard]] bool is_here(pages::PageNumber page) override;
   void note(std::span<const wire::StoredPage> pages) override;
@@ -109,7 +116,7 @@ class LiveSplit final : public split::MainMemory,
   [[nodiscard]] bool serve() const override { return begun(); }
   /// After continue_with() of one that was taken over: what is neither in a store nor on its way there comes from where
   /// it was pulled before.
-  void await_rest();
+  std::expected<void, memory::Error> await_rest();
   /// Nothing is missing any more: takes all of this off the guest. While the lcore polls.
   std::expected<void, memory::Error> end();
   /// The evictor does nothing any more, and has told all; before the lcore stops polling.
@@ -154,10 +161,12 @@ class LiveSplit final : public split::MainMemory,
   std::expected<void, memory::Error> open_places(bool fresh);
   std::expected<void, transfer::GuestError> drop_present(pages::Bitmap& missing, const pages::Bitmap& written) const;
   [[nodiscard]] std::string file(const char* ending) const;
+  void widen_room(Instant now);
   void ask_source(std::size_t from);
   void leave_to_stores();
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
+  void calm_down();
   void fail(const std::string& why);
   void publish(Instant now);
 
@@ -174,6 +183,10 @@ class LiveSplit final : public split::MainMemory,
   void on_sub_lost(split::SubId sub, const std::string& why) override { told_.sub_lost(sub, why); }
   void on_sub_full(split::SubId sub) override { told_.sub_full(sub); }
   void on_pages_lost(split::SubId sub, std::uint64_t pages) override { told_.pages_lost(sub, pages); }
+  void on_blocked(std::uint64_t pages) override {
+    tell_figures();  // who hears of it asks
+    told_.blocked(pages);
+  }
 
   LiveGuest& guest_;
   const std::string directory_;
@@ -183,7 +196,8 @@ class LiveSplit final : public split::MainMemory,
   std::shared_ptr<memory::DemandPager> pager_;
   std::unique_ptr<memory::LeavingPages> leaving_;
   std::unique_ptr<memory::GuestStateFile> places_;
-  memory::ColdestFirst policy_;  // learns, whatever the order is
+  split::Copies copies_ = split::Copies::kKept;  // in places_; until begin()
+  memory::ColdestFirst policy_;                  // learns, whatever the order is
   memory::HighestFirst by_address_;
   std::unique_ptr<split::MainHost> main_;          // the home lcore's, once begun
   std::vector<pages::PageNumber> demanded_;        // not told to main_ yet
@@ -194,6 +208,9 @@ class LiveSplit final : public split::MainMemory,
   pages::Bitmap noted_;  // of a guest that arrives: the jobs', until settle()
   std::vector<memory::PageRange> placed_;
   bool gathered_ = false;
+  bool narrow_ = false;         // held
+  bool short_of_room_ = false;  // the same
+  Instant widen_at_{};
   Instant publish_at_{};
   SplitTold told_;
   Inbox* lcore_ = nullptr;

@@ -6,19 +6,41 @@
 #include "dataplane/daemon/live_split.h"
 
 namespace godwit::daemon {
+namespace {
+constexpr Duration kWidenEvery = milliseconds(1);
+}  // namespace
+
 // ---- the source ----
 
 void LiveSplit::hold(std::function<void()> then) {
   GW_ASSERT(begun());
+  calm_down();
   {
     const std::scoped_lock lock(evicting_, mutex_);  // no batch is under way, and all of them are told
     held_ = true;
-    room_.set_budget(kNoBudget);
+    const std::uint64_t kept_free = limits_.budget_pages - limits_.high_pages;
+    room_.set_budget(limits_.gather ? kNoBudget : limits_.budget_pages - kept_free / 2);
   }
   lcore_->post([this, then = std::move(then)] {
     held_then_ = then;
+    narrow_ = true;
+    static_cast<void>(room_.take_refused());  // of before
     main_->hold(true);
   });
+}
+
+/// The budget's last part, while nothing leaves: once the guest has reached it, it is to stand still as soon as can be.
+/// One half of that it may use meanwhile. The rest it gets slowly, a page at a time: QEMU stops only when each of its
+/// threads has the page that it waits for.
+void LiveSplit::widen_room(Instant now) {
+  if (now < widen_at_ || !room_.take_refused()) {
+    return;
+  }
+  const SplitLimits limits = this->limits();
+  const std::uint64_t half = (limits.budget_pages - limits.high_pages) / 4;
+  room_.set_budget(std::min(std::max(limits.budget_pages - half, room_.budget_pages() + 1), limits.budget_pages));
+  widen_at_ = now + kWidenEvery;
+  short_of_room_ = true;
 }
 
 void LiveSplit::release() {
@@ -30,6 +52,7 @@ void LiveSplit::release() {
   }
   lcore_->post([this] {
     held_then_ = nullptr;
+    narrow_ = short_of_room_ = false;
     main_->hold(false);
   });
 }
@@ -132,11 +155,16 @@ std::expected<void, transfer::GuestError> LiveSplit::settle(const pages::Bitmap&
   return {};
 }
 
-void LiveSplit::await_rest() {
+std::expected<void, memory::Error> LiveSplit::await_rest() {
+  if (copies_ == split::Copies::kLost) {
+    return std::unexpected(memory::Error{memory::ErrorCode::kBadArgument,
+                                         "which pages are to come from where they were pulled, and which from sub "
+                                         "hosts, is not known any more"});
+  }
   const split::PageCopies copies(places_->body(), of_.page_count);
   pages::Bitmap rest = pager_->missing();
   for (auto page = rest.next_set(0); page < rest.size(); page = rest.next_set(page + 1)) {
-    if (copies.get(page)) {
+    if (copies.get(page) || copies.lost(page)) {
       rest.clear(page);
     }
   }
@@ -144,6 +172,7 @@ void LiveSplit::await_rest() {
     rest.clear(page.page);
   }
   pager_->await(rest);
+  return {};
 }
 
 }  // namespace godwit::daemon

@@ -79,7 +79,8 @@ struct MigrationSession {
   std::uint32_t flow_id = 0;
   bool failed = false;
   transfer::Mode mode = transfer::Mode::kPrecopy;
-  bool keeps_stores = false;  // of a guest that is split
+  bool keeps_stores = false;       // of a guest that is split
+  std::uint64_t budget_pages = 0;  // destination that keeps stores
   // ---- pages may come after the guest ----
   bool device_state_ended = false;  // source
   bool memory_ready = false;        // destination

@@ -47,6 +47,8 @@ std::optional<ApiError> refuse_stores(const api::PrepareMigration& request, cons
     why = " was attached without `split`, and its stores are to be kept";
   } else if (request.keeps_stores() && guest.memory->ram().any_huge()) {
     why = " has RAM on hugetlbfs here, which nothing can be kept out of: start it with RAM on tmpfs";
+  } else if (!source && request.keeps_stores() && request.budget_bytes() < kBudgetBytesMin) {
+    why = " is to be split here: budget_bytes " + std::to_string(request.budget_bytes()) + ", at least 16 MiB";
   } else if (!source && guest.split_allowed && !request.keeps_stores()) {
     why = " was attached to be split, and is to arrive without its stores";
   } else if (source && request.keeps_stores() != (guest.split != nullptr)) {
@@ -203,6 +205,7 @@ void Service::prepare(const api::PrepareMigration& request, const Respond& respo
   made->cipher = *cipher;
   made->mode = *mode;
   made->keeps_stores = request.keeps_stores();
+  made->budget_pages = source || !request.keeps_stores() ? 0 : request.budget_bytes() / pages::kPageSize;
   made->flow_id = flow_ids_.draw();
   if (made->flow_id == 0) {
     return respond(refusal(
@@ -246,12 +249,14 @@ void Service::hold_stores(const MigrationSession& session, Entry& entry) {
 void Service::prepare_destination(MigrationSession& preparing, Entry& entry, const std::optional<Id128>& wanted) {
   auto result = std::make_shared<std::expected<ArrivalReuse, ApiError>>();
   entry.worker->submit(
-      [this, result, guest = entry.guest.get(), wanted, mode = preparing.mode, keeps_stores = preparing.keeps_stores,
+      [this, result, guest = entry.guest.get(), wanted, mode = preparing.mode, budget_pages = preparing.budget_pages,
        epoch_base = preparing.epoch_base, lcores = static_cast<std::uint32_t>(data_path_.lcore_count())] {
         *result = prepare_arrival(*guest, wanted, images_);
         if (*result && mode != transfer::Mode::kPrecopy) {
-          const auto begin = keeps_stores ? begin_split_arrival : begin_paging;
-          if (const auto begun = begin(*guest, epoch_base, options_.missing_dir, lcores); !begun) {
+          const auto begun = budget_pages != 0
+                                 ? begin_split_arrival(*guest, epoch_base, options_.missing_dir, budget_pages, lcores)
+                                 : begin_paging(*guest, epoch_base, options_.missing_dir, lcores);
+          if (!begun) {
             *result = std::unexpected(begun.error());
           }
         }

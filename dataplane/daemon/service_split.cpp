@@ -14,7 +14,6 @@
 namespace godwit::daemon {
 namespace {
 
-constexpr std::uint64_t kBudgetBytesMin = 16U << 20;
 constexpr std::uint64_t kMarginBytesMax = 64U << 20;
 constexpr std::uint32_t kSubsMax = 4096;
 
@@ -59,6 +58,14 @@ std::expected<std::map<Id128, StoreOrder>, ApiError> parse_stores(const api::Spl
     }
   }
   return stores;
+}
+
+void add_runs(const std::vector<split::PageRun>& runs, google::protobuf::RepeatedPtrField<api::PageRun>& out) {
+  for (const split::PageRun& run : runs) {
+    auto& its = *out.Add();
+    its.set_first(run.first);
+    its.set_count(run.count);
+  }
 }
 
 }  // namespace
@@ -141,7 +148,7 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
   } else if (!splitting.split->complete()) {
     splitting.result = splitting.split->continue_with(std::move(*splitting.pipe));
     if (splitting.result && guest.demand_paging && !guest.paging) {
-      splitting.split->await_rest();
+      splitting.result = splitting.split->await_rest();
     }
   }
   if (splitting.result) {
@@ -282,6 +289,16 @@ SplitTold Service::split_told(const Id128& vm) {
       event.mutable_pages_lost()->set_vm_uuid(vm.to_bytes());
       event.mutable_pages_lost()->set_store_id(store.to_bytes());
       event.mutable_pages_lost()->set_pages(pages);
+    });
+  };
+  told.blocked = [this, vm](std::uint64_t pages) {
+    control_.post([this, vm, pages] {
+      if (splits_.contains(vm)) {
+        api::Event event;
+        event.mutable_guest_blocked()->set_vm_uuid(vm.to_bytes());
+        event.mutable_guest_blocked()->set_pages(pages);
+        emit_(event);
+      }
     });
   };
   told.gathered = [this, vm] { control_.post([this, vm] { gathered(vm); }); };
@@ -473,6 +490,7 @@ void Service::fill_status(const Id128& vm, api::SplitStatus& status) const {
   status.set_pages_total(guest.memory->page_count());
   status.set_pages_missing(split.missing_count());
   status.set_pages_leaving(figures.leaving_pages);
+  status.set_pages_blocking(figures.main.blocked_pages);
   status.set_gathering(limits.gather);
   status.set_problem(printable(split.problem(), kTextBytesMax));
   status.set_evicted_pages(figures.evictor.evicted_pages);
@@ -498,6 +516,8 @@ void Service::fill_status(const Id128& vm, api::SplitStatus& status) const {
     its.set_draining(stats.draining);
     its.set_drained(stats.drained);
     its.set_pages_lost(stats.lost_pages);
+    add_runs(stats.lost, *its.mutable_lost());
+    add_runs(stats.blocking, *its.mutable_blocking());
   }
 }
 

@@ -63,6 +63,8 @@ class Evictor {
 
   /// Whether to evict: above the high watermark, and from then on until the low one is reached.
   std::expected<bool, Error> wanted();
+  /// Until the low one is reached, also from below the high one.
+  void go_down() { evicting_ = true; }
   /// One batch. Empty where the pages on their way out have no room left: some must be confirmed first.
   std::expected<EvictedBatch, Error> evict_batch();
   /// Any thread.

@@ -8,6 +8,7 @@
 // It is looked at only when what was taken since the last look might not fit.
 
 #include <mutex>
+#include <utility>
 
 #include "dataplane/memory/guest_ram.h"
 
@@ -29,6 +30,7 @@ class ResidentRoom {
       bound_ = *resident / pages::kPageSize + in_flight_;
     }
     if (bound_ + pages > budget_pages_) {
+      refused_ = true;
       return false;
     }
     bound_ += pages;
@@ -38,6 +40,11 @@ class ResidentRoom {
   void done(std::uint64_t pages) {
     const std::lock_guard lock(mutex_);
     in_flight_ -= pages;
+  }
+  /// Whether somebody found no room since the last call.
+  bool take_refused() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(refused_, false);
   }
   [[nodiscard]] std::uint64_t budget_pages() const {
     const std::lock_guard lock(mutex_);
@@ -56,6 +63,7 @@ class ResidentRoom {
   std::uint64_t bound_ = 0;  // of what is resident
   std::uint64_t in_flight_ = 0;
   bool looked_ = false;
+  bool refused_ = false;
 };
 
 }  // namespace godwit::memory

@@ -19,6 +19,7 @@ void place_newest(std::span<const Listed> told, Rebuilt& rebuilt) {
       continue;
     }
     subs[count++] = listed.sub;
+    rebuilt.kept.push_back(listed);
     zero = zero && listed.zero;
   }
   if (zero) {
@@ -31,7 +32,8 @@ void place_newest(std::span<const Listed> told, Rebuilt& rebuilt) {
 }  // namespace
 
 Rebuilt rebuild(std::vector<Listed> listings, const pages::Bitmap& missing) {
-  Rebuilt rebuilt{.directory = PageDirectory(missing.size()), .lost = missing, .stale = {}, .version_newest = 0};
+  Rebuilt rebuilt{
+      .directory = PageDirectory(missing.size()), .lost = missing, .kept = {}, .stale = {}, .version_newest = 0};
   std::ranges::sort(listings, [](const Listed& a, const Listed& b) {
     return std::tie(a.page, b.version, a.sub) < std::tie(b.page, a.version, b.sub);
   });

@@ -28,6 +28,7 @@ struct Listed {
 struct Rebuilt {
   PageDirectory directory;
   pages::Bitmap lost;          // missing at the main host, and nobody tells of them
+  std::vector<Listed> kept;    // what the directory goes by: of each page that is held the newest, of each holder
   std::vector<Listed> stale;   // to be dropped where they are: older, or of a page that is not missing
   Version version_newest = 0;  // the next eviction takes a higher one
 };

@@ -13,12 +13,30 @@ constexpr Duration kFullAgain = milliseconds(1000);
 constexpr Duration kWaitingAgain = milliseconds(1);
 constexpr std::size_t kDropsMax = 1024;            // at once, for a store that is full
 constexpr std::uint64_t kScanPagesMax = 1U << 16;  // in search of them
+constexpr std::size_t kRunsMax = 8;                // that are named
+
+/// False: there is no place for it.
+bool add_to_runs(std::vector<PageRun>& runs, pages::PageNumber page) {
+  if (!runs.empty() && runs.back().first + runs.back().count == page) {
+    ++runs.back().count;
+    return true;
+  }
+  if (runs.size() == kRunsMax) {
+    return false;
+  }
+  runs.push_back({.first = page, .count = 1});
+  return true;
+}
 
 }  // namespace
 
-MainHost::MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events)
+MainHost::MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events,
+                   Copies state, std::function<void()> rebuilt)
     : memory_(memory), copies_(copies), events_(events), directory_(copies.page_count()), page_(pages::kPageSize) {
   GW_ASSERT(missing.size() == copies.page_count());
+  if (state == Copies::kLost) {
+    rebuild_ = Rebuild{.done = std::move(rebuilt), .listed = {}, .complete = {}};
+  }
   for (const Entry& entry : memory.all_leaving()) {
     version_newest_ = std::max(version_newest_, entry.version);
     queued_.insert(entry.page);
@@ -31,6 +49,8 @@ MainHost::MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& m
       if (missing.test(page) && !queued_.contains(page)) {
         GW_ASSERT(directory_.set_held(page, 1, placement::Holders::of(copy->sub)));
       }
+    } else if (const auto sub = copies_.lost(page); sub && missing.test(page)) {
+      lost_[*sub].insert(page);
     }
   }
 }
@@ -75,6 +95,10 @@ void MainHost::lose_link(SubId sub) {
       unassigned_.push_back(page);
     }
   }
+  if (rebuild_) {
+    rebuild_->complete.erase(sub);
+    std::erase_if(rebuild_->listed, [sub](const auto& listed) { return listed.sub == sub; });
+  }
   Sub& lost = subs_.at(sub);
   unassigned_.insert(unassigned_.end(), lost.to_put.begin(), lost.to_put.end());
   lost.to_put.clear();
@@ -94,6 +118,8 @@ void MainHost::on_listed(MainLink& link, std::span<const Entry> entries) {
               {.sub = link.sub(),
                .version = entry.version,
                .hash = pages::hash_page(std::span(page_).first<pages::kPageSize>())});
+    } else if (!known && rebuild_) {
+      rebuild_->listed.push_back({.sub = link.sub(), .page = entry.page, .version = entry.version, .zero = false});
     } else if (!known) {
       if (!leaves) {  // else it may be put here yet, and the lanes keep no order: the next list has it again
         link.drop({.page = entry.page, .version = entry.version});
@@ -106,14 +132,19 @@ void MainHost::on_listed(MainLink& link, std::span<const Entry> entries) {
 }
 
 void MainHost::on_list_end(MainLink& link) {
+  if (rebuild_) {
+    rebuild_->complete.insert(link.sub());
+    return finish_rebuild();
+  }
   for (pages::PageNumber page = 0; page < copies_.page_count(); ++page) {
     const auto copy = copies_.get(page);
     if (!copy || copy->sub != link.sub() || link.listed().test(page)) {
       continue;
     }
-    clear_copy(page);
     if (memory_.is_missing(page) && !leaving_version(page)) {
       lose(page, link.sub());
+    } else {
+      clear_copy(page);
     }
   }
   did_ = true;
@@ -334,8 +365,11 @@ bool MainHost::turn(Instant now) {
     return false;
   }
   for (auto at = wanted_.begin(); at != wanted_.end();) {
-    at = serve(*at) ? wanted_.erase(at) : std::next(at);
+    const bool served = serve(*at);
+    note_served(*at, served);
+    at = served ? wanted_.erase(at) : std::next(at);
   }
+  look_at_blocked();
   place_parked();
   if (held_) {
     recall_leaving();
@@ -393,7 +427,19 @@ SubStats MainHost::sub_stats(SubId id) const {
   stats.copied_pages = copied == copied_.end() ? 0 : copied->second - std::min(copied->second, stats.held_pages);
   stats.leaving_pages = sub.to_put.size() + static_cast<std::uint64_t>(std::ranges::count_if(
                                                 outgoing_, [id](const auto& sent) { return sent.second.sub == id; }));
-  stats.lost_pages = sub.lost;
+  if (const auto lost = lost_.find(id); lost != lost_.end()) {
+    stats.lost_pages = lost->second.size();
+    for (const pages::PageNumber page : lost->second) {
+      if (!add_to_runs(stats.lost, page)) {
+        break;
+      }
+    }
+  }
+  for (const auto& [page, blocked] : blocked_) {
+    if (blocked.sub == id && !add_to_runs(stats.blocking, page)) {
+      break;
+    }
+  }
   stats.full = sub.full;
   stats.draining = sub.draining;
   stats.drained = is_drained(id);
@@ -403,6 +449,7 @@ SubStats MainHost::sub_stats(SubId id) const {
 MainStats MainHost::stats() const {
   MainStats stats = stats_;
   stats.waiting_pages = wanted_.size();
+  stats.rebuilding = rebuild_.has_value();
   return stats;
 }
 

@@ -20,6 +20,13 @@
 // A page that was fetched stays in its store. If it is evicted again with the same hash, nothing is sent. A store that
 // is full is told to drop copies of pages that are resident, before it counts as full.
 //
+// What somebody waits for, and no store can give (its link is down, or it has lost the page), blocks the guest: that is
+// told once it has lasted, and when it is over.
+//
+// If the copies are lost, they are made anew once every store has listed what it holds: of a page that is missing and
+// not on its way out the newest version is the last content, as no store ever confirmed one and lost it. Nobody is
+// asked for anything before.
+//
 // A store can be drained: what it holds goes to the others, and it is given pages only while no other takes any, as
 // the guest must go on. A page that moves is fetched, and put elsewhere in a version of its own, so that no word on an
 // earlier one can mean it. The first store keeps it until the other has confirmed it: then one write makes the other's
@@ -27,9 +34,11 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -38,6 +47,7 @@
 #include "base/time.h"
 #include "dataplane/pages/bitmap.h"
 #include "dataplane/placement/page_directory.h"
+#include "dataplane/placement/rebuild.h"
 #include "dataplane/split/main_link.h"
 #include "dataplane/split/messages.h"
 #include "dataplane/split/page_copies.h"
@@ -77,6 +87,14 @@ class MainEvents {
   virtual void on_sub_full(SubId sub) = 0;
   /// So many, all told, that this store should have and does not.
   virtual void on_pages_lost(SubId sub, std::uint64_t pages) = 0;
+  /// So many pages block the guest, where none did; 0: none any more.
+  virtual void on_blocked(std::uint64_t pages) = 0;
+};
+
+struct PageRun {
+  pages::PageNumber first = 0;
+  std::uint64_t count = 0;
+  bool operator==(const PageRun&) const = default;
 };
 
 struct SubStats {
@@ -85,6 +103,7 @@ struct SubStats {
   std::uint64_t copied_pages = 0;   // resident, and there
   std::uint64_t leaving_pages = 0;  // queued for it, or sent and not confirmed
   std::uint64_t lost_pages = 0;
+  std::vector<PageRun> lost, blocking;  // its pages; of either the first few
   bool full = false;
   bool draining = false;
   bool drained = false;  // nobody needs anything of it
@@ -95,12 +114,18 @@ struct MainStats {
   std::uint64_t late_pages = 0;     // came, and were not placed
   std::uint64_t moved_pages = 0;    // from one store to another
   std::uint64_t waiting_pages = 0;  // somebody waits for them, now
+  std::uint64_t blocked_pages = 0;  // of those: that nobody can give, for some time
+  bool rebuilding = false;
 };
+
+enum class Copies : std::uint8_t { kKept, kLost };
 
 class MainHost {
  public:
-  /// `copies`, and what is missing and leaving, as a former process left them. All outlive this.
-  MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events);
+  /// `copies`, and what is missing and leaving, as a former process left them. All outlive this. kLost: all of them are
+  /// clear, and `rebuilt` is called once they are what they were.
+  MainHost(MainMemory& memory, PageCopies copies, const pages::Bitmap& missing, MainEvents& events,
+           Copies state = Copies::kKept, std::function<void()> rebuilt = {});
   ~MainHost();
   MainHost(const MainHost&) = delete;
   MainHost& operator=(const MainHost&) = delete;
@@ -160,7 +185,6 @@ class MainHost {
     bool told_full = false;
     Instant full_until{};             // then it is tried again
     pages::PageNumber drop_hand = 0;  // of copies
-    std::uint64_t lost = 0;
   };
   struct Outgoing {  // sent, and no answer yet
     Version version = 0;
@@ -202,6 +226,8 @@ class MainHost {
 
   // ---- in (main_host_fetch.cpp) ----
   bool serve(pages::PageNumber page);
+  void note_served(pages::PageNumber page, bool served);
+  void look_at_blocked();
   void ask(pages::PageNumber page, bool demand);
   void ask_neighbours(pages::PageNumber page);
   void gather_more();
@@ -226,6 +252,14 @@ class MainHost {
   bool on_moved(MainLink& link, const Entry& entry);
   void forget_moves_to(SubId sub, bool sent);
 
+  // ---- copies made anew (main_host_rebuild.cpp) ----
+  struct Rebuild {
+    std::function<void()> done;
+    std::vector<placement::Listed> listed;
+    std::set<SubId> complete;
+  };
+  void finish_rebuild();
+
   // ---- links (main_host.cpp) ----
   void on_listed(MainLink& link, std::span<const Entry> entries);
   void on_list_end(MainLink& link);
@@ -237,6 +271,7 @@ class MainHost {
   MainEvents& events_;
   placement::PageDirectory directory_;
   std::map<SubId, Sub> subs_;
+  std::optional<Rebuild> rebuild_;
   bool gather_ = false;
   bool held_ = false;
   pages::PageNumber gather_hand_ = 0;
@@ -251,8 +286,13 @@ class MainHost {
   std::unordered_map<pages::PageNumber, Asked> asked_;
   std::unordered_map<pages::PageNumber, Parked> parked_;  // came, and there was no room
   std::unordered_map<pages::PageNumber, Moving> moving_;
-  std::unordered_set<pages::PageNumber> lost_;
-  std::map<SubId, std::uint64_t> copied_;  // entries of copies_
+  std::map<SubId, std::set<pages::PageNumber>> lost_;
+  struct Blocked {
+    SubId sub = 0;
+    Instant since{};
+  };
+  std::map<pages::PageNumber, Blocked> blocked_;  // of wanted_
+  std::map<SubId, std::uint64_t> copied_;         // entries of copies_
   pages::PageNumber last_demand_ = UINT64_MAX;
   std::uint64_t run_ = 0;  // demands in order, up to now
   std::string failure_;    // of memory: nothing is placed any more

@@ -45,8 +45,8 @@ bool MainHost::drains(SubId sub) const {
 bool MainHost::is_drained(SubId id) const {
   const Sub& sub = subs_.at(id);
   const auto copied = copied_.find(id);
-  return sub.draining && sub.lost == 0 && (copied == copied_.end() || copied->second == 0) && sub.to_put.empty() &&
-         sub.to_move.empty() &&
+  return sub.draining && !rebuild_ && !lost_.contains(id) && (copied == copied_.end() || copied->second == 0) &&
+         sub.to_put.empty() && sub.to_move.empty() &&
          std::ranges::none_of(outgoing_, [id](const auto& sent) { return sent.second.sub == id; }) &&
          std::ranges::none_of(moving_, [id](const auto& moving) { return moving.second.to == id; });
 }

@@ -13,6 +13,8 @@ constexpr std::uint64_t kGatherScanMax = 4096;  // pages a turn
 /// Faults in order that make the next pages worth asking for, and how many of them at most.
 constexpr std::uint64_t kRunMin = 2;
 constexpr std::uint64_t kAheadMax = 32;
+/// A link that is made again takes less.
+constexpr Duration kBlockedAfter = milliseconds(2000);
 
 }  // namespace
 
@@ -45,6 +47,34 @@ bool MainHost::serve(pages::PageNumber page) {
     ask(page, true);
   }
   return false;
+}
+
+void MainHost::note_served(pages::PageNumber page, bool served) {
+  const bool comes = served || asked_.contains(page) || parked_.contains(page) || !memory_.wants(page) ||
+                     leaving_version(page).has_value();
+  if (comes) {
+    blocked_.erase(page);
+    return;
+  }
+  SubId sub = 0;
+  if (const auto copy = copies_.get(page)) {
+    sub = copy->sub;
+  } else {
+    for (const auto& [id, lost] : lost_) {
+      sub = lost.contains(page) ? id : sub;
+    }
+  }
+  blocked_.try_emplace(page, Blocked{.sub = sub, .since = now_}).first->second.sub = sub;
+}
+
+void MainHost::look_at_blocked() {
+  const auto count = static_cast<std::uint64_t>(std::ranges::count_if(
+      blocked_, [this](const auto& blocked) { return now_ - blocked.second.since >= kBlockedAfter; }));
+  const bool told = stats_.blocked_pages != 0;
+  stats_.blocked_pages = count;
+  if (told != (count != 0)) {
+    events_.on_blocked(count);
+  }
 }
 
 /// Where the page's last content is, if no store but this one has it, and nobody is at it.
@@ -144,7 +174,6 @@ void MainHost::on_answer(MainLink& link, pages::PageNumber page, pages::PageByte
     return;
   }
   if (copy->hash != 0 && pages::hash_page(bytes) != copy->hash) {
-    clear_copy(page);
     return lose(page, asked.sub);
   }
   if (!asked.demand && !gather_ && !held_ && drains(copy->sub)) {
@@ -163,7 +192,6 @@ void MainHost::on_lacks(MainLink& link, const Entry& entry) {
   did_ = true;
   if (const auto copy = copy_that_counts(entry.page);
       copy && copy->sub == link.sub() && copy->version == entry.version) {
-    clear_copy(entry.page);
     lose(entry.page, link.sub());
   }
 }
@@ -180,6 +208,7 @@ void MainHost::place(pages::PageNumber page, Version version, pages::PageBytes b
       ++stats_.refetched_pages;
       stats_.prefetched_pages += demand ? 0 : 1;
       wanted_.erase(page);
+      blocked_.erase(page);
       did_ = true;
       break;
     case MainMemory::Placed::kAgain:
@@ -202,8 +231,12 @@ void MainHost::place_parked() {
 }
 
 void MainHost::lose(pages::PageNumber page, SubId sub) {
-  if (lost_.insert(page).second) {
-    events_.on_pages_lost(sub, ++subs_.at(sub).lost);
+  if (const auto copy = copies_.get(page)) {
+    --copied_[copy->sub];
+  }
+  copies_.lose(page, sub);
+  if (lost_[sub].insert(page).second) {
+    events_.on_pages_lost(sub, lost_[sub].size());
   }
 }
 

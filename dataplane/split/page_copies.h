@@ -1,7 +1,8 @@
 #pragma once
 // Of each page of a split VM, the newest content that a page store has confirmed and nobody has replaced since: whose,
 // in which version, and its hash. Of a page that is missing and not on its way out that is where it is; of one that is
-// resident it is a copy, good for as long as the content is the same.
+// resident it is a copy, good for as long as the content is the same. Of a page that its store has lost it says that,
+// so that nobody takes it for one that has never left.
 //
 // A view of memory that its owner keeps, in a file that outlives the process: 16 bytes a page, all zero at first. At
 // any kill an entry is as it was, as it is to be, or, of set(), none: harmless, as its page is resident or on its way
@@ -41,7 +42,7 @@ class PageCopies {
   [[nodiscard]] std::optional<Copy> get(pages::PageNumber page) const {
     Entry& entry = entries_[page];
     const std::uint64_t word = std::atomic_ref(entry.word).load();
-    if (word == 0) {
+    if (word == 0 || word >> 16 == kLost) {
       return std::nullopt;
     }
     return Copy{.sub = static_cast<SubId>(word & UINT16_MAX),
@@ -58,8 +59,15 @@ class PageCopies {
     std::atomic_ref(entries_[page].word).store(version << 16 | sub);
   }
   void clear(pages::PageNumber page) { std::atomic_ref(entries_[page].word).store(0); }
+  /// This store should have it, and has not.
+  void lose(pages::PageNumber page, SubId sub) { std::atomic_ref(entries_[page].word).store(kLost << 16 | sub); }
+  [[nodiscard]] std::optional<SubId> lost(pages::PageNumber page) const {
+    const std::uint64_t word = std::atomic_ref(entries_[page].word).load();
+    return word >> 16 == kLost ? std::optional(static_cast<SubId>(word & UINT16_MAX)) : std::nullopt;
+  }
 
  private:
+  static constexpr Version kLost = (Version{1} << 48) - 1;
   struct Entry {
     std::uint64_t word;  // version 48 bits, sub 16; 0: none
     std::uint64_t hash;

@@ -7,6 +7,7 @@
 // Why no page is older there than it was here:
 //   * From before list() to the end of the migration nothing leaves the source's memory, and no store is told anything
 //     but to give pages. So the stored pages only become fewer, and the copies that were told are what counts for them.
+//     The budget holds all the same: before there is no room left for what the guest touches, it is stopped.
 //   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
 //   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
 //   * QEMU may touch such a page at the destination before the store's word, when it loads its devices. Then the source
@@ -36,6 +37,8 @@ class KeptStores {
   virtual std::expected<Stored, GuestError> list(const pages::Bitmap& written) = 0;
   /// After a scan, which has found `written`: takes out of `stored` what is here again.
   virtual std::expected<void, GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) = 0;
+  /// The home lcore. The guest touches more than there is room for: it is to go on at the destination soon.
+  [[nodiscard]] virtual bool short_of_room() const = 0;
   // ---- the home lcore, once the guest stands still and until the destination has it ----
   virtual void fetch(pages::PageNumber page) = 0;
   /// It has come, and may be read.

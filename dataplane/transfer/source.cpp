@@ -133,6 +133,9 @@ void Source::Impl::tick(Instant now) {
     bytes_charged_ = sent;
     check_peer();
     check_memory_if_due();
+    if (stores_ != nullptr && !switch_asked_ && stores_->short_of_room()) {
+      static_cast<void>(switch_to_postcopy(now_));  // or it is under way
+    }
     advance();
     serve_if_due();
     progress();

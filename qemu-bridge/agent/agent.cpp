@@ -420,17 +420,12 @@ void Agent::on_dataplane_event(const dataplane::v1::Event& event) {
       spdlog::warn("data plane: guest lost: {}", printable(event.guest_lost().reason()));
       return;  // QEMU's own end tells the rest
     case Event::kGathered:
-      if (const auto vm = vm_of(event.gathered().vm_uuid())) {
-        vm->on_gathered();
-      }
-      return beat();
+    case Event::kGuestBlocked:
     case Event::kPagesLost:
-      spdlog::error("data plane: {} pages of a VM are lost", event.pages_lost().pages());
-      return beat();
     case Event::kSubLost:
     case Event::kStoreLost:
     case Event::kSubFull:
-      return beat();  // the status tells it all
+      return on_split_event(event);
     case Event::EVENT_NOT_SET:
       return;
   }

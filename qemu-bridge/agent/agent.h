@@ -64,6 +64,7 @@ class Agent {
   /// What is asked of this host as a sub host; false: something else.
   bool page_store_command(const controlplane::v1::ToAgent& message);
   bool split_command(const controlplane::v1::ToAgent& message);
+  void on_split_event(const dataplane::v1::Event& event);
   void with_vm(const VmPtr& vm, const controlplane::v1::ToAgent& message, const char* what,
                const std::function<void(Vm&)>& command);
   Reply reply_to(std::uint64_t id);

@@ -1,4 +1,6 @@
-// What the control plane asks of this host as the main host or a sub host of split VMs.
+// What the control plane asks of this host as the main host or a sub host of split VMs, and what the data plane says.
+#include <spdlog/spdlog.h>
+
 #include "qemu-bridge/agent/agent.h"
 #include "qemu-bridge/agent/ram_files.h"
 
@@ -51,6 +53,22 @@ bool Agent::split_command(const ToAgent& message) {
     default:
       return false;
   }
+}
+
+/// The status tells the rest, and goes out at once.
+void Agent::on_split_event(const dataplane::v1::Event& event) {
+  if (event.has_gathered()) {
+    if (const auto vm = vm_of(event.gathered().vm_uuid())) {
+      vm->on_gathered();
+    }
+  } else if (event.has_guest_blocked()) {
+    if (const auto vm = vm_of(event.guest_blocked().vm_uuid())) {
+      vm->on_guest_blocked(event.guest_blocked().pages());
+    }
+  } else if (event.has_pages_lost()) {
+    spdlog::error("data plane: {} pages of a VM are lost", event.pages_lost().pages());
+  }
+  beat();
 }
 
 }  // namespace godwit::bridge

@@ -88,12 +88,15 @@ bool parse_split(const Json& json, VmRecord& record) {
   const Json* const split = json_member(json, "split");
   const auto evictable = json_bool(json, "evictable");
   const auto pin_in_qemu = json_bool(json, "pin_in_qemu");
-  // Absent before VMs could be split.
-  if ((!evictable && json.contains("evictable")) || (!pin_in_qemu && json.contains("pin_in_qemu"))) {
+  const auto paused = json_bool(json, "paused_for_pages");
+  // Absent before VMs could be split, or paused.
+  if ((!evictable && json.contains("evictable")) || (!pin_in_qemu && json.contains("pin_in_qemu")) ||
+      (!paused && json.contains("paused_for_pages"))) {
     return false;
   }
   record.evictable = evictable.value_or(false);
   record.pin_in_qemu = pin_in_qemu.value_or(false);
+  record.paused_for_pages = paused.value_or(false);
   if (split == nullptr) {
     return true;
   }
@@ -157,6 +160,7 @@ std::string to_text(const VmRecord& record) {
   }
   json["evictable"] = record.evictable;
   json["pin_in_qemu"] = record.pin_in_qemu;
+  json["paused_for_pages"] = record.paused_for_pages;
   if (record.split) {
     Json subs = Json::array();
     for (const auto& sub : record.split->subs) {

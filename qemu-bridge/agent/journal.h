@@ -85,6 +85,7 @@ struct VmRecord {
   bool evictable = false;                               // attached so that it can be split
   bool pin_in_qemu = false;                             // QEMU keeps the pipe of evictions open
   std::optional<SplitRecord> split = std::nullopt;
+  bool paused_for_pages = false;  // by us, until they are here
 };
 
 class Journal {

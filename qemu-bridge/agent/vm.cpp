@@ -444,10 +444,11 @@ void Vm::on_exit() {
 
 void Vm::end_qemu() {
   watch_.reset();
-  if (qmp_) {
+  const bool answers = qmp_ && !record_.paused_for_pages;
+  if (answers) {
     static_cast<void>(quit(*qmp_));  // its exit tells
   }
-  if (record_.process.pid > 0 && !wait_for_exit(record_.process, qmp_ ? kExitTime : std::chrono::milliseconds(0))) {
+  if (record_.process.pid > 0 && !wait_for_exit(record_.process, answers ? kExitTime : std::chrono::milliseconds(0))) {
     end_process(record_.process, std::chrono::milliseconds(0));
   }
 }

@@ -71,6 +71,8 @@ class Vm {
   /// More of it is here than its budget, and becomes less. A migration may wait for the end of that.
   [[nodiscard]] bool shrinks() const;
   void on_gathered();
+  /// Somebody waits for so many pages that no store can give; 0: not any more.
+  void on_guest_blocked(std::uint64_t pages);
   /// A new stream to the control plane: repeat what it may have missed, ask what is undecided.
   void on_registered();
   /// Once a second: brings what the store decided into effect, connects a lost monitor again, asks while in doubt.
@@ -164,6 +166,11 @@ class Vm {
   void look_gathered();
   void emit_ended(const std::string& why);
 
+  // vm_pause.cpp
+  void pause_or_go_on();
+  void pause_for_pages();
+  void go_on_with_pages();
+
   // vm_heat.cpp
   void look_at_accesses();
   AgentResult do_heat(std::uint32_t cells);
@@ -208,7 +215,8 @@ class Vm {
   Id128 summary_migration_;
   std::string run_state_ = "prelaunch";
   std::optional<dataplane::v1::SplitStatus> split_status_;
-  unsigned stalled_beats_ = 0;  // since it shrank
+  unsigned stalled_beats_ = 0;                   // since it shrank
+  std::optional<std::uint64_t> blocking_pages_;  // as this process was told last
 
   std::atomic<bool> tick_waits_ = false;
 

@@ -51,6 +51,10 @@ AgentResult Vm::do_prepare_source(const controlplane::v1::PrepareSource& command
                                                                   std::to_string(command.ownership()) + " is not " +
                                                                   std::to_string(record_.ownership)));
   }
+  if (record_.paused_for_pages) {
+    return std::unexpected(make_error(
+        Error::BAD_REQUEST, "PrepareSource: the VM is paused: it waits for pages that no sub host can give now"));
+  }
   const bool is_split = record_.split && !record_.split->gather;
   if (command.keeps_stores() ? !is_split : record_.split.has_value()) {
     return std::unexpected(make_error(Error::BAD_REQUEST,
@@ -578,6 +582,7 @@ void Vm::do_tick() {
   } else {
     ask_outcome();
     look_gathered();
+    pause_or_go_on();
   }
   look_at_accesses();
 }

@@ -314,6 +314,7 @@ void Vm::on_dataplane_status(const dataplane::v1::Status* status) {
   const std::lock_guard lock(summary_mutex_);
   const bool shrank = mine && (!split_status_ || mine->resident_bytes() < split_status_->resident_bytes());
   stalled_beats_ = shrank ? 0 : stalled_beats_ + 1;
+  blocking_pages_ = mine ? std::optional(mine->pages_blocking()) : blocking_pages_;
   split_status_ = std::move(mine);
 }
 

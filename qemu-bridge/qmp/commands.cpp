@@ -12,8 +12,9 @@ std::unexpected<QmpError> bad_reply(const std::string& command, const std::strin
       QmpError{QmpErrorCode::kReply, "QEMU's reply to " + command + " has no valid '" + field + "'"});
 }
 
-std::expected<void, QmpError> run(QmpClient& qmp, const std::string& command, Json arguments = Json::object()) {
-  auto reply = qmp.execute(command, std::move(arguments));
+std::expected<void, QmpError> run(QmpClient& qmp, const std::string& command, Json arguments = Json::object(),
+                                  std::chrono::milliseconds time = QmpClient::kReplyTime) {
+  auto reply = qmp.execute(command, std::move(arguments), time);
   if (!reply) {
     return std::unexpected(reply.error());
   }
@@ -311,7 +312,9 @@ std::expected<void, QmpError> migrate_incoming(QmpClient& qmp, const std::string
 
 std::expected<void, QmpError> migrate_cancel(QmpClient& qmp) { return run(qmp, "migrate_cancel"); }
 
-std::expected<void, QmpError> stop(QmpClient& qmp) { return run(qmp, "stop"); }
+std::expected<void, QmpError> stop(QmpClient& qmp, std::chrono::milliseconds time) {
+  return run(qmp, "stop", Json::object(), time);
+}
 
 std::expected<void, QmpError> cont(QmpClient& qmp) { return run(qmp, "cont"); }
 

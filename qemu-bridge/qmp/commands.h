@@ -76,7 +76,8 @@ std::expected<void, QmpError> closefd(QmpClient& qmp, const std::string& name);
 std::expected<void, QmpError> migrate(QmpClient& qmp, const std::string& uri);
 std::expected<void, QmpError> migrate_incoming(QmpClient& qmp, const std::string& uri);
 std::expected<void, QmpError> migrate_cancel(QmpClient& qmp);
-std::expected<void, QmpError> stop(QmpClient& qmp);
+/// One whose thread waits for a page answers once that is there; it does what it was told all the same.
+std::expected<void, QmpError> stop(QmpClient& qmp, std::chrono::milliseconds time = QmpClient::kReplyTime);
 std::expected<void, QmpError> cont(QmpClient& qmp);
 std::expected<void, QmpError> quit(QmpClient& qmp);
 

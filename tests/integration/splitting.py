@@ -74,6 +74,37 @@ def split_and_gathered():
 
 
 @scenario_beside_others
+def a_guest_is_paused_while_a_sub_host_is_away():
+    def warned(*words):
+        return any(all(word in warning for word in words) for warning in split_of(lab)["warnings"])
+
+    def is_paused():
+        return lab.ctl("vm", "show", "guest")["run_state"] == "paused"
+
+    with Lab(hosts=2, options={"lend": "512MiB"}) as lab:
+        lab.start()
+        lab.start_vm(**SMALL, rate=200)
+        lab.ctl("vm", "split", "guest", "--budget", "64MiB", "--sub", "host-b")
+        wait_until("the guest to be within its budget", lambda: 0 < split_of(lab)["resident_bytes"] <= BUDGET_BYTES, 60, 0.1)
+        lab.kill("dataplane host-b")
+        wait_until("the guest to be paused", is_paused, 60, 0.1)
+        wait_until("the operator to be told why", lambda: warned("is paused", "pages ", "host-b", "goes on by itself"), 30, 0.1)
+        restart(lab, "dataplane host-b")
+        wait_until("the guest to go on", lambda: not is_paused(), 60, 0.1)
+        self_check(lab)
+        wait_until("no warning to be left", lambda: not split_of(lab)["warnings"], 30, 0.1)
+
+        lab.kill("dataplane host-b")
+        for name in os.listdir(lab.memory_dir("host-b")):
+            os.remove(f"{lab.memory_dir('host-b')}/{name}")
+        restart(lab, "dataplane host-b")
+        wait_until("the guest to be paused for good", is_paused, 60, 0.1)
+        wait_until("the operator to be told what helps", lambda: warned("host-b has lost", "godwitctl stop"), 60, 0.1)
+        lab.ctl("stop", "guest")  # though a processor of it waits for what never comes
+        check_equal(([vm["run_state"] for vm in lab.ctl("vms")], lab.qemu_pids("host-a")), (["stopped"], []), "VMs, and QEMUs")
+
+
+@scenario_beside_others
 def a_sub_host_is_drained():
     with Lab(hosts=3, options={"lend": "512MiB"}) as lab:
         lab.start()

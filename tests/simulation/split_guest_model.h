@@ -3,6 +3,7 @@
 // promise, no more. Content is known by what the guest wrote last. Evicting takes two steps, with all else in between.
 // Owner: one simulation. A broken rule goes to the verdict.
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -30,6 +31,10 @@ class SplitGuestModel final : public split::MainMemory {
   [[nodiscard]] bool is_zero(pages::PageNumber page) const { return pages_[page].written == 0; }
   [[nodiscard]] bool is_lost(pages::PageNumber page) const { return lost_.contains(page); }
   void lose(pages::PageNumber page) { lost_.insert(page); }
+  /// Somebody touched a page that is lost.
+  [[nodiscard]] bool waits_for_good() const {
+    return std::ranges::any_of(lost_, [this](auto page) { return missing_.test(page) && pages_[page].asked; });
+  }
 
   // ---- the evictor ----
   void begin_eviction(Random& random);

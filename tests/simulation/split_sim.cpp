@@ -104,6 +104,12 @@ class World final : public split::MainEvents, public placement::World {
     verdict_.require(may_lose_, "nothing-lost", "the main host gave pages up, and every store had what it was given");
   }
 
+  void on_blocked(std::uint64_t pages) override {
+    note("blocked by " + std::to_string(pages));
+    verdict_.require(blocked_ != (pages != 0), "blocked", "is told what it was told before");
+    blocked_ = pages != 0;
+  }
+
   bool main_has_last(pages::PageNumber page) const override {
     std::vector<std::byte> bytes(pages::kPageSize);
     return !guest_.is_missing(page) || guest_.is_lost(page) ||
@@ -159,6 +165,8 @@ class World final : public split::MainEvents, public placement::World {
   std::uint32_t lives_ = 0;
   std::deque<std::vector<pages::PageNumber>> posted_;  // evicted, not told to the main host yet
   bool may_lose_ = false;
+  bool blocked_ = false;
+  bool copies_lost_ = false;
   std::uint64_t trace_hash_ = 0xcbf29ce484222325ULL;
   std::vector<std::byte> buffer_ = std::vector<std::byte>(9000);
 };
@@ -186,7 +194,17 @@ World::World(std::uint64_t seed, bool large, bool trace)
 }
 
 void World::start_main() {
-  main_ = std::make_unique<split::MainHost>(guest_, copies_, guest_.missing(), *this);
+  copies_lost_ = copies_lost_ || (lives_ > 0 && !may_lose_ && random_.below(4) == 0);
+  if (copies_lost_) {
+    note("its copies are lost");
+    std::ranges::fill(copies_memory_, std::byte{0});
+  }
+  main_ = std::make_unique<split::MainHost>(guest_, copies_, guest_.missing(), *this,
+                                            copies_lost_ ? split::Copies::kLost : split::Copies::kKept, [this] {
+                                              note("and found again");
+                                              copies_lost_ = false;
+                                            });
+  blocked_ = false;
   for (std::size_t sub = 0; sub < subs_.size(); ++sub) {
     main_->add_sub(static_cast<split::SubId>(sub), {static_cast<std::byte>(sub + 1)});
     main_->drain(static_cast<split::SubId>(sub), draining_[sub]);
@@ -302,7 +320,7 @@ void World::disturb() {
       std::ranges::fill(begin_at_, now_);
       break;
     case 7:
-      if (random_.below(10) == 0) {
+      if (random_.below(10) == 0 && !copies_lost_) {
         lose_store(sub);
       }
       break;
@@ -465,6 +483,7 @@ void World::finish() {
   guest_.no_room(false);
   settle(milliseconds(3000));
   check_directory();
+  verdict_.require(blocked_ == guest_.waits_for_good(), "blocked", "whether the guest can go on is not what it says");
   guest_.all_may_come();
   settle(milliseconds(1000));  // what somebody waits for comes before it can move
   check_drained();

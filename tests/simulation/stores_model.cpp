@@ -25,6 +25,9 @@ StoresModel::StoresModel(ModelMemory& source, ModelMemory& destination, Random& 
       source_.place(page, nothing);
     }
   }
+  if (random_.below(3) == 0) {
+    room_ = random_.below(8);
+  }
   source_.on_touch([this](pages::PageNumber page) { touch_at_source(page); });
 }
 
@@ -34,6 +37,7 @@ void StoresModel::touch_at_source(pages::PageNumber page) {
   if (away_.test(page)) {
     source_.place(page, copies_.at(page).content);
     away_.clear(page);
+    ++came_back_;
     if (random_.below(2) == 0) {
       lingering_.set(page);
     }

@@ -33,6 +33,7 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
 
+  [[nodiscard]] bool short_of_room() const override { return came_back_ > room_; }
   void fetch(pages::PageNumber page) override { fetching_.insert(page); }
   [[nodiscard]] bool is_here(pages::PageNumber page) override;
 
@@ -64,6 +65,8 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   pages::Bitmap lingering_;  // in place there, and still called missing
   std::map<pages::PageNumber, wire::StoredPage> told_;
   std::set<pages::PageNumber> fetching_;  // by the source
+  std::uint64_t came_back_ = 0;           // to the source
+  std::uint64_t room_ = UINT64_MAX;       // for those
   pages::Bitmap stored_;                  // of the destination's guest
   bool served_ = false;
 };

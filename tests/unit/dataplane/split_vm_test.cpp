@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <thread>
 
 #include "tests/unit/dataplane/round_trip.h"
 
@@ -262,6 +264,88 @@ TEST_F(SplitVm, NoKillLosesAPage) {
   run_guest(4);
 }
 
+TEST_F(SplitVm, WhoTouchesAPageOfAStoreThatIsAwayBlocksTheGuestUntilItIsBack) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  hosts_.kill_daemon(1, SIGKILL);
+  bridges_[1].disconnect();
+  api::Event event;
+  ASSERT_TRUE(wait(0, api::Event::kSubLost, &event));
+  EXPECT_EQ(status(0).splits(0).pages_blocking(), 0U) << "nobody waits";
+  std::thread guest([this] { run_guest(1); });
+  EXPECT_TRUE(wait(0, api::Event::kGuestBlocked, &event));
+  EXPECT_EQ(event.guest_blocked().pages(), 1U);
+  const auto blocked = status(0).splits(0);
+  EXPECT_EQ(blocked.pages_blocking(), 1U);
+  EXPECT_EQ(blocked.subs(0).blocking_size(), 1);
+  EXPECT_EQ(blocked.subs(0).lost_size(), 0);
+  EXPECT_EQ(hosts_.start_daemon(1), "");
+  EXPECT_TRUE(bridges_[1].connect(hosts_.socket(1)));
+  connect(false, 't');
+  guest.join();
+  EXPECT_TRUE(wait(0, api::Event::kGuestBlocked, &event));
+  EXPECT_EQ(event.guest_blocked().pages(), 0U);
+  EXPECT_EQ(status(0).splits(0).pages_blocking(), 0U);
+}
+
+// From there on nothing leaves its memory; so it is brought down to the low watermark, and who touches more than there
+// is room for waits.
+TEST_F(SplitVm, TheBudgetHoldsWhileItsMainPartMoves) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  api::ToDataplane request;
+  request.mutable_prepare_migration()->set_migration_id(id_of('1'));
+  request.mutable_prepare_migration()->set_vm_uuid(id_of('v'));
+  request.mutable_prepare_migration()->set_ownership(1);
+  request.mutable_prepare_migration()->set_role(api::ROLE_SOURCE);
+  request.mutable_prepare_migration()->set_mode(api::HYBRID);
+  request.mutable_prepare_migration()->set_keeps_stores(true);
+  request.mutable_prepare_migration()->set_epoch_base(10);
+  request.mutable_prepare_migration()->set_epoch_count(1000);
+  ask(0, request);
+  EXPECT_LE(resident(), kBudget - kBudget / 8);
+  std::thread guest([this] { run_guest(1); });
+  EXPECT_TRUE(until([](const api::SplitStatus& now) {
+    return now.resident_bytes() >= kBudget && now.paging().faults_waiting() > 0;
+  }));
+  request.mutable_finish_migration()->set_migration_id(id_of('1'));
+  request.mutable_finish_migration()->set_outcome(api::OUTCOME_ABORTED);
+  request.mutable_finish_migration()->set_ownership(1);
+  ask(0, request);
+  guest.join();
+  EXPECT_LE(resident_most_, kBudget);
+}
+
+TEST_F(SplitVm, WhereItsPagesAreIsFoundOutAgain) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  run_guest(1);
+  int removed = 0;
+  for (const auto& file : std::filesystem::recursive_directory_iterator(hosts_.directory(0))) {
+    removed += file.path().string().ends_with(".split-places") && std::filesystem::remove(file.path()) ? 1 : 0;
+  }
+  ASSERT_EQ(removed, 1);
+  restart(0);
+  EXPECT_GT(attach_split(api::AttachGuest::CONTINUING).pages_missing(), kPages / 4);
+  EXPECT_EQ(split().subs(0).pages_held(), 0U);
+  EXPECT_TRUE(until([](const api::SplitStatus& now) { return now.problem().find("found out") != std::string::npos; }));
+  connect(false, 't');
+  run_guest(2);
+  EXPECT_EQ(status(0).splits(0).problem(), "");
+  EXPECT_EQ(status(0).splits(0).subs(0).pages_lost(), 0U);
+  restart(0);  // and the file is one to go by
+  attach_split(api::AttachGuest::CONTINUING);
+  EXPECT_GT(split().subs(0).pages_held(), 0U);
+  connect(false, 'u');
+  run_guest(3);
+}
+
 TEST_F(SplitVm, AStoreIsDrainedIntoAnotherAndLeftOut) {
   if (!begin_split()) {
     return;
@@ -313,6 +397,15 @@ TEST_F(SplitVm, AStoreThatIsGoneIsToldPageByPage) {
   EXPECT_TRUE(until([](const api::SplitStatus& now) {
     return now.subs(0).pages_lost() > kPages / 4 && now.subs(0).pages_lost() <= now.pages_missing();
   }));
+  const auto now = status(0).splits(0);
+  ASSERT_GT(now.subs(0).lost_size(), 0);
+  EXPECT_GT(now.subs(0).lost(0).count(), 0U);
+  restart(0);
+  attach_split(api::AttachGuest::CONTINUING);
+  split();
+  EXPECT_TRUE(until([&](const api::SplitStatus& later) {
+    return later.subs(0).pages_lost() == now.subs(0).pages_lost();
+  })) << "what is lost is forgotten";
 }
 
 }  // namespace

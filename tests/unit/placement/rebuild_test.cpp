@@ -30,6 +30,10 @@ TEST(Rebuild, TheNewestVersionCountsAndWhatIsHereNeedsNobody) {
   const std::vector<Listed> stale{
       {.sub = 1, .page = 0, .version = 5}, {.sub = 1, .page = 1, .version = 12}, {.sub = 1, .page = 99, .version = 3}};
   EXPECT_EQ(rebuilt.stale, stale);
+  const std::vector<Listed> kept{{.sub = 2, .page = 0, .version = 9},
+                                 {.sub = 3, .page = 0, .version = 9},
+                                 {.sub = 1, .page = 2, .version = 7, .zero = true}};
+  EXPECT_EQ(rebuilt.kept, kept);
 }
 
 TEST(Rebuild, WhoTellsTwiceHoldsOnce) {

@@ -3,6 +3,7 @@
 // plane is told again; and its end is told.
 #include <gtest/gtest.h>
 
+#include "tests/unit/qemu-bridge/monitor_in_the_middle.h"
 #include "tests/unit/qemu-bridge/switchover_fixture.h"
 
 namespace godwit::bridge {
@@ -145,6 +146,53 @@ TEST_F(SplitTest, GatheredIsToldAlsoIfTheWordWasMissed) {
     EXPECT_FALSE(journaled().split);
     EXPECT_FALSE(source_.present()->running().gathered());
   }
+}
+
+TEST_F(SplitTest, WhileAPageCannotComeItIsPausedAlsoAcrossARestart) {
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_TRUE(split(order()));
+  ASSERT_TRUE(wait_split(1));
+  const auto is = [&](const char* state) {
+    return source_.tick_until([&] { return source_.present()->running().run_state() == state; });
+  };
+  source_.present()->on_guest_blocked(3);
+  ASSERT_TRUE(is("paused"));
+  EXPECT_TRUE(journaled().paused_for_pages);
+  controlplane::v1::PrepareSource away;
+  away.set_migration_id(migration_.to_bytes());
+  away.set_ownership(5);
+  away.set_keeps_stores(true);
+  const auto moving = source_.run([&](Reply reply) { source_.present()->prepare_source(away, std::move(reply)); });
+  ASSERT_FALSE(moving);
+  EXPECT_NE(moving.error().text().find("waits for pages"), std::string::npos);
+  ASSERT_NO_FATAL_FAILURE(restart_bridge());
+  ASSERT_TRUE(wait_split(2));
+  EXPECT_TRUE(is("paused"));
+  const auto beat = source_.last_beat(uuid_);
+  source_.present()->tick();  // it has not been told anything yet
+  EXPECT_TRUE(is("paused"));
+  EXPECT_EQ(source_.last_beat(uuid_), beat);
+  dataplane::v1::Status status;
+  status.add_splits()->set_vm_uuid(uuid_.to_bytes());
+  source_.present()->on_dataplane_status(&status);
+  ASSERT_TRUE(is("running"));
+  EXPECT_TRUE(source_.wait_beat_after(uuid_, beat));
+  ASSERT_TRUE(source_.tick_until([&] { return !journaled().paused_for_pages; }));
+}
+
+TEST_F(SplitTest, WhoIsPausedBySomebodyElseStaysSo) {
+  more_arguments_ = {"-qmp", kSecondMonitor};
+  ASSERT_NO_FATAL_FAILURE(boot());
+  ASSERT_TRUE(split(order()));
+  const auto operators = QmpClient::connect(pin().parent_path() / "second.qmp", {});
+  ASSERT_TRUE(operators && stop(**operators));
+  const auto paused = [&] { return source_.present()->running().run_state() == "paused"; };
+  ASSERT_TRUE(source_.tick_until(paused));
+  source_.present()->on_guest_blocked(3);
+  source_.present()->on_guest_blocked(0);
+  ASSERT_TRUE(split(order())) << "after what was told";
+  EXPECT_FALSE(journaled().paused_for_pages);
+  EXPECT_EQ(query_status(**operators).value_or("?"), "paused");
 }
 
 TEST_F(SplitTest, ItsEndIsTold) {

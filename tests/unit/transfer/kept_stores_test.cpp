@@ -30,6 +30,7 @@ class Stores final : public KeptStores, public TakenStores {
     stored &= away;
     return {};
   }
+  [[nodiscard]] bool short_of_room() const override { return short_of; }
   void fetch(pages::PageNumber page) override { fetched.push_back(page); }
   [[nodiscard]] bool is_here(pages::PageNumber page) override { return !away.test(page); }
   [[nodiscard]] bool serve() const override { return serves; }
@@ -47,6 +48,7 @@ class Stores final : public KeptStores, public TakenStores {
   std::uint64_t next = 0;
   std::vector<pages::PageNumber> fetched;
   bool serves = true;
+  bool short_of = false;
 };
 
 class SourceOfSplitTest : public SourceTest {
@@ -132,6 +134,16 @@ TEST_F(SourceOfSplitTest, TheEndIsPostcopysHoweverLittleIsLeft) {
   s.settle(*source);
   acknowledge_round(3);
   EXPECT_TRUE(s.find<wire::AllAnnounced>(s.sent()));
+}
+
+TEST_F(SourceOfSplitTest, WhenTheBudgetHasNoRoomThatIsTheEndOfTheRounds) {
+  open({.downtime_limit = microseconds(1), .mode = Mode::kHybrid});
+  take(false);
+  advance(milliseconds(5));
+  EXPECT_EQ(s.events.ready, 0);
+  stores.short_of = true;
+  advance(milliseconds(5));
+  EXPECT_EQ(s.events.ready, 1);
 }
 
 TEST_F(SourceOfSplitTest, UntilTheCommitWhatAStoreHasIsFetchedForWhoAsks) {
