@@ -107,6 +107,8 @@ class LiveSplit final : public split::MainMemory,
   void release();
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
+  [[nodiscard]] std::uint64_t budget_pages() const override { return limits().budget_pages; }
+  [[nodiscard]] std::uint64_t budget_there_pages() const override { return room_.budget_pages(); }
   [[nodiscard]] bool short_of_room() const override { return short_of_room_; }
   void fetch(pages::PageNumber page) override;
   [[nodiscard]] bool is_here(pages::PageNumber page) override;

@@ -214,7 +214,10 @@ void Destination::Impl::on(const wire::Hello& message) {
     hashes_ = std::make_shared<pages::PageHashes>(page_count_);
   }
   phase_ = Phase::kTables;
-  outbox_.push(wire::HelloReply{.has_retained = has_retained_, .can_page = paging_ != nullptr});
+  outbox_.push(
+      wire::HelloReply{.has_retained = has_retained_,
+                       .can_page = paging_ != nullptr,
+                       .budget_pages = is_split() ? std::min(stores_->budget_there_pages(), wire::kPagesMax) : 0});
   wake_ = true;
   if (has_retained_) {
     send_retained();

@@ -10,6 +10,9 @@
 //     The budget holds all the same: before there is no room left for what the guest touches, it is stopped.
 //   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
 //   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
+//   * Of what the stores have the destination's image may have as good a copy. It keeps no more of those than its
+//   budget
+//     is above the source's, as all that is resident there will be here too.
 //   * QEMU may touch such a page at the destination before the store's word, when it loads its devices. Then the source
 //     fetches it, and gives it like any other; whoever of the two has it first, its content is the same.
 //
@@ -37,6 +40,8 @@ class KeptStores {
   virtual std::expected<Stored, GuestError> list(const pages::Bitmap& written) = 0;
   /// After a scan, which has found `written`: takes out of `stored` what is here again.
   virtual std::expected<void, GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) = 0;
+  /// The home lcore. The resident budget.
+  [[nodiscard]] virtual std::uint64_t budget_pages() const = 0;
   /// The home lcore. The guest touches more than there is room for: it is to go on at the destination soon.
   [[nodiscard]] virtual bool short_of_room() const = 0;
   // ---- the home lcore, once the guest stands still and until the destination has it ----
@@ -49,6 +54,8 @@ class KeptStores {
 class TakenStores {
  public:
   virtual ~TakenStores() = default;
+  /// The home lcore. The resident budget here.
+  [[nodiscard]] virtual std::uint64_t budget_there_pages() const = 0;
   /// In any number of calls, ascending.
   virtual void note(std::span<const wire::StoredPage> pages) = 0;
   /// Before PagingGuest::arm() of both, which are disjoint: `stored` are those of them that stay where they are; the

@@ -240,6 +240,10 @@ void Source::Impl::on(const wire::HelloReply& message) {
   }
   has_retained_ = message.has_retained;
   can_page_ = message.can_page;
+  if (stores_ != nullptr) {
+    const std::uint64_t here = stores_->budget_pages();
+    stored_there_max_ = message.budget_pages - std::min(message.budget_pages, here);
+  }
   if (policy_.mode != Mode::kPrecopy && !can_page_) {
     return fail(Failure::kPeerProtocol, "the destination cannot catch the faults that post-copy needs; choose precopy");
   }

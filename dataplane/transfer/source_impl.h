@@ -188,6 +188,7 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   std::uint64_t handed_content_ = 0;
   Instant round_started_{};
 
+  std::uint64_t stored_there_max_ = 0;       // of those that the destination has too, as many stay there
   StoredSets stored_;                        // while a scan is under way its job has them
   std::vector<pages::PageNumber> fetching_;  // of stored_, asked for
 

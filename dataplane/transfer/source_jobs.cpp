@@ -43,8 +43,8 @@ bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
   return true;
 }
 
-/// What the stores have is not sent but told of, where the destination does not have it. If all is to be verified it is
-/// told of in any case: what is not here nobody can compare.
+/// What the stores have is not sent but told of, where the destination does not have it, or has no room for it. If all
+/// is to be verified it is told of in any case: what is not here nobody can compare.
 bool list_stored(CompareJob& job, const pages::Bitmap& written) {
   const auto listed = job.stores->list(written);
   if (!listed) {
@@ -61,7 +61,8 @@ bool list_stored(CompareJob& job, const pages::Bitmap& written) {
   };
   for (const wire::StoredPage& stored : listed->pages) {
     job.stored.away.set(stored.page);
-    if (!job.verifies_all && !job.to_send.test(stored.page)) {
+    if (job.stored_there_max > 0 && !job.to_send.test(stored.page)) {
+      --job.stored_there_max;
       continue;
     }
     job.stored.told.set(stored.page);

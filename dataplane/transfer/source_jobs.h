@@ -41,7 +41,7 @@ struct CompareJob {
   std::vector<std::vector<std::byte>> retained_pieces;
   const pages::AccessHistory* accesses = nullptr;
   KeptStores* stores = nullptr;
-  bool verifies_all = false;
+  std::uint64_t stored_there_max = 0;
   // ---- result ----
   StoredSets stored;    // not in to_send
   pages::Bitmap often;  // accessed, as far as history says

@@ -25,7 +25,7 @@ void Source::Impl::compare() {
   job->retained_pieces = std::move(retained_pieces_);
   job->accesses = accesses_;
   job->stores = stores_;
-  job->verifies_all = policy_.verify == Verify::kFull;
+  job->stored_there_max = policy_.verify == Verify::kFull ? 0 : stored_there_max_;
   scan_before_ = scan_submitted_ = now_;
   submit(std::move(job), &Impl::compared);
 }

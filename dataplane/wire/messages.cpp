@@ -151,13 +151,15 @@ Result read(Reader& in, Hello m) {
 void write(Writer& out, const HelloReply& m) {
   out.number(static_cast<std::uint8_t>(m.has_retained));
   out.number(static_cast<std::uint8_t>(m.can_page));
+  out.number(m.budget_pages);
 }
 Result read(Reader& in, HelloReply m) {
   const auto retained = in.number<std::uint8_t>();
   const auto page = in.number<std::uint8_t>();
   m.has_retained = retained == 1;
   m.can_page = page == 1;
-  return retained <= 1 && page <= 1 ? Result(m) : Bad("flag is neither 0 nor 1");
+  m.budget_pages = in.number<std::uint64_t>();
+  return retained <= 1 && page <= 1 && m.budget_pages <= kPagesMax ? Result(m) : Bad("flag or budget out of range");
 }
 
 void write(Writer& out, const TablePiece& m) {

@@ -19,7 +19,7 @@
 
 namespace godwit::wire {
 
-inline constexpr std::uint16_t kTransferVersion = 3;  // 1 had no post-copy, 2 no stores that stay
+inline constexpr std::uint16_t kTransferVersion = 4;  // 1 had no post-copy, 2 no stores that stay, 3 no budget there
 inline constexpr std::size_t kMessageBytesMax = 65536;
 inline constexpr std::size_t kRegionsMax = 64;
 inline constexpr std::size_t kRegionNameBytesMax = 255;
@@ -63,7 +63,8 @@ struct Hello {
 /// Destination's answer; the pieces of its table follow if it has one.
 struct HelloReply {
   bool has_retained = false;
-  bool can_page = false;  // it can catch the faults that post-copy needs
+  bool can_page = false;           // it can catch the faults that post-copy needs
+  std::uint64_t budget_pages = 0;  // of a guest that is split: what may be in memory there; at most kPagesMax
 };
 /// A piece of the sender's generation table, in order.
 struct TablePiece {

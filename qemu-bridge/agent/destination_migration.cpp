@@ -54,7 +54,8 @@ std::expected<dataplane::v1::PrepareMigrationResult, Error> DestinationMigration
   prepare.set_encryption(command.encryption());
   prepare.set_mode(command.mode());
   prepare.set_keeps_stores(command.has_split());
-  prepare.set_budget_bytes(command.split().budget_bytes());
+  // To be whole there it needs room for all of it, and the budget is none.
+  prepare.set_budget_bytes(command.split().gather() ? prepare.bytes_total() : command.split().budget_bytes());
   if (command.reuse()) {
     prepare.set_reuse_image_id(command.image_id());
   }

@@ -50,7 +50,7 @@ std::vector<Seed> seeds() {
                                 .epoch_base = 5,
                                 .epoch_count = 100,
                                 .regions = {{"ram0", 262144}, {"ram1", 512}}}),
-      seed("hello-reply", wire::HelloReply{true, true}),
+      seed("hello-reply", wire::HelloReply{true, true, 0x123456789}),
       seed("table-piece", wire::TablePiece{.last = true, .bytes = bytes}),
       seed("round-begin", wire::RoundBegin{.round = 2, .pages_before = 77}),
       seed("round-ack", wire::RoundAck{2}),

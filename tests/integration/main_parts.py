@@ -8,7 +8,7 @@ from tests.lab.processes import LabError, wait_until
 from .failures import Background, newest, restart, runs_in_one_place, stray_memory, wait_state
 from .movement import SMALL, moved
 from .registry import check, check_equal, scenario, scenario_beside_others
-from .split_moves import SLOW, lab_with_guest, right_split_and_gathered, split_guest, sub_hosts_are_free, tell, wait_for_split
+from .split_moves import FITS, SLOW, lab_with_guest, right_split_and_gathered, split_guest, sub_hosts_are_free, tell, wait_for_split
 from .splitting import BATCH_BYTES, BUDGET_BYTES, Resident, split_of
 
 VICTIMS = ("dataplane host-c", "bridge host-a", "controlplane")
@@ -66,7 +66,7 @@ def a_main_part_moves_with_another_budget():
 
 @scenario_beside_others
 def a_main_part_that_does_not_move_is_as_it_was():
-    with split_guest("host-b") as lab:
+    with split_guest("host-b", **FITS) as lab:
         before, migration = stores(lab), Background(lab, "guest", "host-c", **ROUNDS)
         wait_state(lab, "TRANSFERRING", 120)
         time.sleep(0.5)

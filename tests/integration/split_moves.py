@@ -13,20 +13,22 @@ from .splitting import BATCH_BYTES, BUDGET_BYTES, Resident, split_of, subs_of
 
 # Slow enough that some seconds are spent on the way.
 SLOW = {"bandwidth_limit": "200Mbit/s"}
+# What it touches all the time fits the budget: else rounds of its main part end as soon as there is no room left.
+FITS = {"mb": 24}
 
 
 @contextlib.contextmanager
-def lab_with_guest(hosts=3, rate=200):
+def lab_with_guest(hosts=3, **guest):
     with Lab(hosts=hosts, options={"lend": "512MiB"}) as lab:
         lab.start()
-        lab.start_vm(**SMALL, rate=rate)
+        lab.start_vm(**{**SMALL, "rate": 200, **guest})
         yield lab
 
 
 @contextlib.contextmanager
-def split_guest(*subs, hosts=3):
+def split_guest(*subs, hosts=3, **guest):
     """Split on host-a over `subs`, within its budget."""
-    with lab_with_guest(hosts) as lab:
+    with lab_with_guest(hosts, **guest) as lab:
         lab.ctl("vm", "split", "guest", "--budget", "64MiB", *(word for sub in subs for word in ("--sub", sub)))
         wait_for_split(lab, subs)
         yield lab
@@ -103,7 +105,7 @@ def the_main_host_of_a_split_guest_is_drained():
 
 def _struck(key, into, plan, stays, destination="host-c"):
     """Something dies while the guest is on its way; it is split where it is then."""
-    with split_guest("host-b") as lab:
+    with split_guest("host-b", **FITS) as lab:
         migration = Background(lab, "guest", destination, **plan)
         into(lab)
         lab.kill(key)

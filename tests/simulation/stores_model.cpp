@@ -28,6 +28,7 @@ StoresModel::StoresModel(ModelMemory& source, ModelMemory& destination, Random& 
   if (random_.below(3) == 0) {
     room_ = random_.below(8);
   }
+  room_there_ = random_.below(3) * random_.below(8);
   source_.on_touch([this](pages::PageNumber page) { touch_at_source(page); });
 }
 

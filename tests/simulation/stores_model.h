@@ -33,6 +33,8 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
 
+  [[nodiscard]] std::uint64_t budget_pages() const override { return 100; }
+  [[nodiscard]] std::uint64_t budget_there_pages() const override { return 100 + room_there_; }
   [[nodiscard]] bool short_of_room() const override { return came_back_ > room_; }
   void fetch(pages::PageNumber page) override { fetching_.insert(page); }
   [[nodiscard]] bool is_here(pages::PageNumber page) override;
@@ -67,6 +69,7 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   std::set<pages::PageNumber> fetching_;  // by the source
   std::uint64_t came_back_ = 0;           // to the source
   std::uint64_t room_ = UINT64_MAX;       // for those
+  std::uint64_t room_there_ = 0;          // at the destination, more than at the source
   pages::Bitmap stored_;                  // of the destination's guest
   bool served_ = false;
 };

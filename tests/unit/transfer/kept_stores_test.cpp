@@ -30,6 +30,8 @@ class Stores final : public KeptStores, public TakenStores {
     stored &= away;
     return {};
   }
+  [[nodiscard]] std::uint64_t budget_pages() const override { return 5; }
+  [[nodiscard]] std::uint64_t budget_there_pages() const override { return 77; }
   [[nodiscard]] bool short_of_room() const override { return short_of; }
   void fetch(pages::PageNumber page) override { fetched.push_back(page); }
   [[nodiscard]] bool is_here(pages::PageNumber page) override { return !away.test(page); }
@@ -61,7 +63,8 @@ class SourceOfSplitTest : public SourceTest {
     source->start(s.now, s.lanes);
     s.settle(*source);
     ASSERT_TRUE(s.find<wire::Hello>(s.sent())->keeps_stores);
-    tell(*source, wire::HelloReply{.has_retained = retained.has_value(), .can_page = true});
+    tell(*source,
+         wire::HelloReply{.has_retained = retained.has_value(), .can_page = true, .budget_pages = budget_there_pages});
     if (retained) {
       std::vector<std::byte> piece;
       ASSERT_EQ(pages::encode_table_piece(*retained, 0, {}, piece), kPages);
@@ -79,6 +82,7 @@ class SourceOfSplitTest : public SourceTest {
     std::ranges::sort(pages);
     return pages;
   }
+  std::uint64_t budget_there_pages = kPages;
   Stores stores;
   std::optional<wire::StoredPages> told;
 };
@@ -105,6 +109,17 @@ TEST_F(SourceOfSplitTest, WhatTheDestinationHasIsNotToldOf) {
   for (const pages::PageNumber page : pages_of(take())) {
     EXPECT_NE(page, 4U);
   }
+}
+
+TEST_F(SourceOfSplitTest, WhatTheDestinationHasNoRoomForIsToldOfAllTheSame) {
+  pages::GenerationTable retained(kPages, pages::kUnknownGeneration);
+  retained.set(3, kVisit);
+  retained.set(4, kVisit);
+  budget_there_pages = 6;  // one more than here
+  open(kRounds, retained);
+  ASSERT_EQ(told->pages.size(), 2U);
+  EXPECT_EQ(told->pages[0].page, 4U);
+  EXPECT_EQ(told->pages[1].page, 5U);
 }
 
 TEST_F(SourceOfSplitTest, WhatNobodyCouldCompareIsToldOfAllTheSame) {
@@ -183,6 +198,11 @@ class DestinationOfSplitTest : public ::testing::Test {
     hello.keeps_stores = keeps_stores;
     tell(*destination, hello);
     s.settle(*destination);
+    const auto reply = s.find<wire::HelloReply>(s.sent());
+    if (keeps_stores) {
+      ASSERT_TRUE(reply);
+      EXPECT_EQ(reply->budget_pages, stores.budget_there_pages());
+    }
     std::vector<std::byte> piece;
     ASSERT_EQ(pages::encode_table_piece(source_table, 0, {}, piece), kPages);
     tell(*destination, wire::TablePiece{.last = true, .bytes = piece});

@@ -18,7 +18,7 @@ std::vector<Message> examples() {
                 .epoch_base = 7,
                 .epoch_count = 9,
                 .regions = {{"ram0", 5}, {"", 6}}},
-          HelloReply{true, true},
+          HelloReply{true, true, 0x123456789},
           TablePiece{true, kBytes},
           RoundBegin{3, 77},
           RoundAck{3},
