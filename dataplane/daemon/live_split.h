@@ -212,6 +212,7 @@ class LiveSplit final : public split::MainMemory,
   bool gathered_ = false;
   bool narrow_ = false;         // held
   bool short_of_room_ = false;  // the same
+  bool stands_still_ = false;   // the guest, and QEMU loads at the destination
   Instant widen_at_{};
   Instant publish_at_{};
   SplitTold told_;

@@ -7,7 +7,7 @@
 
 namespace godwit::daemon {
 namespace {
-constexpr Duration kWidenEvery = milliseconds(1);
+constexpr Duration kWidenEvery = milliseconds(5);
 }  // namespace
 
 // ---- the source ----
@@ -29,16 +29,18 @@ void LiveSplit::hold(std::function<void()> then) {
   });
 }
 
-/// The budget's last part, while nothing leaves: once the guest has reached it, it is to stand still as soon as can be.
-/// One half of that it may use meanwhile. The rest it gets slowly, a page at a time: QEMU stops only when each of its
-/// threads has the page that it waits for.
+/// What was kept free, while nothing leaves, in eighths of it. With the first four the guest goes on as ever; when they
+/// are used up, it is to stand still as soon as can be. It goes on with one more, and gets the next two slowly, a page
+/// at a time: QEMU stops only when each of its threads has the page that it waits for. The last is for what QEMU
+/// touches while it loads its devices at the destination.
 void LiveSplit::widen_room(Instant now) {
-  if (now < widen_at_ || !room_.take_refused()) {
+  if (stands_still_ || now < widen_at_ || !room_.take_refused()) {
     return;
   }
   const SplitLimits limits = this->limits();
-  const std::uint64_t half = (limits.budget_pages - limits.high_pages) / 4;
-  room_.set_budget(std::min(std::max(limits.budget_pages - half, room_.budget_pages() + 1), limits.budget_pages));
+  const std::uint64_t eighth = (limits.budget_pages - limits.high_pages) / 8;
+  room_.set_budget(
+      std::min(std::max(limits.budget_pages - 3 * eighth, room_.budget_pages() + 1), limits.budget_pages - eighth));
   widen_at_ = now + kWidenEvery;
   short_of_room_ = true;
 }
@@ -52,7 +54,7 @@ void LiveSplit::release() {
   }
   lcore_->post([this] {
     held_then_ = nullptr;
-    narrow_ = short_of_room_ = false;
+    narrow_ = short_of_room_ = stands_still_ = false;
     main_->hold(false);
   });
 }
@@ -108,7 +110,12 @@ std::expected<void, transfer::GuestError> LiveSplit::keep_stored(pages::Bitmap& 
   return {};
 }
 
-void LiveSplit::fetch(pages::PageNumber page) { main_->demand({&page, 1}); }
+void LiveSplit::fetch(pages::PageNumber page) {
+  if (!std::exchange(stands_still_, true)) {
+    room_.set_budget(limits().budget_pages);
+  }
+  main_->demand({&page, 1});
+}
 
 bool LiveSplit::is_here(pages::PageNumber page) {
   if (pager_->is_missing(page)) {
