@@ -9,6 +9,7 @@ from .processes import LabError, run, wait_until
 
 SOURCES = os.path.join(ROOT, "tests/guest")
 APP = re.compile(r"GODWIT APP done=(\d+) bad=(\d+)")
+SWEEPS = re.compile(r"GODWIT APP .* sweeps=(\d+)")
 # Else the guest's kernel takes a pause of its QEMU, on a busy machine, for a bug of its own, and says so in the words of one.
 PATIENT = "nosoftlockup"
 
@@ -60,3 +61,15 @@ def goes_on(console, patience_s=60):
     if console.died() or bad:
         return False, console.died() or f"{bad} wrong answers"
     return True, f"clean, {done} done"
+
+
+def all_answers(console, timeout_s=240, sweeps=2):
+    """(well, one line): every key that there is has been got since now, and nothing wrong found. Of a load with `sweep`."""
+
+    def swept():
+        found = SWEEPS.findall(console.text())
+        return int(found[-1]) if found else 0
+
+    want = swept() + sweeps
+    wait_until("the load to get all keys", lambda: console.died() or APP.findall(console.text())[-1][1] != "0" or swept() >= want, timeout_s, 0.1)
+    return goes_on(console)
