@@ -5,7 +5,7 @@ Each goes to host-b by pre-copy, works there, and comes home. Even a get writes:
 
 import time
 
-from perf.system.applications import operations
+from tests.lab.applications import operations
 
 from .guests import Guest, in_a_lab, moved_and_goes_on, pause_until
 from .points import Benchmark, in_turn

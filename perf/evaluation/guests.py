@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from perf.system import trips
-from perf.system.applications import PATIENT, built_guest, goes_on
+from tests.lab.applications import PATIENT, built_guest, goes_on
 from tests.lab.lab import Lab, total_us
 from tests.lab.metrics import telemetry
 from tests.lab.network import DATA

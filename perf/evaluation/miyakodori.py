@@ -9,7 +9,7 @@ import re
 import time
 
 from perf.system import tracking
-from perf.system.applications import built_guest
+from tests.lab.applications import built_guest
 from tests.lab.lab import BUILD
 from tests.lab.processes import run, wait_until
 

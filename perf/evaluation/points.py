@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from tests.lab.lab import PROGRAMS, ROOT, program
 
 # What every system benchmark runs through, besides its own module.
-COMMON = ("tests/lab", "tests/guest", "perf/system/trips.py", "perf/system/applications.py", "perf/system/tracking.py", "perf/system/split.py",
-          "perf/system/swap_host.py", "perf/evaluation/guests.py", "perf/guest")
+COMMON = ("tests/lab", "tests/guest", "perf/system/trips.py", "perf/system/tracking.py", "perf/system/split.py", "perf/system/swap_host.py",
+          "perf/evaluation/guests.py")
 
 
 @dataclass(frozen=True)

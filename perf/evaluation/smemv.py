@@ -8,7 +8,7 @@ import dataclasses
 import time
 
 from perf.system import split, trips
-from perf.system.applications import PATIENT
+from tests.lab.applications import PATIENT
 from tests.lab.lab import Lab
 from tests.lab.processes import LabError, wait_until
 

@@ -9,6 +9,7 @@ import argparse
 import time
 from dataclasses import dataclass
 
+from tests.lab.applications import PATIENT, built_guest, goes_on
 from tests.lab.lab import Lab
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
@@ -16,7 +17,6 @@ from tests.lab.processes import LabError
 from tests.lab.sampled import Sampled, allocated
 
 from . import trips
-from .applications import PATIENT, built_guest, goes_on
 from .report import Report
 from .swap_host import SwapHost
 

@@ -94,8 +94,8 @@ def wait_state(lab, state, timeout_s=30):
     return wait_until(f"state {state}", lambda: (s := state_now(lab)) and order.index(s) >= order.index(state) and s, timeout_s, 0.005)
 
 
-def runs_in_one_place(lab, vm, timeout_s=60):
-    """Waits until the guest runs on exactly one host, no other QEMU of it is left, and it finds its memory right; returns the host."""
+def runs_in_one_place(lab, vm, timeout_s=60, verdict=None):
+    """Waits until the guest runs on exactly one host, no other QEMU of it is left, and it finds its memory right (`verdict`: or else); returns the host."""
 
     def settled():
         running = [h for h in lab.hosts if lab.qemu_pids(h)]
@@ -109,7 +109,7 @@ def runs_in_one_place(lab, vm, timeout_s=60):
     host = wait_until("one QEMU to be left", settled, timeout_s, 0.2)
     speakers = wait_until("the guest to go on", speaking, timeout_s, 0.1)
     check_equal(speakers, [host], "hosts on which the guest speaks")
-    ok, text = lab.verdict(vm, host)
+    ok, text = (verdict or lab.verdict)(vm, host)
     check(ok, f"guest on {host}: {text}")
     wait_until("the control plane to know", lambda: lab.where(vm) == host, 30, 0.2)
     return host

@@ -26,7 +26,7 @@ def held(lab):
     return {sub["host"]: sub["pages"] for sub in split["subs"]} if split["known"] else None
 
 
-def main_part_moved(lab, destination, **plan):
+def main_part_moved(lab, destination, verdict=None, **plan):
     """While it moves, and from its first moment there, the page stores are what they were, and hold pages."""
     before, migration = stores(lab), Background(lab, "guest", destination, **plan)
     while migration.thread.is_alive():
@@ -38,7 +38,7 @@ def main_part_moved(lab, destination, **plan):
     summary = migration.summary
     check_equal((summary["state"], summary["plan"]["keeps_stores"]), ("COMMITTED", True), "state, keeps_stores")
     tell(summary)
-    check_equal(runs_in_one_place(lab, "guest"), destination, "host")
+    check_equal(runs_in_one_place(lab, "guest", verdict=verdict), destination, "host")
     check_equal(stores(lab), before, "page stores")
     return summary
 

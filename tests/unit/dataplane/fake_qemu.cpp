@@ -1,6 +1,8 @@
 #include "tests/unit/dataplane/fake_qemu.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -73,6 +75,11 @@ void FakeQemu::describe(dataplane::v1::AttachGuest& request) const {
   request.set_has_userfaultfd(true);
   request.set_has_pagemap(true);
   request.set_qemu_pid(getpid());
+}
+
+void FakeQemu::give_up_waiting() {
+  uffdio_range all{.start = reinterpret_cast<std::uint64_t>(memory_), .len = bytes_};
+  ioctl(userfaultfd_.get(), UFFDIO_UNREGISTER, &all);
 }
 
 }  // namespace godwit::tests

@@ -28,6 +28,8 @@ class FakeQemu {
   /// none.
   [[nodiscard]] std::string armed() const;
   void describe(dataplane::v1::AttachGuest& request) const;
+  /// Whoever waits for a page goes on without it: of a guest that is lost.
+  void give_up_waiting();
 
  private:
   const std::string path_;

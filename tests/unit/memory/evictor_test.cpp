@@ -3,10 +3,9 @@
 
 #include <sys/mman.h>
 
-#include <cstdlib>
 #include <cstring>
-#include <numeric>
 
+#include "tests/unit/memory/counters.h"
 #include "tests/unit/memory/own_ram.h"
 #include "tests/unit/memory/paged_guest.h"
 #include "tests/unit/memory/split_guest.h"
@@ -15,12 +14,6 @@ namespace godwit::memory::test {
 namespace {
 
 constexpr std::uint64_t kPage = pages::kPageSize;
-
-/// How long the tests under load run; longer by hand.
-std::chrono::seconds torture_time() {
-  const char* const seconds = std::getenv("GODWIT_TORTURE_SECONDS");
-  return std::chrono::seconds(seconds != nullptr ? std::atoi(seconds) : 2);
-}
 
 /// Until the time is over and so many pages have left, `round` again and again.
 template <class F>
@@ -259,59 +252,6 @@ TEST_P(EvictorTest, UnderWritersAndABalloonTheCopyIsTheGuest) {
   }
 }
 
-/// Threads of this process that add to counters, one a page and thread, and keep account of it.
-class Counters {
- public:
-  Counters(std::byte* ram, std::uint64_t page_count, std::uint64_t threads)
-      : ram_(ram), counts_(threads, std::vector<std::uint64_t>(page_count)) {
-    for (std::uint64_t id = 0; id < threads; ++id) {
-      threads_.emplace_back([this, id] { run(id); });
-    }
-  }
-  ~Counters() { stop(); }
-  void stop() {
-    stop_ = true;
-    for (std::thread& thread : threads_) {
-      thread.join();
-    }
-    threads_.clear();
-  }
-  [[nodiscard]] std::uint64_t wrong(pages::PageNumber page, std::span<const std::byte> content) const {
-    std::uint64_t wrong = 0;
-    for (std::uint64_t id = 0; id < counts_.size(); ++id) {
-      std::uint64_t value = 0;
-      std::memcpy(&value, &content[id * 8], sizeof value);
-      wrong += value == counts_[id][page] ? 0U : 1U;
-    }
-    return wrong;
-  }
-  [[nodiscard]] std::uint64_t writes() const {
-    std::uint64_t sum = 0;
-    for (const auto& counts : counts_) {
-      sum = std::accumulate(counts.begin(), counts.end(), sum);
-    }
-    return sum;
-  }
-
- private:
-  void run(std::uint64_t id) {
-    std::vector<std::uint64_t>& counts = counts_[id];
-    for (std::uint64_t random = 0x9e3779b97f4a7c15U * (id + 1); !stop_;) {
-      random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-      // Mostly near each other, so that pages are written while they are chosen, held, punched and placed.
-      const std::uint64_t page = (random >> 20) % (random % 4 == 0 ? counts.size() : counts.size() / 8);
-      auto* const counter = reinterpret_cast<std::uint64_t*>(ram_ + page * kPage + id * 8);
-      std::atomic_ref(*counter).fetch_add(1, std::memory_order_relaxed);
-      ++counts[page];
-    }
-  }
-
-  std::byte* ram_;
-  std::atomic<bool> stop_{false};
-  std::vector<std::vector<std::uint64_t>> counts_;
-  std::vector<std::thread> threads_;
-};
-
 TEST(EvictorTorture, NoWriteIsLostAndTheResidentSetKeepsWithinItsBudget) {
   auto own = OwnRam::on_tmpfs(16U << 20);
   ASSERT_TRUE(own);
@@ -332,6 +272,7 @@ TEST(EvictorTorture, NoWriteIsLostAndTheResidentSetKeepsWithinItsBudget) {
   std::vector<std::byte> copied(ram->page_count() * kPage);
   split.begin();
   Counters counters(own->data(), ram->page_count(), 2);
+  counters.begin();
   for_torture_time(*split.evictor, 2 * ram->page_count(), [&] { split.copy_written(copied); });
   counters.stop();
   split.stop();
@@ -340,16 +281,19 @@ TEST(EvictorTorture, NoWriteIsLostAndTheResidentSetKeepsWithinItsBudget) {
   std::uint64_t wrong_copies = 0;
   for (pages::PageNumber page = 0; page < ram->page_count(); ++page) {
     const std::vector<std::byte> content = split.content(page);
-    wrong += counters.wrong(page, content);
+    std::vector<std::byte> expected(kPage);
+    counters.write_to(page, expected);
+    wrong += content == expected ? 0U : 1U;
     wrong_copies += std::ranges::equal(content, std::span(copied).subspan(page * kPage, kPage)) ? 0U : 1U;
   }
   const EvictorStats stats = split.evictor->stats();
   std::printf(
-      "evictions %lu, refetched %lu, of it on their way %lu, writes %lu, pages copied %lu, resident at most %lu of "
+      "evictions %lu, refetched %lu, of it on their way %lu, additions %lu, pages copied %lu, resident at most %lu of "
       "%lu\n",
-      stats.evicted_pages, split.from_leaving + split.from_store, split.from_leaving, counters.writes(),
+      stats.evicted_pages, split.from_leaving + split.from_store, split.from_leaving, counters.additions(),
       split.written_pages, split.resident_most, budget);
-  EXPECT_EQ(wrong, 0U) << "counters";
+  EXPECT_EQ(counters.wrong_met(), 0U) << "counters";
+  EXPECT_EQ(wrong, 0U) << "pages";
   EXPECT_EQ(wrong_copies, 0U) << "pages that changed and were not told of as written";
   EXPECT_GT(split.from_leaving, 0U);
   EXPECT_LE(split.resident_most, budget + LeavingPages::kBatchPagesMax);

@@ -1,20 +1,25 @@
-"""Guests with an application in them: perf/guest builds them, from Debian packages and programs of ours."""
+"""Guests with an application in them: tests/guest/applications builds them, from Debian packages and programs of ours."""
 
 import fcntl
 import os
 import re
 
-from tests.lab.lab import BUILD, ROOT
-from tests.lab.processes import run, wait_until
+from .lab import BUILD, ROOT
+from .processes import LabError, run, wait_until
 
-SOURCE = os.path.join(ROOT, "perf/guest")
+SOURCES = os.path.join(ROOT, "tests/guest")
 APP = re.compile(r"GODWIT APP done=(\d+) bad=(\d+)")
+SWEEPS = re.compile(r"GODWIT APP .* sweeps=(\d+)")
 # Else the guest's kernel takes a pause of its QEMU, on a busy machine, for a bug of its own, and says so in the words of one.
 PATIENT = "nosoftlockup"
 
 
-def _newest(*roots):
-    return max(os.path.getmtime(os.path.join(folder, name)) for root in roots for folder, _, names in os.walk(root) for name in names)
+class NotToBeHad(LabError):
+    """A package that runs in the guest cannot be downloaded here."""
+
+
+def _newest_source():
+    return max(os.path.getmtime(os.path.join(folder, name)) for folder, _, names in os.walk(SOURCES) for name in names)
 
 
 def built_guest(application):
@@ -26,9 +31,16 @@ def built_guest(application):
     built = os.path.join(directory, "built-" + application)
     with open(os.path.join(directory, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(built) or _newest(SOURCE, os.path.join(ROOT, "tests/guest")) >= os.path.getmtime(built):
-            run(os.path.join(SOURCE, "build-guest"), directory, application, timeout=120)
+        if not os.path.exists(built) or _newest_source() >= os.path.getmtime(built):
+            _build(directory, application)
     return directory
+
+
+def _build(directory, application):
+    done = run(os.path.join(SOURCES, "applications/build-guest"), directory, application, check=False, timeout=120)
+    if done.returncode != 0:
+        said = done.stderr.strip()
+        raise NotToBeHad(said.splitlines()[-1]) if done.returncode == 77 else LabError(said)
 
 
 def operations(console):
@@ -49,3 +61,15 @@ def goes_on(console, patience_s=60):
     if console.died() or bad:
         return False, console.died() or f"{bad} wrong answers"
     return True, f"clean, {done} done"
+
+
+def all_answers(console, timeout_s=240, sweeps=2):
+    """(well, one line): every key that there is has been got since now, and nothing wrong found. Of a load with `sweep`."""
+
+    def swept():
+        found = SWEEPS.findall(console.text())
+        return int(found[-1]) if found else 0
+
+    want = swept() + sweeps
+    wait_until("the load to get all keys", lambda: console.died() or APP.findall(console.text())[-1][1] != "0" or swept() >= want, timeout_s, 0.1)
+    return goes_on(console)

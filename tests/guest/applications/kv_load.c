@@ -1,10 +1,11 @@
 // Sets and gets on memcached or Redis in this guest: KEYS keys (a multiple of 32) of 1 KiB, SETS sets among ten
 // operations, and every answer checked. Low keys are asked for more often: key = KEYS * u^3 of a uniform u.
 //
-// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS
+// usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS [sweep]
 // What a value holds is a function of key and version; the load knows each key's version. It waits for each answer.
 // After all keys are set once: "GODWIT FILLED pages=0", then about four times a second
-//   GODWIT APP done=<operations> bad=<wrong answers>
+//   GODWIT APP done=<operations> bad=<wrong answers> sweeps=<times that all keys were got in order>
+// sweep, of memcached: in the time that is left all keys are got in order, over and over, and checked like any.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <inttypes.h>
@@ -23,7 +24,7 @@ static const uint64_t kMix = 0x9e3779b97f4a7c15ull;
 static uint32_t versions[kKeysMax], keys;
 static FILE *in, *out;
 static int redis;
-static uint64_t done, bad;
+static uint64_t done, bad, sweeps;
 
 static uint64_t now_us(void) {
   struct timespec t;
@@ -65,11 +66,16 @@ static void ask_set(uint32_t key) {
   fputs("\r\n", out);
 }
 
+static void say(void) {
+  printf("GODWIT APP done=%" PRIu64 " bad=%" PRIu64 " sweeps=%" PRIu64 "\n", done, bad, sweeps);
+  fflush(stdout);
+}
+
 static void take_line(char* line, int size) {
   if (fgets(line, size, in)) return;
-  printf("GODWIT BAD the server has closed the connection\nGODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done,
-         bad + 1);
-  fflush(stdout);
+  printf("GODWIT BAD the server has closed the connection\n");
+  bad++;
+  say();
   for (;;) pause();
 }
 
@@ -83,15 +89,35 @@ static void take_set(uint32_t key) {
   if (strcmp(line, redis ? "+OK\r\n" : "STORED\r\n") != 0) wrong("set", key);
 }
 
-static void get(uint32_t key) {
-  char line[128], want[kValueBytes], value[kValueBytes + 2];
-  fprintf(out, redis ? "*2\r\n$3\r\nGET\r\n$8\r\nk%07u\r\n" : "get k%07u\r\n", key);
-  fflush(out);
-  take_line(line, sizeof line);
-  if (strncmp(line, redis ? "$1024" : "VALUE", 5) != 0) return wrong("get", key);
+static void take_value(uint32_t key) {
+  char want[kValueBytes], value[kValueBytes + 2];
   make_value(want, key, versions[key]);
   if (fread(value, 1, sizeof value, in) != sizeof value || memcmp(value, want, kValueBytes) != 0) wrong("value", key);
-  if (!redis) take_line(line, sizeof line);  // END
+}
+
+// In memcached's answer a key is left out that it has not.
+static void get_from_memcached(uint32_t first, uint32_t count) {
+  char line[128];
+  uint32_t key = first, got;
+  fputs("get", out);
+  for (uint32_t i = 0; i < count; i++) fprintf(out, " k%07u", first + i);
+  fputs("\r\n", out);
+  fflush(out);
+  for (take_line(line, sizeof line); sscanf(line, "VALUE k%u", &got) == 1; take_line(line, sizeof line)) {
+    for (; key < got && key < first + count; key++) wrong("get", key);
+    take_value(got);
+    key = got + 1;
+  }
+  for (; key < first + count; key++) wrong("get", key);
+}
+
+static void get_from_redis(uint32_t key) {
+  char line[128];
+  fprintf(out, "*2\r\n$3\r\nGET\r\n$8\r\nk%07u\r\n", key);
+  fflush(out);
+  take_line(line, sizeof line);
+  if (strncmp(line, "$1024", 5) != 0) return wrong("get", key);
+  take_value(key);
 }
 
 static void fill(void) {
@@ -102,8 +128,18 @@ static void fill(void) {
   }
 }
 
+static void get_in_order(uint64_t until_us) {
+  static uint32_t first;
+  while (now_us() < until_us) {
+    get_from_memcached(first, kAtOnce);
+    if ((first += kAtOnce) == keys) first = 0, sweeps++;
+  }
+}
+
 int main(int argc, char** argv) {
-  if (argc != 5) return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS\n"), 2;
+  if (argc != 5 && argc != 6)
+    return fprintf(stderr, "usage: kv_load memcached|redis OPERATIONS_PER_S KEYS SETS [sweep]\n"), 2;
+  const int sweep = argc == 6 && !redis && strcmp(argv[5], "sweep") == 0;
   redis = strcmp(argv[1], "redis") == 0;
   const uint64_t rate = strtoull(argv[2], 0, 10), sets = strtoull(argv[4], 0, 10);
   keys = (uint32_t)strtoul(argv[3], 0, 10);
@@ -127,13 +163,15 @@ int main(int argc, char** argv) {
         ask_set(key);
         fflush(out);
         take_set(key);
+      } else if (redis) {
+        get_from_redis(key);
       } else {
-        get(key);
+        get_from_memcached(key, 1);
       }
       if (now_us() - said < 250000) continue;
       said = now_us();
-      printf("GODWIT APP done=%" PRIu64 " bad=%" PRIu64 "\n", done, bad);
-      fflush(stdout);
+      say();
     }
+    if (sweep) get_in_order(now_us() + 20000);
   }
 }
