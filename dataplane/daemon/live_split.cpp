@@ -182,6 +182,7 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
   if (!evictor) {
     return std::unexpected(evictor.error());
   }
+  evicted_before_ = evicted_so_far();
   evictor_ = std::move(*evictor);
   limits_ = limits;
   room_.set_budget(limits.gather ? kNoBudget : limits.budget_pages);
@@ -425,13 +426,25 @@ std::string LiveSplit::problem() const {
              : "where its pages are is found out again, once all of its sub hosts have said what they hold";
 }
 
+/// Under mutex_: of all evictors of this process, one since each change of the limits.
+memory::EvictorStats LiveSplit::evicted_so_far() const {
+  memory::EvictorStats all = evicted_before_;
+  if (evictor_) {
+    const memory::EvictorStats now = evictor_->stats();
+    all.batches += now.batches;
+    all.evicted_pages += now.evicted_pages;
+    all.zero_pages += now.zero_pages;
+    all.busy_pages += now.busy_pages;
+    all.huge_pages += now.huge_pages;
+  }
+  return all;
+}
+
 SplitFigures LiveSplit::figures() const {
   const std::lock_guard lock(mutex_);
   SplitFigures figures = figures_;
   figures.pager = pager_->stats();
-  if (evictor_) {
-    figures.evictor = evictor_->stats();
-  }
+  figures.evictor = evicted_so_far();
   return figures;
 }
 

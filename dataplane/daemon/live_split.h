@@ -169,6 +169,7 @@ class LiveSplit final : public split::MainMemory,
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
   void calm_down();
+  [[nodiscard]] memory::EvictorStats evicted_so_far() const;
   void fail(const std::string& why);
   void publish(Instant now);
 
@@ -226,6 +227,7 @@ class LiveSplit final : public split::MainMemory,
   SplitLimits limits_;
   bool held_ = false;
   SplitFigures figures_;
+  memory::EvictorStats evicted_before_;  // by evictors that are no more
   std::string problem_;
 
   std::mutex evicting_;  // held by the thread of a batch

@@ -61,10 +61,10 @@ def whole_again(lab, host, verdict):
 
 @scenario_beside_others
 def a_large_guest_in_three_hosts():
-    """It verifies 400 MiB over and over, and writes; split and gathered where it runs."""
+    """It verifies 320 MiB over and over, and writes; split and gathered where it runs."""
     with Lab(**LAB) as lab:
         lab.start()
-        lab.start_vm(mem_mib=MEM_MIB, mb=400, rate=500, mode=f" {PATIENT}")
+        lab.start_vm(mem_mib=MEM_MIB, mb=320, rate=500, mode=f" {PATIENT}")
         lab.ctl("vm", "split", "guest", *SPLIT)
         all_parts_move(lab, "host-a", "host-b", lab.verdict)
         lab.ctl("vm", "gather", "guest")

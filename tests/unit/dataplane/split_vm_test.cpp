@@ -209,11 +209,13 @@ TEST_F(SplitVm, AStoreIsDrainedIntoAnotherAndLeftOut) {
     return;
   }
   ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.subs(0).pages_held() > kPages / 4; }));
+  const std::uint64_t evicted = status(0).splits(0).evicted_pages();
   auto request = split_request();
   api::SubStore& second = *request.mutable_split_guest()->add_stores();
   second.set_store_id(kSecondStore);
   second.set_sub(1);
   ask(0, request, {pipe_[0], pipe_[1]});
+  EXPECT_GE(status(0).splits(0).evicted_pages(), std::max<std::uint64_t>(evicted, 1)) << "counted anew";
   auto without = request;
   without.mutable_split_guest()->mutable_stores()->DeleteSubrange(0, 1);
   const auto refused = bridges_[0].ask(without, {pipe_[0], pipe_[1]});
