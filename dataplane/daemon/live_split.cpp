@@ -95,7 +95,8 @@ std::expected<std::shared_ptr<LiveSplit>, memory::Error> LiveSplit::arrive(LiveG
                                                                            std::uint64_t budget_pages,
                                                                            std::uint32_t lcores) {
   std::shared_ptr<LiveSplit> made(new LiveSplit(guest, directory, of, lcores));
-  made->room_.set_budget(budget_pages);
+  made->room_.set_budget(kNoBudget);
+  made->arrival_budget_pages_ = budget_pages;
   made->noted_ = pages::Bitmap(of.page_count);
   auto opened = made->open_places(true);
   if (opened) {

@@ -89,7 +89,7 @@ class LiveSplit final : public split::MainMemory,
                                                                             const memory::MissingOf& of,
                                                                             std::uint32_t lcores);
   /// A guest that still arrives, split: nothing is missing yet, and nothing waits before settle() and the pager's
-  /// arm(). From then on the budget holds.
+  /// arm(). The budget holds from SplitGuest on: sooner nothing makes room, and QEMU must answer for it to come.
   static std::expected<std::shared_ptr<LiveSplit>, memory::Error> arrive(LiveGuest& guest, const std::string& directory,
                                                                          const memory::MissingOf& of,
                                                                          std::uint64_t budget_pages,
@@ -108,7 +108,7 @@ class LiveSplit final : public split::MainMemory,
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
   [[nodiscard]] std::uint64_t budget_pages() const override { return limits().budget_pages; }
-  [[nodiscard]] std::uint64_t budget_there_pages() const override { return room_.budget_pages(); }
+  [[nodiscard]] std::uint64_t budget_there_pages() const override { return arrival_budget_pages_; }
   [[nodiscard]] bool short_of_room() const override { return short_of_room_; }
   void fetch(pages::PageNumber page) override;
   [[nodiscard]] bool is_here(pages::PageNumber page) override;
@@ -218,6 +218,7 @@ class LiveSplit final : public split::MainMemory,
   Instant publish_at_{};
   SplitTold told_;
   Inbox* lcore_ = nullptr;
+  std::uint64_t arrival_budget_pages_ = 0;  // of one that arrives
   std::atomic<bool> begun_{false};
   std::atomic<bool> asks_source_{true};
 

@@ -14,7 +14,7 @@ from .splitting import BATCH_BYTES, BUDGET_BYTES, Resident, split_of, subs_of
 # Slow enough that some seconds are spent on the way.
 SLOW = {"bandwidth_limit": "200Mbit/s"}
 # What it touches all the time fits the budget: else rounds of its main part end as soon as there is no room left.
-FITS = {"mb": 24}
+FITS = {"mb": 4}
 
 
 @contextlib.contextmanager
