@@ -169,6 +169,18 @@ void LiveSplit::begin(Inbox& lcore, SplitTold told) {
 
 std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limits) {
   const std::scoped_lock lock(evicting_, mutex_);
+  if (evictor_) {
+    evictor_->set_marks(limits.high_pages, limits.low_pages);
+  } else if (auto made = make_evictor(limits); !made) {
+    return made;
+  }
+  limits_ = limits;
+  room_.set_budget(limits.gather ? kNoBudget : limits.budget_pages);
+  changed_.notify_all();
+  return {};
+}
+
+std::expected<void, memory::Error> LiveSplit::make_evictor(const SplitLimits& limits) {
   memory::VictimPolicy* policy = &policy_;
   if (limits.order == memory::EvictionOrder::kHighestFirst) {
     policy = &by_address_;
@@ -183,11 +195,7 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
   if (!evictor) {
     return std::unexpected(evictor.error());
   }
-  evicted_before_ = evicted_so_far();
   evictor_ = std::move(*evictor);
-  limits_ = limits;
-  room_.set_budget(limits.gather ? kNoBudget : limits.budget_pages);
-  changed_.notify_all();
   return {};
 }
 
@@ -427,25 +435,13 @@ std::string LiveSplit::problem() const {
              : "where its pages are is found out again, once all of its sub hosts have said what they hold";
 }
 
-/// Under mutex_: of all evictors of this process, one since each change of the limits.
-memory::EvictorStats LiveSplit::evicted_so_far() const {
-  memory::EvictorStats all = evicted_before_;
-  if (evictor_) {
-    const memory::EvictorStats now = evictor_->stats();
-    all.batches += now.batches;
-    all.evicted_pages += now.evicted_pages;
-    all.zero_pages += now.zero_pages;
-    all.busy_pages += now.busy_pages;
-    all.huge_pages += now.huge_pages;
-  }
-  return all;
-}
-
 SplitFigures LiveSplit::figures() const {
   const std::lock_guard lock(mutex_);
   SplitFigures figures = figures_;
   figures.pager = pager_->stats();
-  figures.evictor = evicted_so_far();
+  if (evictor_) {
+    figures.evictor = evictor_->stats();
+  }
   return figures;
 }
 

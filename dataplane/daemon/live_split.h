@@ -98,7 +98,7 @@ class LiveSplit final : public split::MainMemory,
   std::expected<void, memory::Error> continue_with(memory::PinPipe pipe);
   /// Once it is all there. `lcore`: of the home lcore.
   void begin(Inbox& lcore, SplitTold told);
-  /// From now on; the same as for a new evictor.
+  /// From now on; the order counts the first time. Fails the first time alone, as an evictor's creation does.
   std::expected<void, memory::Error> set_limits(const SplitLimits& limits);
   /// Begun: evicts down to the low watermark, within some seconds; from then on nothing is evicted, nor does any store
   /// get or lose anything. `then` on the home lcore, once it is so and all that was on its way out is in a store or
@@ -169,7 +169,7 @@ class LiveSplit final : public split::MainMemory,
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
   void calm_down();
-  [[nodiscard]] memory::EvictorStats evicted_so_far() const;
+  std::expected<void, memory::Error> make_evictor(const SplitLimits& limits);
   void fail(const std::string& why);
   void publish(Instant now);
 
@@ -228,7 +228,6 @@ class LiveSplit final : public split::MainMemory,
   SplitLimits limits_;
   bool held_ = false;
   SplitFigures figures_;
-  memory::EvictorStats evicted_before_;  // by evictors that are no more
   std::string problem_;
 
   std::mutex evicting_;  // held by the thread of a batch

@@ -60,8 +60,8 @@ std::expected<std::map<Id128, StoreOrder>, ApiError> parse_stores(const api::Spl
   return stores;
 }
 
-void add_runs(const std::vector<split::PageRun>& runs, google::protobuf::RepeatedPtrField<api::PageRun>& out) {
-  for (const split::PageRun& run : runs) {
+void add_runs(const std::vector<transfer::PageRun>& runs, google::protobuf::RepeatedPtrField<api::PageRun>& out) {
+  for (const transfer::PageRun& run : runs) {
     auto& its = *out.Add();
     its.set_first(run.first);
     its.set_count(run.count);

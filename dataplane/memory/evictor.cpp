@@ -57,6 +57,14 @@ Evictor::Evictor(const EvictorRequest& request, UniqueFd own_pagemap, UniqueFd p
       page_flags_(std::move(page_flags)),
       here_(request.ram->page_count()) {}
 
+void Evictor::set_marks(std::uint64_t high_pages, std::uint64_t low_pages) {
+  GW_ASSERT(low_pages <= high_pages);
+  with_.high_pages = high_pages;
+  with_.low_pages = low_pages;
+  evicting_ = false;
+  here_.clear_all();
+}
+
 std::expected<bool, Error> Evictor::wanted() {
   const auto resident = with_.ram->resident_bytes();
   if (!resident) {

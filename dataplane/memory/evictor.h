@@ -61,6 +61,8 @@ class Evictor {
  public:
   static std::expected<std::unique_ptr<Evictor>, Error> create(const EvictorRequest& request);
 
+  /// Other watermarks from now on, as if it had just begun; what is counted goes on.
+  void set_marks(std::uint64_t high_pages, std::uint64_t low_pages);
   /// Whether to evict: above the high watermark, and from then on until the low one is reached.
   std::expected<bool, Error> wanted();
   /// Until the low one is reached, also from below the high one.
@@ -82,7 +84,7 @@ class Evictor {
   std::expected<void, Error> choose_small(std::size_t place, std::size_t count);
   void settle(EvictedBatch& out);
 
-  const EvictorRequest with_;
+  EvictorRequest with_;
   const UniqueFd own_pagemap_;  // /proc/self/pagemap
   const UniqueFd page_flags_;   // /proc/kpageflags
   bool evicting_ = false;

@@ -16,7 +16,7 @@ constexpr std::uint64_t kScanPagesMax = 1U << 16;  // in search of them
 constexpr std::size_t kRunsMax = 8;                // that are named
 
 /// False: there is no place for it.
-bool add_to_runs(std::vector<PageRun>& runs, pages::PageNumber page) {
+bool add_to_runs(std::vector<transfer::PageRun>& runs, pages::PageNumber page) {
   if (!runs.empty() && runs.back().first + runs.back().count == page) {
     ++runs.back().count;
     return true;

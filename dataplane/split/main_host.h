@@ -51,6 +51,7 @@
 #include "dataplane/split/main_link.h"
 #include "dataplane/split/messages.h"
 #include "dataplane/split/page_copies.h"
+#include "dataplane/transfer/guest.h"
 #include "dataplane/transport/lane.h"
 
 namespace godwit::split {
@@ -91,19 +92,13 @@ class MainEvents {
   virtual void on_blocked(std::uint64_t pages) = 0;
 };
 
-struct PageRun {
-  pages::PageNumber first = 0;
-  std::uint64_t count = 0;
-  bool operator==(const PageRun&) const = default;
-};
-
 struct SubStats {
   bool connected = false;
   std::uint64_t held_pages = 0;     // missing here, and there
   std::uint64_t copied_pages = 0;   // resident, and there
   std::uint64_t leaving_pages = 0;  // queued for it, or sent and not confirmed
   std::uint64_t lost_pages = 0;
-  std::vector<PageRun> lost, blocking;  // its pages; of either the first few
+  std::vector<transfer::PageRun> lost, blocking;  // its pages; of either the first few
   bool full = false;
   bool draining = false;
   bool drained = false;  // nobody needs anything of it

@@ -56,14 +56,8 @@ void MainHost::note_served(pages::PageNumber page, bool served) {
     blocked_.erase(page);
     return;
   }
-  SubId sub = 0;
-  if (const auto copy = copies_.get(page)) {
-    sub = copy->sub;
-  } else {
-    for (const auto& [id, lost] : lost_) {
-      sub = lost.contains(page) ? id : sub;
-    }
-  }
+  const auto copy = copies_.get(page);
+  const SubId sub = copy ? copy->sub : copies_.lost(page).value_or(0);
   blocked_.try_emplace(page, Blocked{.sub = sub, .since = now_}).first->second.sub = sub;
 }
 

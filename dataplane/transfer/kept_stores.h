@@ -11,8 +11,7 @@
 //   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
 //   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
 //   * Of what the stores have the destination's image may have as good a copy. It keeps no more of those than its
-//   budget
-//     is above the source's, as all that is resident there will be here too.
+//     budget is above the source's, as all that is resident here will be there too.
 //   * QEMU may touch such a page at the destination before the store's word, when it loads its devices. Then the source
 //     fetches it, and gives it like any other; whoever of the two has it first, its content is the same.
 //

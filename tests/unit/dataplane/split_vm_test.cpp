@@ -14,6 +14,17 @@
 namespace godwit::tests {
 namespace {
 
+api::ToDataplane to_move() {
+  api::ToDataplane request;
+  request.mutable_prepare_migration()->set_migration_id(id_of('1'));
+  request.mutable_prepare_migration()->set_vm_uuid(id_of('v'));
+  request.mutable_prepare_migration()->set_ownership(1);
+  request.mutable_prepare_migration()->set_role(api::ROLE_SOURCE);
+  request.mutable_prepare_migration()->set_epoch_base(10);
+  request.mutable_prepare_migration()->set_epoch_count(1000);
+  return request;
+}
+
 TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   if (!begin_split()) {
     return;
@@ -33,13 +44,7 @@ TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   ASSERT_EQ(at_sub.stores_size(), 1);
   EXPECT_TRUE(at_sub.stores(0).open() && at_sub.stores(0).connected());
 
-  api::ToDataplane request;
-  request.mutable_prepare_migration()->set_migration_id(id_of('1'));
-  request.mutable_prepare_migration()->set_vm_uuid(id_of('v'));
-  request.mutable_prepare_migration()->set_ownership(1);
-  request.mutable_prepare_migration()->set_role(api::ROLE_SOURCE);
-  request.mutable_prepare_migration()->set_epoch_base(10);
-  request.mutable_prepare_migration()->set_epoch_count(1000);
+  api::ToDataplane request = to_move();
   const auto refused = bridges_[0].ask(request);
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->error().code(), api::Error::BAD_REQUEST);
@@ -150,15 +155,9 @@ TEST_F(SplitVm, TheBudgetHoldsWhileItsMainPartMoves) {
     ASSERT_LT(page, kPages);
     EXPECT_EQ(guests_[0]->data()[page * 4096], expected_[page * 4096]);
   }
-  api::ToDataplane request;
-  request.mutable_prepare_migration()->set_migration_id(id_of('1'));
-  request.mutable_prepare_migration()->set_vm_uuid(id_of('v'));
-  request.mutable_prepare_migration()->set_ownership(1);
-  request.mutable_prepare_migration()->set_role(api::ROLE_SOURCE);
+  api::ToDataplane request = to_move();
   request.mutable_prepare_migration()->set_mode(api::HYBRID);
   request.mutable_prepare_migration()->set_keeps_stores(true);
-  request.mutable_prepare_migration()->set_epoch_base(10);
-  request.mutable_prepare_migration()->set_epoch_count(1000);
   ask(0, request);
   EXPECT_LE(resident(), kLow);
   std::thread guest([this] { run_guest(1); });
