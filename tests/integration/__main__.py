@@ -14,7 +14,7 @@ from tests.sanitizers.options import environment, take_reports
 
 # They register their scenarios.
 from . import certificates, encryption, failures, heat, metrics, movement, operating, postcopy, postcopy_switch, postcopy_variants, pulling  # noqa: F401
-from . import kvm, main_parts, refusals, split_moves, splitting, switchover, variants  # noqa: F401
+from . import evaluation, kvm, main_parts, refusals, split_moves, splitting, switchover, variants  # noqa: F401
 from .registry import BESIDE_OTHERS, SCENARIOS, Skip
 
 

@@ -1,22 +1,32 @@
-"""The lab's end: what it takes down, whatever fails meanwhile, and what it leaves alone. Needs no root: nothing of a network is made."""
+"""The lab's end: what it takes down, whatever fails meanwhile, and what it leaves alone; what a guest's console says of the guest. Needs no root."""
 
 import math
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import unittest
 
+from .console import Console
 from .lab import Lab
+from .peer import verdict
 from .processes import end_processes, wait_until
 
 
 class FailsToStop:
+    def ask_to_end(self):
+        raise OSError("nobody listens")
+
     def stop(self, _timeout_s):
         raise OSError("the log file's disk is full")
 
 
 class Stops:
-    stopped = False
+    asked = stopped = False
+
+    def ask_to_end(self):
+        self.asked = True
 
     def stop(self, _timeout_s):
         self.stopped = True
@@ -32,7 +42,7 @@ class End(unittest.TestCase):
         first = Stops()
         self.lab.daemons = {"first": first, "second": FailsToStop()}
         self.lab.close()
-        self.assertTrue(first.stopped)
+        self.assertTrue(first.asked and first.stopped)
         self.assertFalse(os.path.exists(self.lab.directory))
         self.assertFalse(os.path.exists(self.lab.shm))
 
@@ -61,6 +71,40 @@ class EndedProcesses(unittest.TestCase):
                 self.assertTrue(os.path.exists(f"/proc/{child}"))
             finally:
                 parent.kill()
+
+
+class Verdict(unittest.TestCase):
+    """Of a guest that was here before: it is back after five sweeps elsewhere."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.console = Console(os.path.join(directory.name, "console"))
+        self.say(sweeps=1)
+
+    def say(self, sweeps, bad=0):
+        with open(self.console.path, "a") as file:
+            file.write(f"GODWIT ms=1 writes=0 checked={sweeps} sweeps={sweeps} bad={bad}\n")
+
+    def verdict_of(self, *lines):
+        """What is found if the guest says these, one after the other, from now on."""
+        found = []
+        asks = threading.Thread(target=lambda: found.append(verdict(self.console, 1)))
+        asks.start()
+        threading.Event().wait(0.1)
+        for line in lines:
+            self.say(**line)
+        asks.join()
+        return found[0]
+
+    def test_what_was_verified_elsewhere_does_not_count(self):
+        self.assertFalse(self.verdict_of({"sweeps": 6})[0])
+        self.assertFalse(self.verdict_of({"sweeps": 6}, {"sweeps": 7})[0])  # of the sixth sweep nobody knows when it began
+        self.assertEqual(self.verdict_of({"sweeps": 6}, {"sweeps": 7}, {"sweeps": 8}), (True, "clean, 8 checks"))
+
+    def test_it_is_ill_or_silent(self):
+        self.assertEqual(self.verdict_of({"sweeps": 6, "bad": 2}), (False, "2 wrong pages"))
+        self.assertEqual(self.verdict_of(), (False, "guest is silent"))
 
 
 if __name__ == "__main__":
