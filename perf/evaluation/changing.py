@@ -7,8 +7,9 @@ import time
 
 from tests.lab.applications import operations
 
-from .guests import Guest, in_a_lab, moved_and_goes_on, pause_until
-from .points import Benchmark, in_turn
+from .guests import Guest, hosts_with, moved_and_goes_on, pause_until
+from .paired import Paired
+from .points import in_turn
 from .series import bars, cell, fates, figure, table
 
 MB = 1e-6
@@ -18,23 +19,25 @@ APPLICATIONS = {"memcached": {"rate": 500, "keys": 65536}, "redis": {"rate": 500
 QUICK = {"memcached": {"rate": 500, "keys": 8192}}
 
 
-class Changing(Benchmark):
+class Changing(Paired):
     name, title = "changing", "Workloads that change while they run: memcached, Redis, a program build, a database; 10 s away"
 
     def points(self, quick):
         settings = {application: {"away_s": 5 if quick else 10, "link": "1gbit", **more} for application, more in (QUICK if quick else APPLICATIONS).items()}
-        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 60)
+        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 30)
 
-    def measure(self, point):
+    def hosts_for(self, point):
         options = point.options
         mode = f"{point.setting} keys={options.get('keys', 0)}"
-        with in_a_lab(options["link"], point.system, Guest(mode=mode, rate=options["rate"], application=point.setting)) as running:
-            time.sleep(3)
+        return hosts_with(options["link"], SYSTEMS, Guest(mode=mode, rate=options["rate"], application=point.setting))
+
+    def measure(self, point):
+        with self.turn(point) as running:
             result = {"out": moved_and_goes_on(running, "on the way out", {})}
             if not result["out"]["ok"]:
                 return result
             begin, first = time.monotonic(), operations(running.console())
-            pause_until(begin, options["away_s"])
+            pause_until(running.arrived, point.options["away_s"])
             result["away"] = {"operations_per_s": (operations(running.console()) - first) / (time.monotonic() - begin)}
             result["home"] = moved_and_goes_on(running, "on the way home", {})
             return result

@@ -15,7 +15,7 @@ WIRE_MAY_DIFFER = 0.02
 
 
 def wire_check(results):
-    """Each move has two counters of its bytes: of the data planes' drivers and of the network's interfaces. [(deviation, bytes)] of all moves."""
+    """Each move has two counters of its bytes: of the data planes and of the network's interfaces. [(deviation, bytes)] of all moves."""
     found = []
     for result in results:
         for move in result.values():
@@ -29,7 +29,7 @@ def wire_text(outcome):
     if not found:
         return "No move of godwit's in this run has both counters."
     wrong = [f"{100 * deviation:.1f} % at {size} bytes" for deviation, size in found if deviation > WIRE_MAY_DIFFER]
-    text = f"Bytes on the wire are the network interfaces' own counters. Of {len(found)} moves of godwit's the drivers' counters differ from them by " \
+    text = f"Bytes on the wire are the network interfaces' own counters. Of {len(found)} moves of godwit's the data planes' own counters differ from them by " \
            f"{100 * max(deviation for deviation, _ in found):.2f} % at most (allowed: {100 * WIRE_MAY_DIFFER:.0f} %)."
     return text + (f" **{len(wrong)} DIFFER BY MORE: {'; '.join(wrong[:5])}.**" if wrong else "")
 
@@ -69,7 +69,8 @@ def write(directory, benchmarks, outcome, version, quick):
         write_atomically(os.path.join(directory, benchmark.name + ".json"), json.dumps(data_of(benchmark, outcome), indent=2) + "\n")
     no_plots = drawing.missing()
     lines = ["# Evaluation", "", f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} CPUs, kernel {platform.release()}, {version['qemu']}; "
-             f"godwit's programs {version['godwit']}. docs/evaluation.md explains what is measured and how to read it.", ""]
+             f"godwit's programs {version['godwit']}. docs/evaluation.md explains what is measured and how to read it.", "",
+             "godwit's moves are encrypted (AES-128-GCM), stock QEMU's are in clear text.", ""]
     if quick:
         lines += ["**A quick run: each point once, fewer of them, shorter. It shows that all works; its figures are not for quoting.**", ""]
     lines += ["Figures are medians, with the smallest and the largest in brackets where a point was measured more than once.", "", wire_text(outcome), ""]

@@ -8,7 +8,7 @@ import tempfile
 import unittest
 from unittest import mock
 
-from . import cluster, document, drawing, fit, main, points, runner
+from . import cluster, document, drawing, fit, main, paired, peers, points, runner
 from .points import Benchmark, Point, Store, in_turn
 from .series import Bars, Lines, bars, fates, figure, table
 
@@ -117,12 +117,108 @@ class Resuming(unittest.TestCase):
                 file.write(path)
         self.assertNotEqual(*[points.fingerprint(point(), path, None) for path in paths])
 
-    def test_systems_take_turns(self):
-        found = [(each.repetition, each.system) for each in in_turn("b", {"s": {}}, {"qemu": {}, "godwit": {}}, 2, 1)]
-        self.assertEqual(found, [(0, "qemu"), (0, "godwit"), (1, "qemu"), (1, "godwit")])
+    def test_systems_take_turns_and_each_repetition_begins_with_another(self):
+        found = [(each.repetition, each.system) for each in in_turn("b", {"s": {}}, {"qemu": {}, "godwit": {}}, 3, 1)]
+        self.assertEqual(found, [(0, "qemu"), (0, "godwit"), (1, "godwit"), (1, "qemu"), (2, "qemu"), (2, "godwit")])
+
+    def test_a_group_is_measured_whole_before_it_is_repeated(self):
+        made = in_turn("b", {"x.1": {}, "y.1": {}, "x.2": {}}, {"s": {}}, 2, lambda setting, _system: int(setting[2:]), group=lambda setting: setting[0])
+        self.assertEqual([(each.setting, each.repetition) for each in made], [("x.1", 0), ("x.2", 0), ("x.1", 1), ("x.2", 1), ("y.1", 0), ("y.1", 1)])
+        self.assertEqual(len({each.group for each in made}), 4)
+        self.assertEqual([each.seconds for each in made], [1, 2, 1, 2, 1, 1])
+
+    def test_what_a_group_shares_goes_when_no_other_point_of_it_follows(self):
+        def fails(_point):
+            raise ValueError("no such guest")
+
+        said = []
+        made = [Point("b", name, "godwit", 0, 10, {}, group) for name, group in (("a", "1"), ("b", "1"), ("c", "2"))]
+        work = [(each, "1", fails if each.setting == "a" else lambda each: said.append(each.setting)) for each in made]
+        self.run_all(work, leave=lambda: said.append("left"))
+        self.assertEqual(said, ["b", "left", "c", "left"])
+
+    def test_guests_that_cannot_be_taken_down_are_named(self):
+        def leave():
+            raise ValueError("they stay")
+
+        outcome = self.run_all([(point("a"), "1", self.measure)], leave=leave)
+        self.assertEqual((list(outcome.results), outcome.failed), ([point("a")], {point("a"): "behind it: ValueError: they stay"}))
 
     def test_names_are_names_of_files(self):
         self.assertEqual(point("10/s", "QEMU multifd 2").name, "10-s.qemu-multifd-2.0")
+
+
+class Made:
+    """A guest that notes what it is told."""
+
+    def __init__(self, name, said):
+        self.name, self.said, self.well = name, said, True
+
+    def __getattr__(self, told):
+        return lambda *words: self.said.append(" ".join((self.name, *words) if words else (self.name, told)))
+
+
+class Hosts:
+    def __init__(self, said):
+        self.said, self.booted, self.running = said, 0, {}
+
+    def __enter__(self):
+        self.boot("qemu"), self.boot("godwit")
+
+    def boot(self, system):
+        self.booted += 1
+        self.running[system] = Made(f"{system}-{self.booted}", self.said)
+
+    def __exit__(self, kind, error, _trace):
+        self.said.append(f"down: {error}")
+
+
+class InTurns(unittest.TestCase):
+    """Both systems' guests in the same hosts."""
+
+    def setUp(self):
+        self.said = []
+        self.benchmark = paired.Paired()
+        self.benchmark.hosts_for = lambda _point: Hosts(self.said)
+        no_wait = mock.patch.object(paired, "SETTLE_S", 0)
+        no_wait.start()
+        self.addCleanup(no_wait.stop)
+
+    def turn(self, system, group="1", lost=False, error=None):
+        with self.benchmark.turn(Point("b", "s", system, 0, 1, {}, group)) as running:
+            self.said.append("measured")
+            running.well = not lost
+            if error:
+                raise error
+
+    def test_who_is_not_in_turn_is_paused(self):
+        self.turn("godwit")
+        self.turn("qemu")
+        self.assertEqual(self.said, ["qemu-1 stop", "godwit-2 stop",
+                                     "godwit-2 nothing_to_reuse", "godwit-2 cont", "measured", "godwit-2 stop",
+                                     "qemu-1 nothing_to_reuse", "qemu-1 cont", "measured", "qemu-1 stop"])
+
+    def test_for_a_guest_that_was_lost_there_is_another(self):
+        self.turn("qemu", lost=True)
+        del self.said[:4]
+        self.turn("godwit")
+        self.turn("qemu")
+        self.assertEqual(self.said, ["measured", "qemu-1 end", "godwit-2 nothing_to_reuse", "godwit-2 cont", "measured", "godwit-2 stop",
+                                     "qemu-3 wait_until_filled", "measured", "qemu-3 stop"])
+
+    def test_another_group_has_other_guests(self):
+        self.turn("godwit")
+        self.turn("godwit", group="2")
+        self.benchmark.leave()
+        self.assertEqual(self.said.count("down: None"), 2)
+        self.assertEqual(self.said.count("qemu-1 stop"), 2)
+
+    def test_after_a_failure_no_guest_is_trusted(self):
+        with self.assertRaises(ValueError):
+            self.turn("godwit", error=ValueError("wrong pages"))
+        self.assertEqual(self.said[-1], "down: wrong pages")
+        self.turn("godwit")
+        self.assertEqual(self.said.count("qemu-1 stop"), 2)
 
 
 class TimeLeft(unittest.TestCase):
@@ -319,6 +415,18 @@ class AllOfThem(unittest.TestCase):
         for quick in (True, False):
             made = [each for benchmark in self.BENCHMARKS for each in benchmark.points(quick)]
             self.assertEqual(len(made), len({(each.benchmark, each.name) for each in made}))
+
+    def test_a_quick_run_too_measures_a_group_at_a_stretch(self):
+        made = sorted((each for benchmark in self.BENCHMARKS for each in benchmark.points(True)), key=lambda each: each.seconds)
+        groups = [(each.benchmark, each.group) for each in made]
+        self.assertEqual(len([1 for before, each in zip([None, *groups], groups) if before != each]), len(set(groups)))
+
+    def test_peers_alternate_and_are_shown_in_the_order_of_their_systems(self):
+        self.assertEqual(set(peers.TURNS), set(peers.WAYS))
+        benchmark = next(benchmark for benchmark in self.BENCHMARKS if benchmark.name == "peers")
+        outcome = runner.Outcome({each: thought_up(benchmark, each) for each in benchmark.points(False)})
+        shown = [line.split("|")[2].strip() for line in benchmark.report(outcome).splitlines() if line.startswith("| veth.5000 ")]
+        self.assertEqual(shown, list(peers.WAYS))
 
     def test_the_quick_run_is_meant_to_fit(self):
         self.assertLess(sum(each.seconds for benchmark in self.BENCHMARKS for each in benchmark.points(True)), main.QUICK_LIMIT_S)

@@ -51,6 +51,7 @@ def main(given=None):
             print(f"perf/evaluate: {error}", file=sys.stderr)
             return 1
         work = runner.work_of(benchmarks, options.quick, version)
-        outcome = runner.run(work, Store(options.out), runner.Progress(), QUICK_LIMIT_S if options.quick else None)
+        outcome = runner.run(work, Store(options.out), runner.Progress(), QUICK_LIMIT_S if options.quick else None,
+                             leave=lambda: [benchmark.leave() for benchmark in benchmarks])
         print(document.write(options.out, benchmarks, outcome, version, options.quick))
     return 1 if outcome.failed or outcome.left_out else 0

@@ -11,12 +11,13 @@ import time
 from perf.system import tracking
 from tests.lab.applications import built_guest
 from tests.lab.lab import BUILD
-from tests.lab.processes import run, wait_until
+from tests.lab.processes import run
 
-from . import guests
-from .guests import Guest, in_a_lab, moved_and_checked, moved_and_goes_on, pause_until
+from .guests import TOLD, Guest, hosts_with, moved_and_goes_on, pause_until, there_and_back
+from .paired import Paired
 from .points import Benchmark, in_turn
 from .series import Bars, bars, cell, fates, figure, table
+from .terminal import TERMINAL, answers, login
 
 WITH_AND_WITHOUT = {"qemu": "without MIYAKODORI (stock QEMU)", "godwit": "with MIYAKODORI (godwit)"}
 SYSTEMS = {"qemu": {}, "godwit": {}}  # in the paper's order
@@ -36,21 +37,22 @@ def unless_shaped(link):
     return "" if link == "1gbit" else ", unshaped"
 
 
-class LoggingIn(Benchmark):
+class LoggingIn(Paired):
     name, title = "table-3", "Table 3: amount of transferred memory, idle guest, logged in to while away"
     PAPER_MB = {"A → B": (137, 141), "B → A": (138, 18)}
 
     def points(self, quick):
-        return in_turn(self.name, {"1gbit": {"link": "1gbit"}}, SYSTEMS, 1 if quick else 3, 20)
+        return in_turn(self.name, {"1gbit": {"link": "1gbit"}}, SYSTEMS, 1 if quick else 3, 15)
+
+    def hosts_for(self, point):
+        return hosts_with(point.options["link"], SYSTEMS, Guest(mode="login", application="login", arguments=TERMINAL))
 
     def measure(self, point):
-        guest = Guest(mode="login", application="login", arguments=guests.TERMINAL)
-        with in_a_lab(point.options["link"], point.system, guest) as running:
-            time.sleep(5)
+        with self.turn(point) as running:
             out = running.move()
-            guests.login(running)
+            login(running)
             home = running.move()
-            guests.answers(running)
+            answers(running)
             return {"out": out, "home": home}
 
     def report(self, outcome):
@@ -62,8 +64,8 @@ class LoggingIn(Benchmark):
         return table(["migration", "stock QEMU, MB", "godwit, MB", "saved", "paper without, MB", "paper with, MB", "paper saved"], rows)
 
 
-class Updating(Benchmark):
-    """Figures 4 and 5."""
+class Updating(Paired):
+    """Figures 4 and 5. One guest a system makes the trip at each rate."""
 
     name, title = "figures-4-5", "Figures 4 and 5: 500 MB of random data, updated for 10 s while away"
     RATES = (200, 1000, 5000, 10000)
@@ -71,7 +73,7 @@ class Updating(Benchmark):
 
     def points(self, quick):
         settings = {f"{link}.{rate}": {"link": link, "rate": rate} for link in links(quick) for rate in self.RATES if not quick or rate != 1000}
-        return in_turn(self.name, settings, self.systems, 1 if quick else 3, 30)
+        return in_turn(self.name, settings, self.systems, 1 if quick else 3, 22, group=lambda setting: setting.partition(".")[0])
 
     @staticmethod
     def systems(setting):
@@ -79,16 +81,13 @@ class Updating(Benchmark):
         plan = {"mode": "hybrid", "postcopy_after_rounds": 1} if setting.endswith(".10000") else {}
         return {"qemu": {}, "godwit": {"plan": plan}}
 
+    def hosts_for(self, point):
+        return hosts_with(point.options["link"], SYSTEMS, TOLD)
+
     def measure(self, point):
-        plan = point.options.get("plan", {})
-        with in_a_lab(point.options["link"], point.system, Guest(rate=point.options["rate"])) as running:
-            time.sleep(2)
-            out = moved_and_checked(running, "on the way out", plan)
-            begin = time.monotonic()
-            if not out["ok"]:
-                return {"out": out}
-            pause_until(begin, self.AWAY_S)
-            return {"out": out, "home": moved_and_checked(running, "on the way home", plan)}
+        with self.turn(point) as running:
+            running.write_at(point.options["rate"])
+            return there_and_back(running, point.options.get("plan", {}), self.AWAY_S)
 
     def charts(self, outcome):
         return [chart for link in measured_links(outcome, self.name) for chart in self.charts_of(outcome, link)]
@@ -148,8 +147,8 @@ class Serving(Benchmark):
 
     def points(self, quick):
         leg_s = 10 if quick else 30
-        settings = {f"{link}.{mode}": {"link": link, "leg_s": leg_s, "to_the_end": not quick} for link in links(quick) for mode in self.MODES}
-        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 125)
+        settings = {f"{link}.{mode}": {"link": link, "leg_s": leg_s, "at_home_s": 0 if quick else 10} for link in links(quick) for mode in self.MODES}
+        return in_turn(self.name, settings, SYSTEMS, 1 if quick else 3, 38 if quick else 90)
 
     def measure(self, point):
         postcopy = point.setting.endswith(".postcopy")
@@ -157,21 +156,20 @@ class Serving(Benchmark):
         disk = ("-drive", f"file={web_disk()},format=raw,if=virtio,readonly=on,file.locking=off")
         guest = Guest(mode=f"web files={FILES} connections={CONNECTIONS}", rate=CONNECTIONS_PER_S, application="web", arguments=disk)
         result = {}
-        with in_a_lab(point.options["link"], point.system, guest) as running:
-            begin = time.monotonic()
+        with hosts_with(point.options["link"], [point.system], guest) as guests:
+            running, begin = guests[point.system], time.monotonic()
             for number, leg in enumerate(("out", "home"), 1):
                 pause_until(begin, number * point.options["leg_s"])
                 result[leg] = moved_and_goes_on(running, leg, how)
                 if not result[leg]["ok"]:
                     return result
-            if point.options["to_the_end"]:
-                wait_until("the load to end", lambda: "GODWIT WEB END" in running.console().text() or running.console().died(), 300, 0.5)
+            pause_until(running.arrived, point.options["at_home_s"])
             result["load"] = self.load(running)
         return result
 
     @staticmethod
     def load(running):
-        """What httperf would say in the end, of the host where the guest is last."""
+        """What httperf would say so far, of the host where the guest is last."""
         text = [tuple(map(int, found)) for found in WEB.findall(running.console().text())]
         last = text[-1]
         return {"connections": last[1], "errors": last[2], "dropped": last[4], "longest_ms_at_home": max(line[5] for line in text), "cached_kib": last[6]}
@@ -212,8 +210,8 @@ class Tracking(Benchmark):
     SETTINGS = {"page-writes": {"mode": "bench", "application": ""}, "conjugate-gradient": {"mode": "kernel", "application": "kernel"}}
 
     def points(self, quick):
-        settings = {name: {**options, "turns": 2 if quick else 8} for name, options in self.SETTINGS.items()}
-        return in_turn(self.name, settings, {"in turns": {}}, 1 if quick else 3, 30 if quick else 60)
+        settings = {name: {**options, "turns": 2 if quick else 5} for name, options in self.SETTINGS.items()}
+        return in_turn(self.name, settings, {"in turns": {}}, 1 if quick else 3, 30 if quick else 42)
 
     def measure(self, point):
         rates, first = tracking.measure(point.options["turns"], point.options["mode"], built_guest(point.options["application"]))

@@ -17,7 +17,7 @@ from tests.lab.lab import PROGRAMS, ROOT, program
 
 # What every system benchmark runs through, besides its own module.
 COMMON = ("tests/lab", "tests/guest", "perf/system/trips.py", "perf/system/tracking.py", "perf/system/split.py", "perf/system/swap_host.py",
-          "perf/evaluation/guests.py")
+          "perf/evaluation/guests.py", "perf/evaluation/paired.py", "perf/evaluation/terminal.py")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Point:
     repetition: int
     seconds: float  # it takes about so long
     options: dict = field(default_factory=dict, compare=False)
+    group: str = field(default="", compare=False)  # points of one group may share guests
 
     @property
     def name(self):
@@ -38,18 +39,28 @@ class Point:
         return f"{self.benchmark} {self.setting} {self.system}, {self.repetition + 1}."
 
 
-def in_turn(benchmark, settings, systems, repetitions, seconds):
-    """Points in the order in which they are measured: systems alternate, so that drift of the machine meets all.
+def in_turn(benchmark, settings, systems, repetitions, seconds, group=None):
+    """Points in the order in which they are measured: systems alternate, so that drift of the machine meets all, and each repetition begins with another.
 
-    `settings`: {name: options}; `systems`: {name: options} or, by setting, a function that returns one.
+    `settings`: {name: options}; `systems`: {name: options} or, by setting, a function that returns one; `seconds`: what a point takes, or a function of
+    setting and system. `group`: a function of the setting; else each setting is one. A group is measured once as a whole before it is repeated.
     """
-    found = []
-    for setting, options in settings.items():
-        of_setting = systems(setting) if callable(systems) else systems
+    found, groups = [], {}
+    for setting in settings:
+        groups.setdefault(group(setting) if group else setting, []).append(setting)
+    for name, members in groups.items():
         for repetition in range(repetitions):
-            for system, more in of_setting.items():
-                found.append(Point(benchmark, setting, system, repetition, seconds, {**options, **more}))
+            for setting in members:
+                of_setting = systems(setting) if callable(systems) else systems
+                for system in rotated(list(of_setting), repetition, repetitions):
+                    takes = seconds(setting, system) if callable(seconds) else seconds
+                    found.append(Point(benchmark, setting, system, repetition, takes, {**settings[setting], **of_setting[system]}, f"{name}.{repetition}"))
     return found
+
+
+def rotated(names, repetition, repetitions):
+    first = repetition * max(1, len(names) // repetitions) % len(names)
+    return names[first:] + names[:first]
 
 
 class Benchmark:
@@ -62,6 +73,9 @@ class Benchmark:
 
     def charts(self, outcome):
         return []
+
+    def leave(self):
+        """What measure() has kept for other points of the group goes."""
 
 
 def _hash_of_files(paths):

@@ -79,11 +79,11 @@ def reason(error):
     return f"{type(error).__name__}: {lines[0] if lines else 'no text'}"
 
 
-def run(work, store, progress, limit_s=None, now=time.monotonic):
+def run(work, store, progress, limit_s=None, now=time.monotonic, leave=lambda: None):
     """`work`: [(point, fingerprint, measure)], measure(point) returning what JSON can hold.
 
     A point that fails is noted with its reason and the next one has its turn; SystemExit and KeyboardInterrupt end the run, with what was measured kept.
-    A point that would not be through within `limit_s` is left out, long ones first.
+    A point that would not be through within `limit_s` is left out, long ones first. `leave` is called when no other point of the same group follows.
     """
     outcome, to_do = Outcome(), []
     for point, print_of_it, measure in work:
@@ -95,26 +95,44 @@ def run(work, store, progress, limit_s=None, now=time.monotonic):
     if limit_s is not None:
         to_do.sort(key=lambda each: each[0].seconds)  # in the time that there is, as many as can be
     progress.expect(len(to_do), sum(estimate for *_, estimate in to_do))
-    started = now()
-    for point, print_of_it, measure, estimate in to_do:
-        if limit_s is not None and now() - started + estimate * progress.slowness() > limit_s:
-            outcome.left_out.append(point)
-            progress.skip(estimate)
-            continue
-        progress.begin(point.title)
-        begin = now()
-        try:
-            result = measure(point)
-            store.save(point, print_of_it, result, now() - begin)
-            outcome.results[point] = result
-        except Exception as error:  # whatever it is, the others have their turn
-            outcome.failed[point] = reason(error)
-            progress.finish(f"{point.title} failed: {''.join(traceback.format_exception_only(error)).strip()}")
-        progress.end(estimate, now() - begin)
+    _measure_all(to_do, outcome, store, progress, limit_s, now, leave)
     ordered = {point: outcome.results[point] for point, *_ in work if point in outcome.results}
     outcome.results = ordered
     progress.finish(f"{len(ordered)} of {len(work)} points measured, {len(outcome.failed)} failed, {len(outcome.left_out)} left out for want of time")
     return outcome
+
+
+def _measure_all(to_do, outcome, store, progress, limit_s, now, leave):
+    started, last = now(), None
+    try:
+        for point, print_of_it, measure, estimate in to_do:
+            if limit_s is not None and now() - started + estimate * progress.slowness() > limit_s:
+                outcome.left_out.append(point)
+                progress.skip(estimate)
+                continue
+            if last and (last.benchmark, last.group) != (point.benchmark, point.group):
+                _leave(leave, last, outcome)
+            last = point
+            progress.begin(point.title)
+            begin = now()
+            try:
+                result = measure(point)
+                store.save(point, print_of_it, result, now() - begin)
+                outcome.results[point] = result
+            except Exception as error:  # whatever it is, the others have their turn
+                outcome.failed[point] = reason(error)
+                progress.finish(f"{point.title} failed: {''.join(traceback.format_exception_only(error)).strip()}")
+            progress.end(estimate, now() - begin)
+    finally:
+        if last:
+            _leave(leave, last, outcome)
+
+
+def _leave(leave, last, outcome):
+    try:
+        leave()
+    except Exception as error:  # that its guests could not be taken down is the last point's failure, though it has its figures
+        outcome.failed[last] = "behind it: " + reason(error)
 
 
 def work_of(benchmarks, quick, version):

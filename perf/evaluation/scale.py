@@ -3,15 +3,15 @@
 The guests are sparse: the same 100 MiB are in use in each, so what grows is what depends on the guest's size alone: tables, scans, comparison.
 """
 
-import time
-
 from .fit import fit
-from .guests import Godwit, Guest, in_a_lab, moved_and_checked
+from .guests import SYSTEMS, Godwit, Guest, hosts_with, there_and_back
+from .paired import Paired
 from .points import Benchmark, in_turn
 from .series import Lines, cell, fates, figure, table
 
 TIB_GIB = 1024
 USED_MIB = 100
+AWAY_S = 2
 GROWING = {"total_ms": "total time, ms", "blackout_ms": "downtime, ms", "wire_bytes": "bytes on the wire"}
 
 
@@ -30,24 +30,23 @@ def memory_of_daemons(lab):
     return found
 
 
-class GuestSize(Benchmark):
+class GuestSize(Paired):
     name, title = "scale-size", "Scale: a sparse guest of 1 to 16 GiB"
     SIZES_GIB = (1, 2, 4, 8, 16)
 
     def points(self, quick):
         sizes = self.SIZES_GIB[:3] if quick else self.SIZES_GIB
         settings = {str(size): {"gib": size, "used_mib": USED_MIB} for size in sizes}
-        return in_turn(self.name, settings, {"godwit": {}} if quick else {"qemu": {}, "godwit": {}}, 1 if quick else 3, 20 if quick else 30)
+        return in_turn(self.name, settings, {"godwit": {}} if quick else {"qemu": {}, "godwit": {}}, 1 if quick else 3, 20)
+
+    def hosts_for(self, point):
+        options = point.options
+        budgets = {host: f"{4 * options['gib'] + 4}GiB" for host in ("host-a", "host-b")}
+        return hosts_with("veth", SYSTEMS, Guest(mb=options["used_mib"], mem_mib=options["gib"] * 1024), memory_budget=budgets)
 
     def measure(self, point):
-        mem_mib = point.options["gib"] * 1024
-        budgets = {host: f"{4 * point.options['gib'] + 4}GiB" for host in ("host-a", "host-b")}
-        with in_a_lab("veth", point.system, Guest(mb=point.options["used_mib"], mem_mib=mem_mib), memory_budget=budgets) as running:
-            time.sleep(2)
-            result = {"out": moved_and_checked(running, "on the way out", {})}
-            if result["out"]["ok"]:
-                time.sleep(2)
-                result["home"] = moved_and_checked(running, "on the way home", {})
+        with self.turn(point) as running:
+            result = there_and_back(running, {}, AWAY_S)
             if isinstance(running, Godwit):
                 result["daemons_kib"] = memory_of_daemons(running.lab)
             return result
@@ -110,8 +109,8 @@ class GuestCount(Benchmark):
 
     def measure(self, point):
         options = point.options
-        with in_a_lab("veth", "godwit", Guest(mb=options["mb"], mem_mib=options["mem_mib"])) as running:
-            lab = running.lab
+        with hosts_with("veth", ["godwit"], Guest(mb=options["mb"], mem_mib=options["mem_mib"])) as guests:
+            lab = guests["godwit"].lab
             result = {1: memory_of_daemons(lab)}  # by how many there are
             for number in range(2, options["count"] + 1):
                 lab.start_vm(f"guest{number}", mem_mib=options["mem_mib"], mb=options["mb"])

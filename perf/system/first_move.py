@@ -7,6 +7,7 @@ turn, N times. Total time counts from the start of the transfer until the guest 
 import argparse
 import time
 
+from tests.lab.configs import kernel_line
 from tests.lab.lab import Lab, total_us
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
@@ -40,7 +41,7 @@ def godwit_moves(lab, repeat):
 
 def qemu_moves(lab, repeat):
     moves = {name: [] for name in PEERS}
-    vm, here = PeerVm(lab, 1024, "console=ttyS0 quiet mb=500 rate=0"), "host-a"
+    vm, here = PeerVm(lab, 1024, kernel_line(500, 0)), "host-a"
     try:
         time.sleep(2)
         for _ in range(repeat):

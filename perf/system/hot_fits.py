@@ -7,6 +7,7 @@ after the working set has come back.
 
 import argparse
 
+from tests.lab.configs import kernel_line
 from tests.lab.lab import Lab
 from tests.lab.peer import PeerVm
 from tests.lab.processes import wait_until
@@ -28,7 +29,7 @@ def measure(turns):
     with Lab(hosts=3, options={"lend": "768MiB"}) as lab:
         lab.start()
         lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode="hot")
-        plain = PeerVm(lab, MIB + 128, f"console=ttyS0 quiet mb={MIB} rate=0 mode=hot", ram_files=True)
+        plain = PeerVm(lab, MIB + 128, kernel_line(MIB, 0, "hot"), ram_files=True)
         plain.qemu.qmp("stop")
         lab.ctl("vm", "split", "guest", "--budget", f"{BUDGET_MIB}MiB", "--sub", "host-b", "--sub", "host-c")
         budget = BUDGET_MIB << 20

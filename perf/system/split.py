@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 from tests.lab.applications import PATIENT, built_guest, goes_on
+from tests.lab.configs import kernel_line
 from tests.lab.lab import Lab
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
@@ -25,7 +26,7 @@ LIMITS = {"idle": 1.05, "memcached": 1.10}
 KEYS = {"idle": "idle", "memcached": "loaded"}
 BATCH_BYTES = 64 * 4096  # dataplane/memory/evictor.h
 ROUNDS = {"mode": "hybrid", "postcopy_after_rounds": 1, "reuse": "never"}
-MAIN, SUB = "host-b", "host-c"
+SUB = "host-c"  # the guest is on one of the other two
 EVERY_S = 0.2
 
 
@@ -38,28 +39,27 @@ class Size:
 
     def mode(self):
         """The guest's application, and words for it."""
-        return f"memcached keys={self.keys} sets=6 store_mib={self.store_mib} {PATIENT}"
+        return f"memcached keys={self.keys} sets=6 store_mib={self.store_mib}"
 
 
 PAPER, SMALL = Size(), Size(512, 262144, 330, 256)
 
 
-class Ours:
-    """godwit's guest, in three hosts."""
+def other(lab, here):
+    return lab.hosts[1 - lab.hosts.index(here)]
 
-    def __init__(self, lab, size, load):
-        self.lab, self.size = lab, size
-        lab.guest = built_guest("memcached")
-        lab.start()
-        lab.start_vm(mem_mib=size.mem_mib, mb=0, rate=LOADS[load], mode=size.mode())
-        self.here = lab.hosts[0]
 
-    def _move(self, destination, **plan):
-        for image in self.lab.ctl("images"):
-            if not image["in_use"]:
-                self.lab.ctl("images", "drop", "--host", image["host"], "guest")  # not the guest's, and not to be counted as its memory
-        wire = self.lab.network.wire_bytes(DATA)
-        with Sampled(lambda: (allocated(self.lab.memory_dir(MAIN), ".ram"), allocated(self.lab.memory_dir(SUB))), EVERY_S) as used:
+class OurMoves:
+    """Of godwit's guest, in three hosts: of its `lab` and `size`, from where it is `here`."""
+
+    def trip(self):
+        """There whole, back split, and there together again."""
+        return {name: settled(move) for name, move in (("whole", self.whole), ("split", self.split), ("together", self.together))}
+
+    def _move(self, **plan):
+        trips.drop_images(self.lab)
+        destination, wire = other(self.lab, self.here), self.lab.network.wire_bytes(DATA)
+        with Sampled(lambda: (allocated(self.lab.memory_dir(destination), ".ram"), allocated(self.lab.memory_dir(SUB))), EVERY_S) as used:
             summary = self.lab.migrate("guest", destination, **ROUNDS, **plan)
         self.here = destination
         if summary["state"] != "COMMITTED":
@@ -69,74 +69,61 @@ class Ours:
                 "wire_bytes": self.lab.network.wire_bytes(DATA) - wire, "used": used.series, "ok": ok, "verdict": verdict}
 
     def whole(self):
-        return self._move(MAIN)
-
-    def back(self):
-        return self._move(self.lab.hosts[0])
+        return self._move()
 
     def split(self):
-        return self._move(MAIN, resident_budget=f"{self.size.budget_mib}MiB", sub_hosts=[SUB])
+        return self._move(resident_budget=f"{self.size.budget_mib}MiB", sub_hosts=[SUB])
 
     def together(self):
-        return self._move(self.lab.hosts[0], whole=True)
+        return self._move(whole=True)
 
 
-class Theirs:
-    """Stock QEMU's, in two of them."""
-
+class Ours(OurMoves):
     def __init__(self, lab, size, load):
-        self.lab, self.size = lab, size
-        lab.guest = built_guest("memcached")
-        self.vm = PeerVm(lab, size.mem_mib, f"console=ttyS0 quiet cryptomgr.notests mb=0 rate={LOADS[load]} mode={size.mode()}")
+        self.lab, self.size, self.here = lab, size, lab.hosts[0]
+        lab.start()
+        lab.start_vm(mem_mib=size.mem_mib, mb=0, rate=LOADS[load], mode=f"{size.mode()} {PATIENT}")
 
-    def _move(self, destination):
-        made = self.vm.migrate(destination)
+    def end(self):
+        self.lab.ctl("stop", "guest")
+
+
+class TheirMoves:
+    """Of stock QEMU's guest `vm`, in two of the hosts."""
+
+    def trip(self):
+        """There, and back into swap. The guest may be lost: then the trip ends. In any case it is over with its host."""
+        made = {}
+        with SwapHost(self.size.budget_mib << 20, self.size.mem_mib << 20) as host:
+            try:
+                for name, move in (("whole", self.whole), ("swap", lambda: self.swap(host))):
+                    made[name] = settled(move)
+                    if not made[name]["ok"]:
+                        break
+            except LabError as error:
+                made["lost"] = {"ok": False, "verdict": str(error)}
+            finally:
+                self.vm.end()
+        return made
+
+    def whole(self):
+        made = self.vm.migrate(other(self.lab, self.vm.qemu.host))
         ok, verdict = goes_on(self.vm.qemu.console)
         return {**made, "ok": ok, "verdict": verdict}
 
-    def whole(self):
-        return self._move(MAIN)
-
-    def back(self):
-        return self._move(self.lab.hosts[0])
-
     def swap(self, host):
-        self.vm.within = {MAIN: host.within}
-        try:
-            with Sampled(host.used, EVERY_S) as used:
-                return {**self._move(MAIN), "used": used.series}
-        finally:
-            self.vm.within = {}
+        self.vm.within = {other(self.lab, self.vm.qemu.host): host.within}
+        with Sampled(host.used, EVERY_S) as used:
+            return {**self.whole(), "used": used.series}
 
 
-def lab_of(link):
-    return Lab(hosts=3, shape_bps=trips.SHAPES[link], options={"lend": "3GiB"})
+class Theirs(TheirMoves):
+    def __init__(self, lab, size, load):
+        self.lab, self.size = lab, size
+        self.vm = PeerVm(lab, size.mem_mib, kernel_line(0, LOADS[load], f"{size.mode()} {PATIENT}"))
 
-
-def godwit_trip(lab, size, load):
-    """There whole and back, there split and together again."""
-    ours = Ours(lab, size, load)
-    made = {name: settled(move) for name, move in (("whole", ours.whole), ("back", ours.back), ("split", ours.split), ("together", ours.together))}
-    lab.ctl("stop", "guest")
-    return made
-
-
-def qemu_trip(lab, size, load):
-    """There and back, there into swap and back from it. It may lose its guest: then the trip ends."""
-    theirs, made = None, {}
-    try:
-        theirs = Theirs(lab, size, load)
-        with SwapHost(size.budget_mib << 20, size.mem_mib << 20) as host:
-            for name, move in (("whole", theirs.whole), ("back", theirs.back), ("swap", lambda: theirs.swap(host)), ("from_swap", theirs.back)):
-                made[name] = settled(move)
-                if not made[name]["ok"]:
-                    break
-            theirs.vm.end()
-    except LabError as error:
-        made["lost"] = {"ok": False, "verdict": str(error)}
-        if theirs:
-            theirs.vm.end()
-    return made
+    def end(self):
+        """It has ended with its trip."""
 
 
 def settled(move):
@@ -144,12 +131,20 @@ def settled(move):
     return move()
 
 
-TRIPS = {"godwit": godwit_trip, "qemu": qemu_trip}
+SYSTEMS = {"godwit": Ours, "qemu": Theirs}
+
+
+def lab_of(link):
+    return Lab(hosts=3, shape_bps=trips.SHAPES[link], options={"lend": "3GiB"})
 
 
 def trip(system, link, size, load):
     with lab_of(link) as lab:
-        return TRIPS[system](lab, size, load)
+        lab.guest = built_guest("memcached")
+        guest = SYSTEMS[system](lab, size, load)
+        made = guest.trip()
+        guest.end()
+        return made
 
 
 def most_resident(trips_made):
@@ -158,7 +153,7 @@ def most_resident(trips_made):
 
 def one(report, load, options):
     size = SMALL if options.small else PAPER
-    made = {system: [trip(system, options.link, size, load) for _ in range(options.trips)] for system in TRIPS}
+    made = {system: [trip(system, options.link, size, load) for _ in range(options.trips)] for system in SYSTEMS}
     for system, trips_made in made.items():
         for name in dict.fromkeys(move for each in trips_made for move in each):
             moves = [each[name] for each in trips_made if name in each]

@@ -8,6 +8,7 @@ has every page armed: it shows what a page's first write costs.
 import argparse
 import time
 
+from tests.lab.configs import kernel_line
 from tests.lab.lab import Lab
 from tests.lab.peer import PeerVm
 from tests.lab.processes import wait_until
@@ -43,8 +44,9 @@ def measure(turns, mode="bench", image=None):
     with Lab() as lab:
         lab.guest = image or lab.guest
         lab.start()
-        lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode=mode)
-        plain = PeerVm(lab, MIB + 128, f"console=ttyS0 quiet mb={MIB} rate=0 mode={mode}", ram_files=True)
+        lab.start_vm(mem_mib=MIB + 128, mb=MIB, mode=mode, wait=False)
+        plain = PeerVm(lab, MIB + 128, kernel_line(MIB, 0, mode), ram_files=True)
+        wait_until("the tracked guest to fill its memory", lab.console("guest", "host-a").filled, 240)
         plain.qemu.qmp("stop")
         before = len(lab.console("guest", "host-b").bench_rates())
         lab.migrate("guest", "host-b", on_no_convergence="stop-anyway", rounds_max=2)

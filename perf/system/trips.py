@@ -5,6 +5,7 @@ import mmap
 import os
 import time
 
+from tests.lab.configs import kernel_line
 from tests.lab.lab import Lab
 from tests.lab.network import DATA
 from tests.lab.peer import PeerVm
@@ -36,7 +37,14 @@ def start_guest(lab, rate):
 
 
 def start_peer(lab, rate):
-    return PeerVm(lab, MEM_MIB, f"console=ttyS0 quiet mb={MB} rate={rate}")
+    return PeerVm(lab, MEM_MIB, kernel_line(MB, rate))
+
+
+def drop_images(lab):
+    """What the guest has left on hosts where it was: the next move finds nothing to reuse, and nobody counts it as the guest's memory."""
+    for image in lab.ctl("images"):
+        if not image["in_use"]:
+            lab.ctl("images", "drop", "--host", image["host"], "guest")
 
 
 def postcopy_figures(summary):

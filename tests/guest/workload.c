@@ -1,7 +1,7 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench | hot | disk | devices | freed | beat]
+// usage: workload MB RATE [bench | hot | disk | devices | freed | beat | told]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
@@ -16,7 +16,8 @@
 // and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>" comes with each status
 // line; wrong bytes in an echo count as bad pages, a lost echo does not. freed: 48 MiB were written and freed before
 // the beginning: a balloon takes those first, and they are not empty. beat: besides, a process on the first vCPU, which
-// touches none of those pages, says "GODWIT BEAT n=<n>" ten times a second; the pages are the second vCPU's.
+// touches none of those pages, says "GODWIT BEAT n=<n>" ten times a second; the pages are the second vCPU's. told: a
+// line on the second serial port is the rate from then on, and "GODWIT RATE <n>" the answer.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -258,8 +259,21 @@ static void start_beat(void) {
   }
 }
 
+// Whether somebody has told another rate.
+static int told(int port, uint64_t* rate) {
+  char line[32];
+  const ssize_t count = port < 0 ? 0 : read(port, line, sizeof line - 1);
+  if (count <= 0) return 0;
+  line[count] = 0;
+  *rate = strtoull(line, 0, 10);
+  printf("GODWIT RATE %" PRIu64 "\n", *rate);
+  fflush(stdout);
+  return 1;
+}
+
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: workload MB RATE [bench | hot | disk | devices | freed | beat]\n"), 2;
+  if (argc < 3)
+    return fprintf(stderr, "usage: workload MB RATE [bench | hot | disk | devices | freed | beat | told]\n"), 2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
   const char* mode = argc > 3 ? argv[3] : "";
   if (!strcmp(mode, "beat")) start_beat();  // before there are pages to share with it
@@ -276,11 +290,15 @@ int main(int argc, char** argv) {
   if (!strcmp(mode, "hot")) bench(ram, pages / 4);
   struct Disk* disk = devices || !strcmp(mode, "disk") ? start_readers() : 0;
   if (devices) start_devices(disk);
+  const int port = !strcmp(mode, "told") ? open("/dev/ttyS1", O_RDONLY | O_NONBLOCK | O_NOCTTY) : -1;
 
-  uint64_t begin = now_us(), written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0, said = 0;
+  uint64_t begin = now_us(), before = 0, written = 0, checked = 0, sweeps = 0, bad = 0, at_write = 0, at_check = 0,
+           said = 0;
   for (;;) {
     nap_ms(10);
-    uint64_t now = now_us(), want = (now - begin) * rate / 1000000;
+    uint64_t now = now_us();
+    if (told(port, &rate)) begin = now, before = written;
+    uint64_t want = before + (now - begin) * rate / 1000000;
     if (want > written + rate / 2)
       begin += (want - written - rate / 2) * 1000000 / rate, want = written + rate / 2;  // a pause is not made up for
     for (; written < want; written++) {

@@ -65,11 +65,15 @@ def goes_on(console, patience_s=60):
 
 def all_answers(console, timeout_s=240, sweeps=2):
     """(well, one line): every key that there is has been got since now, and nothing wrong found. Of a load with `sweep`."""
+    before = len(SWEEPS.findall(console.text()))  # what it said here before it left and came back does not count
 
     def swept():
-        found = SWEEPS.findall(console.text())
-        return int(found[-1]) if found else 0
+        said = [int(number) for number in SWEEPS.findall(console.text())[before:]]
+        return said and said[-1] >= said[0] + sweeps
 
-    want = swept() + sweeps
-    wait_until("the load to get all keys", lambda: console.died() or APP.findall(console.text())[-1][1] != "0" or swept() >= want, timeout_s, 0.1)
+    def ill():
+        said = APP.findall(console.text())
+        return console.died() or said and said[-1][1] != "0"
+
+    wait_until("the load to get all keys", lambda: ill() or swept(), timeout_s, 0.1)
     return goes_on(console)

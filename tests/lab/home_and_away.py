@@ -9,6 +9,7 @@ import json
 import sys
 import time
 
+from .configs import kernel_line
 from .lab import Lab, end_on_signals, total_us
 from .network import DATA
 from .peer import PeerVm
@@ -46,7 +47,7 @@ def godwit_moves(lab, options):
 
 def qemu_moves(lab, options):
     say("booting the same guest under stock QEMU alone")
-    vm = PeerVm(lab, options.mem_mib, f"console=ttyS0 quiet mb={options.mb} rate={options.rate}")
+    vm = PeerVm(lab, options.mem_mib, kernel_line(options.mb, options.rate))
     moves = []
     try:
         for index, destination in enumerate(("host-b", "host-a")):

@@ -145,7 +145,8 @@ class Lab:
             return
         ignore_signals()
         self.closed = True
-        steps = [functools.partial(daemon.stop, 5) for daemon in reversed(list(self.daemons.values()))]
+        daemons = list(reversed(self.daemons.values()))
+        steps = [daemon.ask_to_end for daemon in daemons] + [functools.partial(daemon.stop, 5) for daemon in daemons]  # each takes a second or two
         steps += [self._end_processes, self.network.down]
         if self.backing == "hugetlbfs":
             steps += [functools.partial(run, "umount", f"{self.shm}/{host}/huge", check=False) for host in self.hosts]
@@ -241,11 +242,9 @@ class Lab:
     def write_vm_definition(self, name, mem_mib=1024, mb=500, rate=0, mode="", regions=1, arguments=(), user="", **more):
         """A VM definition of the self-checking guest; returns the file's path."""
         path = f"{self.directory}/{name}.toml"
-        # Without the kernel's tests of its own ciphers, an eighth of what it takes to boot.
-        append = f"console=ttyS0 quiet cryptomgr.notests mb={mb} rate={rate} mode={mode}"
         self.uuids[name] = more.setdefault("vm_uuid", str(uuid.uuid4()))
         with open(path, "w") as file:
-            file.write(configs.vm(self, name, mem_mib, regions, list(arguments), user, append, **more))
+            file.write(configs.vm(self, name, mem_mib, regions, list(arguments), user, configs.kernel_line(mb, rate, mode), **more))
         return path
 
     def start_vm(self, name="guest", host="host-a", wait=True, **definition):

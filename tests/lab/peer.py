@@ -10,6 +10,7 @@ from .network import PEER
 from .processes import Daemon, LabError, wait_until
 
 CAPABILITIES = ("events", "multifd", "xbzrle", "auto-converge", "postcopy-ram", "postcopy-preempt", "postcopy-blocktime")  # all others stay off
+ANSWER_S = 120  # a QEMU that says nothing for so long hangs
 
 
 class Qmp:
@@ -28,6 +29,7 @@ class Qmp:
                 if time.monotonic() > deadline:
                     raise LabError(f"no QMP at {path}: {error}") from error
                 time.sleep(0.02)
+        self.socket.settimeout(ANSWER_S)
         # Two files: one that is read and written drops the lines that it has read ahead when it is written to.
         self.file, self.out = self.socket.makefile("r"), self.socket.makefile("w")
         # QEMU sends first what the client before has left unread: events, and a reply.
@@ -37,8 +39,14 @@ class Qmp:
         self("qmp_capabilities")
 
     def __call__(self, command, **arguments):
-        self.out.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.out.flush()
+        try:
+            self.out.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            self.out.flush()
+            return self._answer(command)
+        except OSError as error:
+            raise LabError(f"QEMU's monitor, at {command}: {error}") from error
+
+    def _answer(self, command):
         while True:
             line = self.file.readline()
             if not line:
@@ -59,24 +67,26 @@ class Qmp:
         return times[-1] if times else None
 
     def close(self):
-        self.file.close()
-        self.out.close()
-        self.socket.close()
+        for each in (self.file, self.out, self.socket):
+            try:
+                each.close()
+            except OSError:  # a QEMU that has ended has not read what was to be sent
+                pass
 
 
 class PeerQemu:
-    """One stock QEMU with the guest, in a host's namespace, its console appended to a file of that host.
+    """One stock QEMU with the guest, in a host's namespace, its console appended to the guest's file of that host.
 
     ${base} in `arguments` becomes the path from which the names of this QEMU's files begin. `within`: a command that runs the rest of the line.
     """
 
     count = 0
 
-    def __init__(self, lab, host, incoming, mem_mib, append, ram_file=None, paused=True, arguments=(), within=()):
+    def __init__(self, lab, host, incoming, mem_mib, append, console, ram_file=None, arguments=(), within=()):
         PeerQemu.count += 1
         self.base = base = f"{lab.directory}/{host}/peer{PeerQemu.count}"
         self.host, self.qmp_path, self.ram_file = host, base + ".qmp", ram_file
-        self.console = Console(f"{lab.directory}/{host}/peer-console.log")
+        self.console = Console(f"{lab.directory}/{host}/{console}")
         command = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", "-m", str(mem_mib), "-nodefaults", "-no-user-config",
                    "-kernel", f"{lab.guest}/vmlinuz", "-initrd", f"{lab.guest}/initramfs.gz", "-append", append, "-display", "none",
                    "-chardev", f"file,id=con,path={self.console.path},append=on", "-serial", "chardev:con", "-monitor", "none",
@@ -85,7 +95,7 @@ class PeerQemu:
             command[2] += ",memory-backend=m"
             command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
         if incoming:
-            command += ["-incoming", "defer"] + (["-S"] if paused else [])
+            command += ["-incoming", "defer"]
         self.daemon = Daemon(f"peer QEMU on {host}", [*within, *lab.network.command(host, *command)], base + ".log")
         self.qmp = Qmp(self.qmp_path)
 
@@ -97,20 +107,27 @@ class PeerQemu:
 class PeerVm:
     """The guest under stock QEMU: boot it, migrate it there and back, see how it fares."""
 
-    def __init__(self, lab, mem_mib, append, ram_files=False, arguments=()):
+    count = 0
+
+    def __init__(self, lab, mem_mib, append, ram_files=False, arguments=(), wait=True):
+        PeerVm.count += 1
+        self.console = f"peer-console{PeerVm.count}.log"  # of this guest: another one of the same lab has its own
         self.lab, self.mem_mib, self.append, self.ram_files, self.arguments = lab, mem_mib, append, ram_files, arguments
         self.port = 4400
         self.within = {}  # by host, from the next QEMU there on
+        self.made = []
         self.qemu = self._qemu(lab.hosts[0], incoming=False)
-        wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
+        if wait:
+            wait_until("the peer's guest to fill its memory", self.qemu.console.filled, 240)
 
-    def _qemu(self, host, incoming, paused=True):
+    def _qemu(self, host, incoming):
         ram = f"{self.lab.memory_dir(host)}/peer.ram" if self.ram_files else None
-        return PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, ram, paused, self.arguments, self.within.get(host, ()))
+        self.made.append(PeerQemu(self.lab, host, incoming, self.mem_mib, self.append, self.console, ram, self.arguments, self.within.get(host, ())))
+        return self.made[-1]
 
-    def _pair(self, destination, paused, capabilities, parameters):
-        """This QEMU, one at the destination that waits for it (and for `cont`, if it is to be paused), both set up alike, and their address."""
-        source, dest = self.qemu, self._qemu(destination, incoming=True, paused=paused)
+    def _pair(self, destination, capabilities, parameters):
+        """This QEMU, one at the destination that waits for it and goes on by itself, both set up alike, and their address."""
+        source, dest = self.qemu, self._qemu(destination, incoming=True)
         for q in (source.qmp, dest.qmp):
             q("migrate-set-capabilities", capabilities=[{"capability": c, "state": c in capabilities} for c in CAPABILITIES])
             q("migrate-set-parameters", **{"max-bandwidth": 100 << 30, "downtime-limit": 300, **parameters})
@@ -131,7 +148,7 @@ class PeerVm:
     def migrate(self, destination, multifd=0, xbzrle=False):
         """Pre-copy to another host; returns its figures. The guest's fate is for healthy() to tell."""
         capabilities, parameters = (["multifd"], {"multifd-channels": multifd}) if multifd else (["xbzrle"] if xbzrle else [], {})
-        source, dest, uri = self._pair(destination, True, capabilities, parameters)
+        source, dest, uri = self._pair(destination, capabilities, parameters)
         dest.qmp("migrate-incoming", uri=uri)
         wire = self.lab.network.wire_bytes(PEER)
         source.qmp.events.clear()
@@ -143,7 +160,8 @@ class PeerVm:
             dest.end()
             raise LabError(f"stock QEMU's migration {status['status']}: {status.get('error-desc', '')}")
         wait_until("stock QEMU's destination", lambda: dest.qmp("query-migrate").get("status") == "completed", 30, 0.002)
-        dest.qmp("cont")
+        if not dest.qmp("query-status")["running"]:  # one that was stopped for it to converge
+            dest.qmp("cont")
         return self._moved(source, dest, wire, status, total_ms=total_s * 1e3)
 
     def migrate_postcopy(self, destination, preempt=False):
@@ -152,7 +170,7 @@ class PeerVm:
         blocked_ms is QEMU's own: of its vCPUs, from a fault's being read to its page's being in place, in whole milliseconds.
         """
         capabilities = ["events", "postcopy-ram"] + (["postcopy-preempt"] if preempt else [])
-        source, dest, uri = self._pair(destination, False, capabilities, {"max-postcopy-bandwidth": 0})
+        source, dest, uri = self._pair(destination, capabilities, {"max-postcopy-bandwidth": 0})
         dest.qmp("migrate-set-capabilities", capabilities=[{"capability": "postcopy-blocktime", "state": True}])
         dest.qmp("migrate-incoming", uri=uri)
         wire = self.lab.network.wire_bytes(PEER)
@@ -188,24 +206,22 @@ class PeerVm:
         return verdict(self.qemu.console, timeout_s)
 
     def end(self):
-        self.qemu.end()
+        """All of its QEMUs, those too that a move that failed has left."""
+        for qemu in self.made:
+            qemu.end()
 
 
 def verdict(console, timeout_s=60, sweeps=2):
-    """Waits until the guest has verified all of its pages since now; (ok, one line)."""
-    start = console.last()
-    want = (start.sweeps if start else 0) + sweeps
-    deadline = time.monotonic() + timeout_s
+    """Waits until the guest has verified all of its pages since now; (ok, one line). What it said here before it left and came back does not count."""
+    before, deadline = len(console.statuses()), time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if console.died():
             return False, f"guest kernel: {console.died()}"
-        last = console.last()
-        if last and last.bad:
-            return False, f"{last.bad} wrong pages"
-        if last and last.sweeps >= want:
-            return True, f"clean, {last.checked} checks"
+        said = console.statuses()[before:]
+        if said and said[-1].bad:
+            return False, f"{said[-1].bad} wrong pages"
+        if said and said[-1].sweeps >= said[0].sweeps + sweeps:
+            return True, f"clean, {said[-1].checked} checks"
         time.sleep(0.05)
-    last = console.last()
-    if last == start:
-        return False, "guest is silent"
-    return False, f"no whole sweep within {timeout_s:.0f} s (at {last})"
+    said = console.statuses()[before:]
+    return False, f"no whole sweep within {timeout_s:.0f} s (at {said[-1]})" if said else "guest is silent"

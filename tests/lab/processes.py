@@ -62,10 +62,14 @@ class Daemon:
         self.process.wait()
         self.log_file.close()
 
+    def ask_to_end(self):
+        if self.alive():
+            self.process.terminate()
+
     def stop(self, timeout_s=10):
         """SIGTERM, then SIGKILL for whoever does not listen."""
         if self.alive():
-            self.process.terminate()
+            self.ask_to_end()
             try:
                 self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:

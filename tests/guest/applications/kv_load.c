@@ -40,6 +40,7 @@ static void connect_to(uint16_t port) {
     if (connect(fd, (struct sockaddr*)&address, sizeof address) == 0) {
       setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
       in = fdopen(fd, "r"), out = fdopen(dup(fd), "w");
+      setvbuf(out, 0, _IOFBF, 2 * kAtOnce * kValueBytes);
       return;
     }
     close(fd);
@@ -47,21 +48,32 @@ static void connect_to(uint16_t port) {
   }
 }
 
+// The eight lower hexadecimal digits, the lowest first, in a letter each.
+static uint64_t letters(uint64_t word) {
+  word &= 0xffffffff;
+  word = (word | word << 16) & 0x0000ffff0000ffffull;
+  word = (word | word << 8) & 0x00ff00ff00ff00ffull;
+  word = (word | word << 4) & 0x0f0f0f0f0f0f0f0full;
+  return word + 0x6161616161616161ull;  // 'a'
+}
+
 // Text, so that nothing in between takes it for an end.
 static void make_value(char* value, uint32_t key, uint32_t version) {
   for (int i = 0; i < kValueBytes; i += 16) {
-    uint64_t word = ((((uint64_t)key << 32) | version) + (uint64_t)i) * kMix;
-    for (int digit = 0; digit < 16; digit++, word >>= 4) value[i + digit] = (char)('a' + (word & 15));
+    const uint64_t word = ((((uint64_t)key << 32) | version) + (uint64_t)i) * kMix;
+    const uint64_t text[2] = {letters(word), letters(word >> 32)};
+    memcpy(value + i, text, 16);
   }
 }
 
-static void ask_set(uint32_t key) {
+// memcached is silent on one of which nobody waits for the answer.
+static void ask_set(uint32_t key, int silent) {
   char value[kValueBytes];
   make_value(value, key, versions[key]);
   if (redis)
     fprintf(out, "*3\r\n$3\r\nSET\r\n$8\r\nk%07u\r\n$%d\r\n", key, kValueBytes);
   else
-    fprintf(out, "set k%07u 0 0 %d\r\n", key, kValueBytes);
+    fprintf(out, "set k%07u 0 0 %d%s\r\n", key, kValueBytes, silent ? " noreply" : "");
   fwrite(value, 1, kValueBytes, out);
   fputs("\r\n", out);
 }
@@ -120,12 +132,27 @@ static void get_from_redis(uint32_t key) {
   take_value(key);
 }
 
+static void count_items(void) {
+  char line[128];
+  uint32_t items = 0;
+  fputs("stats\r\n", out);
+  fflush(out);
+  do {
+    take_line(line, sizeof line);
+    sscanf(line, "STAT curr_items %u", &items);
+  } while (strcmp(line, "END\r\n") != 0);
+  if (items != keys) wrong("items, not the number", items);
+}
+
+// memcached answers once for all that go at once: an answer each takes it as long as storing it.
 static void fill(void) {
+  const uint32_t silent = redis ? 0 : kAtOnce - 1;
   for (uint32_t key = 0; key < keys; key += kAtOnce) {
-    for (uint32_t i = 0; i < kAtOnce; i++) ask_set(key + i);
+    for (uint32_t i = 0; i < kAtOnce; i++) ask_set(key + i, i < silent);
     fflush(out);
-    for (uint32_t i = 0; i < kAtOnce; i++) take_set(key + i);
+    for (uint32_t i = silent; i < kAtOnce; i++) take_set(key + i);
   }
+  if (!redis) count_items();
 }
 
 static void get_in_order(uint64_t until_us) {
@@ -160,7 +187,7 @@ int main(int argc, char** argv) {
       const uint32_t key = (uint32_t)(keys * u * u * u);
       if (begun % 10 < sets) {
         versions[key]++;
-        ask_set(key);
+        ask_set(key, 0);
         fflush(out);
         take_set(key);
       } else if (redis) {
