@@ -283,6 +283,10 @@ class Plotting(unittest.TestCase):
         self.assertIsNone(self.chart.series["without"][1])
         self.assertIsNone(self.chart.series["with"][1])
 
+    def test_who_was_not_measured_at_all_has_no_bars(self):
+        chart = bars(self.outcome, "b", {"godwit": "with", "xen": "other"}, "home", "wire_bytes", name="n", title="t", x_label="x", y_label="y")
+        self.assertEqual(list(chart.series), ["with"])
+
     def test_what_is_no_number_is_no_figure(self):
         self.assertIsNone(figure([{"ok": True}], "ok"))
         self.assertIsNone(figure([{"home": None}, {}], "home", "total_ms"))

@@ -57,9 +57,10 @@ class Lines:
 
 
 def bars(outcome, benchmark, systems, *path, name, title, x_label, y_label, groups=None, scale=1.0):
-    """Bars of one figure by setting; `systems` and `groups`: {key: label}. A bar nobody measured is None."""
+    """Bars of one figure by setting; `systems` and `groups`: {key: label}. A bar nobody has a figure of is None."""
     groups = groups or {setting: setting for setting in outcome.settings(benchmark)}
-    series = {label: [figure(outcome.of(benchmark, setting, system), *path, scale=scale) for setting in groups] for system, label in systems.items()}
+    series = {label: [figure(outcome.of(benchmark, setting, system), *path, scale=scale) for setting in groups]
+              for system, label in systems.items() if outcome.of(benchmark, system=system)}
     return Bars(name, title, x_label, y_label, list(groups.values()), series)
 
 
