@@ -66,6 +66,9 @@ std::string Splits::move_waits_for(const Id128& vm_uuid, const api::Plan& plan, 
       return fmt::format("no flow to {} yet", own.sub_host);
     }
   }
+  if (plan.mode() != dpapi::POSTCOPY) {
+    return "";  // with rounds, what is above the budget leaves during the first of them
+  }
   const std::uint64_t budget_bytes = plan.whole() ? status->resident_bytes() : plan.resident_budget_bytes();
   if (status->resident_bytes() <= budget_bytes) {
     return "";

@@ -175,9 +175,26 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
     return made;
   }
   limits_ = limits;
-  room_.set_budget(limits.gather ? kNoBudget : limits.budget_pages);
+  room_.set_budget(room_for(limits));
   changed_.notify_all();
   return {};
+}
+
+/// With a budget below what is resident, for each page that leaves one may come: who touches what has left waits for a
+/// page's room, not until all is within the budget.
+std::uint64_t LiveSplit::room_for(const SplitLimits& limits) const {
+  const auto resident = request_.ram->resident_bytes();
+  const std::uint64_t resident_pages = resident ? *resident / pages::kPageSize : 0;
+  return limits.gather                          ? kNoBudget
+         : resident_pages > limits.budget_pages ? resident_pages + limits.budget_pages - limits.high_pages
+                                                : limits.budget_pages;
+}
+
+void LiveSplit::lower_room() {
+  const std::lock_guard lock(mutex_);
+  if (!held_ && !limits_.gather && room_.budget_pages() > limits_.budget_pages) {
+    room_.set_budget(std::min(room_.budget_pages(), room_for(limits_)));
+  }
 }
 
 std::expected<void, memory::Error> LiveSplit::make_evictor(const SplitLimits& limits) {
@@ -223,6 +240,10 @@ void LiveSplit::stop_evicting() {
 void LiveSplit::keep_evicting(const std::stop_token& stop) {
   std::chrono::milliseconds quiet = kLookAgain;
   while (!stop.stop_requested()) {
+    if (rest_due()) {
+      calm_down(stop);
+      bring_to_rest();
+    }
     auto wait = evict_once();
     quiet = wait == kNotWanted ? std::min(quiet * 2, kLookSeldom) : kLookAgain;
     wait = wait == kNotWanted ? quiet : wait;
@@ -241,7 +262,12 @@ std::chrono::milliseconds LiveSplit::evict_once() {
     if (!evictor_ || limits_.gather || held_ || !problem_.empty()) {
       return kNotWanted;
     }
+    if (is_apart_ && any_may_leave_) {
+      evictor_->any_may_leave();
+      is_apart_ = false;
+    }
   }
+  lower_room();
   const auto wanted = evictor_->wanted();
   if (!wanted || !*wanted) {
     if (!wanted) {
@@ -266,20 +292,18 @@ std::chrono::milliseconds LiveSplit::evict_once() {
   return kAtOnce;
 }
 
-/// On a job: makes room, as none is made while it is held.
-void LiveSplit::calm_down() {
+/// Makes room, as none is made while it is held.
+void LiveSplit::calm_down(const std::stop_token& stop) {
   const auto until = std::chrono::steady_clock::now() + kCalmDownMax;
+  const auto goes_on = [&] { return !stop.stop_requested() && std::chrono::steady_clock::now() < until; };
   {
     const std::lock_guard evicting(evicting_);
     evictor_->go_down();
   }
-  for (auto wait = evict_once(); wait == kAtOnce || wait == kLookAgain; wait = evict_once()) {
-    if (std::chrono::steady_clock::now() >= until) {
-      break;
-    }
+  for (auto wait = evict_once(); (wait == kAtOnce || wait == kLookAgain) && goes_on(); wait = evict_once()) {
     std::this_thread::sleep_for(wait);
   }
-  while (leaving_->free() < kSlots && std::chrono::steady_clock::now() < until) {
+  while (leaving_->free() < kSlots && goes_on()) {
     std::this_thread::sleep_for(kLookAgain);
   }
 }

@@ -7,7 +7,8 @@
 // one line, after which pages that are away stay away.
 //
 // When its main part moves, the stores stay (transfer/kept_stores.h). At the source hold() comes before: nothing leaves
-// its memory any more, and the budget holds all the same (widen_room()). The destination begins with arrive(): as soon
+// its memory any more, and the budget holds all the same (widen_room()). If it is still above its budget it goes on to
+// shrink during round 1, and is brought to rest after it. The destination begins with arrive(): as soon
 // as all is announced the three files lie there as if a former process had left them, and SplitGuest goes on with them.
 // Meanwhile pages are pulled from the source, too: those are the pager's awaited ones, and LivePaging places them.
 //
@@ -102,9 +103,12 @@ class LiveSplit final : public split::MainMemory,
   std::expected<void, memory::Error> set_limits(const SplitLimits& limits);
   /// Begun: evicts down to the low watermark, within some seconds; from then on nothing is evicted, nor does any store
   /// get or lose anything. `then` on the home lcore, once it is so and all that was on its way out is in a store or
-  /// back.
-  void hold(std::function<void()> then);
+  /// back. Unless `at_once`, of a guest above its budget `then` is called now, and come_to_rest() says when.
+  void hold(bool at_once, std::function<void()> then);
   void release();
+  [[nodiscard]] bool at_rest() const override { return at_rest_; }
+  std::expected<pages::Bitmap, transfer::GuestError> set_apart() override;
+  void come_to_rest() override;
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
   [[nodiscard]] std::uint64_t budget_pages() const override { return limits().budget_pages; }
@@ -168,7 +172,12 @@ class LiveSplit final : public split::MainMemory,
   void leave_to_stores();
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
-  void calm_down();
+  [[nodiscard]] std::uint64_t room_for(const SplitLimits& limits) const;
+  void lower_room();
+  [[nodiscard]] bool is_above_budget() const;
+  [[nodiscard]] bool rest_due() const;
+  void calm_down(const std::stop_token& stop);
+  void bring_to_rest();
   std::expected<void, memory::Error> make_evictor(const SplitLimits& limits);
   void fail(const std::string& why);
   void publish(Instant now);
@@ -212,6 +221,7 @@ class LiveSplit final : public split::MainMemory,
   std::vector<memory::PageRange> placed_;
   bool gathered_ = false;
   bool narrow_ = false;         // held
+  bool at_rest_ = false;        // and nothing is on its way any more
   bool short_of_room_ = false;  // the same
   bool stands_still_ = false;   // the guest, and QEMU loads at the destination
   Instant widen_at_{};
@@ -224,14 +234,18 @@ class LiveSplit final : public split::MainMemory,
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable_any changed_;
-  std::atomic<bool> room_wanted_{false};  // somebody waits for a page that the budget has no room for
+  std::atomic<bool> room_wanted_{false};  // somebody waits for a page that the budget has no room for, or for rest
   SplitLimits limits_;
   bool held_ = false;
+  bool rest_wanted_ = false, rest_at_once_ = false;
+  bool any_may_leave_ = true;
+  std::function<void()> rest_then_;
   SplitFigures figures_;
   std::string problem_;
 
-  std::mutex evicting_;  // held by the thread of a batch
+  std::mutex evicting_;  // held by the thread of a batch; before mutex_
   std::unique_ptr<memory::Evictor> evictor_;
+  bool is_apart_ = false;  // the evictor was told which may leave
   std::jthread thread_;
 };
 

@@ -12,17 +12,79 @@ constexpr Duration kWidenEvery = milliseconds(5);
 
 // ---- the source ----
 
-void LiveSplit::hold(std::function<void()> then) {
+void LiveSplit::hold(bool at_once, std::function<void()> then) {
   GW_ASSERT(begun());
-  calm_down();
-  {
-    const std::scoped_lock lock(evicting_, mutex_);  // no batch is under way, and all of them are told
-    held_ = true;
-    const std::uint64_t kept_free = limits_.budget_pages - limits_.high_pages;
-    room_.set_budget(limits_.gather ? kNoBudget : limits_.budget_pages - kept_free / 2);
+  if (!at_once && is_above_budget()) {
+    return then();
   }
-  lcore_->post([this, then = std::move(then)] {
-    held_then_ = then;
+  const std::lock_guard lock(mutex_);
+  rest_wanted_ = rest_at_once_ = true;
+  rest_then_ = std::move(then);
+  room_wanted_ = true;
+  changed_.notify_all();
+}
+
+bool LiveSplit::is_above_budget() const {
+  const SplitLimits limits = this->limits();
+  const auto resident = request_.ram->resident_bytes();
+  return !limits.gather && resident && *resident / pages::kPageSize > limits.budget_pages;
+}
+
+/// What is to stay leaves room for what comes back of the rest.
+std::expected<pages::Bitmap, transfer::GuestError> LiveSplit::set_apart() {
+  std::expected<pages::Bitmap, memory::Error> apart;
+  {
+    const std::lock_guard evicting(evicting_);
+    const std::uint64_t low_pages = limits().low_pages;
+    apart = evictor_->set_apart(low_pages - low_pages / 8);
+    evictor_->go_down();
+    is_apart_ = true;
+    const std::lock_guard lock(mutex_);
+    any_may_leave_ = false;
+  }
+  if (!apart) {
+    return guest_error(apart.error());
+  }
+  // Of what may not leave this stays true.
+  if (auto refreshed = guest_.refresh_present(); !refreshed) {
+    return std::unexpected(refreshed.error());
+  }
+  return std::move(*apart);
+}
+
+void LiveSplit::come_to_rest() {
+  const std::lock_guard lock(mutex_);
+  rest_wanted_ = any_may_leave_ = true;
+  room_wanted_ = true;
+  changed_.notify_all();
+}
+
+bool LiveSplit::rest_due() const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!rest_wanted_ || held_ || rest_at_once_) {
+      return rest_wanted_ && !held_;
+    }
+  }
+  return !is_above_budget();
+}
+
+/// Unless it is not wanted any more.
+void LiveSplit::bring_to_rest() {
+  const std::scoped_lock lock(evicting_, mutex_);  // no batch is under way, and all of them are told
+  if (!rest_wanted_) {
+    return;
+  }
+  held_ = true;
+  const std::uint64_t kept_free = limits_.budget_pages - limits_.high_pages;
+  room_.set_budget(limits_.gather ? kNoBudget : limits_.budget_pages - kept_free / 2);
+  lcore_->post([this, then = std::exchange(rest_then_, nullptr)] {
+    held_then_ = [this, then] {
+      at_rest_ = true;
+      if (then) {
+        then();
+      }
+    };
     narrow_ = true;
     static_cast<void>(room_.take_refused());  // of before
     main_->hold(true);
@@ -48,13 +110,15 @@ void LiveSplit::widen_room(Instant now) {
 void LiveSplit::release() {
   {
     const std::lock_guard lock(mutex_);
-    held_ = false;
-    room_.set_budget(limits_.gather ? kNoBudget : limits_.budget_pages);
+    held_ = rest_wanted_ = rest_at_once_ = false;
+    any_may_leave_ = true;
+    rest_then_ = nullptr;
+    room_.set_budget(room_for(limits_));
     changed_.notify_all();
   }
   lcore_->post([this] {
     held_then_ = nullptr;
-    narrow_ = short_of_room_ = stands_still_ = false;
+    narrow_ = short_of_room_ = stands_still_ = at_rest_ = false;
     main_->hold(false);
   });
 }

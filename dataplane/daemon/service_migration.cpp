@@ -230,11 +230,12 @@ std::optional<ApiError> Service::refuse_while_split_changes(const Id128& vm) con
   return bad_request("PrepareMigration: VM " + vm.text() + " is just being split or gathered: ask again");
 }
 
-/// From here to the end of the migration pages only come back.
+/// From here to the end of the migration pages only come back; or from the end of round 1 on, of a guest that still
+/// shrinks, if there are rounds.
 void Service::hold_stores(const MigrationSession& session, Entry& entry) {
   entry.worker->submit(
-      [this, split = entry.guest->split, id = session.id] {
-        split->hold([this, id] {
+      [this, split = entry.guest->split, id = session.id, at_once = session.mode == transfer::Mode::kPostcopy] {
+        split->hold(at_once, [this, id] {
           control_.post([this, id] {
             if (const auto found = sessions_.find(id);
                 found != sessions_.end() && found->second->state == MigrationSession::State::kPreparing) {

@@ -21,6 +21,15 @@ constexpr double kLeftAfterAll = 0.005;
 /// Neither ranking ever falls silent, or it could not come back.
 constexpr double kWeightMin = 0.01;
 
+/// Leaves the first `count` of them, in order.
+template <class T, class Before>
+void keep_first(std::vector<T>& all, std::size_t count, Before before) {
+  const auto end = all.begin() + static_cast<std::ptrdiff_t>(count);
+  std::ranges::nth_element(all, end, before);
+  all.erase(end, all.end());
+  std::ranges::sort(all, before);
+}
+
 }  // namespace
 
 ColdestFirst::ColdestFirst(std::uint64_t page_count)
@@ -145,7 +154,7 @@ float ColdestFirst::coldness(const Page& page, Ranking by) const {
   return page.interval == 0 ? 2 * age : std::max(age, page.interval);
 }
 
-void ColdestFirst::rank(const pages::Bitmap& here, Ranking by) {
+void ColdestFirst::rank(const pages::Bitmap& here, Ranking by, std::uint64_t wanted) {
   struct Candidate {
     float coldness;
     std::uint32_t since;  // as long ago as it came: of equals the first goes first
@@ -161,11 +170,11 @@ void ColdestFirst::rank(const pages::Bitmap& here, Ranking by) {
   const auto colder = [](const Candidate& one, const Candidate& other) {
     return std::tuple(other.coldness, other.since, one.page) < std::tuple(one.coldness, one.since, other.page);
   };
-  const auto wanted = static_cast<std::ptrdiff_t>((candidates.size() + kRankedShare - 1) / kRankedShare);
-  std::ranges::partial_sort(candidates, candidates.begin() + wanted, colder);
+  const std::size_t some = (candidates.size() + kRankedShare - 1) / kRankedShare;
+  keep_first(candidates, std::min(std::max<std::size_t>(some, wanted), candidates.size()), colder);
   victims_[by].clear();
-  for (std::ptrdiff_t i = wanted; i-- > 0;) {
-    victims_[by].push_back(candidates[static_cast<std::size_t>(i)].page);
+  for (std::size_t i = candidates.size(); i-- > 0;) {
+    victims_[by].push_back(candidates[i].page);
   }
 }
 
@@ -196,7 +205,7 @@ void ColdestFirst::choose(const pages::Bitmap& here, std::uint64_t count, std::v
         victims.pop_back();
       }
       if (victims.empty() && fresh) {
-        rank(here, by);
+        rank(here, by, count);
       }
     }
     if (victims.empty()) {

@@ -52,7 +52,7 @@ class ColdestFirst final : public VictimPolicy {
   void advance();
   void find_new(const pages::Bitmap& here);
   [[nodiscard]] float coldness(const Page& page, Ranking by) const;
-  void rank(const pages::Bitmap& here, Ranking by);
+  void rank(const pages::Bitmap& here, Ranking by, std::uint64_t wanted);
   [[nodiscard]] Ranking draw();
 
   std::mutex placed_mutex_;  // of what was placed and is not entered yet

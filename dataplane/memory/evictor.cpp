@@ -63,6 +63,60 @@ void Evictor::set_marks(std::uint64_t high_pages, std::uint64_t low_pages) {
   with_.low_pages = low_pages;
   evicting_ = false;
   here_.clear_all();
+  chosen_ahead_.clear();
+}
+
+std::expected<pages::Bitmap, Error> Evictor::set_apart(std::uint64_t stay_pages) {
+  any_may_leave();
+  if (auto looked = look(); !looked) {
+    return std::unexpected(looked.error());
+  }
+  pages::Bitmap apart = with_.pager->missing();
+  const std::uint64_t here_pages = here_.count();
+  std::uint64_t left = here_pages - std::min(here_pages, stay_pages);
+  std::vector<pages::PageNumber> victims;
+  for (int empty = 0; left > 0 && empty < 2;) {
+    victims.clear();
+    with_.policy->choose(here_, left, victims);
+    empty = victims.empty() ? empty + 1 : 0;  // the first time it may want to look anew
+    for (const pages::PageNumber page : victims) {
+      here_.clear(page);
+      apart.set(page);
+      chosen_ahead_.push_back(page);
+    }
+    left -= victims.size();
+  }
+  here_.clear_all();
+  may_leave_ = apart;
+  return apart;
+}
+
+void Evictor::any_may_leave() {
+  may_leave_.reset();
+  chosen_ahead_.clear();
+  here_.clear_all();
+}
+
+/// Which pages are candidates.
+std::expected<void, Error> Evictor::look() {
+  if (auto found = with_.ram->find_present(here_); !found) {
+    return found;
+  }
+  here_.and_not(with_.pager->missing());
+  if (may_leave_) {
+    here_ &= *may_leave_;
+  }
+  return {};
+}
+
+void Evictor::choose_victims(std::uint64_t count, std::vector<pages::PageNumber>& victims) {
+  victims.clear();
+  for (; !chosen_ahead_.empty() && victims.size() < count; chosen_ahead_.pop_front()) {
+    victims.push_back(chosen_ahead_.front());
+  }
+  if (victims.empty()) {
+    with_.policy->choose(here_, count, victims);
+  }
 }
 
 std::expected<bool, Error> Evictor::wanted() {
@@ -111,13 +165,11 @@ std::expected<void, Error> Evictor::choose(EvictedBatch& out) {
   std::vector<pages::PageNumber> victims;
   bool refreshed = false;
   for (int tries = 0; tries < kTriesMax && batch_.empty(); ++tries) {
-    victims.clear();
-    with_.policy->choose(here_, count, victims);
+    choose_victims(count, victims);
     if (victims.empty()) {
-      if (auto found = with_.ram->find_present(here_); !found) {
-        return found;
+      if (auto looked = look(); !looked) {
+        return looked;
       }
-      here_.and_not(with_.pager->missing());
       if (!here_.any() || refreshed) {
         break;
       }

@@ -20,8 +20,10 @@
 // refuses such a guest by what QMP tells. Copies by the kernel (virtio, vhost-net, KVM) fault like any access.
 
 #include <cstdint>
+#include <deque>
 #include <expected>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/single_writer.h"
@@ -67,6 +69,10 @@ class Evictor {
   std::expected<bool, Error> wanted();
   /// Until the low one is reached, also from below the high one.
   void go_down() { evicting_ = true; }
+  /// Chooses what leaves next until `stay_pages` are here. Those, and what is missing now; nothing else leaves before
+  /// any_may_leave().
+  std::expected<pages::Bitmap, Error> set_apart(std::uint64_t stay_pages);
+  void any_may_leave();
   /// One batch. Empty where the pages on their way out have no room left: some must be confirmed first.
   std::expected<EvictedBatch, Error> evict_batch();
   /// Any thread.
@@ -77,6 +83,8 @@ class Evictor {
 
   Evictor(const EvictorRequest& request, UniqueFd own_pagemap, UniqueFd page_flags);
   std::expected<void, Error> choose(EvictedBatch& out);
+  std::expected<void, Error> look();
+  void choose_victims(std::uint64_t count, std::vector<pages::PageNumber>& victims);
   void keep_resident();
   std::expected<void, Error> take_out(std::uint32_t pinned);
   std::expected<void, Error> punch(PageRange pages);
@@ -88,7 +96,9 @@ class Evictor {
   const UniqueFd own_pagemap_;  // /proc/self/pagemap
   const UniqueFd page_flags_;   // /proc/kpageflags
   bool evicting_ = false;
-  pages::Bitmap here_;  // candidates of this round
+  pages::Bitmap here_;                          // candidates of this round
+  std::optional<pages::Bitmap> may_leave_;      // none: any
+  std::deque<pages::PageNumber> chosen_ahead_;  // leave next
   std::vector<pages::PageNumber> batch_;
   std::vector<Fate> fates_;
   SingleWriter<std::uint64_t> batches_, evicted_, zero_, busy_, huge_;

@@ -436,7 +436,7 @@ SubStats MainHost::sub_stats(SubId id) const {
     }
   }
   for (const auto& [page, blocked] : blocked_) {
-    if (blocked.sub == id && !add_to_runs(stats.blocking, page)) {
+    if (blocked.sub == id && blocks(blocked) && !add_to_runs(stats.blocking, page)) {
       break;
     }
   }

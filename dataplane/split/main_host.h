@@ -286,6 +286,9 @@ class MainHost {
     SubId sub = 0;
     Instant since{};
   };
+  /// A link that is made again takes less.
+  static constexpr Duration kBlockedAfter = milliseconds(2000);
+  [[nodiscard]] bool blocks(const Blocked& page) const { return now_ - page.since >= kBlockedAfter; }
   std::map<pages::PageNumber, Blocked> blocked_;  // of wanted_
   std::map<SubId, std::uint64_t> copied_;         // entries of copies_
   pages::PageNumber last_demand_ = UINT64_MAX;

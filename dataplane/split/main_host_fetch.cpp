@@ -13,8 +13,6 @@ constexpr std::uint64_t kGatherScanMax = 4096;  // pages a turn
 /// Faults in order that make the next pages worth asking for, and how many of them at most.
 constexpr std::uint64_t kRunMin = 2;
 constexpr std::uint64_t kAheadMax = 32;
-/// A link that is made again takes less.
-constexpr Duration kBlockedAfter = milliseconds(2000);
 
 }  // namespace
 
@@ -62,8 +60,8 @@ void MainHost::note_served(pages::PageNumber page, bool served) {
 }
 
 void MainHost::look_at_blocked() {
-  const auto count = static_cast<std::uint64_t>(std::ranges::count_if(
-      blocked_, [this](const auto& blocked) { return now_ - blocked.second.since >= kBlockedAfter; }));
+  const auto count = static_cast<std::uint64_t>(
+      std::ranges::count_if(blocked_, [this](const auto& blocked) { return blocks(blocked.second); }));
   const bool told = stats_.blocked_pages != 0;
   stats_.blocked_pages = count;
   if (told != (count != 0)) {

@@ -28,7 +28,7 @@ Destination::Impl::Impl(const MigrationConfig& config, DestinationGuest guest, E
       pull_placer_(paging_, 0, page_count_, gate_) {
   GW_ASSERT(!is_split() || paging_ != nullptr);
   if (is_split()) {
-    stored_ = pages::Bitmap(page_count_);
+    stored_ = stored_listed_ = stored_written_ = pages::Bitmap(page_count_);
   }
 }
 
@@ -292,43 +292,6 @@ void Destination::Impl::decode_source_table() {
       });
 }
 
-void Destination::Impl::on(const wire::StoredPages& message) {
-  if (phase_ != Phase::kTables || !is_split() || !table_ended_ || stored_ended_) {
-    return protocol_error("pages of stores that nobody expects");
-  }
-  for (const wire::StoredPage& stored : message.pages) {
-    if (stored.page >= page_count_ || (!stored_come_.empty() && stored.page <= stored_come_.back().page)) {
-      return protocol_error("pages of stores out of order, or that the guest does not have");
-    }
-    stored_come_.push_back(stored);
-  }
-  totals_.pages_stored = stored_come_.size();
-  if (message.last) {
-    stored_ended_ = true;
-    version_next_ = message.version_next;
-    take_stored();
-  }
-}
-
-// What the image has of these pages is not what they are now; a table that says so outlives a migration that fails.
-void Destination::Impl::take_stored() {
-  for (const wire::StoredPage& stored : stored_come_) {
-    stored_.set(stored.page);
-  }
-  submit_for(&Impl::stored_taken_, [stored = std::move(stored_come_), pages = stored_](Impl& self) {
-    std::expected<void, GuestError> taken;
-    if (self.failed_.load(std::memory_order_relaxed)) {
-      return taken;
-    }
-    self.stores_->note(stored);
-    self.table_.set_written(pages, pages::kUnknownGeneration);
-    pages.for_each_run([&](pages::PageNumber first, std::uint64_t count) {
-      taken = taken ? self.memory_.zero_pages(first, count) : taken;
-    });
-    return taken;
-  });
-}
-
 /// A job that only the guest's memory can fail; `done` is true, and looked at, once it has succeeded.
 void Destination::Impl::submit_for(bool Impl::*done, std::function<std::expected<void, GuestError>(Impl&)> work) {
   auto result = std::make_shared<std::expected<void, GuestError>>();
@@ -346,9 +309,10 @@ void Destination::Impl::submit_for(bool Impl::*done, std::function<std::expected
 }
 
 void Destination::Impl::on(const wire::RoundBegin& message) {
-  const bool tables = table_ended_ && (stored_ended_ || !is_split());
-  const bool expected = phase_ == Phase::kTables ? tables && round_ == 0
-                                                 : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0;
+  const bool listed = stored_ended_ || !is_split();
+  const bool expected = phase_ == Phase::kTables
+                            ? table_ended_ && (listed || apart_come_) && round_ == 0
+                            : phase_ == Phase::kRounds && acknowledged_ && coming_.round == 0 && listed;
   if (!expected || message.round != round_ + 1 || message.round >= config_.epoch_count) {
     return protocol_error("begins round " + std::to_string(message.round) + " after round " + std::to_string(round_));
   }
@@ -373,7 +337,8 @@ void Destination::Impl::on(const wire::RoundBegin& message) {
 }
 
 void Destination::Impl::acknowledge_if_due() {
-  const bool tables = round_ == 1 ? table_decoded_ && (stored_taken_ || !is_split()) : first_round_complete_;
+  const bool stores = stored_taken_ || (round_ == 1 && apart_taken_) || !is_split();
+  const bool tables = stores && (round_ == 1 ? table_decoded_ : first_round_complete_);
   if (phase_ != Phase::kRounds || acknowledged_ || !tables || unhashed_pages_ + rest_left_ > kUnhashedPagesMax) {
     return;
   }
@@ -400,9 +365,10 @@ void Destination::Impl::on(const wire::DeviceStateEnd&) {
 
 void Destination::Impl::on(const wire::AllPlaced& message) {
   if (phase_ != Phase::kRounds || message.round != round_ || all_placed_ || coming_.round != 0 ||
-      !device_state_ended_) {
+      !device_state_ended_ || is_split()) {
     return protocol_error("AllPlaced in round " + std::to_string(message.round) + " while round " +
-                          std::to_string(round_) + " is open or the device state is not complete");
+                          std::to_string(round_) +
+                          " is open, the device state is not complete, or what stores have is missing");
   }
   all_placed_ = message;
   wake_ = true;

@@ -64,6 +64,7 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
     bool equal = false;
     std::vector<pages::PageDigest> chunks;
     std::optional<GuestError> error;
+    std::string peer_error;
   };
 
   // ---- destination.cpp ----
@@ -93,7 +94,11 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
   [[nodiscard]] std::string hello_mismatch(const wire::Hello& hello) const;
   void send_retained();
   void decode_source_table();
+  void on_apart(const wire::PageSetPiece& message);
+  void take_apart(std::vector<std::vector<std::byte>> pieces);
   void take_stored();
+  /// A job. What memory has of these pages is not what they are; a table that says so outlives a migration that fails.
+  std::expected<void, GuestError> clear_stored(const pages::Bitmap& pages);
   void submit_for(bool Impl::*done, std::function<std::expected<void, GuestError>(Impl&)> work);
   /// Of a guest that is not split nothing is.
   [[nodiscard]] bool is_split() const { return stores_ != nullptr; }
@@ -170,10 +175,13 @@ class Destination::Impl final : public MigrationEnd, public std::enable_shared_f
 
   // what stays with stores; the jobs' while they punch and arm
   std::vector<wire::StoredPage> stored_come_;
-  pages::Bitmap stored_;
+  pages::Bitmap stored_;          // or apart
+  pages::Bitmap stored_listed_;   // it is known where
+  pages::Bitmap stored_written_;  // after the table
   std::uint64_t version_next_ = 1;
   std::vector<pages::PageNumber> asked_stored_;  // of the source, before the commit
   bool stored_ended_ = false, stored_taken_ = false;
+  bool apart_come_ = false, apart_taken_ = false;
 
   // the round
   std::uint32_t round_ = 0;

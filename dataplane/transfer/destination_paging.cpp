@@ -14,9 +14,12 @@ constexpr Duration kAnswerSlack = milliseconds(2);
 // ---- sets ----
 
 void Destination::Impl::on(const wire::PageSetPiece& message) {
+  if (message.kind == wire::PageSet::kApart) {
+    return on_apart(message);
+  }
   const bool zero = message.kind == wire::PageSet::kZero;
   const bool expected = phase_ == Phase::kRounds && acknowledged_ && paging_ != nullptr &&
-                        mode_ != wire::TransferMode::kPrecopy && !all_announced_ &&
+                        mode_ != wire::TransferMode::kPrecopy && !all_announced_ && (stored_ended_ || !is_split()) &&
                         (zero || message.kind == wire::PageSet::kMissing);
   const std::uint32_t round_max = std::min(round_ + 1, config_.epoch_count - 1);
   if (!expected || message.round < round_ || message.round > round_max) {
@@ -167,7 +170,7 @@ void Destination::Impl::acknowledge_set_if_due() {
 void Destination::Impl::on(const wire::AllAnnounced& message) {
   const bool expected = phase_ == Phase::kRounds && acknowledged_ && paging_ != nullptr && !all_announced_ &&
                         mode_ != wire::TransferMode::kPrecopy && device_state_ended_ && pieces_.idle() &&
-                        coming_.missing_pieces.empty();
+                        coming_.missing_pieces.empty() && (stored_ended_ || !is_split());
   if (!expected || message.round != round_ || message.last_round != std::max(round_, coming_.round)) {
     return protocol_error("AllAnnounced of rounds " + std::to_string(message.round) + " and " +
                           std::to_string(message.last_round) + " while round " + std::to_string(round_) +
@@ -194,7 +197,8 @@ void Destination::Impl::on(const wire::AllAnnounced& message) {
 }
 
 void Destination::Impl::arm_if_due() {
-  if (phase_ != Phase::kRounds || !all_announced_ || arming_ || punching_ != 0 || !first_round_complete_) {
+  const bool taken = first_round_complete_ && (stored_taken_ || !is_split());
+  if (phase_ != Phase::kRounds || !all_announced_ || arming_ || punching_ != 0 || !taken) {
     return;
   }
   arming_ = true;
@@ -230,6 +234,12 @@ void Destination::Impl::arm(const wire::AllAnnounced& announced, const std::vect
   }
   pages::Bitmap away = missing_;
   if (is_split()) {
+    pages::Bitmap unknown = stored_;
+    if (unknown.and_not(stored_listed_).any()) {
+      result.peer_error =
+          "it never said which stores have " + std::to_string(unknown.count()) + " of the guest's pages";
+      return;
+    }
     if (const auto settled = stores_->settle(missing_, stored_, version_next_); !settled) {
       result.error = settled.error();
       return;
@@ -242,6 +252,7 @@ void Destination::Impl::arm(const wire::AllAnnounced& announced, const std::vect
   }
   if (is_split()) {
     table_.set_from(stored_, source_table_);
+    table_.set_written(stored_written_ &= stored_, config_.epoch_base + 2);
   }
   for (MissingSet& set : sets_) {
     set.missing &= missing_;
@@ -257,6 +268,9 @@ void Destination::Impl::armed(Armed& result) {
     return;
   }
   wake_ = true;
+  if (!result.peer_error.empty()) {
+    return protocol_error(result.peer_error);
+  }
   if (result.error) {
     return fail(Failure::kGuestMemory, result.error->text);
   }

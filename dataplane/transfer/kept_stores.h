@@ -5,9 +5,14 @@
 // model.
 //
 // Why no page is older there than it was here:
-//   * From before list() to the end of the migration nothing leaves the source's memory, and no store is told anything
-//     but to give pages. So the stored pages only become fewer, and the copies that were told are what counts for them.
-//     The budget holds all the same: before there is no room left for what the guest touches, it is stopped.
+//   * At rest: from before list() to the end of the migration nothing leaves the source's memory, and no store is told
+//     anything but to give pages. So the stored pages only become fewer, and the copies that were told are what counts
+//     for them. The budget holds all the same: before there is no room left for what the guest touches, it is stopped.
+//   * A guest that is still above its budget sends to its stores and to the destination at the same time. Then
+//     set_apart() draws a line: what is on one side may leave, and is no part of round 1; what is on the other may not,
+//     so what round 1 reads is there. Between rounds 1 and 2 all comes to rest, and list() says what became of the
+//     former: those of them that a store has are told of, with those written since then marked as such; those that are
+//     here go with round 2, if the destination lacks them.
 //   * A page that came back is like one that was written: a scan finds it, and it goes with that scan's round or set.
 //   * Any other that the last scan finds missing was not touched since it was told of, so its copy is its content.
 //   * Of what the stores have the destination's image may have as good a copy. It keeps no more of those than its
@@ -34,8 +39,14 @@ class KeptStores {
     std::vector<wire::StoredPage> pages;  // ascending
     std::uint64_t version_next = 1;       // above all that any store of the guest's may know
   };
-  /// All that is missing here. After the first scan, which has found `written`; what comes back from then on the next
-  /// ones are told.
+  /// The home lcore. Nothing leaves any more.
+  [[nodiscard]] virtual bool at_rest() const = 0;
+  /// Not at rest, after the first scan: the pages that are missing or may leave. No others do before come_to_rest().
+  virtual std::expected<pages::Bitmap, GuestError> set_apart() = 0;
+  /// The home lcore. Nobody reads the guest's memory before at_rest(): any page may leave.
+  virtual void come_to_rest() = 0;
+  /// At rest, after a scan: all that is missing here. `written`: what this scan has found, and the one before
+  /// set_apart(). What comes back from then on the next ones are told.
   virtual std::expected<Stored, GuestError> list(const pages::Bitmap& written) = 0;
   /// After a scan, which has found `written`: takes out of `stored` what is here again.
   virtual std::expected<void, GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) = 0;

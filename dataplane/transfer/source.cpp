@@ -39,6 +39,7 @@ Source::Impl::Impl(const MigrationConfig& config, const Policy& policy, SourceGu
 
 void Source::Impl::start(Instant now, std::span<transport::Lane* const> lanes) {
   GW_ASSERT(phase_ == Phase::kIdle && (stores_ == nullptr || policy_.mode != Mode::kPrecopy));
+  GW_ASSERT(stores_ == nullptr || !at_once() || stores_->at_rest());
   begin(now, lanes);
   start_timers();
   bucket_.start(now);
@@ -207,10 +208,13 @@ Instant Source::Impl::deadline() const {
   if (scan_due_ > now_) {
     at = std::min(at, scan_due_);
   }
-  if (policy_.time_limit.ns > 0 && !ready_) {
+  if (resting_ && !listed_ && !scanning_) {
+    at = std::min(at, now_ + kPumpInterval);
+  }
+  if (policy_.time_limit.ns > 0 && !ready_ && listed_) {
     at = std::min(at, std::max(started_ + policy_.time_limit, now_ + milliseconds(1)));
   }
-  if (policy_.hybrid_time.ns > 0 && !ready_) {
+  if (policy_.hybrid_time.ns > 0 && !ready_ && listed_) {
     at = std::min(at, std::max(started_ + policy_.hybrid_time, now_ + milliseconds(1)));
   }
   return at;

@@ -19,6 +19,9 @@
 // goes as the guest has made it by then, and is not sent for nothing; no page waits longer than that, nor does any once
 // what is left fits the downtime. Not in round 1: what does not come with it counts as known at the destination.
 //
+// Stores. While a split guest is still above its budget (kept_stores.h) there is round 1, without what is apart; then
+// the stores come to rest, one scan lists them, and with round 2 all goes on as for a guest that was split long ago.
+//
 // Post-copy. After STOP the source sends no content until all of it is announced: what is in flight is acknowledged,
 // what is left of the open round and what the last scans found are sets of pages (wire::PageSetPiece). From then on it
 // gives any page that it is asked for, also one that it never announced, as it is in RAM, which nobody may change, and

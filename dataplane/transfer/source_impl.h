@@ -112,8 +112,12 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
   void begin_round();
   void load_round();
   void put_off_likely();
+  void come_to_rest_if_due();
+  /// Pages leave for stores, or may: nothing but round 1 is possible.
+  [[nodiscard]] bool must_rest() const;
   void scan_if_due();
   void scanned(ScanJob& job);
+  void listed(ScanJob& job);
   void judge(const ScanJob& job);
   void no_convergence(const std::string& why, Duration estimate, std::uint64_t content_pages);
   void ready(Duration estimate);
@@ -190,6 +194,8 @@ class Source::Impl final : public MigrationEnd, public std::enable_shared_from_t
 
   std::uint64_t stored_there_max_ = 0;       // of those that the destination has too, as many stay there
   StoredSets stored_;                        // while a scan is under way its job has them
+  bool listed_ = true;                       // what stays with stores is told; not so: what is apart
+  bool resting_ = false;                     // the stores are to come to rest, or have
   std::vector<pages::PageNumber> fetching_;  // of stored_, asked for
 
   // scans

@@ -43,22 +43,25 @@ bool decode_retained(CompareJob& job, pages::GenerationTable& retained) {
   return true;
 }
 
-/// What the stores have is not sent but told of, where the destination does not have it, or has no room for it. If all
-/// is to be verified it is told of in any case: what is not here nobody can compare.
+void encode_stored(std::span<const wire::StoredPage> pages, std::uint64_t version_next,
+                   std::vector<std::vector<std::byte>>& messages) {
+  do {
+    const auto some = pages.first(std::min(pages.size(), wire::kStoredPagesMax));
+    pages = pages.subspan(some.size());
+    messages.push_back(wire::encode_message(
+        wire::StoredPages{.last = pages.empty(), .version_next = version_next, .pages = {some.begin(), some.end()}}));
+  } while (!pages.empty());
+}
+
+/// What the stores have is not sent but told of, where the destination does not have it, or has no room for it.
 bool list_stored(CompareJob& job, const pages::Bitmap& written) {
   const auto listed = job.stores->list(written);
   if (!listed) {
     job.guest_error = listed.error().text;
     return false;
   }
-  job.stored = {pages::Bitmap(job.to_send.size()), pages::Bitmap(job.to_send.size())};
-  wire::StoredPages message{.last = false, .version_next = listed->version_next, .pages = {}};
-  const auto tell = [&](bool last) {
-    message.last = last;
-    job.messages.push_back(wire::encode_message(message));
-    job.table_bytes += job.messages.back().size();
-    message.pages.clear();
-  };
+  job.stored = {.away = pages::Bitmap(job.to_send.size()), .told = pages::Bitmap(job.to_send.size()), .written = {}};
+  std::vector<wire::StoredPage> told;
   for (const wire::StoredPage& stored : listed->pages) {
     job.stored.away.set(stored.page);
     if (job.stored_there_max > 0 && !job.to_send.test(stored.page)) {
@@ -66,21 +69,65 @@ bool list_stored(CompareJob& job, const pages::Bitmap& written) {
       continue;
     }
     job.stored.told.set(stored.page);
-    if (message.pages.size() == wire::kStoredPagesMax) {
-      tell(false);
-    }
-    message.pages.push_back(stored);
+    told.push_back(stored);
   }
-  tell(true);
+  encode_stored(told, listed->version_next, job.messages);
   job.to_send.and_not(job.stored.away);
+  return true;
+}
+
+/// The same while pages leave for stores. What the destination has of these counts for nothing once it is told.
+bool set_apart(CompareJob& job, pages::Bitmap written) {
+  auto apart = job.stores->set_apart();
+  if (!apart) {
+    job.guest_error = apart.error().text;
+    return false;
+  }
+  job.stored = {.away = std::move(*apart), .told = {}, .written = std::move(written)};
+  job.stored.told = job.stored.away;
+  for (auto page = job.stored.told.next_set(0); job.stored_there_max > 0 && page < job.to_send.size();
+       page = job.stored.told.next_set(page + 1)) {
+    if (!job.to_send.test(page)) {
+      job.stored.told.clear(page);
+      --job.stored_there_max;
+    }
+  }
+  encode_page_set(job.stored.told, 0, wire::PageSet::kApart, job.link_bps, job.messages);
+  job.to_send.and_not(job.stored.away);
+  return true;
+}
+
+/// What has become of what was apart. What the stores have is told of, unless the destination has it as it is; what is
+/// here goes on as if it had come back.
+bool list_apart(ScanJob& job, const pages::Bitmap& doubtful) {
+  const auto listed = job.stores->list(doubtful);
+  if (!listed) {
+    job.guest_error = listed.error().text;
+    return false;
+  }
+  pages::Bitmap away(job.written.size());
+  std::vector<wire::StoredPage> told;
+  for (const wire::StoredPage& stored : listed->pages) {
+    away.set(stored.page);
+    const bool written = job.written.test(stored.page);
+    if (written || !job.stored.away.test(stored.page) || job.stored.told.test(stored.page)) {
+      told.push_back(stored);
+      told.back().written = written;
+    }
+  }
+  encode_stored(told, listed->version_next, job.messages);
+  for (const wire::StoredPage& stored : told) {
+    job.stored.told.set(stored.page);
+  }
+  job.stored.away |= away;
   return true;
 }
 
 /// A page that came back counts as written, unless the destination has it; one that did not is not sent, whatever else
 /// is said of it.
-bool look_for_stored(ScanJob& job) {
+bool look_for_stored(ScanJob& job, const pages::Bitmap& doubtful) {
   pages::Bitmap here = job.stored.away;
-  if (const auto kept = job.stores->keep_stored(job.stored.away, job.written); !kept) {
+  if (const auto kept = job.stores->keep_stored(job.stored.away, doubtful); !kept) {
     job.guest_error = kept.error().text;
     return false;
   }
@@ -94,6 +141,16 @@ bool look_for_stored(ScanJob& job) {
     job.also->and_not(job.stored.away);
   }
   return true;
+}
+
+bool look_at_stores(ScanJob& job) {
+  if (!job.lists) {
+    return look_for_stored(job, job.written);
+  }
+  // What the first scan has found may have been in place already then, and be called missing to this day.
+  pages::Bitmap doubtful = std::exchange(job.stored.written, {});
+  doubtful |= job.written;
+  return list_apart(job, doubtful) && look_for_stored(job, doubtful);
 }
 
 pages::Bitmap accessed_often(const pages::AccessHistory& history) {
@@ -113,7 +170,6 @@ void encode_table(CompareJob& job, const pages::GenerationTable& table) {
   do {
     at = pages::encode_table_piece(table, at, {.link_bps = job.link_bps}, piece);
     job.messages.push_back(wire::encode_message(wire::TablePiece{.last = at == table.size(), .bytes = piece}));
-    job.table_bytes += job.messages.back().size();
   } while (at < table.size());
 }
 
@@ -137,8 +193,11 @@ void run(CompareJob& job, JobGuest guest) {
     job.to_send.set_all();
   }
   encode_table(job, guest.table);
-  if (job.stores != nullptr && !list_stored(job, written)) {
+  if (job.stores != nullptr && !(job.at_rest ? list_stored(job, written) : set_apart(job, std::move(written)))) {
     return;
+  }
+  for (const auto& message : job.messages) {
+    job.table_bytes += message.size();
   }
   job.often = job.accesses != nullptr ? accessed_often(*job.accesses) : pages::Bitmap(guest.table.size());
 }
@@ -149,7 +208,7 @@ void run(ScanJob& job, JobGuest guest) {
   if (!scan(guest, job.epoch, job.written, job.guest_error)) {
     return;
   }
-  if (job.stores != nullptr && !look_for_stored(job)) {
+  if (job.stores != nullptr && !look_at_stores(job)) {
     return;
   }
   job.found_count = job.written.count();

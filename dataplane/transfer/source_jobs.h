@@ -28,9 +28,11 @@ inline constexpr std::uint64_t kSortPagesMax = 65536;
 inline constexpr std::uint64_t kSortJobsMax = 64;
 inline constexpr std::uint64_t kHashPagesMax = 4096;
 
-/// Of a guest that is split. Nobody reads `away` here; of those the destination lacks `told`, and knows where they are.
+/// Of a guest that is split. Nobody reads `away` here; of those the destination lacks `told`, and knows where they are,
+/// or that they are apart.
 struct StoredSets {
   pages::Bitmap away, told;
+  pages::Bitmap written;  // by the first scan, of a guest of which something is apart
 };
 
 /// Scan 1: brings the table up to this visit and finds what the destination cannot reuse.
@@ -41,18 +43,20 @@ struct CompareJob {
   std::vector<std::vector<std::byte>> retained_pieces;
   const pages::AccessHistory* accesses = nullptr;
   KeptStores* stores = nullptr;
+  bool at_rest = true;  // the stores
   std::uint64_t stored_there_max = 0;
   // ---- result ----
   StoredSets stored;    // not in to_send
   pages::Bitmap often;  // accessed, as far as history says
   pages::Bitmap to_send;
-  std::vector<std::vector<std::byte>> messages;  // TablePiece, then StoredPages, encoded
+  std::vector<std::vector<std::byte>> messages;  // TablePiece, then StoredPages or what is apart, encoded
   std::uint64_t table_bytes = 0;
   std::optional<std::string> guest_error, peer_error;
 };
 void run(CompareJob& job, JobGuest guest);
 
-/// Scan r >= 2. Few written pages are sorted at once.
+/// Scan r >= 2. Few written pages are sorted at once. `lists`: the first after stores have come to rest; what was apart
+/// is in `stored`.
 struct ScanJob {
   std::uint32_t round = 0;
   std::uint32_t epoch = 0;
@@ -60,6 +64,7 @@ struct ScanJob {
   pages::Bitmap before;               // that the scan before this has found; result: that this one has, without `also`
   KeptStores* stores = nullptr;
   StoredSets stored;  // result: those that still are
+  bool lists = false;
   // ---- result ----
   pages::Bitmap likely;  // to be written again: found by both, and not in `also`
   std::uint64_t likely_count = 0;
@@ -67,6 +72,7 @@ struct ScanJob {
   pages::Bitmap written, zero;
   std::uint64_t written_count = 0, zero_count = 0;
   bool sorted = false;
+  std::vector<std::vector<std::byte>> messages;  // StoredPages, of one that lists
   std::optional<std::string> guest_error;
 };
 void run(ScanJob& job, JobGuest guest);

@@ -35,7 +35,7 @@ void Source::Impl::begin_postcopy_if_due() {
   const bool late =
       policy_.mode == Mode::kHybrid && policy_.hybrid_time.ns > 0 && !ready_ && now_ - started_ >= policy_.hybrid_time;
   // Not before the destination has the table that sets of round 1 rest on.
-  const bool possible = may_pull() && !at_once() && !postcopy_ && !announced_ && (round_ > 1 || opened_);
+  const bool possible = may_pull() && !at_once() && !postcopy_ && !announced_ && (round_ > 1 || opened_) && listed_;
   if ((switch_asked_ || late) && possible) {
     begin_postcopy(convergence_.time_for(0, 0, rtt()));
   }

@@ -25,6 +25,8 @@ void Source::Impl::compare() {
   job->retained_pieces = std::move(retained_pieces_);
   job->accesses = accesses_;
   job->stores = stores_;
+  listed_ = stores_ == nullptr || stores_->at_rest();
+  job->at_rest = listed_;
   job->stored_there_max = policy_.verify == Verify::kFull ? 0 : stored_there_max_;
   scan_before_ = scan_submitted_ = now_;
   submit(std::move(job), &Impl::compared);
@@ -73,6 +75,7 @@ void Source::Impl::advance() {
   begin_postcopy_if_due();
   finish_round();
   announce_if_due();
+  come_to_rest_if_due();
   begin_round();
   load_round();
   scan_if_due();
@@ -100,6 +103,9 @@ void Source::Impl::finish_round() {
 }
 
 void Source::Impl::begin_round() {
+  if (round_ == 1 && !listed_) {
+    return;  // what was apart is told of first
+  }
   // After the last scan there is no next round, unless verification asks for one.
   const bool all_found = end_scanned_ && !found_ && !scanning_ && !carried_over_;
   const bool no_more = holds_back() && round_ != 0;
@@ -150,15 +156,27 @@ void Source::Impl::put_off_likely() {
   carried_over_ = std::move(found_->likely);
 }
 
+void Source::Impl::come_to_rest_if_due() {
+  const bool read = round_ == 1 && over_ && rest_left_ == 0 && !rest_hashing_;
+  if (listed_ || resting_ || !read) {
+    return;
+  }
+  resting_ = true;
+  stores_->come_to_rest();
+}
+
+bool Source::Impl::must_rest() const { return !listed_ && !(resting_ && stores_->at_rest()); }
+
 void Source::Impl::scan_if_due() {
-  if (scanning_ || phase_ != Phase::kMoving || round_ == 0) {
+  if (scanning_ || phase_ != Phase::kMoving || round_ == 0 || must_rest()) {
     return;
   }
   // What is announced waits for the last scan anyway; what is sent is sent sooner.
   const bool stop_due = !postcopy_ && !stop_covered_;
-  const bool due = stopped_ ? stop_due || (ended_ && !end_covered_) || carried_over_.has_value()
-                            : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
-                                  round_ <= config_.epoch_count - kEpochsForSwitchover && reused_hashed();
+  const bool due = !listed_   ? true
+                   : stopped_ ? stop_due || (ended_ && !end_covered_) || carried_over_.has_value()
+                              : !loaded_ && !over_ && !found_ && now_ >= scan_due_ &&
+                                    round_ <= config_.epoch_count - kEpochsForSwitchover && reused_hashed();
   const std::uint32_t round = found_ ? found_->round : loaded_ || over_ ? round_ + 1 : round_;
   // Round 1 has the generations of the table that is already on its way: nothing may join it.
   if (!due || round == 1) {
@@ -176,6 +194,7 @@ void Source::Impl::scan_if_due() {
   job->before = std::move(written_before_);
   job->stores = stores_;
   job->stored = std::move(stored_);
+  job->lists = !listed_;
   scans_top_ = std::max(scans_top_, round);
   scanning_ = true;
   stop_covered_ = stopped_;
@@ -196,6 +215,9 @@ void Source::Impl::scanned(ScanJob& job) {
   end_scanned_ = end_scanned_ || scan_covers_end_;
   written_before_ = std::move(job.before);
   stored_ = std::move(job.stored);
+  if (job.lists) {
+    listed(job);
+  }
   convergence_.scan_found(job.found_count, scan_submitted_ - scan_before_, now_ - scan_submitted_);
   if (loaded_ && sorted_ && job.written_count != 0) {
     pages_.drop(job.written);  // the newer round carries them
@@ -217,6 +239,18 @@ void Source::Impl::scanned(ScanJob& job) {
                    .likely = std::move(job.likely),
                    .likely_count = job.likely_count,
                    .sorted = job.sorted};
+  }
+}
+
+void Source::Impl::listed(ScanJob& job) {
+  listed_ = true;
+  for (auto& message : job.messages) {
+    totals_.table_bytes += message.size();
+    outbox_.push_encoded(std::move(message));
+  }
+  totals_.pages_stored = stored_.told.count();
+  if (hashes()) {
+    hashes_.forget(stored_.told);  // some were sent before they left
   }
 }
 
@@ -248,7 +282,8 @@ void Source::Impl::judge(const ScanJob& job) {
 }
 
 void Source::Impl::check_time_limit() {
-  if (policy_.time_limit.ns > 0 && !ready_ && !stopped_ && !at_once() && now_ - started_ >= policy_.time_limit) {
+  if (listed_ && policy_.time_limit.ns > 0 && !ready_ && !stopped_ && !at_once() &&
+      now_ - started_ >= policy_.time_limit) {
     const std::uint64_t left = pages_.content_left() + unsorted_.count() + (found_ ? found_->count : 0);
     no_convergence("after " + std::to_string(policy_.time_limit.us() / 1000) + " ms",
                    convergence_.time_for(left, 0, rtt()), left);

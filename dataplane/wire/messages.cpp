@@ -262,7 +262,7 @@ Result read(Reader& in, PageSetPiece m) {
   m.kind = static_cast<PageSet>(kind);
   m.last = flag == 1;
   m.bytes = in.rest();
-  if (kind > static_cast<std::uint8_t>(PageSet::kGot) || (m.round != 0) != of_a_round(m.kind)) {
+  if (kind > static_cast<std::uint8_t>(PageSet::kApart) || (m.round != 0) != of_a_round(m.kind)) {
     return Bad("kind out of range, or of the wrong round");
   }
   return flag <= 1 && !m.bytes.empty() ? Result(m) : Bad("bad flag or no bytes");
@@ -356,6 +356,7 @@ void write(Writer& out, const StoredPages& m) {
     out.number(stored.version);
     out.number(stored.sub);
     out.number(stored.hash);
+    out.number(static_cast<std::uint8_t>(stored.written));
   }
 }
 Result read(Reader& in, StoredPages m) {
@@ -373,10 +374,12 @@ Result read(Reader& in, StoredPages m) {
     stored.version = in.number<std::uint64_t>();
     stored.sub = in.number<std::uint16_t>();
     stored.hash = in.number<std::uint64_t>();
+    const auto written = in.number<std::uint8_t>();
+    stored.written = written == 1;
     const bool ascending = m.pages.empty() || stored.page > m.pages.back().page;
-    if (!in.cut() &&
-        (!ascending || stored.page >= kPagesMax || stored.version == 0 || stored.version >= m.version_next)) {
-      return Bad("a page out of order or range, or its version");
+    if (!in.cut() && (!ascending || stored.page >= kPagesMax || stored.version == 0 ||
+                      stored.version >= m.version_next || written > 1)) {
+      return Bad("a page out of order or range, or its version or flag");
     }
     m.pages.push_back(stored);
   }

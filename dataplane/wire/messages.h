@@ -19,7 +19,8 @@
 
 namespace godwit::wire {
 
-inline constexpr std::uint16_t kTransferVersion = 4;  // 1 had no post-copy, 2 no stores that stay, 3 no budget there
+inline constexpr std::uint16_t kTransferVersion =
+    5;  // 1: no post-copy, 2: no stores that stay, 3: no budget, 4: kApart
 inline constexpr std::size_t kMessageBytesMax = 65536;
 inline constexpr std::size_t kRegionsMax = 64;
 inline constexpr std::size_t kRegionNameBytesMax = 255;
@@ -28,7 +29,7 @@ inline constexpr std::size_t kAbortTextBytesMax = 512;
 inline constexpr std::size_t kChunkDigestsMax = 4000;                   // of one message: 64,000 bytes
 inline constexpr std::size_t kPayloadBytesMax = kMessageBytesMax - 16;  // of DeviceState, TablePiece, PageSetPiece
 inline constexpr std::size_t kDemandPagesMax = 512;                     // of one message
-inline constexpr std::size_t kStoredPagesMax = 2500;                    // of one message: 65,000 bytes
+inline constexpr std::size_t kStoredPagesMax = 2400;                    // of one message: 64,800 bytes
 inline constexpr std::uint64_t kStoreVersionMax = (std::uint64_t{1} << 48) - 1;
 
 /// One QEMU RAM backend as both ends must have it: they number pages through the regions in order.
@@ -47,6 +48,7 @@ enum class PageSet : std::uint8_t {
   kZero = 1,          // of a round: they read as zero at the source; they never cross
   kStillMissing = 2,  // of no round, destination: all that it does not have, after Resume
   kGot = 3,           // of no round, destination: all that Complete's digest is of
+  kApart = 4,         // of no round, source: not in round 1, as they may be leaving for stores; see StoredPages
 };
 
 /// Source, first of all.
@@ -149,16 +151,20 @@ struct Resume {
   std::array<std::byte, 16> id{};
 };
 
-/// A page of a split guest that is missing at the source, and the one copy of it that counts.
+/// A page of a split guest that is missing at the source, and the one copy of it that counts. `written`: after the
+/// table, so its generation is round 2's.
 struct StoredPage {
   std::uint64_t page = 0;     // below kPagesMax
   std::uint64_t version = 0;  // 1..kStoreVersionMax
   std::uint16_t sub = 0;      // the store, as the control plane numbers them
   pages::PageHash hash = 0;
+  bool written = false;
   bool operator==(const StoredPage&) const = default;
 };
-/// Source, behind its table, if the guest is split: pages that stay with its page stores unless a later round or set
-/// has them. Ascending over all messages. The last has what no version reaches that any store of the guest's has.
+/// Source, if the guest is split: pages that stay with its page stores unless a later round or set has them. Ascending
+/// over all messages. The last has what no version reaches that any store of the guest's has. Behind its table; or, if
+/// pages are still leaving for stores, kApart is there, and these between rounds 1 and 2: what was apart and is not
+/// among them comes with later rounds, unless the destination had it and the table says that it is as it was.
 struct StoredPages {
   bool last = false;
   std::uint64_t version_next = 0;  // 1..kStoreVersionMax

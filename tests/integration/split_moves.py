@@ -5,6 +5,7 @@ import time
 
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
+from tests.lab.sampled import Sampled, allocated
 
 from .failures import Background, newest, restart, runs_in_one_place, wait_state
 from .movement import SMALL, moved
@@ -60,6 +61,22 @@ def right_split_and_gathered(lab, host, subs, budget_bytes=BUDGET_BYTES):
     wait_until("all of it to be back", lambda: split_of(lab) is None, 120, 0.1)
     check_equal(runs_in_one_place(lab, "guest"), host, "host")
     sub_hosts_are_free(lab)
+
+
+@scenario_beside_others
+def a_guest_goes_to_all_of_its_hosts_at_once():
+    """What it uses most to its new host, the rest to a sub host, over a link that is slower than all else: when the one has half of its part, the other has some."""
+    with Lab(hosts=3, shape_bps=200_000_000, options={"lend": "512MiB"}) as lab:
+        lab.start()
+        lab.start_vm(**{**SMALL, "mb": 128, "rate": 20})
+        with Sampled(lambda: (allocated(lab.memory_dir("host-b"), ".ram"), allocated(lab.memory_dir("host-c"))), 0.02) as lies:
+            summary = lab.ctl("migrate", "--vm", "guest", "--to", "host-b", "--budget", "64MiB", "--sub", "host-c")
+        check_equal(summary["state"], "COMMITTED", f"state ({summary['reason']})")
+        half = lies.most(1) / 2
+        at_main = next(main_bytes for _, main_bytes, sub_bytes in lies.series if sub_bytes >= half > 0)
+        print(f"with {half / 2**20:.0f} MiB on the sub host there were {at_main / 2**20:.0f} MiB on host-b", flush=True)
+        check(at_main > 4 << 20, "one after the other")
+        right_split_and_gathered(lab, "host-b", ("host-c",))
 
 
 @scenario_beside_others

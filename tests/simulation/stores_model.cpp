@@ -5,6 +5,7 @@ namespace {
 /// What nobody may ever send: content of a page that is not there.
 constexpr std::byte kAway{0xee};
 constexpr std::uint64_t kVersionFirst = 7;
+constexpr std::uint64_t kVersionNext = 100'000;
 }  // namespace
 
 StoresModel::StoresModel(ModelMemory& source, ModelMemory& destination, Random& random, Verdict& verdict)
@@ -15,14 +16,10 @@ StoresModel::StoresModel(ModelMemory& source, ModelMemory& destination, Random& 
       away_(source.page_count()),
       lingering_(source.page_count()) {
   const std::uint64_t one_in = random_.between(1, 4);
-  PageContent nothing;
-  nothing.fill(kAway);
+  version_top_ = kVersionFirst;
   for (pages::PageNumber page = 0; page < source.page_count(); ++page) {
-    // A page of zeros costs no store anything, and is not away.
-    if (random_.below(one_in) == 0 && !pages::is_zero_page(source.page(page))) {
-      copies_[page] = {.version = kVersionFirst + random_.below(1000), .content = source.page(page)};
-      away_.set(page);
-      source_.place(page, nothing);
+    if (random_.below(one_in) == 0) {
+      take_out(page);
     }
   }
   if (random_.below(3) == 0) {
@@ -33,6 +30,47 @@ StoresModel::StoresModel(ModelMemory& source, ModelMemory& destination, Random& 
 }
 
 StoresModel::~StoresModel() { source_.on_touch(nullptr); }
+
+/// A page of zeros costs no store anything, and is not away.
+void StoresModel::take_out(pages::PageNumber page) {
+  if (away_.test(page) || pages::is_zero_page(source_.page(page)) || version_top_ + 10 >= kVersionNext) {
+    return;
+  }
+  PageContent nothing;
+  nothing.fill(kAway);
+  version_top_ += random_.between(1, 3);
+  copies_[page] = {.version = version_top_, .content = source_.page(page)};
+  away_.set(page);
+  lingering_.clear(page);
+  source_.place(page, nothing);
+}
+
+void StoresModel::begin_shrinking() {
+  at_rest_ = false;
+  may_leave_ = pages::Bitmap(source_.page_count());
+  may_leave_.set_all();
+}
+
+bool StoresModel::at_rest() const {
+  at_rest_ = at_rest_ || (rest_wanted_ && random_.below(3) == 0);
+  return at_rest_;
+}
+
+std::expected<pages::Bitmap, transfer::GuestError> StoresModel::set_apart() {
+  verdict_.require(!at_rest_, "stores", "something is set apart, and nothing leaves");
+  const std::uint64_t one_in = random_.between(1, 4);
+  for (pages::PageNumber page = 0; page < may_leave_.size(); ++page) {
+    if (!away_.test(page) && !lingering_.test(page) && random_.below(one_in) != 0) {
+      may_leave_.clear(page);
+    }
+  }
+  return may_leave_;
+}
+
+void StoresModel::come_to_rest() {
+  may_leave_.set_all();
+  rest_wanted_ = true;
+}
 
 void StoresModel::touch_at_source(pages::PageNumber page) {
   if (away_.test(page)) {
@@ -49,6 +87,11 @@ void StoresModel::settle_in() {
   if (random_.below(3) == 0) {
     lingering_.clear_all();
   }
+  for (std::uint64_t left = at_rest_ ? 0 : random_.below(4); left > 0; --left) {
+    if (const pages::PageNumber page = random_.below(source_.page_count()); may_leave_.test(page)) {
+      take_out(page);
+    }
+  }
 }
 
 const PageContent& StoresModel::last_content(pages::PageNumber page) const {
@@ -63,7 +106,8 @@ void StoresModel::all_back_at_source() {
 }
 
 std::expected<transfer::KeptStores::Stored, transfer::GuestError> StoresModel::list(const pages::Bitmap& written) {
-  Stored stored{.pages = {}, .version_next = 2000};
+  verdict_.require(at_rest_, "stores", "a list is made while pages leave");
+  Stored stored{.pages = {}, .version_next = kVersionNext};
   for (const auto& [page, copy] : copies_) {
     if (away_.test(page) || (lingering_.test(page) && !written.test(page))) {
       stored.pages.push_back({.page = page,
@@ -95,7 +139,7 @@ void StoresModel::note(std::span<const wire::StoredPage> pages) {
 
 std::expected<void, transfer::GuestError> StoresModel::settle(const pages::Bitmap& missing, const pages::Bitmap& stored,
                                                               std::uint64_t version_next) {
-  verdict_.require(version_next == 2000, "stores", "another version is told of as next");
+  verdict_.require(version_next == kVersionNext, "stores", "another version is told of as next");
   for (auto page = stored.next_set(0); page < stored.size(); page = stored.next_set(page + 1)) {
     const auto told = told_.find(page);
     verdict_.require(told != told_.end() && !missing.test(page) && copies_.contains(page) &&

@@ -1,7 +1,7 @@
 #pragma once
 // What the simulation of transfers puts in place of a split guest's page stores: pages that are not in the source's
 // memory, come back when the guest touches them, and are told of to the destination, which fetches them when its guest
-// touches them. It outlives both ends. Single thread.
+// touches them. In some runs pages still leave when the migration begins. It outlives both ends. Single thread.
 
 #include <map>
 #include <set>
@@ -17,11 +17,13 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   /// Takes some pages out of the source's memory.
   StoresModel(ModelMemory& source, ModelMemory& destination, Random& random, Verdict& verdict);
   ~StoresModel() override;
+  /// From now on pages leave; before the migration begins.
+  void begin_shrinking();
 
   // ---- the source's guest ----
   /// The guest touches this page next: it is there afterwards.
   void touch_at_source(pages::PageNumber page);
-  /// Somebody has finished placing.
+  /// Somebody has finished placing, or takes pages out.
   void settle_in();
   [[nodiscard]] const pages::Bitmap& away() const { return away_; }
   /// Of the page, wherever it is.
@@ -30,6 +32,9 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   void all_back_at_source();
 
   // ---- KeptStores ----
+  [[nodiscard]] bool at_rest() const override;
+  std::expected<pages::Bitmap, transfer::GuestError> set_apart() override;
+  void come_to_rest() override;
   std::expected<Stored, transfer::GuestError> list(const pages::Bitmap& written) override;
   std::expected<void, transfer::GuestError> keep_stored(pages::Bitmap& stored, const pages::Bitmap& written) override;
 
@@ -58,6 +63,8 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
     std::uint64_t version = 0;
     PageContent content{};
   };
+  void take_out(pages::PageNumber page);
+
   ModelMemory& source_;
   ModelMemory& destination_;
   Random& random_;
@@ -65,6 +72,10 @@ class StoresModel final : public transfer::KeptStores, public transfer::TakenSto
   std::map<pages::PageNumber, Copy> copies_;
   pages::Bitmap away_;       // from the source's memory
   pages::Bitmap lingering_;  // in place there, and still called missing
+  pages::Bitmap may_leave_;  // before all is at rest
+  std::uint64_t version_top_ = 0;
+  mutable bool at_rest_ = true;
+  bool rest_wanted_ = false;
   std::map<pages::PageNumber, wire::StoredPage> told_;
   std::set<pages::PageNumber> fetching_;  // by the source
   std::uint64_t came_back_ = 0;           // to the source

@@ -31,6 +31,9 @@ Attempt::Attempt(AttemptInput& input, const Script& script, Random& random, std:
   // Nobody evicts where what was written is found by comparing content.
   if (script.split && !input.source.memory->compares_content() && !input.destination.memory->compares_content()) {
     stores_.emplace(*input.source.memory, *input.destination.memory, random, verdict_);
+    if (script.policy.mode == transfer::Mode::kHybrid && random.below(2) == 0) {
+      stores_->begin_shrinking();
+    }
     paging_.take(*stores_);
   }
   StoresModel* const stores = stores_ ? &*stores_ : nullptr;

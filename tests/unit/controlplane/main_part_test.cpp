@@ -110,10 +110,10 @@ class MainPartTest : public SplitMovesTest {
     }
     EXPECT_EQ(watch_to_end(id).state(), api::COMMITTED);
   }
-  /// Up to the moment when no host has heard of the migration, and the VM is split over host-b.
-  std::string begin_split_first(const api::Plan& plan) {
+  /// Up to the moment when it is split over host-b, all of it is on host-a, and there is no flow yet.
+  std::string begin_splitting(const api::Plan& plan) {
     connect_all();
-    const std::string id = begun(plan);
+    std::string id = begun(plan);
     const Agent prepare = b_->expect(Agent::kPrepareStore);
     store_ = prepare.prepare_store().store_id();
     stores_[store_] = 0;
@@ -124,6 +124,12 @@ class MainPartTest : public SplitMovesTest {
     resident_ = kVmBytes;
     main_reports(false);
     a_->reply(order);
+    return id;
+  }
+  /// Up to the moment when no host has heard of the migration, and the VM is split over host-b, above its budget.
+  std::string begin_split_first(api::Plan plan) {
+    plan.set_mode(dpapi::POSTCOPY);  // there are no rounds in which it could shrink
+    std::string id = begin_splitting(plan);
     expect_flow(*b_, true);
     watch_until(id, [](const auto& m) { return m.note().find("goes to its sub hosts first") != std::string::npos; });
     EXPECT_EQ(a_->unread() + c_->unread(), 0U);
@@ -320,6 +326,7 @@ TEST_F(MainPartTest, ALowerBudgetIsKeptAtTheSourceFirstAndNotIfItDoesNotMove) {
   d.connect();
   api::Plan plan = plan_to("host-d");
   plan.set_resident_budget_bytes(kBudget - 8 * kMiB);
+  plan.set_mode(dpapi::POSTCOPY);
   const std::string id = begun(plan);
   const Agent less = a_->expect(Agent::kSplitGuest);
   EXPECT_EQ(less.split_guest().budget_bytes(), kBudget - 8 * kMiB);
@@ -354,6 +361,18 @@ TEST_F(MainPartTest, AWholeVmIsSplitFirstAndThenItsMainPartMoves) {
   EXPECT_EQ(vm().split().state(), api::SPLIT);
   until_not_to_be_split();
   EXPECT_EQ(a_->unread() + c_->unread(), 0U);
+}
+
+TEST_F(MainPartTest, ByRoundsAWholeVmGoesToAllOfItsHostsAtOnce) {
+  c_->info.set_memory_free_bytes(kBudget);
+  const std::string id = begin_splitting(split_plan("host-c"));
+  watch_until(id, [](const auto& m) { return m.note() == "no flow to host-b yet"; });
+  EXPECT_EQ(c_->unread(), 0U);
+  expect_flow(*b_, true);
+  EXPECT_EQ(resident_, kVmBytes);
+  prepare(id);
+  transfer(id);
+  EXPECT_EQ(migration(id).plan().mode(), dpapi::HYBRID);
 }
 
 TEST_F(MainPartTest, CancelledBeforeItMovesAVmThatWasWholeIsGathered) {

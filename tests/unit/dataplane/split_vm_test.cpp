@@ -177,6 +177,50 @@ TEST_F(SplitVm, TheBudgetHoldsWhileItsMainPartMoves) {
   EXPECT_LE(resident_most_, kBudget);
 }
 
+// With no store connected nothing that has left is anywhere else, and the guest far above its budget.
+TEST_F(SplitVm, WhoTouchesWhatHasLeftDoesNotWaitUntilAllIsWithinTheBudget) {
+  make_guest(0);
+  if (IsSkipped()) {
+    return;
+  }
+  fill(0);
+  expected_.assign(guests_[0]->data().begin(), guests_[0]->data().end());
+  attach_split(api::AttachGuest::FRESH);
+  split();
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.pages_leaving() > 500; }));
+  run_guest(1);
+  EXPECT_GT(resident(), kBudget);
+  EXPECT_GT(status(0).splits(0).recalled_pages(), 0U);
+  connect(true, 's');
+  EXPECT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  resident_most_ = 0;
+  run_guest(2);
+  EXPECT_LE(resident_most_, kBudget);
+}
+
+TEST_F(SplitVm, ByRoundsAMoveBeginsAboveItsBudget) {
+  make_guest(0);
+  if (IsSkipped()) {
+    return;
+  }
+  fill(0);
+  expected_.assign(guests_[0]->data().begin(), guests_[0]->data().end());
+  attach_split(api::AttachGuest::FRESH);
+  split();
+  api::ToDataplane request = to_move();
+  request.mutable_prepare_migration()->set_mode(api::HYBRID);
+  request.mutable_prepare_migration()->set_keeps_stores(true);
+  ask(0, request);
+  EXPECT_GT(resident(), kBudget);
+  connect(true, 's');
+  EXPECT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; })) << "pages leave";
+  request.mutable_finish_migration()->set_migration_id(id_of('1'));
+  request.mutable_finish_migration()->set_outcome(api::OUTCOME_ABORTED);
+  request.mutable_finish_migration()->set_ownership(1);
+  ask(0, request);
+  run_guest(1);
+}
+
 TEST_F(SplitVm, WhereItsPagesAreIsFoundOutAgain) {
   if (!begin_split()) {
     return;

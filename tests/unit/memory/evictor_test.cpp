@@ -82,6 +82,24 @@ TEST_P(EvictorTest, AllGoesAndComesBackAsItWas) {
   EXPECT_EQ(g_.collect(), expected) << "a page that left and came back is as written as it was";
 }
 
+TEST_P(EvictorTest, WhatIsSetApartLeavesAndNothingElse) {
+  ASSERT_NO_FATAL_FAILURE(start(kNoLimits));
+  split_->evict_once();
+  split_->confirm_all();
+  const pages::Bitmap missing = split_->pager->missing();
+  const std::uint64_t stay = all() / 2;
+  const auto apart = split_->evictor->set_apart(stay);
+  ASSERT_TRUE(apart) << apart.error().text;
+  EXPECT_FALSE(pages::Bitmap(missing).and_not(*apart).any()) << "what has left may leave again";
+  EXPECT_EQ(split_->resident_pages() + missing.count(), stay + apart->count());
+  split_->evict_all();
+  EXPECT_EQ(split_->resident_pages(), stay);
+  EXPECT_FALSE(pages::Bitmap(split_->pager->missing()).and_not(*apart).any());
+  split_->evictor->any_may_leave();
+  split_->evict_all();
+  EXPECT_EQ(split_->resident_pages(), 0U);
+}
+
 TEST_P(EvictorTest, AWrittenPageStaysWrittenAwayAndBack) {
   ASSERT_NO_FATAL_FAILURE(start(kNoLimits));
   split_->begin_serving();

@@ -3,22 +3,30 @@
 #include "dataplane/transfer/kept_stores.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "dataplane/pages/table_codec.h"
+#include "dataplane/transfer/page_sets.h"
 #include "tests/simulation/paging_model.h"
 #include "tests/unit/transfer/source_fixture.h"
 
 namespace godwit::transfer {
 namespace {
 
+pages::Bitmap set_of(std::initializer_list<pages::PageNumber> pages) {
+  pages::Bitmap set(kPages);
+  for (const pages::PageNumber page : pages) {
+    set.set(page);
+  }
+  return set;
+}
+
 /// Pages 3, 4 and 5 are in stores 0 and 1.
 class Stores final : public KeptStores, public TakenStores {
  public:
-  Stores() {
-    for (const pages::PageNumber page : {3U, 4U, 5U}) {
-      away.set(page);
-    }
-  }
+  [[nodiscard]] bool at_rest() const override { return rests; }
+  std::expected<pages::Bitmap, GuestError> set_apart() override { return apart; }
+  void come_to_rest() override { ++asked_to_rest; }
   std::expected<Stored, GuestError> list(const pages::Bitmap&) override {
     Stored stored{.pages = {}, .version_next = 100};
     for (auto page = away.next_set(0); page < kPages; page = away.next_set(page + 1)) {
@@ -44,7 +52,10 @@ class Stores final : public KeptStores, public TakenStores {
     next = version_next;
     return {};
   }
-  pages::Bitmap away{kPages};
+  pages::Bitmap away = set_of({3, 4, 5});
+  pages::Bitmap apart = set_of({3, 4, 5, 6, 7});
+  bool rests = true;
+  int asked_to_rest = 0;
   std::vector<wire::StoredPage> noted;
   pages::Bitmap settled, settled_missing;
   std::uint64_t next = 0;
@@ -71,8 +82,25 @@ class SourceOfSplitTest : public SourceTest {
       tell(*source, wire::TablePiece{.last = true, .bytes = piece});
     }
     s.settle(*source);
-    told = s.find<wire::StoredPages>(s.sent());
+    const auto sent = s.sent();
+    told = s.find<wire::StoredPages>(sent);
+    if (const auto piece = s.find<wire::PageSetPiece>(sent)) {
+      EXPECT_EQ(piece->kind, wire::PageSet::kApart);
+      told_apart = *decode_page_set({{piece->bytes.begin(), piece->bytes.end()}}, kPages);
+    }
     acknowledge_round(1);
+  }
+  /// Of a guest above its budget: what leaves has left.
+  void come_to_rest(const pages::Bitmap& away) {
+    stores.away = away;
+    stores.rests = true;
+    advance(milliseconds(2));
+    const auto sent = s.sent();
+    told = s.find<wire::StoredPages>(sent);
+    ASSERT_TRUE(told && s.find<wire::RoundBegin>(sent));
+    EXPECT_LT(std::ranges::find_if(sent, [](const auto& m) { return std::holds_alternative<wire::StoredPages>(m); }),
+              std::ranges::find_if(sent, [](const auto& m) { return std::holds_alternative<wire::RoundBegin>(m); }));
+    acknowledge_round(2);
   }
   std::vector<pages::PageNumber> pages_of(const std::vector<Work>& works) {
     std::vector<pages::PageNumber> pages;
@@ -85,9 +113,11 @@ class SourceOfSplitTest : public SourceTest {
   std::uint64_t budget_there_pages = kPages;
   Stores stores;
   std::optional<wire::StoredPages> told;
+  std::optional<pages::Bitmap> told_apart;
 };
 
 constexpr Policy kRounds{.mode = Mode::kHybrid};
+constexpr Policy kManyRounds{.downtime_limit = microseconds(1), .mode = Mode::kHybrid};
 
 TEST_F(SourceOfSplitTest, WhatStoresHaveIsToldOfAndNeverSent) {
   open(kRounds);
@@ -188,6 +218,71 @@ TEST_F(SourceOfSplitTest, UntilTheCommitWhatAStoreHasIsFetchedForWhoAsks) {
   EXPECT_EQ(s.events.lost, 0);
 }
 
+TEST_F(SourceOfSplitTest, WhatMayLeaveIsNoPartOfRoundOne) {
+  stores.rests = false;
+  open(kManyRounds);
+  EXPECT_FALSE(told);
+  ASSERT_TRUE(told_apart);
+  EXPECT_EQ(*told_apart, stores.apart);
+  EXPECT_EQ(stores.asked_to_rest, 0) << "round 1 reads memory";
+  EXPECT_EQ(pages_of(take()), (std::vector<pages::PageNumber>{0, 1, 2}));
+  EXPECT_EQ(stores.asked_to_rest, 1);
+  advance(milliseconds(50));
+  EXPECT_FALSE(s.find<wire::RoundBegin>(s.sent())) << "nobody knows yet what stays with stores";
+  s.memory.fill(6, std::byte{9});
+  come_to_rest(set_of({4, 5, 6}));
+  ASSERT_EQ(told->pages.size(), 3U);
+  EXPECT_EQ(told->pages[0], (wire::StoredPage{4, 14, 0, 54, false}));
+  EXPECT_EQ(told->pages[2], (wire::StoredPage{6, 16, 0, 56, true}));
+  EXPECT_EQ(pages_of(take(false)), (std::vector<pages::PageNumber>{3, 7})) << "one came back, one has stayed";
+  EXPECT_EQ(table.get(3), kEpochBase + 2);
+  EXPECT_EQ(table.get(4), kVisit);
+  EXPECT_EQ(table.get(6), kEpochBase + 2);
+  EXPECT_EQ(source->stats(s.now).pages_stored, 3U);
+}
+
+TEST_F(SourceOfSplitTest, OfWhatMayLeaveTheDestinationKeepsWhatIsAsItWas) {
+  stores.rests = false;
+  pages::GenerationTable retained(kPages, pages::kUnknownGeneration);
+  for (const pages::PageNumber page : {4U, 5U, 6U, 7U}) {
+    retained.set(page, kVisit);
+  }
+  open(kManyRounds, retained);
+  EXPECT_EQ(*told_apart, set_of({3}));
+  take();
+  s.memory.fill(5, std::byte{9});
+  s.memory.fill(7, std::byte{9});
+  come_to_rest(set_of({3, 4, 5}));
+  ASSERT_EQ(told->pages.size(), 2U);
+  EXPECT_EQ(told->pages[0].page, 3U);
+  EXPECT_EQ(told->pages[1], (wire::StoredPage{5, 15, 1, 55, true})) << "it was written, and has left";
+  EXPECT_EQ(pages_of(take(false)), std::vector<pages::PageNumber>{7}) << "it was written, and is here";
+}
+
+TEST_F(SourceOfSplitTest, WhatRoundOneHasSentMayLeaveAfterIt) {
+  stores.rests = false;
+  open(kManyRounds);
+  take();
+  come_to_rest(set_of({1, 3, 4, 5, 6, 7}));
+  ASSERT_EQ(told->pages.size(), 6U);
+  EXPECT_EQ(told->pages[0], (wire::StoredPage{1, 11, 1, 51, false}));
+}
+
+TEST_F(SourceOfSplitTest, NothingEndsTheRoundsBeforeStoresAreAtRest) {
+  stores.rests = false;
+  open({.downtime_limit = microseconds(1),
+        .time_limit = milliseconds(1),
+        .mode = Mode::kHybrid,
+        .hybrid_time = milliseconds(1)});
+  stores.short_of = true;
+  EXPECT_TRUE(source->switch_to_postcopy(s.now));
+  take();
+  advance(milliseconds(50));
+  EXPECT_EQ(s.events.ready, 0);
+  come_to_rest(set_of({3, 4, 5, 6, 7}));
+  EXPECT_EQ(s.events.ready, 1);
+}
+
 class DestinationOfSplitTest : public ::testing::Test {
  protected:
   void open(bool keeps_stores = true) {
@@ -210,6 +305,29 @@ class DestinationOfSplitTest : public ::testing::Test {
   }
   void tell_stored(bool last, std::vector<wire::StoredPage> pages) {
     tell(*destination, wire::StoredPages{.last = last, .version_next = 100, .pages = std::move(pages)});
+    s.settle(*destination);
+  }
+  void tell_apart(const pages::Bitmap& apart) {
+    std::vector<std::vector<std::byte>> messages;
+    encode_page_set(apart, 0, wire::PageSet::kApart, 0, messages);
+    for (const auto& message : messages) {
+      tell(*destination, std::get<wire::PageSetPiece>(*wire::decode_message(message)));
+    }
+    s.settle(*destination);
+  }
+  void begin_round(std::uint32_t round, std::uint64_t pages_before) {
+    tell(*destination, wire::RoundBegin{.round = round, .pages_before = pages_before});
+    s.settle(*destination);
+  }
+  void give(std::uint32_t round, pages::PageNumber page) {
+    std::array<std::byte, pages::kPageSize> bytes;
+    bytes.fill(std::byte{7});
+    destination->on_page(1, round, page, 0, bytes);
+    destination->flush(s.now);
+  }
+  void announce(std::uint32_t round, std::uint64_t pages) {
+    tell(*destination, wire::DeviceStateEnd{});
+    tell(*destination, wire::AllAnnounced{.round = round, .pages = pages, .last_round = round});
     s.settle(*destination);
   }
   [[nodiscard]] pages::Generation claim(pages::PageNumber page) const { return destination->table().get(page); }
@@ -269,6 +387,73 @@ TEST_F(DestinationOfSplitTest, StrangePagesOfStoresEndTheMigration) {
     EXPECT_EQ(s.events.failed, 1);
     EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
   }
+}
+
+TEST_F(DestinationOfSplitTest, WhatIsApartComesOrIsToldOf) {
+  open();
+  tell_apart(set_of({3, 4, 5}));
+  begin_round(1, 0);
+  EXPECT_TRUE(s.find<wire::RoundAck>(s.sent()));
+  give(1, 6);
+  give(1, 7);
+  tell_stored(false, {{4, 14, 0, 54, true}});
+  tell_stored(true, {{5, 15, 1, 55}, {7, 17, 1, 57}});
+  EXPECT_EQ(stores.noted.size(), 3U);
+  begin_round(2, 2);
+  EXPECT_TRUE(s.find<wire::RoundAck>(s.sent()));
+  EXPECT_EQ(claim(3), pages::kUnknownGeneration);
+  EXPECT_EQ(claim(6), 50U);
+  EXPECT_EQ(claim(7), pages::kUnknownGeneration) << "it has left since it came";
+  EXPECT_EQ(claim(9), 50U) << "zero, here and there";
+  give(2, 3);
+  announce(2, 1);
+  ASSERT_EQ(s.events.memory_ready, 1) << s.events.text;
+  EXPECT_EQ(stores.settled, set_of({4, 5, 7}));
+  EXPECT_EQ(claim(3), kEpochBase + 2);
+  EXPECT_EQ(claim(4), kEpochBase + 2) << "written after the table";
+  EXPECT_EQ(claim(5), 50U);
+  EXPECT_EQ(claim(7), 50U);
+}
+
+TEST_F(DestinationOfSplitTest, WhatWasApartIsNotForgotten) {
+  open();
+  tell_apart(set_of({3, 4}));
+  begin_round(1, 0);
+  tell_stored(true, {{4, 14, 0, 54}});
+  begin_round(2, 0);
+  announce(2, 0);
+  EXPECT_EQ(s.events.failed, 1);
+  EXPECT_NE(s.events.text.find("never said which stores have 1 of"), std::string::npos) << s.events.text;
+}
+
+TEST_F(DestinationOfSplitTest, WhatIsApartIsToldOfBeforeRoundTwoAndOnce) {
+  const std::vector<std::function<void()>> wrong = {
+      [this] { begin_round(2, 0); },
+      [this] { tell_apart(set_of({3})); },
+      [this] { announce(1, 0); },
+      [this] {
+        tell_stored(true, {});
+        tell_stored(true, {});
+      },
+  };
+  for (const auto& says : wrong) {
+    s.events = {};
+    open();
+    tell_apart(set_of({3}));
+    begin_round(1, 0);
+    says();
+    EXPECT_EQ(s.events.failed, 1);
+    EXPECT_EQ(s.events.failure, Failure::kPeerProtocol);
+  }
+  s.events = {};
+  open();
+  tell_stored(true, {});
+  tell_apart(set_of({3}));
+  EXPECT_EQ(s.events.failed, 1);
+  s.events = {};
+  open();
+  tell_stored(true, {{3, 13, 1, 53, true}});
+  EXPECT_EQ(s.events.failed, 1) << "written after the table, and never apart";
 }
 
 TEST_F(DestinationOfSplitTest, BothEndsMustMeanIt) {

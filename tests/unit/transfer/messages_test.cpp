@@ -37,7 +37,7 @@ std::vector<Message> examples() {
           Complete{5, {1, 2}},
           Completed{true},
           Resume{},
-          StoredPages{.last = true, .version_next = 9, .pages = {{4, 7, 1, 11}, {6, 8, 2, 12}}}};
+          StoredPages{.last = true, .version_next = 9, .pages = {{4, 7, 1, 11, false}, {6, 8, 2, 12, true}}}};
 }
 
 TEST(Messages, EveryKindComesBackAsItWas) {
@@ -90,7 +90,8 @@ TEST(Messages, ValuesOutOfRangeAreRefused) {
   EXPECT_FALSE(changed(all[3], 1, 0)) << "round 0";
   EXPECT_FALSE(changed(all[12], 1, 0)) << "a set of a round without one";
   EXPECT_FALSE(changed(all[12], 5, 2)) << "a set of no round with one";
-  EXPECT_FALSE(changed(all[12], 5, 4)) << "kind of set";
+  EXPECT_FALSE(changed(all[12], 5, 4)) << "a set of no round with one";
+  EXPECT_FALSE(changed(all[12], 5, 5)) << "kind of set";
   EXPECT_FALSE(changed(all[12], 6, 2)) << "flag";
   EXPECT_FALSE(changed(all[13], 1, 0)) << "round 0";
   EXPECT_FALSE(changed(all[14], 13, 3)) << "last round before the open one";
@@ -108,6 +109,7 @@ TEST(Messages, ValuesOutOfRangeAreRefused) {
   EXPECT_FALSE(changed(all[20], 12, 6)) << "the same page twice";
   EXPECT_FALSE(changed(all[20], 17, 1)) << "page 2^40";
   EXPECT_FALSE(changed(all[20], 20, 0)) << "version 0";
+  EXPECT_FALSE(changed(all[20], 38, 2)) << "flag";
   EXPECT_FALSE(decode_message(encode_message(StoredPages{.last = true})));
   EXPECT_TRUE(decode_message(encode_message(StoredPages{.last = true, .version_next = 1})));
   EXPECT_FALSE(decode_message(std::vector<std::byte>(kMessageBytesMax + 1)));
