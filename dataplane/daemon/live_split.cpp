@@ -183,18 +183,17 @@ std::expected<void, memory::Error> LiveSplit::set_limits(const SplitLimits& limi
 /// With a budget below what is resident, for each page that leaves one may come: who touches what has left waits for a
 /// page's room, not until all is within the budget.
 std::uint64_t LiveSplit::room_for(const SplitLimits& limits) const {
-  const auto resident = request_.ram->resident_bytes();
-  const std::uint64_t resident_pages = resident ? *resident / pages::kPageSize : 0;
-  return limits.gather                          ? kNoBudget
-         : resident_pages > limits.budget_pages ? resident_pages + limits.budget_pages - limits.high_pages
-                                                : limits.budget_pages;
+  if (limits.gather) {
+    return kNoBudget;
+  }
+  const std::uint64_t resident = resident_pages();
+  return resident > limits.budget_pages ? resident + limits.budget_pages - limits.high_pages : limits.budget_pages;
 }
 
-void LiveSplit::lower_room() {
-  const std::lock_guard lock(mutex_);
-  if (!held_ && !limits_.gather && room_.budget_pages() > limits_.budget_pages) {
-    room_.set_budget(std::min(room_.budget_pages(), room_for(limits_)));
-  }
+/// 0 where nobody can tell: who needs to know it hears of that from the evictor.
+std::uint64_t LiveSplit::resident_pages() const {
+  const auto resident = request_.ram->resident_bytes();
+  return resident ? *resident / pages::kPageSize : 0;
 }
 
 std::expected<void, memory::Error> LiveSplit::make_evictor(const SplitLimits& limits) {
@@ -262,12 +261,13 @@ std::chrono::milliseconds LiveSplit::evict_once() {
     if (!evictor_ || limits_.gather || held_ || !problem_.empty()) {
       return kNotWanted;
     }
-    if (is_apart_ && any_may_leave_) {
+    if (std::exchange(lift_apart_, false)) {
       evictor_->any_may_leave();
-      is_apart_ = false;
+    }
+    if (room_.budget_pages() > limits_.budget_pages) {
+      room_.set_budget(std::min(room_.budget_pages(), room_for(limits_)));
     }
   }
-  lower_room();
   const auto wanted = evictor_->wanted();
   if (!wanted || !*wanted) {
     if (!wanted) {

@@ -145,7 +145,7 @@ class LiveSplit final : public split::MainMemory,
   [[nodiscard]] const std::shared_ptr<memory::DemandPager>& pager() const { return pager_; }
   /// The guest is ours: who touches what a store has waits for SplitGuest. Before, the source gives it.
   void stop_asking_source() { asks_source_.store(false, std::memory_order_release); }
-  /// Somebody waits for a page, and there is no room for it.
+  /// Somebody waits for a page, and there is no room for it; or for rest.
   void want_room();
   /// What is known of the guest's accesses, before anything leaves.
   void learn(const pages::AccessHistory& history) { policy_.learn(history); }
@@ -172,8 +172,8 @@ class LiveSplit final : public split::MainMemory,
   void leave_to_stores();
   void keep_evicting(const std::stop_token& stop);
   std::chrono::milliseconds evict_once();
+  [[nodiscard]] std::uint64_t resident_pages() const;
   [[nodiscard]] std::uint64_t room_for(const SplitLimits& limits) const;
-  void lower_room();
   [[nodiscard]] bool is_above_budget() const;
   [[nodiscard]] bool rest_due() const;
   void calm_down(const std::stop_token& stop);
@@ -238,14 +238,13 @@ class LiveSplit final : public split::MainMemory,
   SplitLimits limits_;
   bool held_ = false;
   bool rest_wanted_ = false, rest_at_once_ = false;
-  bool any_may_leave_ = true;
+  bool lift_apart_ = false;  // the evictor is to be told that any page may leave
   std::function<void()> rest_then_;
   SplitFigures figures_;
   std::string problem_;
 
   std::mutex evicting_;  // held by the thread of a batch; before mutex_
   std::unique_ptr<memory::Evictor> evictor_;
-  bool is_apart_ = false;  // the evictor was told which may leave
   std::jthread thread_;
 };
 

@@ -20,14 +20,12 @@ void LiveSplit::hold(bool at_once, std::function<void()> then) {
   const std::lock_guard lock(mutex_);
   rest_wanted_ = rest_at_once_ = true;
   rest_then_ = std::move(then);
-  room_wanted_ = true;
-  changed_.notify_all();
+  want_room();
 }
 
 bool LiveSplit::is_above_budget() const {
   const SplitLimits limits = this->limits();
-  const auto resident = request_.ram->resident_bytes();
-  return !limits.gather && resident && *resident / pages::kPageSize > limits.budget_pages;
+  return !limits.gather && resident_pages() > limits.budget_pages;
 }
 
 /// What is to stay leaves room for what comes back of the rest.
@@ -38,9 +36,8 @@ std::expected<pages::Bitmap, transfer::GuestError> LiveSplit::set_apart() {
     const std::uint64_t low_pages = limits().low_pages;
     apart = evictor_->set_apart(low_pages - low_pages / 8);
     evictor_->go_down();
-    is_apart_ = true;
     const std::lock_guard lock(mutex_);
-    any_may_leave_ = false;
+    lift_apart_ = false;
   }
   if (!apart) {
     return guest_error(apart.error());
@@ -54,16 +51,18 @@ std::expected<pages::Bitmap, transfer::GuestError> LiveSplit::set_apart() {
 
 void LiveSplit::come_to_rest() {
   const std::lock_guard lock(mutex_);
-  rest_wanted_ = any_may_leave_ = true;
-  room_wanted_ = true;
-  changed_.notify_all();
+  rest_wanted_ = lift_apart_ = true;
+  want_room();
 }
 
 bool LiveSplit::rest_due() const {
   {
     const std::lock_guard lock(mutex_);
-    if (!rest_wanted_ || held_ || rest_at_once_) {
-      return rest_wanted_ && !held_;
+    if (!rest_wanted_ || held_) {
+      return false;
+    }
+    if (rest_at_once_) {
+      return true;
     }
   }
   return !is_above_budget();
@@ -111,7 +110,7 @@ void LiveSplit::release() {
   {
     const std::lock_guard lock(mutex_);
     held_ = rest_wanted_ = rest_at_once_ = false;
-    any_may_leave_ = true;
+    lift_apart_ = true;
     rest_then_ = nullptr;
     room_.set_budget(room_for(limits_));
     changed_.notify_all();

@@ -240,10 +240,7 @@ void Destination::Impl::send_retained() {
         if (!self || self->phase_ == Phase::kFailed) {
           return;
         }
-        for (auto& message : *messages) {
-          self->totals_.table_bytes += message.size();
-          self->outbox_.push_encoded(std::move(message));
-        }
+        self->push_tables(*messages);
         self->wake_ = true;
       });
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dataplane/transfer/migration.h"
@@ -55,6 +56,13 @@ class MigrationEnd {
   void detach_lanes();
   /// New ones.
   void attach_lanes(Instant now, std::span<transport::Lane* const> lanes);
+  /// Encoded messages of tables and sets, which are counted as such.
+  void push_tables(std::vector<std::vector<std::byte>>& messages) {
+    for (auto& message : messages) {
+      totals_.table_bytes += message.size();
+      outbox_.push_encoded(std::move(message));
+    }
+  }
   void pump_outbox() {
     if (connected_) {
       outbox_.pump(*lanes_[0]);

@@ -105,21 +105,17 @@ bool list_apart(ScanJob& job, const pages::Bitmap& doubtful) {
     job.guest_error = listed.error().text;
     return false;
   }
-  pages::Bitmap away(job.written.size());
   std::vector<wire::StoredPage> told;
   for (const wire::StoredPage& stored : listed->pages) {
-    away.set(stored.page);
     const bool written = job.written.test(stored.page);
     if (written || !job.stored.away.test(stored.page) || job.stored.told.test(stored.page)) {
       told.push_back(stored);
       told.back().written = written;
+      job.stored.told.set(stored.page);
     }
+    job.stored.away.set(stored.page);
   }
   encode_stored(told, listed->version_next, job.messages);
-  for (const wire::StoredPage& stored : told) {
-    job.stored.told.set(stored.page);
-  }
-  job.stored.away |= away;
   return true;
 }
 
@@ -195,9 +191,6 @@ void run(CompareJob& job, JobGuest guest) {
   encode_table(job, guest.table);
   if (job.stores != nullptr && !(job.at_rest ? list_stored(job, written) : set_apart(job, std::move(written)))) {
     return;
-  }
-  for (const auto& message : job.messages) {
-    job.table_bytes += message.size();
   }
   job.often = job.accesses != nullptr ? accessed_often(*job.accesses) : pages::Bitmap(guest.table.size());
 }

@@ -50,7 +50,6 @@ struct CompareJob {
   pages::Bitmap often;  // accessed, as far as history says
   pages::Bitmap to_send;
   std::vector<std::vector<std::byte>> messages;  // TablePiece, then StoredPages or what is apart, encoded
-  std::uint64_t table_bytes = 0;
   std::optional<std::string> guest_error, peer_error;
 };
 void run(CompareJob& job, JobGuest guest);

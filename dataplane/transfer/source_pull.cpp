@@ -100,10 +100,7 @@ void Source::Impl::announced(AnnounceJob& job) {
   if (phase_ == Phase::kFailed) {
     return;
   }
-  for (auto& message : job.messages) {
-    totals_.table_bytes += message.size();
-    outbox_.push_encoded(std::move(message));
-  }
+  push_tables(job.messages);
   if (job.ahead) {
     if (ahead_hashed_) {
       hashes_ = std::move(job.hashes);

@@ -42,10 +42,7 @@ void Source::Impl::compared(CompareJob& job) {
   if (job.peer_error) {
     return protocol_error(*job.peer_error);
   }
-  for (auto& message : job.messages) {
-    outbox_.push_encoded(std::move(message));
-  }
-  totals_.table_bytes += job.table_bytes;
+  push_tables(job.messages);
   written_before_ = std::move(job.often);
   phase_ = Phase::kMoving;
   scans_top_ = 1;
@@ -244,10 +241,7 @@ void Source::Impl::scanned(ScanJob& job) {
 
 void Source::Impl::listed(ScanJob& job) {
   listed_ = true;
-  for (auto& message : job.messages) {
-    totals_.table_bytes += message.size();
-    outbox_.push_encoded(std::move(message));
-  }
+  push_tables(job.messages);
   totals_.pages_stored = stored_.told.count();
   if (hashes()) {
     hashes_.forget(stored_.told);  // some were sent before they left

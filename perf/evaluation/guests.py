@@ -14,7 +14,7 @@ from tests.lab.network import DATA
 from tests.lab.peer import PeerVm, verdict
 from tests.lab.processes import LabError, wait_until
 
-from .terminal import TERMINAL, Terminal
+from .terminal import TERMINAL, terminal_of
 
 PATIENCE_S = 30  # for a whole sweep of a guest that verifies its pages, whoever runs it
 RATE = re.compile(r"GODWIT RATE (\d+)")
@@ -56,12 +56,9 @@ class Running:
         """Of one that can be told: pages a second from now on."""
         console = self.console()
         before = len(RATE.findall(console.text()))
-        terminal = Terminal(self.base() + "-terminal.sock")
-        try:
+        with terminal_of(self) as terminal:
             terminal.type(str(rate))
             wait_until("the guest to take its rate", lambda: RATE.findall(console.text())[before:] == [str(rate)], 30)
-        finally:
-            terminal.close()
 
 
 class Godwit(Running):

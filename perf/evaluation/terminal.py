@@ -1,5 +1,6 @@
-"""The guest's second serial port, as a person has it before them."""
+"""The guest's second serial port: what one types there, and what a shell on it says."""
 
+import contextlib
 import socket
 
 from tests.lab.processes import LabError, wait_until
@@ -43,10 +44,14 @@ class Terminal:
         self.socket.close()
 
 
+def terminal_of(running):
+    """Context manager."""
+    return contextlib.closing(Terminal(running.base() + "-terminal.sock"))
+
+
 def login(running):
     """Logs in as root and waits for the shell."""
-    terminal = Terminal(running.base() + "-terminal.sock")
-    try:
+    with terminal_of(running) as terminal:
         for _ in range(10):
             terminal.type("")
             try:
@@ -56,17 +61,16 @@ def login(running):
                 continue
         terminal.type("root")
         terminal.wait_for("#")
-        terminal.type("echo $((6 * 7))")
-        terminal.wait_for("42")
-    finally:
-        terminal.close()
+        reckon(terminal)
 
 
 def answers(running):
     """Whether the shell that login() left is still there."""
-    terminal = Terminal(running.base() + "-terminal.sock")
-    try:
-        terminal.type("echo $((6 * 7))")
-        terminal.wait_for("42")
-    finally:
-        terminal.close()
+    with terminal_of(running) as terminal:
+        reckon(terminal)
+
+
+def reckon(terminal):
+    """The shell at the other end does."""
+    terminal.type("echo $((6 * 7))")
+    terminal.wait_for("42")

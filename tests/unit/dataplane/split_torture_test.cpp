@@ -50,7 +50,9 @@ class SplitTorture : public SplitVm {
     }
     expected_.assign(ram.begin(), ram.end());
     counters_->begin();
-    return attach_and_split();
+    attach_and_split();
+    connect(true, 's');
+    return !HasFailure();
   }
 
   /// The store of this round, and the one before if there is one, which is to hand over what it has.

@@ -25,6 +25,13 @@ api::ToDataplane to_move() {
   return request;
 }
 
+api::ToDataplane main_part_to_move() {
+  api::ToDataplane request = to_move();
+  request.mutable_prepare_migration()->set_mode(api::HYBRID);
+  request.mutable_prepare_migration()->set_keeps_stores(true);
+  return request;
+}
+
 TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   if (!begin_split()) {
     return;
@@ -155,10 +162,7 @@ TEST_F(SplitVm, TheBudgetHoldsWhileItsMainPartMoves) {
     ASSERT_LT(page, kPages);
     EXPECT_EQ(guests_[0]->data()[page * 4096], expected_[page * 4096]);
   }
-  api::ToDataplane request = to_move();
-  request.mutable_prepare_migration()->set_mode(api::HYBRID);
-  request.mutable_prepare_migration()->set_keeps_stores(true);
-  ask(0, request);
+  ask(0, main_part_to_move());
   EXPECT_LE(resident(), kLow);
   std::thread guest([this] { run_guest(1); });
   EXPECT_TRUE(until([](const api::SplitStatus& now) {
@@ -169,24 +173,15 @@ TEST_F(SplitVm, TheBudgetHoldsWhileItsMainPartMoves) {
     held_most = std::max(held_most, status(0).splits(0).resident_bytes());
   }
   EXPECT_LE(held_most, kBudget - kBudget / 128) << "nothing is left for QEMU's load";
-  request.mutable_finish_migration()->set_migration_id(id_of('1'));
-  request.mutable_finish_migration()->set_outcome(api::OUTCOME_ABORTED);
-  request.mutable_finish_migration()->set_ownership(1);
-  ask(0, request);
+  finish(0, kFirst, api::OUTCOME_ABORTED, 1);
   guest.join();
   EXPECT_LE(resident_most_, kBudget);
 }
 
-// With no store connected nothing that has left is anywhere else, and the guest far above its budget.
 TEST_F(SplitVm, WhoTouchesWhatHasLeftDoesNotWaitUntilAllIsWithinTheBudget) {
-  make_guest(0);
-  if (IsSkipped()) {
+  if (!begin_split_alone()) {
     return;
   }
-  fill(0);
-  expected_.assign(guests_[0]->data().begin(), guests_[0]->data().end());
-  attach_split(api::AttachGuest::FRESH);
-  split();
   ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.pages_leaving() > 500; }));
   run_guest(1);
   EXPECT_GT(resident(), kBudget);
@@ -199,25 +194,14 @@ TEST_F(SplitVm, WhoTouchesWhatHasLeftDoesNotWaitUntilAllIsWithinTheBudget) {
 }
 
 TEST_F(SplitVm, ByRoundsAMoveBeginsAboveItsBudget) {
-  make_guest(0);
-  if (IsSkipped()) {
+  if (!begin_split_alone()) {
     return;
   }
-  fill(0);
-  expected_.assign(guests_[0]->data().begin(), guests_[0]->data().end());
-  attach_split(api::AttachGuest::FRESH);
-  split();
-  api::ToDataplane request = to_move();
-  request.mutable_prepare_migration()->set_mode(api::HYBRID);
-  request.mutable_prepare_migration()->set_keeps_stores(true);
-  ask(0, request);
+  ask(0, main_part_to_move());
   EXPECT_GT(resident(), kBudget);
   connect(true, 's');
   EXPECT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; })) << "pages leave";
-  request.mutable_finish_migration()->set_migration_id(id_of('1'));
-  request.mutable_finish_migration()->set_outcome(api::OUTCOME_ABORTED);
-  request.mutable_finish_migration()->set_ownership(1);
-  ask(0, request);
+  finish(0, kFirst, api::OUTCOME_ABORTED, 1);
   run_guest(1);
 }
 
