@@ -19,6 +19,7 @@ constexpr memory::GuestStateFile::Kind kPlacesKind{0x6777706c61636573, 1, "file 
 constexpr Duration kFaultsAgain = milliseconds(10);
 constexpr Duration kUnansweredAgain = microseconds(200);
 constexpr Duration kPublishEvery = milliseconds(100);
+constexpr Duration kGatheredAgain = milliseconds(1000);
 constexpr std::chrono::milliseconds kAtOnce(0);
 constexpr std::chrono::milliseconds kNotWanted(-1);    // nothing is to be done now
 constexpr std::chrono::milliseconds kLookAgain(1);     // whether there is room for a batch; after kNotWanted at first
@@ -388,8 +389,8 @@ void LiveSplit::publish(Instant now) {
   tell_figures();
   const bool gather = limits().gather;
   main_->gather(gather);
-  if (gather && !gathered_ && main_->all_here()) {
-    gathered_ = true;
+  if (gather && now >= gathered_at_ && main_->all_here()) {
+    gathered_at_ = now + kGatheredAgain;
     told_.gathered();
   }
 }

@@ -66,7 +66,7 @@ struct SplitTold {
   std::function<void(split::SubId sub)> sub_full;
   std::function<void(split::SubId sub, std::uint64_t pages)> pages_lost;
   std::function<void(std::uint64_t pages)> blocked;
-  std::function<void()> gathered;
+  std::function<void()> gathered;  // again and again, until it is ended or not to be gathered
 };
 
 class LiveSplit final : public split::MainMemory,
@@ -219,13 +219,13 @@ class LiveSplit final : public split::MainMemory,
   std::function<void()> held_then_;
   pages::Bitmap noted_;  // of a guest that arrives: the jobs', until settle()
   std::vector<memory::PageRange> placed_;
-  bool gathered_ = false;
   bool narrow_ = false;         // held
   bool at_rest_ = false;        // and nothing is on its way any more
   bool short_of_room_ = false;  // the same
   bool stands_still_ = false;   // the guest, and QEMU loads at the destination
   Instant widen_at_{};
   Instant publish_at_{};
+  Instant gathered_at_{};  // then it is told, or told again
   SplitTold told_;
   Inbox* lcore_ = nullptr;
   std::uint64_t arrival_budget_pages_ = 0;  // of one that arrives

@@ -420,7 +420,7 @@ void Service::gathered(const Id128& vm) {
   const auto session = splits_.find(vm);
   if (found == guests_.end() || found->second.state != Entry::State::kReady || session == splits_.end() ||
       session->second.busy || found->second.guest->paging) {
-    return;  // with paging: once its migration has ended
+    return;  // with paging: once its migration has ended; busy: when it is told again
   }
   session->second.busy = true;
   auto ended = std::make_shared<std::expected<void, memory::Error>>();

@@ -1,6 +1,7 @@
 """The whole laboratory: network, control plane, a data plane and a bridge on every host, and the guests that they run."""
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import json
@@ -91,6 +92,7 @@ class Lab:
 
     def __exit__(self, kind, error, trace):
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._show_guests()
             self._save_logs()
         self.close()
 
@@ -168,6 +170,12 @@ class Lab:
     def _give_hugepages_back(self):
         if self.hugepages:
             self._add_hugepages(-self.hugepages)
+
+    def _show_guests(self):
+        """What the control plane, if it is there, says of each: who reads a failure elsewhere has no logs."""
+        with contextlib.suppress(Exception):  # the test's own error is what counts
+            for vm in self.ctl("vms", check=False, timeout=20) or []:
+                print(f"VM {vm['name']}: {json.dumps(self.ctl('vm', 'show', vm['name'], check=False, timeout=20))}", flush=True)
 
     def _save_logs(self):
         """Keeps the daemons' logs of a failed run where CI and people find them."""

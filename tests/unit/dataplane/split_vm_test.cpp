@@ -76,6 +76,22 @@ TEST_F(SplitVm, RunsWithinItsBudgetAndIsGathered) {
   EXPECT_EQ(status(1).stores_size(), 0);
 }
 
+// Whoever is told to gather once more does that just when the last page has come: that it has must not be forgotten.
+TEST_F(SplitVm, IsGatheredHoweverOftenItIsToldTo) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  bool gathered = false;  // or just being so
+  for (int tries = 0; tries < 20'000 && !gathered; ++tries) {
+    const auto reply = bridges_[0].ask(split_request(true), {pipe_[0], pipe_[1]});
+    ASSERT_TRUE(reply);
+    gathered = reply->has_error();
+  }
+  EXPECT_TRUE(wait(0, api::Event::kGathered));
+  run_guest(1);
+}
+
 // What scans found before the guest was attached anew, so that it can be split, counts for its first page that leaves.
 TEST_F(SplitVm, WhatIsHotStaysHere) {
   constexpr std::uint64_t kHot = 2048;
