@@ -539,6 +539,9 @@ std::string progress_line(const api::Migration& migration, std::size_t columns) 
                            ? "about " + span_text(static_cast<std::int64_t>(stats.estimated_left_us())) + " left"
                            : state_text(migration.state()),
                        transport_text(stats));
+    if (migration.state() == api::TRANSFERRING && !migration.note().empty() && migration.note() != "transferring") {
+      line += fmt::format("  {}", printable(migration.note()));
+    }
   }
   if (line.size() > columns) {
     line.resize(columns);

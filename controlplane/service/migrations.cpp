@@ -14,6 +14,7 @@ namespace godwit::controlplane {
 namespace {
 
 constexpr std::size_t kSecretBytes = 32;
+constexpr const char* kTransferring = "transferring";
 constexpr Duration kStoreRetry = milliseconds(1000);
 // The source hears of a commit when the guest runs, or after this: until then the destination has the processors.
 constexpr Duration kResumeWait = milliseconds(20);
@@ -102,6 +103,26 @@ void Migrations::waits_for(const Id128& id, const std::string& what) {
   Active* m = find(id);
   if (m != nullptr && m->step == Step::kHeld && m->note != what) {
     m->note = what;
+    notify(*m);
+  }
+}
+
+std::vector<Id128> Migrations::moving_main_parts() const {
+  std::vector<Id128> vms;
+  for (const auto& [id, m] : active_) {
+    if (m->step == Step::kTransferring && m->record.plan.keeps_stores()) {
+      vms.push_back(m->record.vm_uuid);
+    }
+  }
+  return vms;
+}
+
+void Migrations::held_up(const Id128& vm_uuid, const std::string& by) {
+  const auto id = of_vm(vm_uuid);
+  Active* m = id ? find(*id) : nullptr;
+  const std::string note = by.empty() ? kTransferring : by;
+  if (m != nullptr && m->step == Step::kTransferring && m->note != note) {
+    m->note = note;
     notify(*m);
   }
 }
@@ -269,7 +290,7 @@ void Migrations::start_source(Active& m) {
   command(m, m.record.source, std::move(message), timeouts_.prepare, "starting the source",
           [this](Active& now, const api::AgentReply&) {
             now.step = Step::kTransferring;
-            now.note = "transferring";
+            now.note = kTransferring;
             notify(now);
           });
 }

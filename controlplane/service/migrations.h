@@ -53,6 +53,10 @@ class Migrations {
   /// What one that is held waits for.
   void waits_for(const Id128& id, const std::string& what);
   void go_on(const Id128& id);
+  /// Of those whose main part moves: the VMs.
+  [[nodiscard]] std::vector<Id128> moving_main_parts() const;
+  /// What holds up one of these; "": nothing does.
+  void held_up(const Id128& vm_uuid, const std::string& by);
   std::expected<void, ServiceError> cancel(const Id128& id, const std::string& reason);
   /// What split VMs ask of those that keep their stores.
   struct MainPartHooks {

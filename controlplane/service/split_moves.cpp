@@ -299,6 +299,10 @@ void SplitMoves::look() {
   for (const Migrations::Held& held : migrations_.all_held()) {
     look_after_held(held);
   }
+  for (const Id128& uuid : migrations_.moving_main_parts()) {
+    const auto split = splits_.view(uuid);
+    migrations_.held_up(uuid, split && !split->warnings().empty() ? split->warnings(0) : "");
+  }
   std::vector<Id128> vms;
   for (const auto& [uuid, standing] : orders_) {
     vms.push_back(uuid);

@@ -70,6 +70,11 @@ TEST(CtlFormat, Progress) {
   measured.mutable_stats()->set_rtt_us(310);
   measured.mutable_stats()->set_retransmitted_pages(12);
   EXPECT_TRUE(progress_line(measured, 200).ends_with("about 1.5 s left  round trip 310 us  12 pages resent"));
+  api::Migration held_up = transferring();
+  held_up.set_note("transferring");
+  EXPECT_TRUE(progress_line(held_up, 200).ends_with("about 1.5 s left"));
+  held_up.set_note("host-c is full");
+  EXPECT_TRUE(progress_line(held_up, 200).ends_with("about 1.5 s left  host-c is full"));
   api::Migration odd = transferring();
   odd.mutable_stats()->set_pages_left(5000);  // more than there are: never a bar beyond its ends
   EXPECT_NE(progress_line(odd, 200).find("[........................]   0 %"), std::string::npos);

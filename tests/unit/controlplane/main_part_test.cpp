@@ -218,6 +218,17 @@ TEST_F(MainPartTest, NothingIsBegunWithItsStoresOnTheWay) {
   EXPECT_EQ(a_->unread() + c_->unread(), 0U);
 }
 
+// The rounds go on until the stores are at rest, which takes for ever if none has room.
+TEST_F(MainPartTest, WhoWatchesIsToldWhatItsStoresLack) {
+  const std::string id = on_its_way();
+  api::RunningVm full = main_part(true);
+  full.mutable_split()->mutable_subs(0)->set_full(true);
+  reports_in(*a_, full, id, dpapi::ROLE_SOURCE);
+  watch_until(id, [](const auto& m) { return m.note().starts_with("host-b is full: add a sub host"); });
+  reports_in(*a_, main_part(true), id, dpapi::ROLE_SOURCE);
+  watch_until(id, [](const auto& m) { return m.note() == "transferring"; });
+}
+
 TEST_F(MainPartTest, AnAbortLeavesAllAsItWas) {
   const std::string id = on_its_way();
   cancel(id);
