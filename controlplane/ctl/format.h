@@ -1,10 +1,8 @@
 #pragma once
-// How godwitctl shows things: tables and lines for people, stable JSON for programs. Pure: protobuf messages in, text
-// out; any thread; nothing fails. Text that came from outside never carries control characters to the terminal.
-// JSON: ids in their text form, times in microseconds since 1970, sizes in bytes; keys are as in controlplane.proto.
+// How godwitctl shows things to people: tables and lines (json.h: to programs). Pure: protobuf messages in, text out;
+// any thread; nothing fails. Text that came from outside never carries control characters to the terminal.
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -14,7 +12,6 @@ namespace godwit::ctl {
 
 namespace api = godwit::controlplane::v1;
 namespace dpapi = godwit::dataplane::v1;
-using Json = nlohmann::ordered_json;
 
 /// Columns as wide as their widest cell, two spaces between; the first row is the head.
 [[nodiscard]] std::string table(const std::vector<std::vector<std::string>>& rows);
@@ -24,6 +21,7 @@ using Json = nlohmann::ordered_json;
 [[nodiscard]] std::string time_text(std::int64_t unix_us);                                // "2026-01-31 23:59:59 UTC"
 [[nodiscard]] std::string span_text(std::int64_t us);  // "12.3 ms", "4.5 s", "3 min 2 s"
 [[nodiscard]] std::string state_text(api::MigrationState state);
+[[nodiscard]] std::string state_text(api::PageStoreState state);  // "CONNECTED"
 
 [[nodiscard]] std::string hosts_table(const api::ListHostsResponse& response, std::int64_t now_unix_us);
 /// One line for each certificate that is near its end or past it: the control plane's and the hosts'.
@@ -37,12 +35,6 @@ using Json = nlohmann::ordered_json;
 
 /// A line for each part: where it is to be followed, or why it stays.
 [[nodiscard]] std::string drain_text(const api::DrainHostResponse& response);
-
-[[nodiscard]] Json to_json(const api::DrainHostResponse& response);
-[[nodiscard]] Json to_json(const api::Host& host);
-[[nodiscard]] Json to_json(const api::Vm& vm);
-[[nodiscard]] Json to_json(const api::HostImage& image);
-[[nodiscard]] Json to_json(const api::Migration& migration);
 
 /// STOP to RESUME; nothing to say (-1) before both are known.
 [[nodiscard]] std::int64_t downtime_us(const api::Migration& migration);

@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "config/units.h"
+#include "controlplane/ctl/format.h"
 
 namespace godwit::ctl {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "controlplane/ctl/format.h"
+#include "controlplane/ctl/json.h"
 
 namespace godwit::ctl {
 

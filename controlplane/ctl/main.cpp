@@ -19,6 +19,7 @@
 #include "controlplane/ctl/client.h"
 #include "controlplane/ctl/format.h"
 #include "controlplane/ctl/heat_view.h"
+#include "controlplane/ctl/json.h"
 #include "controlplane/ctl/pki_commands.h"
 #include "controlplane/ctl/plan_input.h"
 #include "controlplane/ctl/watching.h"

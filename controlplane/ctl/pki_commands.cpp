@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/json.h"
 #include "pki/directory.h"
 #include "pki/tls_files.h"
 

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/json.h"
 
 namespace godwit::ctl {
 namespace {

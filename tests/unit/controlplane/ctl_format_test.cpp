@@ -3,6 +3,7 @@
 
 #include "base/uuid.h"
 #include "controlplane/ctl/format.h"
+#include "controlplane/ctl/json.h"
 
 namespace godwit::ctl {
 namespace {
