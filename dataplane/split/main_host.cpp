@@ -222,7 +222,7 @@ void MainHost::assign_again() {
 
 bool MainHost::next_put(MainLink& link, PutPage& out) {
   auto& queue = subs_.at(link.sub()).to_put;
-  for (std::size_t tries = queue.size(); tries > 0 && !gather_ && !held_; --tries) {
+  for (std::size_t tries = queue.size(); tries > 0 && (!gather_ || held_); --tries) {
     const pages::PageNumber page = queue.front();
     queue.pop_front();
     if (link.holds_work(page)) {
@@ -372,7 +372,7 @@ bool MainHost::turn(Instant now) {
   look_at_blocked();
   place_parked();
   if (held_) {
-    recall_leaving();
+    recall_unassigned();
   } else if (gather_) {
     gather_more();
   } else {

@@ -134,8 +134,9 @@ class MainHost {
   [[nodiscard]] bool remove_sub(SubId sub);
   /// Everything comes back, and nothing is sent any more; it is all here when nothing is missing.
   void gather(bool on) { gather_ = on; }
-  /// Nothing goes to a store any more, nor from one to another, and none is told to drop anything. What is on its way
-  /// out comes back; at_rest() once it has, and what was sent is answered or its link has ended. Nobody may evict.
+  /// Nobody evicts any more, and nothing moves from one store to another. What is on its way out goes to its store, or
+  /// comes back where none takes it: for all to come back there may be no room. at_rest() once it has, and what was
+  /// sent is answered or its link has ended: then no store is given anything, or told to drop anything.
   void hold(bool on);
   [[nodiscard]] bool at_rest() const;
 
@@ -226,7 +227,7 @@ class MainHost {
   void ask(pages::PageNumber page, bool demand);
   void ask_neighbours(pages::PageNumber page);
   void gather_more();
-  void recall_leaving();
+  void recall_unassigned();
   [[nodiscard]] bool awaits(const MainLink& link, std::uint32_t ticket, pages::PageNumber page) const;
   void on_answer(MainLink& link, pages::PageNumber page, pages::PageBytes bytes);
   void on_lacks(MainLink& link, const Entry& entry);

@@ -137,14 +137,17 @@ void MainHost::hold(bool on) {
   }
 }
 
-bool MainHost::at_rest() const { return outgoing_.empty() && moving_.empty() && memory_.all_leaving().empty(); }
+bool MainHost::at_rest() const {
+  return !rebuild_ && outgoing_.empty() && moving_.empty() && memory_.all_leaving().empty();
+}
 
-void MainHost::recall_leaving() {
-  for (const Entry& entry : memory_.all_leaving()) {
-    if (!memory_.is_missing(entry.page)) {
-      memory_.forget_leaving(entry.page, entry.version);  // QEMU has given it back meanwhile
-    } else {
-      static_cast<void>(serve(entry.page));
+void MainHost::recall_unassigned() {
+  for (const pages::PageNumber page : unassigned_) {
+    const auto version = leaving_version(page);
+    if (version && !memory_.is_missing(page)) {
+      memory_.forget_leaving(page, *version);  // QEMU has given it back meanwhile
+    } else if (version) {
+      static_cast<void>(serve(page));
     }
   }
 }

@@ -1,8 +1,9 @@
 // Goal: whatever links, stores and daemons do, a page of a split VM that comes back is what the guest wrote last, and
 // no page is ever without a place. Method: a model of a guest within its budget; the real MainHost, SubHost, PageStore
 // and lanes over links with faults; links end and begin again, either end is restarted, a store fills up, is drained or
-// lost, one that has been drained is dropped and made anew. In the end all is healed: every place that the directory
-// names has the last content, what is drained gets empty, and everything comes back.
+// lost, one that has been drained is dropped and made anew, the main host is held as before a move. In the end all is
+// healed: every place that the directory names has the last content, what is held comes to rest, what is drained gets
+// empty, and everything comes back.
 //
 //   split-sim [--seeds N] [--first S] [--seed S] [--large] [--trace]
 
@@ -139,6 +140,9 @@ class World final : public split::MainEvents, public placement::World {
   void drain(split::SubId sub);
   void drop_drained();
   void check_drained();
+  void hold(bool on);
+  void check_rest();
+  void check_comes_to_rest();
   void act();
   void step(Instant until);
   void settle(Duration time);
@@ -167,6 +171,8 @@ class World final : public split::MainEvents, public placement::World {
   bool may_lose_ = false;
   bool blocked_ = false;
   bool copies_lost_ = false;
+  bool held_ = false;
+  std::vector<split::Version> held_at_rest_;  // of missing pages; empty: not at rest
   std::uint64_t trace_hash_ = 0xcbf29ce484222325ULL;
   std::vector<std::byte> buffer_ = std::vector<std::byte>(9000);
 };
@@ -317,6 +323,7 @@ void World::disturb() {
       posted_.clear();
       guest_.restart();
       start_main();
+      hold(false);
       std::ranges::fill(begin_at_, now_);
       break;
     case 7:
@@ -334,10 +341,46 @@ void World::disturb() {
       drain(sub);
       break;
     case 11:
-      drop_drained();
+      if (!held_) {
+        drop_drained();
+      }
+      break;
+    case 12:
+    case 13:
+      hold(!held_);
       break;
     default:
       break;
+  }
+}
+
+/// As before a move: nobody evicts until it ends.
+void World::hold(bool on) {
+  note(on ? "is held" : "is not held any more");
+  if (on) {
+    posted_.push_back(guest_.finish_eviction());
+  }
+  for (; on && !posted_.empty(); posted_.pop_front()) {
+    main_->evicted(posted_.front());
+  }
+  held_ = on;
+  held_at_rest_.clear();
+  main_->hold(on);
+}
+
+/// Once it rests, what is missing stays where it says that it is, in that version.
+void World::check_rest() {
+  if (!held_ || !main_->at_rest()) {
+    return;
+  }
+  const bool first = held_at_rest_.empty();
+  held_at_rest_.resize(page_count_);
+  for (pages::PageNumber page = 0; page < page_count_; ++page) {
+    const auto copy = copies_.get(page);
+    const split::Version version = guest_.is_missing(page) && copy ? copy->version : 0;
+    verdict_.require(first || version == 0 || version == held_at_rest_[page], "rest",
+                     "page " + std::to_string(page) + " is elsewhere than it was when the main host came to rest");
+    held_at_rest_[page] = version;
   }
 }
 
@@ -353,7 +396,9 @@ void World::act() {
     case 1:
     case 2:
     case 3:
-      guest_.begin_eviction(random_);
+      if (!held_) {
+        guest_.begin_eviction(random_);
+      }
       break;
     case 4:
     case 5:
@@ -408,6 +453,7 @@ void World::step(Instant until) {
       network_.recycle(std::move(delivered->bytes));
     }
     main_->turn(now_);
+    check_rest();
     for (std::size_t sub = 0; sub < flows_.size(); ++sub) {
       if (begin_at_[sub] <= now_) {
         begin_flow(static_cast<split::SubId>(sub));
@@ -471,8 +517,25 @@ void World::check_drained() {
   }
 }
 
+/// With all healed it does, though there is no room for anything to come back.
+void World::check_comes_to_rest() {
+  if (may_lose_ || pages_max_ <= page_count_ || std::ranges::find(draining_, false) == draining_.end()) {
+    return;
+  }
+  guest_.begin_eviction(random_);
+  guest_.no_room(true);
+  hold(true);
+  settle(milliseconds(1000));
+  verdict_.require(main_->at_rest(), "comes-to-rest", "pages are still on their way out");
+  hold(false);
+  guest_.no_room(false);
+}
+
 void World::finish() {
   note("healed");
+  if (held_) {
+    hold(false);
+  }
   posted_.push_back(guest_.finish_eviction());
   network_.heal();
   for (const auto& pair : links_) {
@@ -484,6 +547,7 @@ void World::finish() {
   settle(milliseconds(3000));
   check_directory();
   verdict_.require(blocked_ == guest_.waits_for_good(), "blocked", "whether the guest can go on is not what it says");
+  check_comes_to_rest();
   guest_.all_may_come();
   settle(milliseconds(1000));  // what somebody waits for comes before it can move
   check_drained();
