@@ -47,6 +47,7 @@ struct Guest {
 
   std::unique_ptr<LiveGuest> memory;
   bool demand_paging = false;          // its userfaultfds see every access
+  bool pulls_on = false;               // a former daemon pulled pages of it, and SplitGuest has not come yet
   std::shared_ptr<LivePaging> paging;  // null: nothing comes by a migration, nor will
   bool split_allowed = false;          // attached so that it may be split
   std::shared_ptr<LiveSplit> split;    // null: it is not

@@ -109,6 +109,7 @@ std::expected<void, ApiError> continue_split(Guest& guest, const std::string& mi
         ApiError{to_api(split.error().code), "what is elsewhere is not known: " + split.error().text});
   }
   guest.split = std::move(*split);
+  guest.pulls_on = guest.demand_paging;
   return {};
 }
 

@@ -186,6 +186,9 @@ void Service::run_finish_job(const std::shared_ptr<Ending>& ending) {
           }
           guest.epoch_now = ending->epoch_next;
           guest.kind = api::AttachGuest::CONTINUING;
+          if (guest.split) {
+            guest.split->stop_asking_source();
+          }
           // Its RAM is a running guest's now.
           const std::lock_guard lock(images_.mutex);
           if (const auto forgotten = images_.store.forget(to_memory_id(guest.vm_uuid)); !forgotten) {

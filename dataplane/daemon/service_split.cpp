@@ -147,7 +147,7 @@ void Service::run_split_job(Splitting& splitting, Guest& guest) {
     splitting.fresh = true;
   } else if (!splitting.split->complete()) {
     splitting.result = splitting.split->continue_with(std::move(*splitting.pipe));
-    if (splitting.result && guest.demand_paging && !guest.paging) {
+    if (splitting.result && guest.pulls_on) {
       splitting.result = splitting.split->await_rest();
     }
   }
@@ -175,8 +175,7 @@ void Service::split_done(Splitting& splitting) {
         refusal({to_api(splitting.result.error().code), "SplitGuest: " + splitting.result.error().text}));
   }
   entry.guest->split = splitting.split;
-  if (entry.guest->demand_paging && !entry.guest->paging && splitting.split->pager()->awaited_count() != 0) {
-    // A migration was pulling them when a former daemon ended.
+  if (std::exchange(entry.guest->pulls_on, false) && splitting.split->pager()->awaited_count() != 0) {
     entry.guest->paging = LivePaging::of_split(*entry.guest->memory, splitting.split,
                                                static_cast<std::uint32_t>(data_path_.lcore_count()), true);
     publish_guests();

@@ -91,15 +91,16 @@ class SplitVm : public RoundTrip {
     return false;
   }
   /// A scan of the module's found the first `count` pages accessed, a multiple of 64.
-  void note_hot(std::uint64_t count) {
+  void note_hot(std::uint64_t count) { EXPECT_EQ(ask(0, hot_request(count, 1)).note_accesses().pages(), count); }
+  static api::ToDataplane hot_request(std::uint64_t count, std::uint64_t ownership) {
     api::ToDataplane request;
     api::NoteAccesses& note = *request.mutable_note_accesses();
     note.set_vm_uuid(id_of('v'));
-    note.set_ownership(1);
+    note.set_ownership(ownership);
     note.set_source(api::ACCESS_MODULE);
     note.set_accessed(std::string(count / 8, '\xff'));
     note.set_ends(true);
-    EXPECT_EQ(ask(0, request).note_accesses().pages(), count);
+    return request;
   }
   /// How many of the first `count` pages have memory here.
   [[nodiscard]] std::uint64_t here_of_first(std::uint64_t count) const {
@@ -112,6 +113,16 @@ class SplitVm : public RoundTrip {
       at = lseek(file.get(), hole, SEEK_DATA);
     }
     return bytes / 4096;
+  }
+  /// The first page that a store has, of the guest on host 0; kPages: none.
+  [[nodiscard]] std::uint64_t first_away() const {
+    const UniqueFd file(open((hosts_.directory(0) + "/vm.ram").c_str(), O_RDONLY | O_CLOEXEC));
+    std::uint64_t page = 0;
+    while (page < kPages && (page % 4 == 3 || lseek(file.get(), static_cast<off_t>(page * 4096), SEEK_DATA) ==
+                                                  static_cast<off_t>(page * 4096))) {
+      ++page;
+    }
+    return page;
   }
   bool begin_split() {
     if (!begin_split_alone()) {

@@ -221,6 +221,48 @@ TEST_F(SplitVm, ByRoundsAMoveBeginsAboveItsBudget) {
   run_guest(1);
 }
 
+// A page that was asked of the source before the commit, as no store serves it yet, is its store's to give from then
+// on.
+TEST_F(SplitVm, WhoWaitsWhenAllElseHasComeWaitsForAStore) {
+  if (!begin_split()) {
+    return;
+  }
+  ASSERT_TRUE(until([](const api::SplitStatus& now) { return now.resident_bytes() <= kBudget; }));
+  make_guest(1);
+  mode_ = api::HYBRID;
+  auto arriving = attach_request(1, api::AttachGuest::ARRIVING, 1);
+  arriving.mutable_attach_guest()->set_split(true);
+  ask(1, arriving, guests_[1]->descriptors());
+  current_ = kFirst.id;
+  auto prepare = main_part_to_move();
+  const auto source = ask(0, prepare).prepare_migration();
+  prepare.mutable_prepare_migration()->set_role(api::ROLE_DESTINATION);
+  prepare.mutable_prepare_migration()->set_bytes_total(kBytes);
+  prepare.mutable_prepare_migration()->set_budget_bytes(kBudget);
+  const auto destination = ask(1, prepare).prepare_migration();
+  start(1, kFirst, source.endpoint());
+  start(0, kFirst, destination.endpoint());
+  ASSERT_TRUE(wait(0, api::Event::kReadyToSwitch));
+  ASSERT_NO_FATAL_FAILURE(switch_over(kFirst));
+  ASSERT_EQ(pages_missing_, 0U) << "of what the source has";
+  finish(1, kFirst, api::OUTCOME_COMMITTED, 2);
+  const std::uint64_t page = first_away();
+  ASSERT_LT(page, kPages);
+  std::thread guest(
+      [this, page] { EXPECT_EQ(guests_[1]->data()[page * 4096], std::byte{}) << "given up: it has come"; });
+  for (int looks = 0; looks < 2000; ++looks) {
+    status(1);  // meanwhile it faults, most often
+  }
+  auto request = split_request();
+  request.mutable_split_guest()->set_ownership(2);
+  ask(1, request, {pipe_[0], pipe_[1]});
+  EXPECT_TRUE(wait(1, api::Event::kGuestBlocked)) << "nobody knows that it waits";
+  EXPECT_EQ(ask(1, hot_request(64, 2)).note_accesses().pages(), 64U) << "it is no migration's any more";
+  hosts_.kill_daemon(1, SIGKILL);
+  guests_[1]->give_up_waiting();
+  guest.join();
+}
+
 TEST_F(SplitVm, WhereItsPagesAreIsFoundOutAgain) {
   if (!begin_split()) {
     return;
