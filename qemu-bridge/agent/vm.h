@@ -159,6 +159,9 @@ class Vm {
   std::expected<void, Error> check_can_split();
   std::expected<void, Error> make_evictable();
   std::expected<void, Error> note_kept_stores(const controlplane::v1::PrepareDestination& command);
+  std::expected<void, Error> give_pin();
+  [[nodiscard]] std::unexpected<Error> pin_error(const char* what) const;
+  [[nodiscard]] std::expected<UniqueFd, Error> open_pin() const;
   std::expected<std::pair<UniqueFd, UniqueFd>, Error> pin_pipe();
   /// Tells the data plane what the record says.
   std::expected<void, Error> tell_split();

@@ -238,6 +238,9 @@ AgentResult Vm::do_prepare_destination(const controlplane::v1::PrepareDestinatio
       !attached) {
     return undo(attached.error());
   }
+  if (auto given = record_.split ? give_pin() : std::expected<void, Error>{}; !given) {
+    return undo(given.error());
+  }
   make_migration();
   auto prepared = destination_->prepare(command);
   if (!prepared) {

@@ -167,37 +167,57 @@ std::expected<void, Error> Vm::make_evictable() {
   return {};
 }
 
-/// Both ends of one pipe, the same for the life of this QEMU: it has the pipe open, so what is in it outlives us.
-std::expected<std::pair<UniqueFd, UniqueFd>, Error> Vm::pin_pipe() {
-  const auto failed = [&](const char* what) {
-    return std::unexpected(make_error(
-        Error::KERNEL, std::string("cannot ") + what + " " + paths_.pin_pipe().string() + ": " + std::strerror(errno)));
-  };
+/// An arriving guest's QEMU is given it before the commit: once the guest runs, QEMU's own thread may wait for a page
+/// that comes only when the data plane has been told of the split, and then no command of ours is answered.
+std::expected<void, Error> Vm::give_pin() {
+  if (record_.pin_in_qemu) {
+    return {};
+  }
   std::error_code ignored;
   std::filesystem::create_directories(paths_.run_dir, ignored);  // of a QEMU that somebody else started
-  if (!record_.pin_in_qemu && ::unlink(paths_.pin_pipe().c_str()) != 0 && errno != ENOENT) {
-    return failed("remove the former");
+  if (::unlink(paths_.pin_pipe().c_str()) != 0 && errno != ENOENT) {
+    return pin_error("remove the former");
   }
-  if (!record_.pin_in_qemu && ::mkfifo(paths_.pin_pipe().c_str(), 0600) != 0) {
-    return failed("make");
+  if (::mkfifo(paths_.pin_pipe().c_str(), 0600) != 0) {
+    return pin_error("make");
   }
-  // Either end for both ways: opening waits for nobody, and no end ever reads end-of-file.
-  UniqueFd read_end(::open(paths_.pin_pipe().c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
-  UniqueFd write_end(::open(paths_.pin_pipe().c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+  const auto end = open_pin();
+  if (!end) {
+    return std::unexpected(end.error());
+  }
+  if (auto passed = getfd(*qmp_, kPinName, end->get()); !passed) {
+    return std::unexpected(make_error(Error::INTERNAL, "QEMU does not take a pipe: " + passed.error().text));
+  }
+  record_.pin_in_qemu = true;
+  return save();
+}
+
+std::unexpected<Error> Vm::pin_error(const char* what) const {
+  return std::unexpected(make_error(
+      Error::KERNEL, std::string("cannot ") + what + " " + paths_.pin_pipe().string() + ": " + std::strerror(errno)));
+}
+
+/// For both ways: opening waits for nobody, and no end ever reads end-of-file.
+std::expected<UniqueFd, Error> Vm::open_pin() const {
+  UniqueFd end(::open(paths_.pin_pipe().c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
   struct stat status {};
-  if (!read_end.valid() || !write_end.valid() || ::fstat(read_end.get(), &status) != 0 || !S_ISFIFO(status.st_mode)) {
-    return failed("open");
+  if (!end.valid() || ::fstat(end.get(), &status) != 0 || !S_ISFIFO(status.st_mode)) {
+    return pin_error("open");
   }
-  if (!record_.pin_in_qemu) {
-    if (auto passed = getfd(*qmp_, kPinName, read_end.get()); !passed) {
-      return std::unexpected(make_error(Error::INTERNAL, "QEMU does not take a pipe: " + passed.error().text));
-    }
-    record_.pin_in_qemu = true;
-    if (auto saved = save(); !saved) {
-      return std::unexpected(saved.error());
-    }
+  return end;
+}
+
+/// Both ends of one pipe, the same for the life of this QEMU: it has the pipe open, so what is in it outlives us.
+std::expected<std::pair<UniqueFd, UniqueFd>, Error> Vm::pin_pipe() {
+  if (auto given = give_pin(); !given) {
+    return std::unexpected(given.error());
   }
-  return std::pair(std::move(read_end), std::move(write_end));
+  auto read_end = open_pin();
+  auto write_end = open_pin();
+  if (!read_end || !write_end) {
+    return std::unexpected(read_end ? write_end.error() : read_end.error());
+  }
+  return std::pair(std::move(*read_end), std::move(*write_end));
 }
 
 // ---- commands -------------------------------------------------------------------------------------------------------

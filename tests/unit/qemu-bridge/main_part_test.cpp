@@ -74,6 +74,13 @@ class MainPartTest : public Switchover {
   }
   static VmRecord journaled(TestHost& host) { return host.journal.load()->records.at(0); }
   std::filesystem::path pin(TestHost& host) { return host.config.run_dir / "vms" / uuid_.text() / "pin"; }
+  bool holds_pin(TestHost& host) {
+    const auto fds = "/proc/" + std::to_string(journaled(host).process.pid) + "/fd";
+    return std::ranges::any_of(std::filesystem::directory_iterator(fds), [&](const auto& fd) {
+      std::error_code gone;
+      return std::filesystem::read_symlink(fd.path(), gone) == pin(host);
+    });
+  }
   static void restart_bridge(TestHost& host) {
     host.drop_vm();
     host.clear_events();
@@ -108,6 +115,8 @@ TEST_F(MainPartTest, WithTheCommitItIsSplitAtTheDestinationAndNotAtTheSource) {
   EXPECT_TRUE(source_.present()->running().has_split());
   EXPECT_FALSE(destination_.present()->running().has_split());
   EXPECT_EQ(splits_told(destination_), 0);
+  EXPECT_TRUE(holds_pin(destination_)) << "a guest that runs may keep QEMU from answering";
+  EXPECT_TRUE(journaled(destination_).pin_in_qemu);
   ASSERT_TRUE(tell(destination_, controlplane::v1::PULLING));
   ASSERT_TRUE(tell(source_, controlplane::v1::PULLING));
   expect_split_at_destination();
