@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <cstring>
+#include <future>
 
 #include "qemu-bridge/agent/definition.h"
 #include "qemu-bridge/agent/qemu_inspection.h"
@@ -16,6 +17,8 @@ using dataplane::v1::Error;
 
 constexpr const char* kStreamFd = "godwit-device-state";
 constexpr std::chrono::milliseconds kResumeTime{5000};
+/// For `cont` and what tells whether it had effect: then others have their turn, and it is looked at again.
+constexpr std::chrono::milliseconds kContinueTime{2000};
 
 Error of(const QmpError& error) { return make_error(Error::INTERNAL, error.text); }
 
@@ -166,7 +169,7 @@ void DestinationMigration::fail(Error error) { reports_.fail(std::move(error), m
 
 /// Whether a bridge before us has continued it; if not, it can be. Error: its device state is not loaded.
 std::expected<bool, std::string> DestinationMigration::runs_already() {
-  auto status = query_status(services_.qmp);
+  auto status = query_status(services_.qmp, kContinueTime);
   if (!status) {
     return std::unexpected(status.error().text);
   }
@@ -185,10 +188,12 @@ MigrationEvent DestinationMigration::continue_guest() {
   spdlog::debug("migration {}: committed", id_.text());
   reports_.settle();
   // Having seen it load ourselves saves two round trips of the downtime.
-  auto runs = reports_.last_is(MigrationEvent::LOADED) ? std::expected<bool, std::string>(false) : runs_already();
+  const bool seen = reports_.last_is(MigrationEvent::LOADED) && !asked_to_continue_;
+  auto runs = seen ? std::expected<bool, std::string>(false) : runs_already();
   const bool before = runs.value_or(false);
   if (runs && !before) {
-    if (auto continued = cont(services_.qmp); !continued) {
+    asked_to_continue_ = true;
+    if (auto continued = cont(services_.qmp, kContinueTime); !continued) {
       runs = std::unexpected(continued.error().text);
     }
   }
@@ -205,29 +210,34 @@ MigrationEvent DestinationMigration::continue_guest() {
   return make_event(MigrationEvent::RESUMED);
 }
 
-MigrationEvent DestinationMigration::commit(std::uint64_t ownership, Pull& pull) {
-  auto event = continue_guest();
-  if (resumed_) {
-    if (const auto committed = pull.commit(ownership)) {
-      *event.mutable_stats() = committed->stats();
-      services_.record.epoch = std::max(services_.record.epoch, committed->epoch_next());
-    } else {
-      event.set_text("the data plane is to take the migration up again: " + committed.error().text());
-    }
+MigrationEvent DestinationMigration::commit(std::uint64_t ownership, Pull& pull,
+                                            const std::function<void()>& meanwhile) {
+  auto continued = std::async(std::launch::async, [this] { return continue_guest(); });
+  const auto committed = pull.commit(ownership);
+  if (committed) {
+    services_.record.epoch = std::max(services_.record.epoch, committed->epoch_next());
+  }
+  meanwhile();
+  auto event = continued.get();
+  if (resumed_ && committed) {
+    *event.mutable_stats() = committed->stats();
+  } else if (resumed_) {
+    event.set_text("the data plane is to take the migration up again: " + committed.error().text());
   }
   return event;
 }
 
-MigrationEvent DestinationMigration::commit(std::uint64_t ownership) {
-  auto event = continue_guest();
-  if (!resumed_) {
-    return event;
-  }
+MigrationEvent DestinationMigration::commit(std::uint64_t ownership, const std::function<void()>& meanwhile) {
+  auto continued = std::async(std::launch::async, [this] { return continue_guest(); });
   const auto finished = finish_migration(services_.dataplane, id_, dataplane::v1::OUTCOME_COMMITTED, ownership);
   if (finished) {
-    *event.mutable_stats() = finished->stats();
     services_.record.epoch = std::max(services_.record.epoch, finished->epoch_next());
-  } else {
+  }
+  meanwhile();
+  auto event = continued.get();
+  if (resumed_ && finished) {
+    *event.mutable_stats() = finished->stats();
+  } else if (resumed_) {
     event.set_text("the data plane does not know what has arrived, so the next move will be a full one: " +
                    finished.error().text());
   }

@@ -12,18 +12,22 @@
 //                               |                         | LOADED was told, so the store can only say ABORTED
 //   bridge, LOADED told, no     | paused, loaded          | the new bridge keeps it paused and asks: COMMITTED
 //   continues outcome heard               |                         | it (its load is "completed"), ABORTED ends it
-//   bridge, before or after     | paused or running       | the journal still says "transferring": the new bridge asks,
-//   `cont`                      |                         | hears COMMITTED again, continues (again: no effect). `cont`
-//                               |                         | goes before the journal: no disk wait inside the downtime
+//   bridge, before or after     | paused or running       | whatever the journal says, the new bridge knows or hears
+//   `cont`                      |                         | the word again, and continues (again: no effect). `cont`
+//                               |                         | waits for no journal: no disk wait inside the downtime
 //   data plane, before LOADED   | paused                  | no MemoryReady or no end of stream: FAILED, ABORTED
 //   data plane, after LOADED    | paused, all pages there | the word decides; COMMITTED continues it, tracking begins
 //                               |                         | anew with the next attachment
 //   QEMU, before COMMITTED      | none                    | FAILED; the source continues
 //   QEMU, after COMMITTED       | none                    | the guest crashed here; the source has retired or will
 //   control plane               | paused                  | stays so and asks once a second
+//   data plane, after the word  | running, or in `cont`,  | a new one is given the guest whether `cont` was answered or
+//                               | where it waits for a    | not
+//                               | page                    |
 //   QEMU's monitor              | as it is                | as if the bridge had been killed and started again
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -44,10 +48,11 @@ class DestinationMigration {
       const controlplane::v1::PrepareDestination& command);
   std::expected<void, dataplane::v1::Error> start(const controlplane::v1::StartTransfer& command);
 
-  /// The store said COMMITTED: continue the guest, then tell the data plane. RESUMED, or FAILED with the reason.
-  controlplane::v1::MigrationEvent commit(std::uint64_t ownership);
+  /// The store said COMMITTED: continues the guest, and meanwhile tells the data plane and then calls `meanwhile`: QEMU
+  /// may wait, in `cont`, for a page that comes only with these. RESUMED, or FAILED with the reason.
+  controlplane::v1::MigrationEvent commit(std::uint64_t ownership, const std::function<void()>& meanwhile);
   /// The store said PULLING: the same, but `pull` tells the data plane, and goes on with it.
-  controlplane::v1::MigrationEvent commit(std::uint64_t ownership, Pull& pull);
+  controlplane::v1::MigrationEvent commit(std::uint64_t ownership, Pull& pull, const std::function<void()>& meanwhile);
   /// The store said ABORTED: the data plane keeps what it may; the caller then ends QEMU. BACK is the source's to say:
   /// the event is RETIRED.
   controlplane::v1::MigrationEvent abort(std::uint64_t ownership);
@@ -70,6 +75,7 @@ class DestinationMigration {
   GuestServices services_;
   const Id128 id_;
   MigrationReports reports_;
+  bool asked_to_continue_ = false;
   bool resumed_ = false;
   bool ram_files_unused_ = false;
 

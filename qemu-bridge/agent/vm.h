@@ -147,6 +147,7 @@ class Vm {
   AgentResult do_resume_transfer(const controlplane::v1::ResumeTransfer& command);
   void release_qemu();
   bool outlive_qemu(const std::string& why);
+  void own_guest(std::uint64_t ownership, MigrationPhase phase);
   void recover_pull();
   void settle_without_qemu(bool committed, std::uint64_t ownership);
   void make_pull();

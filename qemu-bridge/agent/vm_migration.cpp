@@ -391,7 +391,11 @@ void Vm::settle_destination(bool committed, std::uint64_t ownership) {
   }
   MigrationEvent event;
   if (committed) {
-    event = destination_->commit(ownership);
+    event = destination_->commit(ownership, [&] {
+      if (record_.split) {
+        own_guest(ownership, MigrationPhase::kCommitted);
+      }
+    });
     if (destination_->resumed()) {
       record_.ownership = ownership;
       drop_migration();

@@ -51,7 +51,20 @@ void Vm::resume_transfer(const controlplane::v1::ResumeTransfer& command, Reply 
 bool Vm::serves_or_pulls() const { return record_.migration && record_.migration->phase == MigrationPhase::kPulling; }
 
 /// The guest is another host's still.
-bool Vm::arrives() const { return record_.migration && !is_source() && !serves_or_pulls(); }
+bool Vm::arrives() const {
+  return record_.migration && !is_source() && !serves_or_pulls() &&
+         record_.migration->phase != MigrationPhase::kCommitted;
+}
+
+/// The store's word makes the guest ours, whether QEMU has answered or not. A data plane that has been restarted hears
+/// of the guest now: QEMU may wait for a page.
+void Vm::own_guest(std::uint64_t ownership, MigrationPhase phase) {
+  record_.ownership = ownership;
+  record_.migration->ownership_after = ownership;
+  record_.migration->phase = phase;
+  static_cast<void>(save());  // if not: a new bridge asks for the word again
+  reattach();
+}
 
 bool Vm::is_source() const { return record_.migration && record_.migration->role == MigrationRole::kSource; }
 
@@ -167,21 +180,15 @@ AgentResult Vm::pull(std::uint64_t ownership) {
   if (!destination_) {
     make_migration();
   }
-  record_.migration->ownership_after = ownership;
   make_pull();
-  auto event = destination_->commit(ownership, *pull_);
+  auto event = destination_->commit(ownership, *pull_, [&] { own_guest(ownership, MigrationPhase::kPulling); });
   if (!destination_->resumed()) {
-    drop_pull();
-    spdlog::error("VM {}: committed here, but {}", record_.definition.name, text_of(event.error()));
     auto error = event.error();
-    emit(std::move(event));
+    emit_failure(std::move(event), "committed here: tried again each second");
     return std::unexpected(std::move(error));
   }
-  record_.ownership = ownership;
-  record_.migration->phase = MigrationPhase::kPulling;
   drop_migration();
-  static_cast<void>(save());  // if not: the new bridge hears PULLING again, and `cont` does nothing
-  reattach();
+  static_cast<void>(save());
   handed_over_ = event;
   emit(std::move(event));
   return AgentReply();
@@ -277,9 +284,9 @@ void Vm::recover_pull() {
   make_pull();
   if (!is_source()) {
     static_cast<void>(pull_->look());
-    if (!handed_over_) {
-      handed_over_ = event_of(*record_.migration, MigrationEvent::RESUMED);
-    }
+    decided_.emplace().set_state(controlplane::v1::PULLING);
+    decided_->set_ownership(record_.migration->ownership_after);
+    static_cast<void>(settle());  // the former bridge may have had no answer to `cont`
     return;
   }
   if (record_.process.pid > 0 && !is_alive(record_.process)) {

@@ -21,8 +21,9 @@ std::expected<void, QmpError> run(QmpClient& qmp, const std::string& command, Js
   return {};
 }
 
-std::expected<std::string, QmpError> string_of(QmpClient& qmp, const std::string& command, const char* field) {
-  auto reply = qmp.execute(command);
+std::expected<std::string, QmpError> string_of(QmpClient& qmp, const std::string& command, const char* field,
+                                               std::chrono::milliseconds time = QmpClient::kReplyTime) {
+  auto reply = qmp.execute(command, Json::object(), time);
   if (!reply) {
     return std::unexpected(reply.error());
   }
@@ -81,7 +82,9 @@ std::expected<QemuVersion, QmpError> query_version(QmpClient& qmp) {
   return version;
 }
 
-std::expected<std::string, QmpError> query_status(QmpClient& qmp) { return string_of(qmp, "query-status", "status"); }
+std::expected<std::string, QmpError> query_status(QmpClient& qmp, std::chrono::milliseconds time) {
+  return string_of(qmp, "query-status", "status", time);
+}
 
 std::expected<std::string, QmpError> query_uuid(QmpClient& qmp) { return string_of(qmp, "query-uuid", "UUID"); }
 
@@ -316,7 +319,9 @@ std::expected<void, QmpError> stop(QmpClient& qmp, std::chrono::milliseconds tim
   return run(qmp, "stop", Json::object(), time);
 }
 
-std::expected<void, QmpError> cont(QmpClient& qmp) { return run(qmp, "cont"); }
+std::expected<void, QmpError> cont(QmpClient& qmp, std::chrono::milliseconds time) {
+  return run(qmp, "cont", Json::object(), time);
+}
 
 std::expected<void, QmpError> quit(QmpClient& qmp) { return run(qmp, "quit"); }
 

@@ -49,7 +49,8 @@ struct MachineType {
 
 std::expected<QemuVersion, QmpError> query_version(QmpClient& qmp);
 /// "running", "paused", "postmigrate", "inmigrate", ...
-std::expected<std::string, QmpError> query_status(QmpClient& qmp);
+std::expected<std::string, QmpError> query_status(QmpClient& qmp,
+                                                  std::chrono::milliseconds time = QmpClient::kReplyTime);
 std::expected<std::string, QmpError> query_uuid(QmpClient& qmp);
 std::expected<std::string, QmpError> query_name(QmpClient& qmp);
 std::expected<std::vector<MemdevInfo>, QmpError> query_memdev(QmpClient& qmp);
@@ -78,7 +79,7 @@ std::expected<void, QmpError> migrate_incoming(QmpClient& qmp, const std::string
 std::expected<void, QmpError> migrate_cancel(QmpClient& qmp);
 /// One whose thread waits for a page answers once that is there; it does what it was told all the same.
 std::expected<void, QmpError> stop(QmpClient& qmp, std::chrono::milliseconds time = QmpClient::kReplyTime);
-std::expected<void, QmpError> cont(QmpClient& qmp);
+std::expected<void, QmpError> cont(QmpClient& qmp, std::chrono::milliseconds time = QmpClient::kReplyTime);
 std::expected<void, QmpError> quit(QmpClient& qmp);
 
 }  // namespace godwit::bridge

@@ -142,6 +142,37 @@ TEST_F(NeverGivenUp, ACommittedGuestWhoseContinuationIsNotAnsweredRunsAndIsSeen)
   committed_guest_runs_on(beat);
 }
 
+class Continued : public NeverGivenUp, public testing::WithParamInterface<controlplane::v1::MigrationState> {};
+
+// QEMU may wait, in `cont`, for a page that nobody gives before a new data plane knows of the guest and of its stores.
+TEST_P(Continued, IsGivenToANewDataPlaneThoughQemuDoesNotAnswer) {
+  mode_ = dataplane::v1::HYBRID;
+  destination_.dataplane.lack(GetParam() == controlplane::v1::PULLING ? 77 : 0);
+  ASSERT_NO_FATAL_FAILURE(boot());
+  const Id128 store = Id128::random();
+  ASSERT_TRUE(source_.run(
+      [&](Reply reply) { source_.present()->split_guest(split_order(5, 32 << 20, store), std::move(reply)); }));
+  kept_ = split_order(6, 32 << 20, store);
+  ASSERT_NO_FATAL_FAILURE(prepare());
+  ASSERT_NO_FATAL_FAILURE(switch_over());
+  ASSERT_TRUE(destination_.wait_event(MigrationEvent::LOADED));
+  const auto middle = step_between(destination_);
+  middle->swallow_reply_to("cont");
+  const int attached = destination_.dataplane.count(Request::kAttachGuest);
+  const int split = destination_.dataplane.count(Request::kSplitGuest);
+  ASSERT_TRUE(destination_.restart_dataplane());
+  EXPECT_FALSE(tell(destination_, GetParam()));
+  EXPECT_TRUE(middle->swallowed());
+  EXPECT_GT(destination_.dataplane.count(Request::kAttachGuest), attached);
+  EXPECT_EQ(destination_.dataplane.last_attach().kind(), dataplane::v1::AttachGuest::CONTINUING);
+  EXPECT_GT(destination_.dataplane.count(Request::kSplitGuest), split);
+  EXPECT_EQ(destination_.count_events(MigrationEvent::RESUMED), 0);
+  EXPECT_TRUE(destination_.tick_until([&] { return destination_.count_events(MigrationEvent::RESUMED) > 0; }));
+}
+
+INSTANTIATE_TEST_SUITE_P(Words, Continued, testing::Values(controlplane::v1::PULLING, controlplane::v1::COMMITTED),
+                         [](const auto& word) { return controlplane::v1::MigrationState_Name(word.param); });
+
 TEST_F(NeverGivenUp, AnAbortedGuestThatQemuRefusesToContinueIsTriedAgain) {
   add_disk();
   ASSERT_NO_FATAL_FAILURE(boot());

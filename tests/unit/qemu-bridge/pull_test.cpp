@@ -329,8 +329,8 @@ TEST_F(PullTest, MemoryWithoutAFileIsNotServed) {
   const auto qemu = bridge::launch(launch);
   ASSERT_TRUE(qemu);
   const OwnedQemu owned(*qemu);
-  while (is_alive(*qemu) && ::access(socket.c_str(), F_OK) != 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): polls for QEMU's socket
+  while (is_alive(*qemu) && !QmpClient::connect(socket, {})) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // tidy-allow(sleep): until QEMU listens
   }
   auto record = make_record();
   record.definition.regions = {{"ram0", 64u << 20, config::Backing::kTmpfs}};
