@@ -37,8 +37,13 @@ exec chroot /disk /bin/bash /inside
 INSIDE = """
 export PATH=/usr/bin:/usr/sbin HOME=/root LANG=C.UTF-8 GODWIT_BUILD=%(build)s
 mkdir -p /dev/shm
+mkdir /disk
+mount --bind / /disk
 for where in /dev/shm /tmp /run; do mount -t tmpfs tmpfs $where; done
 mkdir -p /run/lock
+for tree in %(source)s $GODWIT_BUILD; do  # which may lie below one of these
+  [ -d $tree ] || { mkdir -p $tree && mount --bind /disk$tree $tree; }
+done
 ip link set lo up
 cd %(source)s
 echo "GODWIT-BOOTED $(uname -r) after $(cut -d. -f1 /proc/uptime) s"
