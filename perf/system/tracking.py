@@ -60,6 +60,30 @@ def measure(turns, mode="bench", image=None):
     return rates, first
 
 
+def measure_attached(mode, image, seconds):
+    """({"untracked": rates, "tracked": rates}, rate of the sweep that pays most for first writes) of one guest in one QEMU, attached while it runs.
+
+    Nothing but tracking is different then: where two QEMUs have their memory may make more of a difference to a kernel that is bound by it.
+    """
+    with Lab() as lab:
+        lab.guest = image
+        lab.start()
+        definition = lab.write_vm_definition("guest", mem_mib=MIB + 128, mb=MIB, mode=mode)
+        monitor = "${base}-second.qmp"
+        plain = PeerVm(lab, MIB + 128, kernel_line(MIB, 0, mode), ram_files=True,
+                       arguments=("-uuid", lab.uuids["guest"], "-name", "guest", "-qmp", f"unix:{monitor},server=on,wait=off"))
+        console = plain.qemu.console
+        wait_until("the guest's first sweeps", lambda: len(console.bench_rates()) > 4, 60)
+        rates = {"untracked": sweeps_during(console, seconds)}
+        before = len(console.bench_rates())
+        lab.ctl("attach", "-f", definition, "--host", "host-a", "--qmp", monitor.replace("${base}", plain.qemu.base))
+        rates["tracked"] = sweeps_during(console, seconds)
+        first = min(console.bench_rates()[before:-len(rates["tracked"])])
+        lab.ctl("stop", "guest")
+        plain.end()
+    return rates, first
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--json")

@@ -1,23 +1,23 @@
 // The guest's self-checking workload: it owns MB MiB of random pages, writes RATE of them a second, and verifies them
 // all the time.
 //
-// usage: workload MB RATE [bench | hot | disk | devices | freed | beat | told]
+// usage: workload MB RATE [bench | hot | hot-last | disk | devices | freed | beat | told]
 // Each page holds its number, a version, random words and a checksum over all of it; a ledger elsewhere in memory holds
 // each page's version. A page lost, stale, torn or misplaced by a migration shows as a wrong checksum, number or
 // version. One line on the console about four times a second:
 //   GODWIT ms=<uptime> writes=<pages written so far> checked=<pages verified so far> sweeps=<n> bad=<wrong pages so
 //   far>
 // The first line after filling is "GODWIT FILLED pages=<n>". bench: instead writes one word of every page, over and
-// over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>". hot: the same of the first
-// quarter. disk: besides, kReaders processes read the first disk into memory past the page cache, slot by slot, and
-// what a slot holds must be what was read into it last, until it is read into again. Word i of the disk is (i + 1) *
-// kMix. With each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages. devices: as disk, and one
-// process has its packets echoed by the gateway 10.0.2.2 through eth0, each from another page and back into another,
-// and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>" comes with each status
-// line; wrong bytes in an echo count as bad pages, a lost echo does not. freed: 48 MiB were written and freed before
-// the beginning: a balloon takes those first, and they are not empty. beat: besides, a process on the first vCPU, which
-// touches none of those pages, says "GODWIT BEAT n=<n>" ten times a second; the pages are the second vCPU's. told: a
-// line on the second serial port is the rate from then on, and "GODWIT RATE <n>" the answer.
+// over, and prints the rate of each sweep: "GODWIT BENCH sweep=<n> pages_per_s=<n>". hot, hot-last: the same of
+// the first or last quarter. disk: besides, kReaders processes read the first disk into memory past the page cache,
+// slot by slot, and what a slot holds must be what was read into it last, until it is read into again. Word i of the
+// disk is (i + 1) * kMix. With each status line comes "GODWIT DISK reads=<n>"; wrong slots count as bad pages. devices:
+// as disk, and one process has its packets echoed by the gateway 10.0.2.2 through eth0, each from another page and back
+// into another, and one reads the virtual random number generator. "GODWIT DEVICES echoes=<n> random=<n>" comes with
+// each status line; wrong bytes in an echo count as bad pages, a lost echo does not. freed: 48 MiB were written and
+// freed before the beginning: a balloon takes those first, and they are not empty. beat: besides, a process on the
+// first vCPU, which touches none of those pages, says "GODWIT BEAT n=<n>" ten times a second; the pages are the second
+// vCPU's. told: a line on the second serial port is the rate from then on, and "GODWIT RATE <n>" the answer.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -273,7 +273,8 @@ static int told(int port, uint64_t* rate) {
 
 int main(int argc, char** argv) {
   if (argc < 3)
-    return fprintf(stderr, "usage: workload MB RATE [bench | hot | disk | devices | freed | beat | told]\n"), 2;
+    return fprintf(stderr, "usage: workload MB RATE [bench | hot | hot-last | disk | devices | freed | beat | told]\n"),
+           2;
   uint64_t pages = strtoull(argv[1], 0, 10) * 256, rate = strtoull(argv[2], 0, 10);
   const char* mode = argc > 3 ? argv[3] : "";
   if (!strcmp(mode, "beat")) start_beat();  // before there are pages to share with it
@@ -288,6 +289,7 @@ int main(int argc, char** argv) {
   fflush(stdout);
   if (!strcmp(mode, "bench")) bench(ram, pages);
   if (!strcmp(mode, "hot")) bench(ram, pages / 4);
+  if (!strcmp(mode, "hot-last")) bench(ram + pages / 4 * 3 * kWords, pages / 4);
   struct Disk* disk = devices || !strcmp(mode, "disk") ? start_readers() : 0;
   if (devices) start_devices(disk);
   const int port = !strcmp(mode, "told") ? open("/dev/ttyS1", O_RDONLY | O_NONBLOCK | O_NOCTTY) : -1;

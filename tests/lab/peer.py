@@ -92,8 +92,8 @@ class PeerQemu:
                    "-chardev", f"file,id=con,path={self.console.path},append=on", "-serial", "chardev:con", "-monitor", "none",
                    "-qmp", f"unix:{self.qmp_path},server=on,wait=off", *[argument.replace("${base}", base) for argument in arguments]]
         if ram_file:
-            command[2] += ",memory-backend=m"
-            command += ["-object", f"memory-backend-file,id=m,size={mem_mib}M,mem-path={ram_file},share=on"]
+            command[2] += ",memory-backend=ram0"
+            command += ["-object", f"memory-backend-file,id=ram0,size={mem_mib}M,mem-path={ram_file},share=on"]
         if incoming:
             command += ["-incoming", "defer"]
         self.daemon = Daemon(f"peer QEMU on {host}", [*within, *lab.network.command(host, *command)], base + ".log")
