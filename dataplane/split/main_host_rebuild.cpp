@@ -27,6 +27,11 @@ void MainHost::finish_rebuild() {
     }
   }
   for (const placement::Listed& listed : found.stale) {
+    const auto copy = copies_.get(listed.page);
+    if ((copy && copy->sub == listed.sub && copy->version == listed.version) ||
+        leaving_version(listed.page) == listed.version) {
+      continue;  // it was listed while it was being put there
+    }
     if (MainLink* const link = subs_.at(listed.sub).link.get(); link != nullptr && link->open()) {
       link->drop({.page = listed.page, .version = listed.version});
     }
