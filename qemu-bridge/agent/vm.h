@@ -112,7 +112,6 @@ class Vm {
   void remove_pin();
   void gone();
   void do_recover();
-  void take_decision_from_journal();
   void reattach();
 
   // vm_migration.cpp
@@ -120,11 +119,6 @@ class Vm {
   AgentResult do_prepare_destination(const controlplane::v1::PrepareDestination& command);
   AgentResult do_start_transfer(const controlplane::v1::StartTransfer& command);
   AgentResult do_switch_over();
-  AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
-  AgentResult settle();
-  [[nodiscard]] bool retires() const;
-  void settle_source(bool committed, std::uint64_t ownership);
-  void settle_destination(bool committed, std::uint64_t ownership);
   std::expected<void, Error> make_room(std::uint64_t budget_bytes, std::uint64_t saved_bytes);
   std::uint64_t choose_ram(const controlplane::v1::PrepareDestination& command);
   void drop_images();
@@ -132,6 +126,14 @@ class Vm {
   std::vector<dataplane::v1::Image> images_here();
   void fail_migration(const std::string& reason);
   void do_tick();
+
+  // vm_outcome.cpp
+  AgentResult do_outcome(const controlplane::v1::Outcome& outcome);
+  AgentResult settle();
+  void take_decision_from_journal();
+  [[nodiscard]] bool retires() const;
+  void settle_source(bool committed, std::uint64_t ownership);
+  void settle_destination(bool committed, std::uint64_t ownership);
 
   // vm_pull.cpp
   [[nodiscard]] bool serves_or_pulls() const;
