@@ -167,8 +167,12 @@ void DestinationMigration::on_qmp_event(const QmpEvent& event) {
 
 void DestinationMigration::fail(Error error) { reports_.fail(std::move(error), make_event(MigrationEvent::FAILED)); }
 
-/// Whether a bridge before us has continued it; if not, it can be. Error: its device state is not loaded.
+/// Whether it was continued before, by us without an answer or by a bridge before us; if not, it can be. Error: its
+/// device state is not loaded.
 std::expected<bool, std::string> DestinationMigration::runs_already() {
+  if (const std::lock_guard lock(mutex_); resume_unix_us_ != 0) {
+    return true;
+  }
   auto status = query_status(services_.qmp, kContinueTime);
   if (!status) {
     return std::unexpected(status.error().text);

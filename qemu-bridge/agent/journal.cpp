@@ -43,7 +43,8 @@ std::expected<MigrationRecord, std::string> parse_migration(const Json& json) {
                          json_bool(json, "may_pull").value_or(false),  // absent before there was post-copy
                          static_cast<std::uint32_t>(epoch_base),
                          begun != nullptr ? begun->get<bool>() : phase_reached >= MigrationPhase::kSwitching,
-                         json_bool(json, "keeps_stores").value_or(false)};  // absent before the main part could move
+                         json_bool(json, "keeps_stores").value_or(false),  // absent before the main part could move
+                         json_bool(json, "continued").value_or(true)};     // absent when it came before kPulling
 }
 
 /// Absent where one userfaultfd does for all pages.
@@ -152,6 +153,7 @@ std::string to_text(const VmRecord& record) {
                          {"switch_begun", record.migration->switch_begun},
                          {"may_pull", record.migration->may_pull},
                          {"keeps_stores", record.migration->keeps_stores},
+                         {"continued", record.migration->continued},
                          {"epoch_base", record.migration->epoch_base}};
   }
   for (const auto& descriptor : record.fault_descriptors) {

@@ -41,6 +41,8 @@ struct MigrationRecord {
   // Source: kSwitching was reached. Else a guest that stands still was paused by somebody else, and stays so.
   bool switch_begun = false;
   bool keeps_stores = false;  // of a split VM only the main part moves
+  // Destination: `cont` came to effect. Who stands still from then on was paused by somebody else, and stays so.
+  bool continued = false;
 };
 
 /// One of several userfaultfds in QEMU, and the pages whose faults it serves.

@@ -550,6 +550,8 @@ void Vm::do_recover() {
   reattach();
   if (pull_ && is_source()) {
     static_cast<void>(serve(record_.migration->ownership_after));
+  } else if (pull_ && decided_) {
+    static_cast<void>(settle());
   }
 }
 

@@ -187,6 +187,7 @@ AgentResult Vm::pull(std::uint64_t ownership) {
     emit_failure(std::move(event), "committed here: tried again each second");
     return std::unexpected(std::move(error));
   }
+  record_.migration->continued = true;
   drop_migration();
   static_cast<void>(save());
   handed_over_ = event;
@@ -284,9 +285,13 @@ void Vm::recover_pull() {
   make_pull();
   if (!is_source()) {
     static_cast<void>(pull_->look());
-    decided_.emplace().set_state(controlplane::v1::PULLING);
-    decided_->set_ownership(record_.migration->ownership_after);
-    static_cast<void>(settle());  // the former bridge may have had no answer to `cont`
+    if (!record_.migration->continued) {
+      decided_.emplace().set_state(controlplane::v1::PULLING);
+      decided_->set_ownership(record_.migration->ownership_after);
+      static_cast<void>(settle());
+    } else if (!handed_over_) {
+      handed_over_ = event_of(*record_.migration, MigrationEvent::RESUMED);
+    }
     return;
   }
   if (record_.process.pid > 0 && !is_alive(record_.process)) {

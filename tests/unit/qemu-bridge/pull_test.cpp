@@ -224,6 +224,34 @@ TEST_F(PullTest, RestartedBridgesWhilePulling) {
   expect_complete();
 }
 
+TEST_F(PullTest, WhoWasPausedWhileItPullsStaysPausedAcrossARestart) {
+  ASSERT_NO_FATAL_FAILURE(begin_to_pull());
+  destination_.drop_vm();
+  {
+    const auto operators = QmpClient::connect(host_paths(destination_.config, uuid_).qmp_socket(), {});
+    ASSERT_TRUE(operators);
+    ASSERT_TRUE((*operators)->execute("stop"));
+  }
+  const int beat = destination_.last_beat(uuid_);
+  ASSERT_NO_FATAL_FAILURE(restart_bridge(destination_));
+  EXPECT_TRUE(tell(destination_, controlplane::v1::PULLING)) << "it has, and says so";
+  EXPECT_TRUE(destination_.tick_until([&] { return destination_.present()->running().run_state() == "paused"; }));
+  EXPECT_EQ(destination_.last_beat(uuid_), beat);
+}
+
+// `cont` had no answer, and its bridge died.
+TEST_F(PullTest, WhoMayNotHaveBeenContinuedIsContinuedByTheNextBridge) {
+  ASSERT_NO_FATAL_FAILURE(load());
+  destination_.drop_vm();
+  auto record = destination_.journal.load()->records.at(0);
+  record.migration->phase = MigrationPhase::kPulling;
+  record.migration->ownership_after = 6;
+  ASSERT_TRUE(destination_.journal.save(record));
+  ASSERT_NO_FATAL_FAILURE(restart_bridge(destination_));
+  ASSERT_TRUE(tell(source_, controlplane::v1::PULLING));
+  expect_pulling();
+}
+
 TEST_F(PullTest, ARestartedSourceBridgeBetweenTheWordAndTheDataPlanesAnswer) {
   ASSERT_NO_FATAL_FAILURE(load());
   ASSERT_TRUE(tell(destination_, controlplane::v1::PULLING));

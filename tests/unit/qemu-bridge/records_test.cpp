@@ -201,6 +201,9 @@ TEST(Journal, WhoIsNeededElsewhereIsKnownAgain) {
   auto json = Json::parse(to_text(pulling));
   json["migration"].erase("may_pull");  // as before there was post-copy
   json["migration"].erase("keeps_stores");
+  EXPECT_FALSE(parse_record(json.dump())->migration->continued);
+  json["migration"].erase("continued");  // as it came before the phase
+  EXPECT_TRUE(parse_record(json.dump())->migration->continued);
   EXPECT_FALSE(parse_record(json.dump())->migration->may_pull);
   EXPECT_FALSE(parse_record(json.dump())->migration->keeps_stores);
   json["fault_descriptors"][1]["first_page"] = 1025;
