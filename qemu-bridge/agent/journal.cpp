@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kVersion = 1;
 constexpr std::size_t kFaultDescriptorsMax = 64;
+constexpr std::size_t kBackendsMax = 64;
 constexpr std::size_t kSubsMax = 4096;
 constexpr std::uint64_t kPagesMax = 1ULL << 52;
 constexpr std::array<std::string_view, 6> kPhaseNames{"preparing", "transferring", "switching",
@@ -82,6 +83,29 @@ std::optional<std::map<std::string, std::string>> parse_ram_files(const Json* js
     files.emplace(region, path.get<std::string>());
   }
   return files;
+}
+
+/// Absent before they were noted.
+std::optional<std::vector<MemoryBackend>> parse_backends(const Json* json) {
+  std::vector<MemoryBackend> backends;
+  if (json == nullptr) {
+    return backends;
+  }
+  if (!json->is_array() || json->size() > kBackendsMax) {
+    return std::nullopt;
+  }
+  for (const Json& entry : *json) {
+    const auto id = json_string(entry, "id");
+    const auto bytes = json_uint(entry, "bytes");
+    const auto share = json_bool(entry, "share");
+    const auto type = json_string(entry, "type");
+    const auto path = json_string(entry, "mem_path");
+    if (!id || !bytes || !share || !type || !path) {
+      return std::nullopt;
+    }
+    backends.push_back({.id = *id, .bytes = *bytes, .share = *share, .type = *type, .mem_path = *path});
+  }
+  return backends;
 }
 
 /// False: it is there, and not valid.
@@ -160,6 +184,13 @@ std::string to_text(const VmRecord& record) {
     json["fault_descriptors"].push_back(
         {{"in_qemu", descriptor.in_qemu}, {"first_page", descriptor.first_page}, {"pages", descriptor.pages}});
   }
+  for (const auto& backend : record.backends) {
+    json["backends"].push_back({{"id", backend.id},
+                                {"bytes", backend.bytes},
+                                {"share", backend.share},
+                                {"type", backend.type},
+                                {"mem_path", backend.mem_path}});
+  }
   json["evictable"] = record.evictable;
   json["pin_in_qemu"] = record.pin_in_qemu;
   json["paused_for_pages"] = record.paused_for_pages;
@@ -206,10 +237,11 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
   const auto has_balloon = json_bool(*json, "has_balloon");
   auto ram_files = parse_ram_files(json_member(*json, "ram_files"));
   auto fault_descriptors = parse_fault_descriptors(json_member(*json, "fault_descriptors"));
+  auto backends = parse_backends(json_member(*json, "backends"));
   if (!image_id || !ownership || !epoch || *epoch > UINT32_MAX || !qmp_path || !pid || *pid < -1 || *pid > INT32_MAX ||
       !start_ticks || !ours || !userfaultfd || *userfaultfd < -1 || *userfaultfd > INT32_MAX || !events || !tracker ||
       *tracker < 0 || *tracker > dataplane::v1::Tracker_MAX || !machine_type || !has_balloon || !ram_files ||
-      !fault_descriptors) {
+      !fault_descriptors || !backends) {
     return std::unexpected("a field is missing or impossible");
   }
   VmRecord record{std::move(*definition),
@@ -227,6 +259,7 @@ std::expected<VmRecord, std::string> parse_record(const std::string& text) {
                   std::move(*ram_files),
                   std::nullopt,
                   std::move(*fault_descriptors)};
+  record.backends = std::move(*backends);
   if (const Json* migration = json_member(*json, "migration")) {
     auto parsed = parse_migration(*migration);
     if (!parsed) {

@@ -16,6 +16,7 @@
 #include "config/vm_definition.h"
 #include "dataplane.pb.h"
 #include "qemu-bridge/agent/qemu_process.h"
+#include "qemu-bridge/attach/ram_discovery.h"
 
 namespace godwit::bridge {
 
@@ -87,7 +88,8 @@ struct VmRecord {
   bool evictable = false;                               // attached so that it can be split
   bool pin_in_qemu = false;                             // QEMU keeps the pipe of evictions open
   std::optional<SplitRecord> split = std::nullopt;
-  bool paused_for_pages = false;  // by us, until they are here
+  bool paused_for_pages = false;             // by us, until they are here
+  std::vector<MemoryBackend> backends = {};  // in the order of the definition's regions; empty: not looked at yet
 };
 
 class Journal {

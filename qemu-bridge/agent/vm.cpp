@@ -272,7 +272,7 @@ std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
   if (auto seen = require_visible_writes(*facts); !seen) {
     return std::unexpected(seen.error());
   }
-  backends_ = in_order_of(record_.definition, *facts);
+  record_.backends = in_order_of(record_.definition, *facts);
   record_.machine_type = facts->machine_type;
   record_.has_balloon = facts->has_balloon;
   record_.definition.accel = facts->kvm ? config::Accel::kKvm : config::Accel::kTcg;
@@ -285,7 +285,7 @@ std::expected<QemuFacts, dataplane::v1::Error> Vm::inspect() {
 }
 
 std::expected<Attachment, dataplane::v1::Error> Vm::attach_memory(AttachKind kind, Paging paging) {
-  auto attachment = attach_guest(services_.dataplane, record_, backends_, kind, paging);
+  auto attachment = attach_guest(services_.dataplane, record_, record_.backends, kind, paging);
   // Also on failure: a descriptor may have been left in QEMU.
   if (auto saved = save(); !saved) {
     return std::unexpected(saved.error());
@@ -523,6 +523,7 @@ void Vm::do_recover() {
     if (record_.process.pid > 0 && is_alive(record_.process)) {
       // Somebody else holds its monitor, or it hangs: it is not ended, as its guest may run. Tried again each second.
       spdlog::error("VM {}: QEMU {} cannot be taken over: {}", name, record_.process.pid, connected.error().text());
+      reattach();
       return;
     }
     spdlog::warn("VM {}: {} (while the bridge was away)", name, connected.error().text());
@@ -562,37 +563,6 @@ void Vm::on_dataplane_up(const dataplane::v1::HelloResult& /*hello*/) {
       static_cast<void>(pull_->look());
     }
   });
-}
-
-/// The data plane may be a new process that knows nothing of our guest.
-void Vm::reattach() {
-  if (!qmp_ || arrives() || over_ || !services_.dataplane.hello()) {
-    return;
-  }
-  if (backends_.empty()) {
-    // A restarted bridge cannot inspect a QEMU that still saves its state.
-    if (auto facts = inspect(); !facts) {
-      spdlog::error("VM {}: {}", record_.definition.name, facts.error().text());
-      return;
-    }
-  }
-  if (const auto known = find_attached(); known && !known->attaching()) {
-    attached_.set_tracker(known->tracker());
-    publish();
-    if (!is_source() || known->migration_id().empty()) {
-      take_up_split();  // else its split rests until the migration has ended
-    }
-    return;
-  }
-  const Paging paging{.on_demand = serves_or_pulls() && !is_source(), .evictable = record_.evictable};
-  if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING, paging); !attachment) {
-    spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,
-                  text_of(attachment.error()));
-  } else {
-    spdlog::info("VM {}: attached to the data plane again{}{}", record_.definition.name,
-                 attachment->result.history_lost() ? "; history lost: " : "", attachment->result.history_reason());
-    take_up_split();
-  }
 }
 
 }  // namespace godwit::bridge

@@ -112,7 +112,6 @@ class Vm {
   void remove_pin();
   void gone();
   void do_recover();
-  void reattach();
 
   // vm_migration.cpp
   AgentResult do_prepare_source(const controlplane::v1::PrepareSource& command);
@@ -139,6 +138,8 @@ class Vm {
   [[nodiscard]] bool serves_or_pulls() const;
   [[nodiscard]] bool is_source() const;
   [[nodiscard]] bool arrives() const;
+  [[nodiscard]] bool may_lack_pages() const;
+  void reattach();
   std::expected<void, Error> check_can_serve() const;
   std::expected<void, Error> check_can_page() const;
   AgentResult settle_pulling(std::uint64_t ownership);
@@ -195,7 +196,6 @@ class Vm {
   // Of the queue's thread.
   VmRecord record_;
   std::unique_ptr<QmpClient> qmp_;
-  std::vector<MemoryBackend> backends_;
   dataplane::v1::AttachGuestResult attached_;
   std::optional<UserIds> user_;
   std::optional<controlplane::v1::Outcome> decided_;  // the store's word, until it is in effect

@@ -15,7 +15,7 @@ void Vm::look_at_accesses() {
   if (over_ || !qmp_ || record_.migration || attached_.tracker() == dataplane::v1::TRACKER_AUTO) {
     return;
   }
-  accesses_.look(record_.process.pid, backends_, services_.dataplane,
+  accesses_.look(record_.process.pid, record_.backends, services_.dataplane,
                  {uuid_, record_.ownership, record_.split.has_value()});
 }
 

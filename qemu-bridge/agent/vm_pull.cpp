@@ -68,12 +68,51 @@ void Vm::own_guest(std::uint64_t ownership, MigrationPhase phase) {
 
 bool Vm::is_source() const { return record_.migration && record_.migration->role == MigrationRole::kSource; }
 
+/// Its QEMU may wait for a page in its own thread, and then its monitor answers only once a data plane has given it.
+bool Vm::may_lack_pages() const {
+  return is_alive(record_.process) && (record_.split || (serves_or_pulls() && !is_source()));
+}
+
+/// The data plane may be a new process that knows nothing of our guest.
+void Vm::reattach() {
+  if ((!qmp_ && !may_lack_pages()) || arrives() || over_ || !services_.dataplane.hello()) {
+    return;
+  }
+  if (record_.backends.empty()) {
+    // A restarted bridge cannot inspect a QEMU that still saves its state.
+    if (!qmp_) {
+      return;
+    }
+    if (auto facts = inspect(); !facts) {
+      spdlog::error("VM {}: {}", record_.definition.name, facts.error().text());
+      return;
+    }
+  }
+  if (const auto known = find_attached(); known && !known->attaching()) {
+    attached_.set_tracker(known->tracker());
+    publish();
+    if (!is_source() || known->migration_id().empty()) {
+      take_up_split();  // else its split rests until the migration has ended
+    }
+    return;
+  }
+  const Paging paging{.on_demand = serves_or_pulls() && !is_source(), .evictable = record_.evictable};
+  if (auto attachment = attach_memory(dataplane::v1::AttachGuest::CONTINUING, paging); !attachment) {
+    spdlog::error("VM {}: cannot be attached to the data plane again: {}", record_.definition.name,
+                  text_of(attachment.error()));
+  } else {
+    spdlog::info("VM {}: attached to the data plane again{}{}", record_.definition.name,
+                 attachment->result.history_lost() ? "; history lost: " : "", attachment->result.history_reason());
+    take_up_split();
+  }
+}
+
 // ---- before anything is touched
 // --------------------------------------------------------------------------------------
 
 /// After the commit the RAM must outlive QEMU, and our data plane's process: it needs a name.
 std::expected<void, dataplane::v1::Error> Vm::check_can_serve() const {
-  for (const auto& backend : backends_) {
+  for (const auto& backend : record_.backends) {
     std::error_code error;
     if (!std::filesystem::is_regular_file(backend.mem_path, error)) {
       return std::unexpected(

@@ -114,7 +114,7 @@ std::expected<void, Error> Vm::check_can_split() {
   if (auto movable = check_still_movable(*qmp_, {.has_balloon = record_.has_balloon, .by_hashes = false}); !movable) {
     return bad("the VM cannot be split: " + movable.error().text);
   }
-  for (const auto& backend : backends_) {
+  for (const auto& backend : record_.backends) {
     struct statfs files {};
     std::error_code error;
     if (!std::filesystem::is_regular_file(backend.mem_path, error) || ::statfs(backend.mem_path.c_str(), &files) != 0 ||
@@ -172,6 +172,9 @@ std::expected<void, Error> Vm::make_evictable() {
 std::expected<void, Error> Vm::give_pin() {
   if (record_.pin_in_qemu) {
     return {};
+  }
+  if (!qmp_) {
+    return std::unexpected(make_error(Error::INTERNAL, "QEMU does not take a pipe: its monitor is not connected"));
   }
   std::error_code ignored;
   std::filesystem::create_directories(paths_.run_dir, ignored);  // of a QEMU that somebody else started

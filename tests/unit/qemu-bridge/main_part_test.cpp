@@ -181,6 +181,21 @@ TEST_F(MainPartTest, ARestartedDestinationIsGivenGuestAndSplitAgainWhileItPulls)
   expect_split_at_destination();
 }
 
+// Its own thread may wait for a page, which comes only once a data plane has the guest again.
+TEST_F(MainPartTest, WithBothDaemonsNewItIsGivenAgainThoughQemusMonitorDoesNotAnswer) {
+  ASSERT_NO_FATAL_FAILURE(begin_to_pull());
+  destination_.drop_vm();
+  const auto held = QmpClient::connect(host_paths(destination_.config, uuid_).qmp_socket(), {});
+  ASSERT_TRUE(held);
+  const int told = splits_told(destination_);
+  ASSERT_TRUE(destination_.restart_dataplane());
+  destination_.make_vm(journaled(destination_))->recover();
+  ASSERT_TRUE(destination_.dataplane.wait_for(Request::kSplitGuest, told + 1));
+  const auto attached = destination_.dataplane.last_attach();
+  EXPECT_EQ(attached.kind(), dataplane::v1::AttachGuest::CONTINUING);
+  EXPECT_TRUE(attached.split() && attached.demand_paging());
+}
+
 TEST_F(MainPartTest, ABridgeThatDiesBeforeTheWordKeepsTheSplitToItself) {
   ASSERT_NO_FATAL_FAILURE(load());
   ASSERT_NO_FATAL_FAILURE(restart_bridge(destination_));

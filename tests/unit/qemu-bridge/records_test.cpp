@@ -192,12 +192,17 @@ TEST(Journal, WhoIsNeededElsewhereIsKnownAgain) {
   pulling.migration->phase = MigrationPhase::kPulling;
   pulling.migration->may_pull = pulling.migration->keeps_stores = true;
   pulling.fault_descriptors = {{17, 0, 1024}, {18, 1024, 31744}};
+  pulling.backends = {
+      {.id = "ram0", .bytes = 128u << 20, .share = true, .type = "memory-backend-file", .mem_path = "/dev/shm/vm"}};
   const auto read = parse_record(to_text(pulling));
   ASSERT_TRUE(read) << read.error();
   EXPECT_EQ(read->migration->phase, MigrationPhase::kPulling);
   EXPECT_TRUE(read->migration->may_pull);
   EXPECT_TRUE(read->migration->keeps_stores);
   EXPECT_EQ(read->fault_descriptors, pulling.fault_descriptors);
+  ASSERT_EQ(read->backends.size(), 1U);
+  EXPECT_EQ(read->backends[0].mem_path, pulling.backends[0].mem_path);
+  EXPECT_EQ(read->backends[0].bytes, pulling.backends[0].bytes);
   auto json = Json::parse(to_text(pulling));
   json["migration"].erase("may_pull");  // as before there was post-copy
   json["migration"].erase("keeps_stores");
@@ -210,6 +215,10 @@ TEST(Journal, WhoIsNeededElsewhereIsKnownAgain) {
   EXPECT_FALSE(parse_record(json.dump())) << "a page that no descriptor serves";
   json["fault_descriptors"][1]["first_page"] = 1024;
   json["fault_descriptors"][1]["in_qemu"] = -1;
+  EXPECT_FALSE(parse_record(json.dump()));
+  json["fault_descriptors"][1]["in_qemu"] = 18;
+  EXPECT_TRUE(parse_record(json.dump()));
+  json["backends"][0].erase("mem_path");
   EXPECT_FALSE(parse_record(json.dump()));
 }
 
