@@ -147,8 +147,8 @@ TEST_P(MemifWithTestpmd, APeerThatDiesIsNoticedAndTakenAgain) {
     EXPECT_TRUE(echo(Priority::kBulk, frames) == frames) << "life " << life;
     kill_peer();
     ASSERT_TRUE(down()) << "life " << life;
-    EXPECT_TRUE(queue().receive().empty());
-    EXPECT_TRUE(queue().next_frame(Priority::kBulk).empty());
+    // The queue is told right after the port.
+    EXPECT_TRUE(wait_until([&] { return queue().receive().empty() && queue().next_frame(Priority::kBulk).empty(); }));
   }
 }
 
