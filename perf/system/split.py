@@ -178,10 +178,13 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--link", default="1gbit", choices=trips.SHAPES)
     parser.add_argument("--trips", type=int, default=3)
-    parser.add_argument("--loads", default=",".join(LOADS))
+    parser.add_argument("--loads", default=",".join(LOADS), help=f"some of {','.join(LOADS)}")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     report = Report("split")
+    unknown = [load for load in options.loads.split(",") if load not in LOADS]
+    if unknown:
+        parser.error(f"--loads: no load {unknown[0]!r}: some of {','.join(LOADS)}")
     well = [one(report, load, options) for load in options.loads.split(",")]
     report.finish(options.json)
     return 0 if all(well) else 1
